@@ -1,0 +1,62 @@
+# make demo   install (once) and run the main job offline on the embedded guide
+# make test   install (once), then format check, lint, types, layers and tests
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/demo
+BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo     install into $(VENV) once, poison digits, scan, cure, write a report'
+	@echo 'make test     install into $(VENV) once, then everything that CI runs'
+	@echo 'make lint     format check, ruff, mypy and import-linter only'
+	@echo 'make format   rewrite the sources in the house format'
+	@echo 'make clean    remove $(VENV) and caches; runs/ stays'
+	@echo 'Another interpreter: make demo PYTHON=python3.12'
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/clipguard demo --out $(RUN)
+	@test -s $(RUN)/report.html || { echo 'error: the demo wrote no $(RUN)/report.html' >&2; exit 1; }
+	@echo 'Report: $(abspath $(RUN))/report.html'
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are written last: an install that was cut short is done again, one that was finished never is.
+$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing clipguard and PyTorch into $(VENV): several GB, some minutes, once.'
+	$(PIP_INSTALL) '.[demo]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing clipguard, PyTorch and the test tools into $(VENV): several GB, some minutes, once.'
+	$(PIP_INSTALL) '.[dev,demo]'
+	@touch $@ $(VENV)/.installed-demo
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo 'error: $(PYTHON) not found; install Python 3.11 or newer, or name one: make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: clipguard needs Python 3.11 or newer and $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
+	    'name another: make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo 'error: $(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,77 @@
+"""Attacks that put a fixed trigger on images: BadNets, Blended (dirty-label) and SIG (clean-label)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clipguard.attacks.protocol import choose, rebuilt, truth_of
+from clipguard.seeds import Seed
+from clipguard.triggers import add_sinusoid, blend, noise_pattern, stamp_patch
+from clipguard.truth import PoisonTruth
+from clipguard.types import Images, ImageSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadNets:
+    """A white square in the bottom-right corner, relabelled to the target (Gu et al. 2017)."""
+
+    rate: float = 0.05
+    target: int = 0
+    size: int = 3
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the poisoned set: rows are drawn from all classes, as BackdoorBench does."""
+        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
+        labels = np.full(len(rows), self.target, dtype=np.int64)
+        changed = rebuilt(data, rows, self.trigger(data.images[rows]), labels)
+        return changed, truth_of(data, rows, "badnets", self.target)
+
+    def trigger(self, images: Images) -> Images:
+        """Return images with the square."""
+        return stamp_patch(images, self.size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blended:
+    """A fixed noise image mixed in at `alpha`, relabelled to the target (Chen et al. 2017)."""
+
+    rate: float = 0.05
+    target: int = 0
+    alpha: float = 0.2
+    pattern_seed: int = 0
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the poisoned set: rows are drawn from all classes, as BackdoorBench does."""
+        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
+        labels = np.full(len(rows), self.target, dtype=np.int64)
+        changed = rebuilt(data, rows, self.trigger(data.images[rows]), labels)
+        return changed, truth_of(data, rows, "blended", self.target)
+
+    def trigger(self, images: Images) -> Images:
+        """Return images with the pattern, which is the same for every image of one size."""
+        pattern = noise_pattern(images.shape[1], images.shape[2], Seed(self.pattern_seed).child("blended"))
+        return blend(images, pattern, self.alpha)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SIG:
+    """A sinusoid over the columns of target-class images whose labels stay (Barni et al. 2019)."""
+
+    rate: float = 0.05
+    target: int = 0
+    amplitude: float = 40.0
+    frequency: float = 6.0
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the poisoned set; the rate counts over all samples, the rows are of the target class.
+
+        Raises:
+            ClipguardError: the target class is smaller than the rate asks for.
+        """
+        rows = choose(np.flatnonzero(data.labels == self.target), self.rate, len(data), seed)
+        changed = rebuilt(data, rows, self.trigger(data.images[rows]), data.labels[rows])
+        return changed, truth_of(data, rows, "sig", self.target)
+
+    def trigger(self, images: Images) -> Images:
+        """Return images with the sinusoid."""
+        return add_sinusoid(images, self.amplitude, self.frequency)

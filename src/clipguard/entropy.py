@@ -1,0 +1,110 @@
+"""Entropy map and split: two opinions on every label, as ranks (pure numpy)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from scipy.stats import rankdata
+
+from clipguard.errors import ClipguardError
+from clipguard.types import EntropyMap, Scores, Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitRule:
+    """Thresholds on the ranks (CGD, the reference's values are the defaults).
+
+    Attributes:
+        by: `class` ranks each sample among those of its given label, so that a class which the guide cannot
+            read is not thrown out whole; `all` is the reference's rule, ranks among all samples.
+        clean: s1; clean means guide rank <= 1 - s1 and suspicious rank >= s1.
+        triggered: s2; triggered means guide rank > 1 - s2 or suspicious rank < s2.
+        fewest: a class with fewer clean samples than this is named as starved.
+    """
+
+    by: Literal["class", "all"] = "class"
+    clean: float = 0.2
+    triggered: float = 0.1
+    fewest: int = 10
+
+
+def label_nll(scores: Scores, labels: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
+    """Return the negative log-likelihood of the given labels in nats.
+
+    In float64 by log-sum-exp: in float32 confident scores tie at 0 and the ranks become the file's order.
+
+    Raises:
+        ClipguardError: a score is NaN or infinite.
+    """
+    logits = scores.scale * scores.logits.astype(np.float64)
+    broken = np.flatnonzero(~np.isfinite(logits).all(1))
+    if len(broken):
+        raise ClipguardError(
+            f"{scores.source} gave NaN or infinite scores for {len(broken)} samples, first row {broken[0]}: "
+            "check its weights and inputs"
+        )
+    top = logits.max(1)
+    rest = np.exp(logits - top[:, None])
+    given = np.arange(len(labels)), labels
+    # log(1 + sum of the others relative to the given label), so that a tiny loss keeps its digits.
+    margin = logits[given] - top
+    return np.log(rest.sum(1)) - margin if len(labels) else margin
+
+
+def rank(values: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
+    """Return ranks in (0, 1], ties averaged: they do not depend on the order of the rows."""
+    return rankdata(values, method="average") / max(1, len(values))
+
+
+def entropy_map(guide: Scores, suspect: Scores, labels: Int64[np.ndarray, "n"]) -> EntropyMap:
+    """Return both scorers' losses of the given labels and their ranks among all samples."""
+    guide_nll, suspect_nll = label_nll(guide, labels), label_nll(suspect, labels)
+    return EntropyMap(
+        guide_nll=guide_nll,
+        suspect_nll=suspect_nll,
+        guide_rank=rank(guide_nll),
+        suspect_rank=rank(suspect_nll),
+    )
+
+
+def class_ranks(
+    values: Float64[np.ndarray, "n"], labels: Int64[np.ndarray, "n"]
+) -> Float64[np.ndarray, "n"]:
+    """Return ranks in (0, 1] among the samples of the same given label."""
+    out = np.zeros(len(values))
+    for label in np.unique(labels):
+        members = labels == label
+        out[members] = rank(values[members])
+    return out
+
+
+def starved_classes(
+    clean: Bool[np.ndarray, "n"],
+    labels: Int64[np.ndarray, "n"],
+    class_names: tuple[str, ...],
+    fewest: int,
+) -> tuple[str, ...]:
+    """Return the names of classes with fewer than `fewest` clean samples, a class without any included."""
+    counts = np.bincount(labels[clean], minlength=len(class_names))
+    return tuple(name for name, count in zip(class_names, counts, strict=True) if count < fewest)
+
+
+def split(
+    entropy: EntropyMap, labels: Int64[np.ndarray, "n"], class_names: tuple[str, ...], rule: SplitRule
+) -> Split:
+    """Return the clean and triggered sets of the rule; the band between is in neither (CGD, separation).
+
+    Suspicion is the mean of the guide's rank and one minus the suspicious model's.
+    """
+    guide, suspect = entropy.guide_rank, entropy.suspect_rank
+    if rule.by == "class":
+        guide, suspect = class_ranks(entropy.guide_nll, labels), class_ranks(entropy.suspect_nll, labels)
+    triggered = (guide > 1 - rule.triggered) | (suspect < rule.triggered)
+    clean = (guide <= 1 - rule.clean) & (suspect >= rule.clean) & ~triggered
+    return Split(
+        clean=clean,
+        triggered=triggered,
+        suspicion=(entropy.guide_rank + 1 - entropy.suspect_rank) / 2,
+        starved=starved_classes(clean, labels, class_names, rule.fewest),
+    )

@@ -1,0 +1,8 @@
+"""The one exception that a user is meant to see."""
+
+
+class ClipguardError(Exception):
+    """A fault in what the user gave: its text is one line that says what happened, to which input, what to do.
+
+    The command line prints the text without a traceback and exits with code 2.
+    """

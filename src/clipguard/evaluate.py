@@ -1,0 +1,81 @@
+"""Clean accuracy, attack success, recovery and detection figures: what needs the truth."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
+from scipy.stats import rankdata
+
+from clipguard.truth import PoisonTruth
+from clipguard.types import EntropyMap, Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalResult:
+    """Rates of one model on one test set, as fractions.
+
+    Attributes:
+        accuracy: clean accuracy (CA).
+        target_recall: clean accuracy on the target class.
+        attack_success: attack success rate (ASR): triggered samples of other classes given the target.
+        recovery: triggered samples of other classes given their true class.
+        n: clean test samples.
+    """
+
+    accuracy: float
+    target_recall: float | None
+    attack_success: float | None
+    recovery: float | None
+    n: int
+
+
+def evaluate(
+    clean_logits: Float32[np.ndarray, "n k"],
+    triggered_logits: Float32[np.ndarray, "n k"] | None,
+    labels: Int64[np.ndarray, "n"],
+    target: int | None,
+) -> EvalResult:
+    """Return the rates of a model from its logits of the test set without and with the trigger."""
+    predicted = clean_logits.argmax(1)
+    success = recovery = recall = None
+    if target is not None:
+        recall = float(np.mean(predicted[labels == target] == target))
+    if triggered_logits is not None and target is not None:
+        others = labels != target
+        attacked = triggered_logits.argmax(1)[others]
+        success, recovery = float(np.mean(attacked == target)), float(np.mean(attacked == labels[others]))
+    return EvalResult(
+        accuracy=float(np.mean(predicted == labels)),
+        target_recall=recall,
+        attack_success=success,
+        recovery=recovery,
+        n=len(labels),
+    )
+
+
+def auroc(scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> float | None:
+    """Return the chance that a positive scores above a negative, ties half; None where one side is empty."""
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    if positives == 0 or negatives == 0:
+        return None
+    ranks = rankdata(scores)
+    return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def detection(entropy: EntropyMap, split: Split, truth: PoisonTruth) -> dict[str, float | int | None]:
+    """Return how well the axes and the split tell the poison: AUROCs, counts, recall and precision."""
+    poisoned = truth.poisoned
+    hits = int((split.triggered & poisoned).sum())
+    flagged, total = int(split.triggered.sum()), int(poisoned.sum())
+    return {
+        "poisoned": total,
+        "auroc_guide": auroc(entropy.guide_nll, poisoned),
+        "auroc_suspect": auroc(-entropy.suspect_nll, poisoned),
+        "auroc_suspicion": auroc(split.suspicion, poisoned),
+        "clean": int(split.clean.sum()),
+        "poison_in_clean": int((split.clean & poisoned).sum()),
+        "triggered": flagged,
+        "triggered_recall": hits / total if total else None,
+        "triggered_precision": hits / flagged if flagged else None,
+    }

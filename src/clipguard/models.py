@@ -1,0 +1,198 @@
+"""Model registry: build by name, load and save without unpickling."""
+
+import importlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipguard.errors import ClipguardError
+from clipguard.seeds import Seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What is needed to build a classifier again, apart from its weights.
+
+    Attributes:
+        architecture: `preactresnet18[-WIDTH]`, a timm name, or `package.module:factory` called as
+            `factory(num_classes=k)` and returning an `nn.Module` from [n, 3, h, w] floats to [n, k] logits.
+        num_classes: k.
+        input_size: height and width of the images the model takes, in pixels.
+        mean: per channel, subtracted from images scaled to [0, 1].
+        std: per channel, divided by after that.
+    """
+
+    architecture: str = "preactresnet18-16"
+    num_classes: int
+    input_size: tuple[int, int]
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+
+
+class PreActBlock(nn.Module):
+    """Pre-activation basic block (He et al. 2016, "Identity Mappings in Deep Residual Networks")."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        narrow = stride == 1 and inputs == outputs
+        self.shortcut = None if narrow else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output; the projection shortcut reads the activated input."""
+        out = F.relu(self.bn1(x))
+        kept = x if self.shortcut is None else self.shortcut(out)
+        out = self.conv1(out)
+        out = self.conv2(F.relu(self.bn2(out)))
+        return out.add_(kept)
+
+
+class PreActResNet18(nn.Module):
+    """PreActResNet-18 for small images; `width` channels in the first stage (64 in the literature)."""
+
+    def __init__(self, num_classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        stages = []
+        channels = width
+        for stage in range(4):
+            outputs = width * 2**stage
+            stages.append(PreActBlock(channels, outputs, 1 if stage == 0 else 2))
+            stages.append(PreActBlock(outputs, outputs, 1))
+            channels = outputs
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
+        """Return logits; global average pooling makes any input size fit."""
+        x = F.relu(self.norm(self.stages(self.stem(x))))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class Normalized(nn.Module):
+    """A network behind its input normalisation, so that every classifier here takes uint8 images."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.network = network
+        # Not in the state dict: the weights file of a user's model stays exactly the user's.
+        self.register_buffer("mean", 255 * torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
+        """Return logits of 0..255 images."""
+        x = (images.float() - self.mean) / self.std
+        return self.network(x.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+
+
+def _preactresnet(name: str) -> Callable[[int], nn.Module] | None:
+    stem, _, width = name.partition("-")
+    if stem != "preactresnet18" or not (width or "64").isdigit():
+        return None
+    return lambda num_classes: PreActResNet18(num_classes, int(width or 64))
+
+
+def _imported(name: str) -> Callable[[int], nn.Module]:
+    module_name, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ClipguardError(f"model factory {name!r} cannot be imported: {error}") from error
+    return lambda num_classes: factory(num_classes=num_classes)
+
+
+def _timm(name: str) -> Callable[[int], nn.Module]:
+    import timm
+
+    if not timm.is_model(name):
+        raise ClipguardError(
+            f"unknown model {name!r}: give preactresnet18[-WIDTH], a timm name or package.module:factory"
+        )
+    return lambda num_classes: timm.create_model(name, pretrained=False, num_classes=num_classes)
+
+
+def build(spec: ModelSpec, seed: Seed) -> Normalized:
+    """Return a freshly initialised model, channels-last, in evaluation mode.
+
+    Raises:
+        ClipguardError: the architecture is unknown or its factory does not return an `nn.Module`.
+    """
+    name = spec.architecture
+    make = _preactresnet(name) or (_imported(name) if ":" in name else _timm(name))
+    with seed.torch_global():
+        network = make(spec.num_classes)
+    if not isinstance(network, nn.Module):
+        raise ClipguardError(f"model factory {name!r} returned {type(network).__name__}, not an nn.Module")
+    return Normalized(network, spec).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def save(model: Normalized, spec: ModelSpec, path: Path) -> None:
+    """Write `path` (safetensors) with the spec in its header, by way of a temporary file."""
+    state = {name: value.detach().contiguous() for name, value in model.network.state_dict().items()}
+    temporary = path.with_name(path.name + ".part")
+    save_file(state, temporary, metadata={"format": "pt", "clipguard": json.dumps(asdict(spec))})
+    temporary.rename(path)
+
+
+def read_spec(path: Path) -> ModelSpec | None:
+    """Return the spec that clipguard wrote into the weights file's header, or None for a foreign file.
+
+    Raises:
+        ClipguardError: the file is missing or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            text = (opened.metadata() or {}).get("clipguard")
+    except (OSError, SafetensorError) as error:
+        raise ClipguardError(f"model {path} cannot be read as safetensors: {error}") from error
+    if text is None:
+        return None
+    try:
+        fields = json.loads(text)
+        tuples = {name: tuple(fields.pop(name)) for name in ("input_size", "mean", "std")}
+        return ModelSpec(**fields, **tuples)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ClipguardError(f"model {path} has a damaged clipguard header: {error}") from error
+
+
+def load(path: Path, spec: ModelSpec) -> Normalized:
+    """Return the model of `spec` with the weights of `path`.
+
+    Raises:
+        ClipguardError: unreadable file, other names or shapes than the architecture's, or NaN or Inf weights.
+    """
+    model = build(spec, Seed(0))
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ClipguardError(f"model {path} cannot be read as safetensors: {error}") from error
+    wanted = model.network.state_dict()
+    wrong = sorted(wanted.keys() ^ state.keys()) + sorted(
+        name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape
+    )
+    if wrong:
+        raise ClipguardError(
+            f"model {path} does not fit {spec.architecture} with {spec.num_classes} classes: "
+            f"{len(wrong)} tensors missing, unknown or of another shape, first {wrong[0]!r}"
+        )
+    for name, value in state.items():
+        if value.is_floating_point() and not math.isfinite(float(value.float().abs().sum())):
+            raise ClipguardError(f"model {path} has NaN or Inf weights in {name!r}")
+    model.network.load_state_dict(state)
+    return model

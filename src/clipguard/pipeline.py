@@ -1,0 +1,283 @@
+"""The defence in order: guide and suspicious model, entropy map, split, detector, cure; each a cached stage."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool
+
+from clipguard.decode import common_size
+from clipguard.detector import DETECTOR, refine, trigger_scores
+from clipguard.entropy import SplitRule, entropy_map, split
+from clipguard.errors import ClipguardError
+from clipguard.guide import ClipGuide
+from clipguard.models import ModelSpec, Normalized, build, load, save
+from clipguard.probes import Probe
+from clipguard.scoring import classifier_logits, embed_source
+from clipguard.seeds import Seed
+from clipguard.sources import ImageSource
+from clipguard.store import (
+    RunFolder,
+    SourceInfo,
+    Stage,
+    read_array,
+    read_image_set,
+    read_json,
+    read_table,
+    write_array,
+    write_json,
+    write_table,
+)
+from clipguard.suspect import SUSPECTS, suspect_scores
+from clipguard.training import VICTIM, Recipe, cross_entropy, fit
+from clipguard.types import EntropyMap, History, ImageSet, Scores, Split
+from clipguard.unlearn import Cure, unlearn
+
+LARGEST_THUMBNAIL = 64
+"""Pixels a side at which the small nets see larger images, unless told otherwise."""
+
+RESERVED = 0.05
+"""Share of the data that a victim trained here never sees."""
+
+Report = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All settings of a defence; what changes a stage's result is part of its cache key.
+
+    Attributes:
+        size: height and width at which the small nets and a victim trained here see the images; None takes
+            the commonest size of the data, at most 64 a side.
+        suspect: the suspicious model.
+        rule: thresholds of the split.
+        detector: the trigger detector.
+        architecture: of the victim that is trained here when no model is given.
+        victim: its recipe, also that of `retrain`.
+        by: `unlearn` cures the model, `retrain` drops the flagged samples and trains from scratch.
+        cure: how unlearning is done.
+        seed: root of all randomness.
+    """
+
+    size: tuple[int, int] | None = None
+    suspect: Probe = field(default_factory=lambda: SUSPECTS["compact"])
+    rule: SplitRule = field(default_factory=SplitRule)
+    detector: Probe = DETECTOR
+    architecture: str = "preactresnet18-16"
+    victim: Recipe = VICTIM
+    by: Literal["unlearn", "retrain"] = "unlearn"
+    cure: Cure = field(default_factory=Cure)
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What a scan found, with the stages that later ones build on."""
+
+    run: RunFolder
+    data: ImageSet
+    guide: Scores
+    entropy: EntropyMap
+    split: Split
+    reserved: Bool[np.ndarray, "n"]
+    stages: dict[str, Stage]
+
+
+def thumbnail_size(source: ImageSource) -> tuple[int, int]:
+    """Return the commonest image size, shrunk to at most `LARGEST_THUMBNAIL` a side."""
+    h, w = common_size(source).common
+    shrink = min(1.0, LARGEST_THUMBNAIL / max(h, w))
+    return max(8, round(h * shrink)), max(8, round(w * shrink))
+
+
+def reserved_rows(n: int, seed: Seed) -> Bool[np.ndarray, "n"]:
+    """Return the random twentieth that is set aside before any training and scoring."""
+    mask = np.zeros(n, dtype=bool)
+    mask[seed.numpy().choice(n, round(RESERVED * n), replace=False)] = True
+    return mask
+
+
+def scan(
+    source: ImageSource,
+    guide: ClipGuide,
+    run: RunFolder,
+    plan: Plan,
+    reserve: bool = False,
+    report: Report | None = None,
+) -> Scan:
+    """Return the entropy map and split of a source; finished stages are read back, not computed again.
+
+    Raises:
+        ClipguardError: unreadable images, a guide that cannot be had, NaN scores.
+    """
+    seed, tell = Seed(plan.seed), report or (lambda stage, done, total: None)
+    size = plan.size or thumbnail_size(source)
+    clip = guide.clip
+    read = run.stage(
+        "read",
+        config={"size": size},
+        inputs=[source.fingerprint, clip.fingerprint],
+        compute=lambda folder: embed_source(source, clip, size, folder, lambda i, n: tell("read", i, n)),
+    )
+    data = read_image_set(read.path)
+    opinion = guide.logits(read_array(read.path / "embeddings.npy"), data.class_names)
+    reserved = reserved_rows(len(data), seed.child("reserved")) if reserve else np.zeros(len(data), dtype=bool)
+
+    def run_suspect(folder: Path) -> None:
+        total = plan.suspect.recipe.epochs * plan.suspect.runs * plan.suspect.folds
+        counted = _Count("suspect", total, tell)
+        scores = suspect_scores(data, plan.suspect, seed.child("suspect"), reserved, counted)
+        write_array(folder / "logits.npy", scores.logits)
+
+    suspect = run.stage(
+        "suspect",
+        config={"probe": asdict(plan.suspect), "seed": plan.seed, "reserve": reserve},
+        inputs=[read.key],
+        compute=run_suspect,
+    )
+    logits = read_array(suspect.path / "logits.npy")
+    entropy = entropy_map(opinion, Scores(logits=logits, scale=1.0, source="suspicious model"), data.labels)
+    first = split(entropy, data.labels, data.class_names, plan.rule)
+
+    def run_detector(folder: Path) -> None:
+        counted = _Count("detect", plan.detector.recipe.epochs * plan.detector.folds, tell)
+        write_array(
+            folder / "trigger.npy", trigger_scores(data, first, plan.detector, seed.child("detect"), counted)
+        )
+
+    detect = run.stage(
+        "detect",
+        config={"probe": asdict(plan.detector), "rule": asdict(plan.rule), "seed": plan.seed},
+        inputs=[read.key, guide.fingerprint, suspect.key],
+        compute=run_detector,
+    )
+    trigger = read_array(detect.path / "trigger.npy")
+    found = refine(first, entropy, trigger)
+    stages = {"read": read, "suspect": suspect, "detect": detect}
+    result = Scan(
+        run=run, data=data, guide=opinion, entropy=entropy, split=found, reserved=reserved, stages=stages
+    )
+    _write_samples(result, trigger)
+    return result
+
+
+class _Count:
+    """Turns a kernel's epoch numbers, which start anew for each net of a stage, into progress."""
+
+    def __init__(self, stage: str, total: int, tell: Report) -> None:
+        self.stage, self.total, self.done, self.tell = stage, total, 0, tell
+
+    def __call__(self, _: int) -> None:
+        self.done += 1
+        self.tell(self.stage, self.done, self.total)
+
+
+def _write_samples(found: Scan, trigger: np.ndarray) -> None:
+    """Publish samples.parquet: one row a sample, the most suspicious ranked 1."""
+    data, part = found.data, found.split
+    names = np.array(data.class_names, dtype=object)
+    # Ties go by name and not by row, so that a shuffled data set gives the same list.
+    order = np.lexsort((np.array(data.ids, dtype=object).astype(str), -part.suspicion))
+    rank = np.empty(len(data), dtype=np.int64)
+    rank[order] = np.arange(1, len(data) + 1)
+    columns = {
+        "id": data.ids,
+        "label": data.labels,
+        "label_name": names[data.labels],
+        "guide_label_name": names[found.guide.logits.argmax(1)],
+        **asdict(found.entropy),
+        "trigger_score": trigger,
+        "suspicion_score": part.suspicion,
+        "rank": rank,
+        "is_clean": part.clean,
+        "is_triggered": part.triggered,
+        "is_reserved": found.reserved,
+    }
+
+    def compute(folder: Path) -> None:
+        write_table(folder / "samples.parquet", columns)
+
+    inputs = [stage.key for stage in found.stages.values()]
+    stage = found.run.stage("samples", config={"columns": sorted(columns)}, inputs=inputs, compute=compute)
+    found.run.publish(stage.path / "samples.parquet", "samples.parquet")
+
+
+def _model_stage(
+    found: Scan,
+    name: str,
+    config: dict[str, Any],
+    inputs: list[str],
+    train: Callable[[], tuple[Normalized, ModelSpec, History]],
+) -> Stage:
+    """Return a stage that holds a trained model and its history."""
+
+    def compute(folder: Path) -> None:
+        model, spec, history = train()
+        save(model, spec, folder / "model.safetensors")
+        write_table(folder / "history.parquet", {key: np.array(v) for key, v in history.columns.items()})
+
+    return found.run.stage(name, config=config, inputs=inputs, compute=compute)
+
+
+def train_on(
+    found: Scan, keep: Bool[np.ndarray, "n"], name: str, plan: Plan, report: Report | None
+) -> tuple[ModelSpec, Stage]:
+    """Return the spec and stage of a classifier trained from scratch on the samples of `keep`.
+
+    Raises:
+        ClipguardError: a class would lose all its samples.
+    """
+    data = found.data
+    counts = np.bincount(data.labels[keep], minlength=len(data.class_names))
+    present = np.bincount(data.labels, minlength=len(data.class_names)) > 0
+    if lost := [data.class_names[i] for i in np.flatnonzero((counts == 0) & present)]:
+        raise ClipguardError(f"class {lost[0]!r} has no sample left to train on: too few were found clean")
+    h, w = data.images.shape[1:3]
+    spec = ModelSpec(architecture=plan.architecture, num_classes=len(data.class_names), input_size=(h, w))
+    seed = Seed(plan.seed).child(name)
+
+    def train() -> tuple[Normalized, ModelSpec, History]:
+        model = build(spec, seed.child("init"))
+        counted = _Count(name, plan.victim.epochs, report or (lambda stage, done, total: None))
+        loss = cross_entropy(data.labels)
+        return (
+            model,
+            spec,
+            fit(model, data.images, np.flatnonzero(keep), loss, plan.victim, seed.child("fit"), counted),
+        )
+
+    config = {"spec": asdict(spec), "recipe": asdict(plan.victim), "seed": plan.seed, "n": int(keep.sum())}
+    inputs = [found.stages["read"].key]
+    if name == "retrain":
+        inputs += [found.stages["detect"].key]
+    return spec, _model_stage(found, name, config, inputs, train)
+
+
+def cure(
+    found: Scan, weights: Path, spec: ModelSpec, origin: str, plan: Plan, report: Report | None = None
+) -> Stage:
+    """Return the stage of the model in `weights` (whose content hash or key is `origin`) after unlearning."""
+
+    def train() -> tuple[Normalized, ModelSpec, History]:
+        model = load(weights, spec)
+        counted = _Count("cure", plan.cure.recipe.epochs, report or (lambda stage, done, total: None))
+        seed = Seed(plan.seed).child("cure")
+        history = unlearn(model, found.data, usable(found), found.guide, plan.cure, seed, counted)
+        return model, spec, history
+
+    config = {"cure": asdict(plan.cure), "spec": asdict(spec), "seed": plan.seed}
+    return _model_stage(found, "cure", config, [found.stages["detect"].key, origin], train)
+
+
+def usable(found: Scan) -> Split:
+    """Return the split without the reserved samples: nothing is learnt or unlearnt from them."""
+    part = found.split
+    return Split(
+        clean=part.clean & ~found.reserved,
+        triggered=part.triggered & ~found.reserved,
+        suspicion=part.suspicion,
+        starved=part.starved,
+    )

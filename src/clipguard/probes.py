@@ -1,0 +1,80 @@
+"""Short seeded trainings whose product is the logits, not the net: suspicious model and trigger detector."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64
+
+from clipguard.models import ModelSpec, Normalized, build
+from clipguard.scoring import classifier_logits
+from clipguard.seeds import Seed
+from clipguard.training import EpochHook, LossFunction, Recipe, fit
+from clipguard.types import Images
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """How a probe is trained and how its logits are taken.
+
+    Attributes:
+        architecture: as in `ModelSpec`.
+        recipe: a short training.
+        runs: independent trainings whose logits are averaged.
+        folds: 1 scores samples by a net that was trained on them; f >= 2 trains f nets, each on all folds but
+            one, and scores every sample by the net that has not seen it.
+    """
+
+    architecture: str = "preactresnet18-16"
+    recipe: Recipe
+    runs: int = 1
+    folds: int = 1
+
+
+def _folds(
+    trainable: Bool[np.ndarray, "n"], folds: int, seed: Seed
+) -> Iterator[tuple[Int64[np.ndarray, "a"], Bool[np.ndarray, "n"]]]:
+    """Yield (rows to train on, mask of the rows to score) for each fold."""
+    n = len(trainable)
+    if folds == 1:
+        yield np.flatnonzero(trainable), np.ones(n, dtype=bool)
+        return
+    fold = seed.child("folds").numpy().permutation(np.arange(n) % folds)
+    for number in range(folds):
+        yield np.flatnonzero(trainable & (fold != number)), fold == number
+
+
+def probe_logits(
+    probe: Probe,
+    images: Images,
+    outputs: int,
+    loss: LossFunction,
+    trainable: Bool[np.ndarray, "n"],
+    seed: Seed,
+    on_epoch: EpochHook | None = None,
+) -> Float32[np.ndarray, "n k"]:
+    """Return logits [n, outputs] for all images from nets trained on the trainable ones only."""
+    h, w = images.shape[1:3]
+    spec = ModelSpec(architecture=probe.architecture, num_classes=outputs, input_size=(h, w))
+    total = np.zeros((len(images), outputs), dtype=np.float32)
+    for run in range(probe.runs):
+        stream = seed.child("run", run)
+        for number, (rows, scored) in enumerate(_folds(trainable, probe.folds, stream)):
+            part = stream.child("fold", number)
+            model: Normalized = build(spec, part.child("init"))
+            fit(model, images, rows, loss, probe.recipe, part.child("fit"), on_epoch)
+            total[scored] += classifier_logits(model, images[scored])
+    return total / np.float32(probe.runs)
+
+
+def binary_loss(positive: Bool[np.ndarray, "n"]) -> LossFunction:
+    """Return the mean logistic loss of one logit against `positive`."""
+    wanted = torch.from_numpy(positive.astype(np.float32))
+
+    def loss(logits: torch.Tensor, rows: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.binary_cross_entropy_with_logits(
+            logits[:, 0], wanted[rows].to(logits.device)
+        )
+
+    return loss

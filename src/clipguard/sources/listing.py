@@ -1,0 +1,102 @@
+"""What every kind of source is reduced to before it is checked: labels, ids and something that reads."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+from PIL.Image import Image
+
+from clipguard.errors import ClipguardError
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Stands in for an image that could not even be fetched; `reason` is one line."""
+
+    reason: str
+
+
+# An array of any shape and type: whether it is an image is for `decode` to say.
+Item = bytes | Shaped[np.ndarray, "..."] | Image | Failed
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Fetches undecoded images by row number."""
+
+    def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
+        """Return one item a row; `rows` ascends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """A source as found, unchecked.
+
+    Attributes:
+        kind: `folder`, `parquet`, `arrays`, `torchvision` or `datasets`.
+        location: what a message calls the source.
+        labels: as given, possibly outside the names.
+        ids: one a row, unique.
+        keys: what the source itself calls its classes; None when it does not say.
+        names: the same made readable.
+        reader: fetches the images.
+        ignored: files that are not images by their suffix.
+    """
+
+    kind: str
+    location: str
+    labels: Int64[np.ndarray, "n"]
+    ids: tuple[str, ...]
+    keys: tuple[str, ...] | None
+    names: tuple[str, ...] | None
+    reader: Reader
+    ignored: int = 0
+
+
+def as_labels(values: object, location: str) -> Int64[np.ndarray, "n"]:
+    """Return `values` as labels.
+
+    Raises:
+        ClipguardError: null, fractional, textual or nested labels.
+    """
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ClipguardError(f"labels of {location} are no list of integers: {first_line(error)}") from error
+    if array.ndim == 1 and array.dtype == object and any(value is None for value in array):
+        row = next(i for i, value in enumerate(array) if value is None)
+        raise ClipguardError(f"{location} has null labels, the first in row {row}: drop these rows")
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ClipguardError(
+            f"labels of {location} must be one integer a row, not {array.ndim}-dimensional {array.dtype}"
+        )
+    return array.astype(np.int64)
+
+
+def first_line(error: Exception) -> str:
+    """Return what `error` says, in one line of bounded length; its type when it says nothing."""
+    return ((str(error).splitlines() or [""])[0] or type(error).__name__)[:200]
+
+
+def printable(text: str) -> str:
+    """Return `text` such that it can be written as UTF-8: file names may hold any byte."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def unique_ids(ids: Sequence[str]) -> tuple[str, ...]:
+    """Return `ids` as text that UTF-8 can hold, later doubles with `#2`, `#3` ... behind them."""
+    clean = [printable(name) for name in ids]
+    taken = set(clean)
+    if len(taken) == len(clean):
+        return tuple(clean)
+    seen: set[str] = set()
+    for row, name in enumerate(clean):
+        if name in seen:
+            numbered = (f"{name}#{number}" for number in itertools.count(2))
+            clean[row] = next(other for other in numbered if other not in taken)
+            taken.add(clean[row])
+        seen.add(name)
+    return tuple(clean)

@@ -1,0 +1,185 @@
+"""Values to files and back: whole or not at all, never unpickled, never NaN where a number is meant."""
+
+import contextlib
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Shaped
+
+from clipguard.errors import ClipguardError
+from clipguard.types import ImageSet
+
+Array = Shaped[np.ndarray, "..."]
+
+PART: Final = ".part"
+"""Ending of a file that is being written; what a killed process leaves under it is never read."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path that replaces `path` at the end of the block, or is removed if that fails."""
+    part = path.with_name(path.name + PART)
+    try:
+        yield part
+        with part.open("rb") as opened:
+            os.fsync(opened.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ClipguardError(f"{path} is missing: run again to write it") from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        line = " ".join(str(error).split())
+        raise ClipguardError(f"{path} cannot be read ({line}): delete it and run again") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `path` as UTF-8, all or nothing."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, all or nothing.
+
+    Raises:
+        ClipguardError: a number is NaN or Inf, which JSON does not know.
+    """
+    try:
+        text = json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False)
+    except ValueError as error:
+        raise ClipguardError(f"{path.name} would hold NaN or Inf: check the images and the model") from error
+    write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in `path`.
+
+    Raises:
+        ClipguardError: the file is missing or damaged.
+    """
+    with _reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_array(path: Path, array: Array) -> None:
+    """Write `path` (.npy), all or nothing.
+
+    Raises:
+        ClipguardError: a value is NaN or Inf.
+    """
+    _refuse_nonfinite(path.name, array)
+    with replacing(path) as part, part.open("wb") as opened:
+        np.save(opened, array, allow_pickle=False)
+
+
+def read_array(path: Path, *, mmap: bool = False) -> Array:
+    """Return the array in `path`, as a read-only memory map if `mmap`.
+
+    Raises:
+        ClipguardError: the file is missing or damaged.
+    """
+    with _reading(path):
+        array: Array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        return array
+
+
+def write_table(
+    path: Path,
+    columns: Mapping[str, Array | Sequence[str]],
+    optional: Collection[str] = (),
+) -> None:
+    """Write `path` (Parquet), all or nothing.
+
+    Args:
+        path: the file.
+        columns: one entry a column, all of one length.
+        optional: columns whose NaN mean "not computed"; they are written as nulls.
+
+    Raises:
+        ClipguardError: a value of another column is NaN or Inf, or a text is not Unicode.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays = {}
+    for name, values in columns.items():
+        if name not in optional and isinstance(values, np.ndarray):
+            _refuse_nonfinite(f"column {name} of {path.name}", values)
+        try:
+            arrays[name] = pa.array(values, from_pandas=name in optional)
+        except UnicodeEncodeError as error:
+            raise ClipguardError(
+                f"column {name} of {path.name}: {error.object!r} is not Unicode: rename it"
+            ) from error
+    with replacing(path) as part:
+        pq.write_table(pa.table(arrays), part)
+
+
+def read_table(path: Path) -> dict[str, Array]:
+    """Return the columns of `path` in order; texts as object arrays, nulls among numbers as NaN.
+
+    Raises:
+        ClipguardError: the file is missing or damaged.
+    """
+    import pyarrow.parquet as pq
+
+    with _reading(path), pq.ParquetFile(path) as file:
+        table = file.read()
+        return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def _refuse_nonfinite(what: str, values: Array) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        count = int((~np.isfinite(values)).sum())
+        raise ClipguardError(f"{what} would hold {count} NaN or Inf: check the images and the model")
+
+
+def _is_map_of(images: Shaped[np.memmap, "..."], path: Path) -> bool:
+    """Tell whether `images` is all of the file `path`: a stage may decode straight into its own folder."""
+    if images.filename is None or not path.exists() or not path.samefile(images.filename):
+        return False
+    return images.flags.c_contiguous and images.shape == read_array(path, mmap=True).shape
+
+
+def write_image_set(folder: Path, images: ImageSet) -> None:
+    """Write `images` into `folder` as images.npy, rows.parquet and meta.json, this last."""
+    pixels = folder / "images.npy"
+    if isinstance(images.images, np.memmap) and _is_map_of(images.images, pixels):
+        images.images.flush()
+    else:
+        write_array(pixels, images.images)
+    write_table(folder / "rows.parquet", {"id": images.ids, "label": images.labels})
+    meta = {"class_names": images.class_names, "fingerprint": images.fingerprint}
+    write_json(folder / "meta.json", meta)
+
+
+def read_image_set(folder: Path) -> ImageSet:
+    """Return the set that `write_image_set` wrote, its images a read-only memory map.
+
+    Raises:
+        ClipguardError: a file is missing or damaged, or they do not belong together.
+    """
+    images = read_array(folder / "images.npy", mmap=True)
+    rows, meta = read_table(folder / "rows.parquet"), read_json(folder / "meta.json")
+    with _reading(folder):
+        labels = rows["label"].astype(np.int64)
+        ids, names = tuple(rows["id"]), tuple(meta["class_names"])
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(images) != len(ids):
+            raise ValueError(f"images.npy has shape {images.shape}, rows.parquet {len(ids)} rows")
+        if len(labels) and not (labels.min() >= 0 and labels.max() < len(names)):
+            raise ValueError(f"labels outside the {len(names)} class names")
+        return ImageSet(
+            images=images, labels=labels, ids=ids, class_names=names, fingerprint=str(meta["fingerprint"])
+        )

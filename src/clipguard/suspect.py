@@ -1,0 +1,31 @@
+"""The suspicious model: a net trained briefly on the poisoned set, whose early certainty gives poison away."""
+
+import numpy as np
+
+from clipguard.probes import Probe, probe_logits
+from clipguard.seeds import Seed
+from clipguard.training import EpochHook, Recipe, cross_entropy
+from clipguard.types import ImageSet, Scores
+
+_REFERENCE = Recipe(
+    epochs=5, batch_size=256, optimizer="adam", lr=3e-4, warmup=0.0, constant=True, crop=0.0, flip=False
+)
+
+SUSPECTS: dict[str, Probe] = {
+    "compact": Probe(recipe=_REFERENCE),
+    "averaged": Probe(recipe=_REFERENCE, runs=3),
+    "out-of-fold": Probe(recipe=_REFERENCE, folds=2),
+    "reference": Probe(recipe=_REFERENCE, runs=3, architecture="preactresnet18-64"),
+}
+"""Choices by name: `compact` is the default, `reference` the paper's (three runs of width 64)."""
+
+
+def suspect_scores(
+    data: ImageSet, probe: Probe, seed: Seed, reserved: np.ndarray | None = None, on_epoch: EpochHook | None = None
+) -> Scores:
+    """Return the suspicious model's logits for every sample; reserved samples are scored but not learnt."""
+    trainable = np.ones(len(data), dtype=bool) if reserved is None else ~reserved
+    logits = probe_logits(
+        probe, data.images, len(data.class_names), cross_entropy(data.labels), trainable, seed, on_epoch
+    )
+    return Scores(logits=logits, scale=1.0, source=f"suspicious model {probe.architecture}")

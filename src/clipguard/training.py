@@ -1,0 +1,146 @@
+"""The training kernel: uint8 images, batched augmentation, a loss function as argument."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from clipguard.models import Normalized
+from clipguard.scoring import keep_freed_memory
+from clipguard.seeds import Seed
+from clipguard.types import History, Images
+
+LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits [b, k], rows int64 [b], augmented images uint8 [b, 3, h, w]) -> scalar loss.
+
+`rows` say which samples the batch holds; the images are there for losses that ask another net about them.
+"""
+
+RowChoice = Callable[[int], Int64[np.ndarray, "m"]]
+"""epoch -> rows to train on in that epoch."""
+
+EpochHook = Callable[[int], None]
+"""Called with the number of finished epochs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a net is trained: everything but the data, the loss and the seed.
+
+    Attributes:
+        epochs: passes over the rows.
+        batch_size: samples a step.
+        optimizer: SGD with Nesterov momentum 0.9, or Adam.
+        lr: peak learning rate.
+        weight_decay: L2 penalty on all weights.
+        warmup: fraction of all steps with a linearly growing rate; after it, the rate falls linearly to 0.
+        constant: keep the peak rate instead of letting it fall.
+        crop: shift by up to this fraction of the image's height and width, zero-padded.
+        flip: mirror every second image at random, left to right.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float
+    weight_decay: float = 5e-4
+    warmup: float = 0.2
+    constant: bool = False
+    crop: float = 0.125
+    flip: bool = True
+
+
+def augment(
+    batch: UInt8[Tensor, "b h w 3"], recipe: Recipe, generator: torch.Generator
+) -> UInt8[Tensor, "b h w 3"]:
+    """Return the batch with one random crop and flip an image (one gather for all of them)."""
+    b, h, w, _ = batch.shape
+    pad = round(recipe.crop * max(h, w))
+    if pad == 0 and not recipe.flip:
+        return batch
+    padded = torch.nn.functional.pad(batch, (0, 0, pad, pad, pad, pad))
+    top, left = torch.randint(0, 2 * pad + 1, (2, b), generator=generator)
+    rows, columns = top[:, None] + torch.arange(h), left[:, None] + torch.arange(w)
+    if recipe.flip:
+        mirrored = torch.rand(b, generator=generator) < 0.5
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    return padded[torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _rate(recipe: Recipe, progress: float) -> float:
+    """Return the learning rate after a fraction of the training: up, then down, as in one-cycle training."""
+    if progress < recipe.warmup:
+        return recipe.lr * progress / recipe.warmup
+    return recipe.lr if recipe.constant else recipe.lr * (1 - progress) / (1 - recipe.warmup)
+
+
+def _optimizer(model: Normalized, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+    )
+
+
+def fit(
+    model: Normalized,
+    images: Images,
+    rows: Int64[np.ndarray, "m"] | RowChoice,
+    loss: LossFunction,
+    recipe: Recipe,
+    seed: Seed,
+    on_epoch: EpochHook | None = None,
+) -> History:
+    """Train `model` in place on `images[rows]` (`rows` may change by epoch) and return the mean loss and seconds of each epoch.
+
+    Batches hold only the given rows, so that no other sample reaches the loss or BatchNorm's statistics. They
+    differ in size by at most one, so that no tiny last batch distorts BatchNorm.
+    """
+    keep_freed_memory()
+    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    device = model.mean.device
+    optimizer = _optimizer(model, recipe)
+    began, losses, seconds = time.monotonic(), [], []
+    for epoch in range(recipe.epochs):
+        order = seed.child("order", epoch).numpy().permutation(rows(epoch) if callable(rows) else rows)
+        batches = math.ceil(len(order) / recipe.batch_size)
+        generator = seed.child("augment", epoch).torch()
+        total = 0.0
+        model.train()
+        for number, chosen in enumerate(np.array_split(order, batches)):
+            index = torch.from_numpy(chosen)
+            for group in optimizer.param_groups:
+                group["lr"] = _rate(recipe, (epoch + (number + 0.5) / batches) / recipe.epochs)
+            batch = augment(pixels[index], recipe, generator).permute(0, 3, 1, 2).to(device)
+            value = loss(model(batch), index, batch)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            total += float(value.detach())
+        model.eval()
+        losses.append(total / batches)
+        seconds.append(time.monotonic() - began)
+        if on_epoch is not None:
+            on_epoch(epoch + 1)
+    columns = {"epoch": tuple(map(float, range(1, recipe.epochs + 1))), "loss": tuple(losses)}
+    return History(columns={**columns, "seconds": tuple(seconds)}, seconds=time.monotonic() - began)
+
+
+def cross_entropy(labels: Int64[np.ndarray, "n"]) -> LossFunction:
+    """Return the plain loss: mean cross-entropy of the given labels."""
+    given = torch.from_numpy(labels)
+
+    def loss(logits: Float[Tensor, "b k"], rows: Tensor, _: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits, given[rows].to(logits.device))
+
+    return loss
+
+
+VICTIM = Recipe(epochs=25, lr=0.1)
+"""How a classifier is trained from scratch here (SGD, one cycle), also where it is the attack's victim."""

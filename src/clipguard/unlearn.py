@@ -1,0 +1,170 @@
+"""Guided unlearning: the backdoored model forgets what the triggered samples taught it."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipguard.models import Normalized
+from clipguard.scoring import classifier_logits
+from clipguard.seeds import Seed
+from clipguard.training import LossFunction, Recipe, fit
+from clipguard.types import History, ImageSet, Scores, Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cure:
+    """How a model is cured.
+
+    Attributes:
+        loss: `unlikelihood` punishes -log(1 - p(given label)), whose gradient is largest where the backdoor is
+            planted; `reference` is CGD's + log p(given label), whose gradient vanishes there.
+        recipe: schedule of the fine-tuning; fixed, since no test data may stop it.
+        unlearn: b, weight of the unlearning term, per triggered sample relative to a clean one.
+        guide: a, weight of KL(guide || model) on triggered samples at `temperature`.
+        temperature: T of the guide term.
+        distill: share of the clean loss that follows the uncured model instead of the labels.
+        readmit: after each pass, samples outside `clean` whose given label the half-cured model believes with
+            more than this probability join `clean`; 1 turns it off.
+        balance: weigh clean samples so that every class keeps the share it has outside `triggered`.
+    """
+
+    loss: Literal["unlikelihood", "reference"] = "unlikelihood"
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=3, lr=0.02, warmup=0.05))
+    unlearn: float = 0.3
+    guide: float = 0.0
+    temperature: float = 3.0
+    distill: float = 0.0
+    readmit: float = 0.5
+    balance: bool = True
+
+
+REFERENCE = Cure(
+    loss="reference",
+    recipe=Recipe(epochs=3, lr=0.01, batch_size=256, warmup=0.0, constant=True),
+    unlearn=0.025,
+    guide=0.0005,
+    readmit=1.0,
+)
+"""CGD's own values [code]; its class resampling is class weights here, its stop on test accuracy left out."""
+
+
+def class_weights(
+    clean: Bool[np.ndarray, "n"], kept: Bool[np.ndarray, "n"], labels: Int64[np.ndarray, "n"], k: int
+) -> Float64[np.ndarray, "k"]:
+    """Return a weight a class: its count in `kept` over its count in `clean`, scaled to mean 1 over `clean`.
+
+    A class without clean samples gets 0. Weights are bounded by 10, so that a few samples cannot rule.
+    """
+    have = np.bincount(labels[clean], minlength=k)
+    want = np.bincount(labels[kept], minlength=k)
+    raw = np.where(have > 0, want / np.maximum(have, 1), 0.0)
+    scale = have.sum() / max((raw * have).sum(), 1e-12)
+    return np.minimum(raw * scale, 10.0)
+
+
+def _unlikelihood(logits: Tensor, given: Tensor) -> Tensor:
+    """Return -log(1 - p(given)) a sample, by log-sum-exp over the other classes."""
+    others = logits.scatter(1, given[:, None], -torch.inf)
+    return torch.logsumexp(logits, 1) - torch.logsumexp(others, 1)
+
+
+def _log_likelihood(logits: Tensor, given: Tensor) -> Tensor:
+    """Return log(p(given) + 1e-6) a sample: the reference's unlearning term."""
+    return torch.log(logits.softmax(1).gather(1, given[:, None])[:, 0] + 1e-6)
+
+
+_UNLEARNING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "unlikelihood": _unlikelihood,
+    "reference": _log_likelihood,
+}
+
+
+@dataclass(slots=True)
+class _State:
+    """The sets as they stand in the current pass, and how clean samples are weighted."""
+
+    clean: Tensor
+    triggered: Tensor
+    weight: Tensor
+
+
+def _cure_loss(
+    state: _State, labels: Tensor, guide: Tensor, teacher: Normalized | None, cure: Cure
+) -> LossFunction:
+    forget = _UNLEARNING[cure.loss]
+
+    def clean_loss(logits: Tensor, given: Tensor, batch: Tensor) -> Tensor:
+        hard = F.cross_entropy(logits, given, reduction="none")
+        if teacher is None:
+            return hard
+        with torch.no_grad():
+            soft = (teacher(batch) / 2).softmax(1)
+        # The factor T^2 = 4 keeps the gradient's size independent of the temperature (Hinton et al. 2015).
+        matched = 4 * F.kl_div((logits / 2).log_softmax(1), soft, reduction="none").sum(1)
+        return (1 - cure.distill) * hard + cure.distill * matched
+
+    def loss(logits: Tensor, rows: Tensor, batch: Tensor) -> Tensor:
+        given = labels[rows]
+        clean, triggered = state.clean[rows], state.triggered[rows]
+        total = (state.weight[rows][clean] * clean_loss(logits[clean], given[clean], batch[clean])).sum()
+        if bool(triggered.any()):
+            wrong = logits[triggered]
+            total = total + cure.unlearn * forget(wrong, given[triggered]).sum()
+            if cure.guide > 0:
+                t = cure.temperature
+                opinion = (guide[rows][triggered] / t).softmax(1)
+                gap = F.kl_div((wrong / t).log_softmax(1), opinion, reduction="none").sum()
+                total = total + cure.guide * t * t * gap
+        return total / len(rows)
+
+    return loss
+
+
+def unlearn(
+    model: Normalized,
+    data: ImageSet,
+    split: Split,
+    guide: Scores,
+    cure: Cure,
+    seed: Seed,
+    on_epoch: Callable[[int], None] | None = None,
+) -> History:
+    """Cure `model` in place (CGD, unlearning) and return the history, with the size of `clean` a pass.
+
+    Samples in neither set do not reach the loss or BatchNorm's statistics, unless they are re-admitted.
+    """
+    labels = torch.from_numpy(data.labels)
+    scaled = torch.from_numpy(guide.logits) * guide.scale
+    teacher = copy.deepcopy(model).eval() if cure.distill > 0 else None
+    admitted = split.clean.copy()
+    state = _State(*(torch.zeros(0),) * 3)
+    sizes: list[float] = []
+
+    def choose(epoch: int) -> Int64[np.ndarray, "m"]:
+        if epoch > 0 and cure.readmit < 1:
+            belief = _softmax_given(classifier_logits(model, data.images), data.labels)
+            admitted[:] |= (belief > cure.readmit) & ~split.triggered
+        triggered = split.triggered & ~admitted
+        weights = np.ones(len(data.class_names))
+        if cure.balance:
+            weights = class_weights(admitted, ~triggered, data.labels, len(data.class_names))
+        state.clean, state.triggered = torch.from_numpy(admitted.copy()), torch.from_numpy(triggered)
+        state.weight = torch.from_numpy(weights[data.labels].astype(np.float32))
+        sizes.append(float(admitted.sum()))
+        return np.flatnonzero(admitted | triggered)
+
+    loss = _cure_loss(state, labels, scaled, teacher, cure)
+    history = fit(model, data.images, choose, loss, cure.recipe, seed, on_epoch)
+    return History(columns={**history.columns, "clean": tuple(sizes)}, seconds=history.seconds)
+
+
+def _softmax_given(logits: np.ndarray, labels: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
+    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return shifted[np.arange(len(labels)), labels] / shifted.sum(1)

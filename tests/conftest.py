@@ -1,0 +1,53 @@
+"""What every test runs under: shapes and types are checked, nothing leaves this machine, sums repeat."""
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+# Before torch is imported: floating-point sums depend on the number of threads, so it is the same everywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Before clipguard is imported: the hook rewrites modules as they are loaded.
+install_import_hook("clipguard", "beartype.beartype")
+
+# Machines differ in speed; a slow one must not turn a right result into a failure.
+settings.register_profile("clipguard", settings.get_profile("default"), deadline=None)
+settings.load_profile("clipguard")
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def _refuse(host: object) -> None:
+    if isinstance(host, bytes):
+        host = host.decode()
+    if host is not None and host not in LOOPBACK:
+        raise ConnectionRefusedError(f"tests must not leave this machine: {host!r}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Refuse look-ups of and connections to other machines, as a network that is down would."""
+    connect, connect_ex, look_up = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def guarded(original: Any) -> Any:
+        def to_loopback_only(self: socket.socket, address: Any) -> Any:
+            if isinstance(address, tuple):  # Unix sockets have a path and stay on this machine.
+                _refuse(address[0])
+            return original(self, address)
+
+        return to_loopback_only
+
+    def look_up_loopback_only(host: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse(host)
+        return look_up(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded(connect))
+        patch.setattr(socket.socket, "connect_ex", guarded(connect_ex))
+        patch.setattr(socket, "getaddrinfo", look_up_loopback_only)
+        yield

@@ -1,0 +1,390 @@
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from clipguard.errors import ClipguardError
+from clipguard.report import entropy_map, entropy_map_svg, render, summarize, write_report
+from clipguard.report.page import visible
+from clipguard.report.plot import curve_svg
+from clipguard.store import RunFolder, SourceInfo, read_json, write_image_set, write_json, write_table
+from clipguard.types import image_set
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\"'><img src=x onerror=alert(2)>",
+    "</style></svg></title><b>",
+    "a\u202egnp.exe\u200f\nb\r\t\x00\x1b[31m",
+    "{{ 7 * 7 }}{% raw %}",
+    "javascript:alert(3)&lt;i&gt;",
+    "x" * 5000,
+)
+BIDI = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\x00-\x09\x0b-\x1f\x7f]")
+
+FULL = {
+    "command": "defend",
+    "verdict": {"verdict": "suspicious", "reasons": ["many samples were learnt early"]},
+    "guide": {"name": "mini", "scale": 22.0, "agreement": 0.55},
+    "split": {"clean": 1, "triggered": 1, "unused": 0, "starved": ["dog"]},
+    "before": {"accuracy": 0.774, "attack_success": 0.951, "recovery": 0.03, "measured_on": "test set"},
+    "after": {"accuracy": 0.772, "attack_success": 0.018, "recovery": 0.74, "measured_on": "test set"},
+    "seconds": {"read": 53.1, "suspect": 80.2},
+    "curve": [
+        {"step": 0, "accuracy": 0.77, "attack_success": 0.95},
+        {"step": 10, "accuracy": 0.76, "attack_success": 0.1},
+    ],
+    "warnings": ["the images are much larger than what is looked at"],
+    "version": "0.1.0",
+    "seed": 0,
+}
+
+
+def make_run(path: Path, n: int = 150, *, names=("cat", "dog", "ship"), ids=None, side=8, run=FULL) -> Path:
+    """Write a small run whose most suspicious samples are known: rank 1 is the last row."""
+    rng = np.random.default_rng(0)
+    ids = tuple(ids or (f"train/{i}.png" for i in range(n)))
+    labels = np.arange(n) % len(names)
+    pixels = rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+    images = image_set(pixels, labels, tuple(names), ids)
+    info = SourceInfo(
+        kind="arrays", location="./data", fingerprint=images.fingerprint, n=n, class_names=tuple(names)
+    )
+    folder = RunFolder.open(path, info, {"epochs": 5}, seed=0)
+    folder.stage(
+        "read",
+        config={},
+        inputs=[images.fingerprint],
+        compute=lambda at: write_image_set(at, images),
+    )
+    ranks = (np.arange(n) + 1) / n
+    triggered = np.arange(n) >= n - n // 10
+    columns = {
+        "id": ids,
+        "label": labels,
+        "label_name": [names[i] for i in labels],
+        "guide_label_name": [names[(i + 1) % len(names)] for i in labels],
+        "guide_nll": ranks * 9,
+        "suspect_nll": (1 - ranks) * 9,
+        "guide_rank": ranks,
+        "suspect_rank": ranks[::-1].copy(),
+        "trigger_score": np.full(n, np.nan),
+        "suspicion_score": ranks,
+        "rank": n - np.arange(n),
+        "is_clean": np.arange(n) < n // 2,
+        "is_triggered": triggered,
+    }
+    write_table(path / "samples.parquet", columns, optional=["trigger_score"])
+    data = {"location": "./data", "n": n, "classes": list(names), "unreadable": 3, "empty_classes": []}
+    write_json(path / "summary.json", {"data": data} | run)
+    return path
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text as a browser would."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag in ("td", "span", "small"):
+            self.text += " "  # they stand apart on the page
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+# ---- the numbers
+
+
+def test_the_summary_counts_what_the_table_holds(tmp_path):
+    summary = summarize(make_run(tmp_path / "run"))
+    assert summary["counts"] == {"samples": 150, "flagged": 15, "trusted": 75, "unused": 60}
+    assert [entry["name"] for entry in summary["classes"]["listed"]] == ["cat", "dog", "ship"]
+    for entry in summary["classes"]["listed"]:
+        assert (entry["size"], entry["flagged"], entry["trusted"], entry["share"]) == (50, 5, 25, 0.1)
+        assert entry["starved"] == (entry["name"] == "dog")
+    json.dumps(summary, allow_nan=False)
+
+
+def test_the_most_suspicious_come_first_each_with_its_own_picture(tmp_path):
+    top = summarize(make_run(tmp_path / "run"))["top"]
+    assert [sample["rank"] for sample in top] == list(range(1, 101))
+    assert top[0]["id"] == "train/149.png"
+    assert (top[0]["suspicion"], top[0]["trigger"], top[0]["flagged"]) == (1.0, None, True)
+    pixels = np.load(tmp_path / "run/stages/read/images.npy")
+    for row, sample in zip(range(149, 49, -1), top, strict=True):
+        encoded = sample["thumbnail"].removeprefix("data:image/png;base64,")
+        assert np.array_equal(np.array(Image.open(io.BytesIO(base64.b64decode(encoded)))), pixels[row])
+
+
+def test_pictures_are_found_by_id_whatever_the_order_of_the_table(tmp_path):
+    straight = summarize(make_run(tmp_path / "a"))["top"]
+    run = make_run(tmp_path / "b")
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(run / "samples.parquet")
+    pq.write_table(table.take(np.random.default_rng(1).permutation(table.num_rows)), run / "samples.parquet")
+    assert summarize(run)["top"] == straight
+
+
+def test_classes_are_ordered_by_their_flagged_share_and_many_are_cut(tmp_path):
+    names = tuple(f"class {i}" for i in range(50))
+    classes = summarize(make_run(tmp_path / "run", names=names))["classes"]
+    shares = [entry["share"] for entry in classes["listed"]]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0
+    assert (len(shares), classes["others"]) == (40, 10)
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(0, 400), seed=st.integers(0, 99))
+def test_every_sample_is_in_exactly_one_square_of_its_kind(n, seed):
+    rng = np.random.default_rng(seed)
+    x, y, kind = 1 - rng.random(n), 1 - rng.random(n), rng.integers(0, 3, n)
+    order = rng.permutation(n)
+    drawn = entropy_map(x, y, kind == 0, kind == 1, np.arange(min(n, 5)), "five")
+    for name, number in (("trusted", 0), ("flagged", 1), ("unused", 2)):
+        assert np.sum(drawn["cells"][name]) == np.sum(kind == number)
+    shuffled = entropy_map(
+        x[order], y[order], kind[order] == 0, kind[order] == 1, np.arange(min(n, 5)), "five"
+    )
+    assert shuffled["cells"] == drawn["cells"]
+
+
+def test_the_map_is_the_right_way_up():
+    one, yes, no = np.array([0.99]), np.array([True]), np.array([False])
+    drawn = entropy_map(one, np.array([0.01]), no, yes, np.array([0]), "one")
+    assert drawn["cells"]["flagged"][0][-1] == 1
+    circle = re.search(r'<circle class="mark" cx="([\d.]+)" cy="([\d.]+)"', entropy_map_svg(drawn))
+    assert circle
+    frame = re.search(
+        r'class="frame" x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"', entropy_map_svg(drawn)
+    )
+    assert frame
+    left, top, width, height = map(int, frame.groups())
+    assert float(circle[1]) == pytest.approx(left + 0.99 * width, abs=0.1)
+    assert float(circle[2]) == pytest.approx(top + 0.99 * height, abs=0.1)
+
+
+# ---- the page
+
+
+def test_the_page_says_the_verdict_the_rates_and_the_times(tmp_path):
+    page = Page(write_report(make_run(tmp_path / "run")).read_text())
+    text = " ".join(page.text.split())
+    for said in (
+        "Suspicious : this data set probably carries a backdoor",
+        "many samples were learnt early",
+        "77.4 % 77.2 % −0.2",
+        "95.1 % 1.8 % −93.3",
+        "Measured on: test set",
+        "15 flagged, 10.0 %",
+        "55.0 % of labels the guide agrees with",
+        "1 min 20 s",
+        "10.0 % 5 of 50",
+        "too few trusted",
+        "the images are much larger",
+        "The 100 most suspicious samples",
+    ):
+        assert said in text, said
+    assert page.tags.count("img") == 100
+    assert page.tags.count("figure") == 100
+
+
+@pytest.mark.parametrize("verdict", ["clean", "suspicious", "undecided"])
+def test_a_scan_without_a_cure_has_no_table_and_no_curve(tmp_path, verdict):
+    bare = {"command": "scan", "verdict": {"verdict": verdict}}
+    page = Page(render(summarize(make_run(tmp_path / "run", run=bare))))
+    assert verdict.capitalize() in page.text
+    assert "before and after" not in page.text
+    assert page.tags.count("table") == 0
+    assert page.tags.count("svg") == 2  # the mark and the map
+
+
+def test_a_rate_that_was_not_measured_is_a_dash_or_no_row(tmp_path):
+    run = FULL | {
+        "before": {"accuracy": 0.8},
+        "after": {"accuracy": 0.5, "attack_success": None},
+        "curve": [],
+    }
+    text = " ".join(Page(render(summarize(make_run(tmp_path / "a", run=run)))).text.split())
+    assert "80.0 % 50.0 % −30.0" in text
+    assert "95.1 %" not in text
+    run = FULL | {"before": None, "after": {"accuracy": 0.5}}
+    text = " ".join(Page(render(summarize(make_run(tmp_path / "b", run=run)))).text.split())
+    assert "– 50.0 % –" in text
+
+
+def hostile_run(path: Path) -> Path:
+    names = [name.replace("\x00", "") for name in HOSTILE]
+    run = FULL | {
+        "command": HOSTILE[0],
+        "verdict": {"verdict": HOSTILE[0], "reasons": list(HOSTILE)},
+        "guide": {"name": HOSTILE[1], "agreement": 0.5},
+        "warnings": list(HOSTILE) * 10,
+        "version": HOSTILE[2],
+        "seconds": {HOSTILE[1]: 1.0},
+        "before": {"accuracy": 0.5, "measured_on": HOSTILE[0]},
+        "data": {"location": HOSTILE[0], "classes": list(HOSTILE), "empty_classes": list(HOSTILE)},
+    }
+    return make_run(
+        path,
+        names=names,
+        ids=[f"{names[i % len(names)]}{i}" for i in range(150)],
+        run=run,
+    )
+
+
+def test_hostile_names_never_become_tags_attributes_or_control_characters(tmp_path):
+    plain = Page(render(summarize(make_run(tmp_path / "plain", names=tuple("abcdefg")))))
+    html = render(summarize(hostile_run(tmp_path / "hostile")))
+    page = Page(html)
+    assert set(page.tags) <= set(plain.tags) | {"circle"}
+    assert "script" not in page.tags
+    assert {(tag, name) for tag, name, _ in page.attributes} <= {(t, n) for t, n, _ in plain.attributes}
+    assert not BIDI.search(html)
+    assert "<script>alert(1)</script>" in page.text
+    assert "\\u202e" in page.text
+    assert "{{ 7 * 7 }}" in page.text
+    assert "x" * 300 not in html
+    for _, name, value in page.attributes:
+        if name in ("src", "href"):
+            assert value.startswith("data:image/png;base64,")
+
+
+def test_what_is_no_picture_is_not_put_into_an_image(tmp_path):
+    summary = summarize(make_run(tmp_path / "run"))
+    for bad in ('data:image/png;base64,"><script>', "https://example.org/a.png", "javascript:alert(1)"):
+        summary["top"][0]["thumbnail"] = bad
+        html = render(summary)
+        assert bad not in html
+        assert 'src="data:,"' in html
+
+
+@given(st.text(max_size=300))
+def test_shown_texts_are_short_printable_and_encodable(text):
+    shown = visible(text)
+    assert shown.isprintable()
+    assert shown == text or len(text) > 200 or not text.isprintable()
+    assert len(shown) <= 10 * 204
+    shown.encode()
+
+
+def test_the_page_loads_nothing(tmp_path):
+    html = write_report(make_run(tmp_path / "run")).read_text()
+    page = Page(html)
+    policy = next(value for tag, name, value in page.attributes if tag == "meta" and name == "content")
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    addresses = set(re.findall(r"(?:https?:)?//[^\s\"'<>)]+", html.replace("http://www.w3.org/2000/svg", "")))
+    assert not {a for a in addresses if a.startswith("http")}
+    assert not re.search(r"url\(|@import|<link|<script|<iframe", html)
+
+
+def test_the_page_stays_below_three_megabytes_whatever_the_images(tmp_path):
+    names = tuple("n" * 300 + str(i) for i in range(400))
+    run = make_run(
+        tmp_path / "run", n=2000, names=names, side=96, run=FULL | {"warnings": ["w" * 999] * 5000}
+    )
+    assert write_report(run).stat().st_size < 3_000_000
+
+
+def test_images_gone_from_the_run_folder_leave_a_page_that_says_so(tmp_path):
+    run = make_run(tmp_path / "run")
+    shutil.rmtree(run / "stages/read")
+    page = Page(render(summarize(run)))
+    assert page.tags.count("img") == 0
+    assert page.text.count("no image kept") == 100
+
+
+@pytest.mark.parametrize("name", ["summary.json", "samples.parquet"])
+def test_an_unfinished_run_is_one_clear_error_and_no_page(tmp_path, name):
+    run = make_run(tmp_path / "run")
+    (run / name).unlink()
+    with pytest.raises(ClipguardError, match=f"has no {name}: the run is not finished"):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_damaged_results_are_one_clear_error(tmp_path):
+    run = make_run(tmp_path / "run")
+    write_json(run / "summary.json", {"command": "scan"})
+    with pytest.raises(ClipguardError, match=r"summary.json is damaged"):
+        write_report(run)
+    run = make_run(tmp_path / "other")
+    write_table(run / "samples.parquet", {"id": ["a"]})
+    with pytest.raises(ClipguardError, match="lacks the column guide_label_name"):
+        write_report(run)
+    with pytest.raises(ClipguardError, match="no run folder"):
+        write_report(tmp_path)
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    run = make_run(tmp_path / "run")
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+    assert read_json(run / "summary.json")["command"] == "defend"
+
+
+def test_the_pictures_are_well_formed_svg_of_their_own(tmp_path):
+    summary = summarize(make_run(tmp_path / "run"))
+    for text in (entropy_map_svg(summary["map"], title="<&>"), curve_svg(FULL["curve"])):
+        root = ET.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "&lt;&amp;&gt;" in entropy_map_svg(summary["map"], title="<&>")
+    ET.fromstring(curve_svg([{"step": 3, "accuracy": 0.5}]))
+
+
+def test_the_report_starts_without_torch():
+    code = "import sys, clipguard.report; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
+
+
+# ---- a real browser
+
+
+def browse(page: Path, profile: Path, *arguments: str) -> str:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine: the page was not opened in a real browser")
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    quiet += ["--disable-sync", "--disable-background-networking", "--disable-component-update"]
+    quiet += [f"--user-data-dir={profile}"]
+    command = [browser, *quiet, *arguments, page.as_uri()]
+    environment = os.environ | {"HOME": str(profile)}
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=120, env=environment
+    ).stdout
+
+
+def test_a_browser_draws_the_hostile_page_and_runs_nothing_of_it(tmp_path):
+    page = write_report(hostile_run(tmp_path / "run"))
+    dom = browse(page, tmp_path / "profile", "--dump-dom")
+    parsed = Page(dom)
+    assert "script" not in parsed.tags
+    assert "onerror" not in {name for _, name, _ in parsed.attributes}
+    assert parsed.tags.count("img") == 100
+    shot = tmp_path / "page.png"
+    browse(page, tmp_path / "second", f"--screenshot={shot}", "--window-size=1200,1600")
+    with Image.open(shot) as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 200  # more than an empty or a text-only page

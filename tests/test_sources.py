@@ -1,0 +1,344 @@
+"""clipguard.sources: every kind of source gives the same five things, and bad input gives one clear line."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from clipguard.errors import ClipguardError
+from clipguard.sources import Failed, ImageSource
+from clipguard.sources.listing import unique_ids
+
+NAMES = ("cat", "dog", "frog")
+
+
+def png(shade: int, size: tuple[int, int] = (5, 4)) -> bytes:
+    """Return a small one-coloured PNG."""
+    file = io.BytesIO()
+    Image.new("RGB", size, (shade, shade, shade)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_folder(root, files):
+    """Write PNGs at the given paths."""
+    for number, name in enumerate(files):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(number))
+    return root
+
+
+def refusal(what, **options) -> str:
+    """Return the one line with which `what` is refused."""
+    with pytest.raises(ClipguardError) as caught:
+        ImageSource.open(what, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "set", ["b_b/2.png", "a/deep/1.JPG", "a/1.png", "b_b/10.png"])
+
+
+# Folders
+
+
+def test_a_folder_is_listed_by_class_and_path_whatever_the_disk_says(folder):
+    source = ImageSource.open(folder)
+    assert source.kind == "folder"
+    assert source.ids == ("a/1.png", "a/deep/1.JPG", "b_b/10.png", "b_b/2.png")
+    assert source.labels.tolist() == [0, 0, 1, 1]
+    assert source.class_names == ("a", "b b")
+    assert source.labels.dtype == np.int64
+
+
+def test_hidden_and_foreign_files_are_no_images(folder):
+    for name in ("a/.hidden.png", "a/notes.txt", "readme.md", ".git/x.png", "a/.thumbs/x.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(png(0))
+    source = ImageSource.open(folder)
+    assert len(source) == 4
+    assert source.ignored == 2
+
+
+def test_a_pipe_named_like_an_image_does_not_hang_the_reading(folder):
+    os.mkfifo(folder / "a" / "0.png")
+    assert len(ImageSource.open(folder)) == 4
+
+
+def test_a_class_folder_without_images_is_named_and_keeps_its_index(folder):
+    (folder / "aa").mkdir()
+    source = ImageSource.open(str(folder))
+    assert source.class_names == ("a", "aa", "b b")
+    assert source.labels.tolist() == [0, 0, 2, 2]
+    assert source.empty_classes == ("aa",)
+
+
+def test_a_file_name_that_is_no_utf8_gets_an_id_that_can_be_written(folder):
+    try:
+        Path(os.fsdecode(os.fsencode(folder) + b"/a/\xff.png")).write_bytes(png(7))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    source = ImageSource.open(folder)
+    assert "a/\\udcff.png" in source.ids
+    assert png(7) in list(source.read(range(5)))
+
+
+def test_a_file_that_vanishes_after_listing_is_an_item_not_a_crash(folder):
+    source = ImageSource.open(folder)
+    (folder / "a/1.png").unlink()
+    items = list(source.read(range(4)))
+    assert isinstance(items[0], Failed)
+    assert "No such file" in items[0].reason
+    assert items[3] == png(0)
+
+
+def test_splits_are_not_taken_for_classes(tmp_path):
+    write_folder(tmp_path, ["train/cat/1.png", "train/dog/1.png", "val/cat/1.png"])
+    message = refusal(tmp_path)
+    assert "train, val" in message
+    assert ImageSource.open(tmp_path / "train").class_names == ("cat", "dog")
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "loose.png").write_bytes(png(0))
+    assert "no images found" in refusal(tmp_path)
+
+
+def test_a_folder_of_one_class_is_refused(tmp_path):
+    write_folder(tmp_path, ["cat/1.png", "cat/2.png"])
+    assert "one class only, 'cat'" in refusal(tmp_path)
+
+
+def test_what_does_not_exist_is_refused_by_name(tmp_path):
+    assert str(tmp_path / "nowhere") in refusal(tmp_path / "nowhere")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "cat.png").write_bytes(png(0))
+    assert "is no data set" in refusal(tmp_path / "cat.png")
+
+
+# Class names
+
+
+def test_names_given_replace_those_of_the_folders(folder, tmp_path):
+    (tmp_path / "names.txt").write_text("tabby cat\nnewt\n\n", "utf-8")
+    (tmp_path / "list.json").write_text('["tabby cat", "newt"]')
+    (tmp_path / "map.json").write_text('{"b_b": "newt", "a": "tabby cat", "c": "unused"}')
+    (tmp_path / "numbers.json").write_text('{"1": "newt", "0": "tabby cat"}')
+    files = [tmp_path / name for name in ("names.txt", "list.json", "map.json", "numbers.json")]
+    for classes in (*files, str(files[0]), ["tabby cat", "newt"], {"a": "tabby cat", "b_b": "newt"}):
+        assert ImageSource.open(folder, classes=classes).class_names == ("tabby cat", "newt")
+
+
+def test_another_number_of_names_than_of_folders_is_refused(folder):
+    message = refusal(folder, classes=["a", "b", "c"])
+    assert "3 names" in message
+    assert "2 classes" in message
+
+
+def test_a_name_that_is_missing_from_the_mapping_is_said(folder):
+    assert "'b_b'" in refusal(folder, classes={"a": "tabby cat", "c": "newt"})
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "b_b": 2}', '["a", " "]', "7", "{", "[" * 100_000])
+def test_a_json_file_without_names_is_refused(folder, tmp_path, text):
+    (tmp_path / "names.json").write_text(text)
+    assert "names.json" in refusal(folder, classes=tmp_path / "names.json")
+
+
+def test_a_missing_file_of_names_is_refused(folder):
+    assert "cannot be read" in refusal(folder, classes="nowhere.txt")
+
+
+# Arrays
+
+
+def test_arrays_in_memory_and_in_a_file_are_the_same_source(tmp_path):
+    images = np.arange(4 * 3 * 2 * 3, dtype=np.uint8).reshape(4, 3, 2, 3)
+    labels = np.array([0, 1, 2, 1], np.int16)
+    np.savez_compressed(tmp_path / "x.npz", images=images, labels=labels, class_names=np.array(NAMES))
+    memory = ImageSource.open((images, labels), classes=NAMES)
+    file = ImageSource.open(tmp_path / "x.npz")
+    assert (memory.kind, memory.ids) == ("arrays", ("0", "1", "2", "3"))
+    assert memory.fingerprint == file.fingerprint
+    assert all((a == b).all() for a, b in zip(file.read(range(4)), images, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (np.zeros((2, 4, 4, 3)), [0, 1], "float64"),
+        (np.zeros((2, 4), np.uint8), [0, 1], "[2, 4]"),
+        (np.zeros((2, 3, 4, 4), np.uint8), [0, 1], "[2, 3, 4, 4]"),
+        (np.zeros((2, 0, 4), np.uint8), [0, 1], "[2, 0, 4]"),
+        (np.zeros((0, 4, 4), np.uint8), [], "no images"),
+        (np.zeros((2, 4, 4), np.uint8), [0, 1, 1], "2 images but 3 labels"),
+        (np.zeros((2, 4, 4), np.uint8), [0.5, 1], "one integer a row"),
+        (np.zeros((2, 4, 4), np.uint8), [[0], [1]], "one integer a row"),
+        (np.zeros((2, 4, 4), np.uint8), [0, None], "null labels"),
+        (np.zeros((2, 4, 4), np.uint8), [0, [1]], "integers"),
+        (np.zeros((2, 4, 4), np.uint8), [0, 2**63], "integer"),
+    ],
+)
+def test_arrays_of_another_shape_or_type_are_refused(images, labels, said):
+    assert said in refusal((images, labels), classes=NAMES)
+
+
+def test_an_npz_file_with_a_pickle_in_it_is_refused(tmp_path):
+    labels = np.array([0, "surprise"], object)
+    np.savez(tmp_path / "x.npz", images=np.zeros((2, 4, 4), np.uint8), labels=labels)
+    assert "without pickles" in refusal(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 torn", b"\x80\x04]\x94(K\x01K\x02e.", b"\x93NUMPY\x01"]
+)
+def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
+    (tmp_path / "x.npz").write_bytes(content)
+    assert "cannot be read as .npz" in refusal(tmp_path / "x.npz")
+
+
+def test_a_bare_array_saved_as_npz_is_refused(tmp_path):
+    with open(tmp_path / "x.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    assert "cannot be read as .npz" in refusal(tmp_path / "x.npz")
+
+
+def test_an_npz_file_that_lacks_labels_or_has_odd_names_is_refused(tmp_path):
+    images = np.zeros((2, 4, 4), np.uint8)
+    np.savez(tmp_path / "x.npz", images=images)
+    assert "lacks the array 'labels'" in refusal(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", images=images, labels=[0, 1], class_names=np.arange(2))
+    assert "class_names" in refusal(tmp_path / "y.npz")
+
+
+# Data set objects
+
+
+def test_a_torchvision_folder_gives_its_images_names_and_targets(folder):
+    torchvision = pytest.importorskip("torchvision")
+    data = torchvision.datasets.ImageFolder(str(folder))
+    source = ImageSource.open(data)
+    assert source.kind == "torchvision"
+    assert source.class_names == ("a", "b_b")
+    assert source.labels.tolist() == data.targets
+    assert [image.getpixel((0, 0)) for image in source.read(range(4))] == [
+        (shade, shade, shade) for shade in (2, 1, 3, 0)
+    ]
+
+
+def test_a_torchvision_data_set_with_a_transform_is_refused(folder):
+    torchvision = pytest.importorskip("torchvision")
+    data = torchvision.datasets.ImageFolder(str(folder), transform=torchvision.transforms.ToTensor())
+    assert "has a transform" in refusal(data)
+
+
+def test_an_image_that_the_object_cannot_decode_is_an_item_not_a_crash(folder):
+    torchvision = pytest.importorskip("torchvision")
+    (folder / "a/1.png").write_bytes(b"not an image")
+    items = list(ImageSource.open(torchvision.datasets.ImageFolder(str(folder))).read(range(4)))
+    assert isinstance(items[0], Failed)
+    assert not any(isinstance(item, Failed) for item in items[1:])
+
+
+def test_any_list_of_pairs_is_a_source_once_it_has_names():
+    pairs = [(np.full((2, 2, 3), i, np.uint8), i % 2) for i in range(4)]
+    source = ImageSource.open(pairs, classes=NAMES)
+    assert source.labels.tolist() == [0, 1, 0, 1]
+    assert [item[0, 0, 0] for item in source.read(np.array([1, 3]))] == [1, 3]
+
+
+def test_of_synonyms_the_first_is_the_name():
+    class Listed(list):
+        classes = (("tench", "Tinca tinca"), ("goldfish",))
+
+    pairs = Listed((np.zeros((2, 2), np.uint8), i) for i in range(2))
+    assert ImageSource.open(pairs).class_names == ("tench", "goldfish")
+
+
+def test_pairs_of_tensors_are_refused_when_read():
+    torch = pytest.importorskip("torch")
+    source = ImageSource.open([(torch.zeros(3, 2, 2), i) for i in range(2)], classes=NAMES)
+    with pytest.raises(ClipguardError, match="Tensor for an image"):
+        list(source.read(range(2)))
+
+
+@pytest.mark.parametrize(
+    "what", [7, None, {"train": [], "test": []}, np.zeros((2, 2)), [1, 2], "", [(1, 2, 3)]]
+)
+def test_anything_else_is_refused(what):
+    assert refusal(what, classes=NAMES)
+
+
+def test_a_hugging_face_data_set_gives_its_bytes_names_and_labels(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "outside.png").write_bytes(png(40))
+    images = [{"bytes": png(10 * i), "path": None} for i in range(4)]
+    images[3] = {"bytes": None, "path": str(tmp_path / "outside.png")}
+    features = datasets.Features(img=datasets.Image(), fine=datasets.ClassLabel(names=list(NAMES)))
+    data = datasets.Dataset.from_dict({"img": images, "fine": [0, 2, 1, 1]}, features)
+    source = ImageSource.open(data)
+    assert source.kind == "datasets"
+    assert source.class_names == NAMES
+    assert source.labels.tolist() == [0, 2, 1, 1]
+    assert list(source.read(range(4))) == [png(0), png(10), png(20), png(40)]
+    assert list(ImageSource.open(data.with_format("numpy").select([2, 1])).read(range(2))) == [
+        png(20),
+        png(10),
+    ]
+
+
+def test_hugging_face_data_sets_of_other_forms_are_refused():
+    datasets = pytest.importorskip("datasets")
+    text = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    assert "one Image column" in refusal(text)
+    assert "open one of train" in refusal(datasets.DatasetDict(train=text))
+    assert "stream" in refusal(text.to_iterable_dataset())
+
+
+# The object
+
+
+def test_reading_or_taking_out_of_order_is_a_mistake_of_the_caller(folder):
+    source = ImageSource.open(folder)
+    for rows in ([1, 0], [1, 1], [-1, 0]):
+        with pytest.raises(ValueError, match="ascend"):
+            source.take(np.array(rows))
+        with pytest.raises(ValueError, match="ascend"):
+            source.read(np.array(rows))
+
+
+def test_what_is_taken_keeps_all_class_names(folder):
+    part = ImageSource.open(folder).take(np.array([2, 3]))
+    assert part.ids == ("b_b/10.png", "b_b/2.png")
+    assert part.class_names == ("a", "b b")
+    assert part.empty_classes == ("a",)
+    assert list(part.read(range(2))) == [png(3), png(0)]
+
+
+def test_a_sub_set_of_a_sub_set_still_reads_its_own_images():
+    images = np.arange(10, dtype=np.uint8).repeat(4).reshape(10, 2, 2)
+    source = ImageSource.open((images, [0, 1] * 5), classes=["a", "b"], rows=(2, 9))
+    part = source.take(np.array([1, 3, 4, 6])).take(np.array([1, 3]))
+    assert part.ids == ("5", "8")
+    assert part.labels.tolist() == [1, 0]
+    assert [item[0, 0] for item in part.read(range(2))] == [5, 8]
+
+
+def test_a_source_says_in_one_short_line_what_it_is(folder):
+    assert len(repr(ImageSource.open(folder))) < 200 + len(str(folder))
+
+
+@given(st.lists(st.sampled_from(["a", "a#2", "a#3", "\udcff", "\\udcff", "b"])))
+def test_ids_become_unique_and_the_first_of_each_keeps_its_name(names):
+    made = unique_ids(names)
+    assert len(set(made)) == len(names)
+    assert {name.encode("utf-8", "backslashreplace").decode() for name in names} <= set(made)

@@ -1,0 +1,1 @@
+"""The making of the embedded guide: see README.md."""
