@@ -59,6 +59,12 @@ def test_the_fingerprint_does_not_depend_on_how_the_images_lie_in_memory(tmp_pat
     assert image_set(transposed, whole.labels, CLASSES, whole.ids).fingerprint == whole.fingerprint
 
 
+def test_names_that_look_alike_when_joined_have_different_fingerprints():
+    images, labels = np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, np.int64)
+    alike = [(("a", "b"), ("c",)), (("a", "bc"), ("",)), (("a\0b",), ("c",)), (("a",), ("b\0c",))]
+    assert len({image_set(images, labels, names, ids).fingerprint for names, ids in alike}) == 4
+
+
 def test_ids_default_to_row_numbers():
     whole = a_set()
     assert image_set(whole.images, whole.labels, CLASSES).ids == ("0", "1", "2", "3", "4", "5")
@@ -68,6 +74,7 @@ def test_ids_from_file_names_that_are_no_valid_utf8_are_accepted():
     whole = a_set(1)
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
     assert image_set(whole.images, whole.labels, CLASSES, (name,)).ids == (name,)
+    assert image_set(whole.images, whole.labels, (name, "dog", "frog")).class_names[0] == name
 
 
 @given(st.lists(st.integers(0, 5), max_size=10))

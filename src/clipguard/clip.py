@@ -35,7 +35,7 @@ CONFIG = "open_clip_config.json"
 IMAGE_CHUNK = 32
 TEXT_CHUNK = 256
 # With the seconds that importing torch takes, a missing network is told within ten.
-PROBE_SECONDS = 5.0
+PROBE_SECONDS = 4.0
 
 _NAMES = (
     "give mini, a name of open_clip such as ViT-B-32/laion2b_s34b_b79k, hf-hub:ORG/NAME or local-dir:FOLDER"

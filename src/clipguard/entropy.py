@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
+from scipy.special import logsumexp
 from scipy.stats import rankdata
 
 from clipguard.errors import ClipguardError
@@ -32,7 +33,7 @@ class SplitRule:
 def label_nll(scores: Scores, labels: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
     """Return the negative log-likelihood of the given labels in nats.
 
-    In float64 by log-sum-exp: in float32 confident scores tie at 0 and the ranks become the file's order.
+    In float64, and as log(1 + odds of the other classes): otherwise all confident scores would tie at 0.
 
     Raises:
         ClipguardError: a score is NaN or infinite.
@@ -44,17 +45,18 @@ def label_nll(scores: Scores, labels: Int64[np.ndarray, "n"]) -> Float64[np.ndar
             f"{scores.source} gave NaN or infinite scores for {len(broken)} samples, first row {broken[0]}: "
             "check its weights and inputs"
         )
-    top = logits.max(1)
-    rest = np.exp(logits - top[:, None])
     given = np.arange(len(labels)), labels
-    # log(1 + sum of the others relative to the given label), so that a tiny loss keeps its digits.
-    margin = logits[given] - top
-    return np.log(rest.sum(1)) - margin if len(labels) else margin
+    own = logits[given]
+    logits[given] = -np.inf
+    odds = logsumexp(logits, axis=1) - own
+    nll: np.ndarray = np.logaddexp(0.0, odds)
+    return nll
 
 
 def rank(values: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
     """Return ranks in (0, 1], ties averaged: they do not depend on the order of the rows."""
-    return rankdata(values, method="average") / max(1, len(values))
+    ranks: np.ndarray = rankdata(values, method="average")
+    return ranks / max(1, len(values))
 
 
 def entropy_map(guide: Scores, suspect: Scores, labels: Int64[np.ndarray, "n"]) -> EntropyMap:
@@ -68,9 +70,7 @@ def entropy_map(guide: Scores, suspect: Scores, labels: Int64[np.ndarray, "n"]) 
     )
 
 
-def class_ranks(
-    values: Float64[np.ndarray, "n"], labels: Int64[np.ndarray, "n"]
-) -> Float64[np.ndarray, "n"]:
+def class_ranks(values: Float64[np.ndarray, "n"], labels: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
     """Return ranks in (0, 1] among the samples of the same given label."""
     out = np.zeros(len(values))
     for label in np.unique(labels):

@@ -16,9 +16,10 @@ class EvalResult:
 
     Attributes:
         accuracy: clean accuracy (CA).
-        target_recall: clean accuracy on the target class.
-        attack_success: attack success rate (ASR): triggered samples of other classes given the target.
-        recovery: triggered samples of other classes given their true class.
+        target_recall: clean accuracy on the target class; None where the test set has none of it.
+        attack_success: attack success rate (ASR): triggered samples of other classes given the target; None
+            without a trigger or where the test set has no other class.
+        recovery: triggered samples of other classes given their true class; None likewise.
         n: clean test samples.
     """
 
@@ -39,11 +40,11 @@ def evaluate(
     predicted = clean_logits.argmax(1)
     success = recovery = recall = None
     if target is not None:
-        recall = float(np.mean(predicted[labels == target] == target))
+        recall = _share(predicted[labels == target] == target)
     if triggered_logits is not None and target is not None:
         others = labels != target
         attacked = triggered_logits.argmax(1)[others]
-        success, recovery = float(np.mean(attacked == target)), float(np.mean(attacked == labels[others]))
+        success, recovery = _share(attacked == target), _share(attacked == labels[others])
     return EvalResult(
         accuracy=float(np.mean(predicted == labels)),
         target_recall=recall,
@@ -51,6 +52,10 @@ def evaluate(
         recovery=recovery,
         n=len(labels),
     )
+
+
+def _share(hits: Bool[np.ndarray, "m"]) -> float | None:
+    return float(np.mean(hits)) if len(hits) else None
 
 
 def auroc(scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> float | None:

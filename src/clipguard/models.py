@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -48,15 +49,18 @@ class PreActBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         narrow = stride == 1 and inputs == outputs
-        self.shortcut = None if narrow else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.shortcut = None if narrow else nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output; the projection shortcut reads the activated input."""
-        out = F.relu(self.bn1(x))
-        kept = x if self.shortcut is None else self.shortcut(out)
+        out: Tensor = F.relu(self.bn1(x))
+        # Strided by slicing: below 16 channels oneDNN's strided 1x1 backward corrupts memory (its #6035).
+        kept = x if self.shortcut is None else self.shortcut(out[:, :, :: self.stride, :: self.stride])
         out = self.conv1(out)
         out = self.conv2(F.relu(self.bn2(out)))
-        return out.add_(kept)
+        summed: Tensor = out.add_(kept)
+        return summed
 
 
 class PreActResNet18(nn.Module):
@@ -139,14 +143,15 @@ def build(spec: ModelSpec, seed: Seed) -> Normalized:
         network = make(spec.num_classes)
     if not isinstance(network, nn.Module):
         raise ClipguardError(f"model factory {name!r} returned {type(network).__name__}, not an nn.Module")
-    return Normalized(network, spec).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+    return Normalized(network, spec).to(memory_format=torch.channels_last).eval()
 
 
 def save(model: Normalized, spec: ModelSpec, path: Path) -> None:
     """Write `path` (safetensors) with the spec in its header, by way of a temporary file."""
     state = {name: value.detach().contiguous() for name, value in model.network.state_dict().items()}
     temporary = path.with_name(path.name + ".part")
-    save_file(state, temporary, metadata={"format": "pt", "clipguard": json.dumps(asdict(spec))})
+    # One entry only: safetensors writes several in random order, and equal models are to be equal files.
+    save_file(state, temporary, metadata={"clipguard": json.dumps(asdict(spec))})
     temporary.rename(path)
 
 
@@ -154,7 +159,7 @@ def read_spec(path: Path) -> ModelSpec | None:
     """Return the spec that clipguard wrote into the weights file's header, or None for a foreign file.
 
     Raises:
-        ClipguardError: the file is missing or no safetensors file.
+        ClipguardError: the file is missing or no safetensors, its header is damaged or names code to run.
     """
     try:
         with safe_open(path, framework="pt") as opened:
@@ -164,11 +169,28 @@ def read_spec(path: Path) -> ModelSpec | None:
     if text is None:
         return None
     try:
-        fields = json.loads(text)
-        tuples = {name: tuple(fields.pop(name)) for name in ("input_size", "mean", "std")}
-        return ModelSpec(**fields, **tuples)
-    except (ValueError, TypeError, KeyError) as error:
+        spec = _spec_of(json.loads(text))
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ClipguardError(f"model {path} has a damaged clipguard header: {error}") from error
+    if ":" in spec.architecture:
+        # A weights file from a stranger must not choose which code is imported and called.
+        raise ClipguardError(
+            f"model {path} wants the code {spec.architecture!r} to run: if you trust it, give --architecture"
+        )
+    return spec
+
+
+def _spec_of(fields: Any) -> ModelSpec:
+    height, width = map(int, fields["input_size"])
+    red, green, blue = map(float, fields["mean"])
+    red_std, green_std, blue_std = map(float, fields["std"])
+    return ModelSpec(
+        architecture=str(fields["architecture"]),
+        num_classes=int(fields["num_classes"]),
+        input_size=(height, width),
+        mean=(red, green, blue),
+        std=(red_std, green_std, blue_std),
+    )
 
 
 def load(path: Path, spec: ModelSpec) -> Normalized:

@@ -1,5 +1,6 @@
 """The defence in order: guide and suspicious model, entropy map, split, detector, cure; each a cached stage."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,9 +14,9 @@ from clipguard.detector import DETECTOR, refine, trigger_scores
 from clipguard.entropy import SplitRule, entropy_map, split
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
-from clipguard.models import ModelSpec, Normalized, build, load, save
+from clipguard.models import ModelSpec, Normalized, build, save
 from clipguard.probes import Probe
-from clipguard.scoring import classifier_logits, embed_source
+from clipguard.scoring import embed_source
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.store import (
@@ -24,10 +25,7 @@ from clipguard.store import (
     Stage,
     read_array,
     read_image_set,
-    read_json,
-    read_table,
     write_array,
-    write_json,
     write_table,
 )
 from clipguard.suspect import SUSPECTS, suspect_scores
@@ -257,12 +255,12 @@ def train_on(
 
 
 def cure(
-    found: Scan, weights: Path, spec: ModelSpec, origin: str, plan: Plan, report: Report | None = None
+    found: Scan, victim: Normalized, spec: ModelSpec, origin: str, plan: Plan, report: Report | None = None
 ) -> Stage:
-    """Return the stage of the model in `weights` (whose content hash or key is `origin`) after unlearning."""
+    """Return the stage of the victim (whose key or content hash is `origin`) after unlearning."""
 
     def train() -> tuple[Normalized, ModelSpec, History]:
-        model = load(weights, spec)
+        model = copy.deepcopy(victim)
         counted = _Count("cure", plan.cure.recipe.epochs, report or (lambda stage, done, total: None))
         seed = Seed(plan.seed).child("cure")
         history = unlearn(model, found.data, usable(found), found.guide, plan.cure, seed, counted)

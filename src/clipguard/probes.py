@@ -45,7 +45,7 @@ def _folds(
         yield np.flatnonzero(trainable & (fold != number)), fold == number
 
 
-def probe_logits(
+def probe_logits(  # noqa: PLR0913  (the kernel's arguments, passed on)
     probe: Probe,
     images: Images,
     outputs: int,

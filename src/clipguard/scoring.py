@@ -92,7 +92,9 @@ def _batches(
         yield numbers, pixels
 
 
-def _write_shard(source: ImageSource, rows: range, clip: "Clip", size: tuple[int, int], shard: _Shard) -> None:
+def _write_shard(
+    source: ImageSource, rows: range, clip: "Clip", size: tuple[int, int], shard: _Shard
+) -> None:
     bad: list[Unreadable] = []
     kept: list[int] = []
     images, embeddings = [], []
@@ -109,13 +111,14 @@ def _write_shard(source: ImageSource, rows: range, clip: "Clip", size: tuple[int
 def embed_source(
     source: ImageSource, clip: "Clip", size: tuple[int, int], folder: Path, progress: Progress | None = None
 ) -> None:
-    """Write `folder`: thumbnails as an image set, `embeddings.npy`, `unreadable.json`; each image decoded once.
+    """Write `folder`: thumbnails as an image set, `embeddings.npy`, `unreadable.json`, decoding images once.
 
     A shard that an earlier, killed attempt has left whole is not computed again.
 
     Raises:
         ClipguardError: too many images are unreadable.
     """
+    keep_freed_memory()
     shards = [_shard(folder, number) for number in range(-(-len(source) // SHARD))]
     for number, shard in enumerate(shards):
         rows = range(number * SHARD, min((number + 1) * SHARD, len(source)))
@@ -133,7 +136,7 @@ def _merge(source: ImageSource, shards: list[_Shard], folder: Path) -> None:
     kept = source.take(rows)
     full = [shard for shard in shards if len(read_array(shard.rows))]
     first = read_array(full[0].images, mmap=True)
-    images = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+    images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(rows), *first.shape[1:])
     )
     start = 0
@@ -146,5 +149,6 @@ def _merge(source: ImageSource, shards: list[_Shard], folder: Path) -> None:
     write_array(folder / "embeddings.npy", np.concatenate([read_array(shard.embeddings) for shard in full]))
     write_json(folder / "unreadable.json", [{"id": entry.id, "reason": entry.reason} for entry in bad])
     for shard in shards:
-        for file in (shard.images, shard.embeddings, shard.rows, shard.unreadable):
+        # The mark of completeness first: what a kill leaves half removed must not pass for a whole shard.
+        for file in (shard.unreadable, shard.images, shard.embeddings, shard.rows):
             file.unlink()

@@ -1,6 +1,7 @@
-"""The suspicious model: a net trained briefly on the poisoned set, whose early certainty gives poison away."""
+"""The suspicious model: trained briefly on the poisoned set, its early certainty gives poison away."""
 
 import numpy as np
+from jaxtyping import Bool
 
 from clipguard.probes import Probe, probe_logits
 from clipguard.seeds import Seed
@@ -21,7 +22,11 @@ SUSPECTS: dict[str, Probe] = {
 
 
 def suspect_scores(
-    data: ImageSet, probe: Probe, seed: Seed, reserved: np.ndarray | None = None, on_epoch: EpochHook | None = None
+    data: ImageSet,
+    probe: Probe,
+    seed: Seed,
+    reserved: Bool[np.ndarray, "n"] | None = None,
+    on_epoch: EpochHook | None = None,
 ) -> Scores:
     """Return the suspicious model's logits for every sample; reserved samples are scored but not learnt."""
     trainable = np.ones(len(data), dtype=bool) if reserved is None else ~reserved

@@ -88,7 +88,7 @@ def _optimizer(model: Normalized, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def fit(
+def fit(  # noqa: PLR0913  (the kernel: whatever is fixed is in the recipe)
     model: Normalized,
     images: Images,
     rows: Int64[np.ndarray, "m"] | RowChoice,
@@ -97,13 +97,13 @@ def fit(
     seed: Seed,
     on_epoch: EpochHook | None = None,
 ) -> History:
-    """Train `model` in place on `images[rows]` (`rows` may change by epoch) and return the mean loss and seconds of each epoch.
+    """Train `model` in place on `images[rows]` and return the mean loss and the seconds so far of each epoch.
 
     Batches hold only the given rows, so that no other sample reaches the loss or BatchNorm's statistics. They
-    differ in size by at most one, so that no tiny last batch distorts BatchNorm.
+    differ in size by at most one, so that no tiny last batch distorts BatchNorm. A function
+    `rows` is asked before every epoch.
     """
     keep_freed_memory()
-    pixels = torch.from_numpy(np.ascontiguousarray(images))
     device = model.mean.device
     optimizer = _optimizer(model, recipe)
     began, losses, seconds = time.monotonic(), [], []
@@ -117,10 +117,12 @@ def fit(
             index = torch.from_numpy(chosen)
             for group in optimizer.param_groups:
                 group["lr"] = _rate(recipe, (epoch + (number + 0.5) / batches) / recipe.epochs)
-            batch = augment(pixels[index], recipe, generator).permute(0, 3, 1, 2).to(device)
+            # Picked by numpy, since torch warns of memory that it cannot write to: a run folder's memory map.
+            picked = torch.from_numpy(images[chosen])
+            batch = augment(picked, recipe, generator).permute(0, 3, 1, 2).to(device)
             value = loss(model(batch), index, batch)
             optimizer.zero_grad(set_to_none=True)
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += float(value.detach())
         model.eval()

@@ -9,8 +9,9 @@ from clipguard.types import Images
 
 def stamp_patch(images: Images, size: int, value: int = 255) -> Images:
     """Return images whose bottom-right `size` x `size` pixels are overwritten with `value` (BadNets)."""
-    out = images.copy()
-    out[:, -size:, -size:] = value
+    out = np.array(images)
+    _, h, w, _ = out.shape
+    out[:, max(0, h - size) :, max(0, w - size) :] = value
     return out
 
 
@@ -32,4 +33,5 @@ def add_sinusoid(images: Images, amplitude: float, frequency: float) -> Images:
     """
     width = images.shape[2]
     wave = amplitude * np.sin(2 * np.pi * np.arange(width) * frequency / width)
-    return np.rint(images.astype(np.float64) + wave[None, None, :, None]).clip(0, 255).astype(np.uint8)
+    moved: np.ndarray = np.rint(images.astype(np.float64) + wave[None, None, :, None])
+    return moved.clip(0, 255).astype(np.uint8)

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
 from clipguard.errors import ClipguardError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +55,27 @@ def read_truth(path: Path) -> PoisonTruth:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            table = file.read()
+        _check(table)
         notes = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         return PoisonTruth(
-            poisoned=table["poisoned"].to_numpy().astype(bool),
-            cover=table["cover"].to_numpy().astype(bool),
-            original_labels=table["original_labels"].to_numpy().astype(np.int64),
+            poisoned=np.array(table["poisoned"].to_numpy(), dtype=bool),
+            cover=np.array(table["cover"].to_numpy(), dtype=bool),
+            original_labels=np.array(table["original_labels"].to_numpy(), dtype=np.int64),
             attack=notes["attack"],
             target=int(notes["target"]) if notes["target"] else None,
         )
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise ClipguardError(f"truth file {path} cannot be read: {error}") from error
+        line = " ".join(str(error).split())
+        raise ClipguardError(
+            f"truth file {path} cannot be read ({line}): write the poisoned set anew"
+        ) from error
+
+
+def _check(table: "pa.Table") -> None:
+    """Refuse columns of another type and nulls: both would quietly become True."""
+    for name, kind in {"poisoned": "bool", "cover": "bool", "original_labels": "int64"}.items():
+        column = table[name]
+        if str(column.type) != kind or column.null_count:
+            raise ValueError(f"column {name} holds {column.type} and {column.null_count} nulls, not {kind}")

@@ -1,6 +1,7 @@
 """Frozen values that the stages pass along (numpy only). n samples, k classes, d embedding width."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,14 +48,10 @@ def image_set(
     """Return an `ImageSet` whose fingerprint is the hash of its contents."""
     names = tuple(str(i) for i in range(len(labels))) if ids is None else ids
     digest = hashlib.sha256()
-    for part in (
-        repr(images.shape).encode(),
-        np.ascontiguousarray(images).tobytes(),
-        labels.tobytes(),
-        "\0".join(class_names).encode(),
-        "\0".join(names).encode("utf-8", "surrogatepass"),
-    ):
-        digest.update(part)
+    # JSON, so that no choice of names looks like another; it also takes file names that are no valid UTF-8.
+    digest.update(json.dumps([images.shape, class_names, names]).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    digest.update(labels.tobytes())
     return ImageSet(
         images=images, labels=labels, ids=names, class_names=class_names, fingerprint=digest.hexdigest()
     )

@@ -1,7 +1,7 @@
 """Rewrite the parent's checkpoint as safetensors under timm's names. The one place that reads a pickle.
 
-The package ships nothing else. The file is refused unless its hash is the one that its name promises, and torch
-is told to build tensors only. Run once, apart from everything else:
+The package ships nothing else. The file is refused unless its hash is the one that its name promises, and
+torch is told to build tensors only. Run once, apart from everything else:
 
     python -m mini_guide.convert_parent lite0.safetensors
 """

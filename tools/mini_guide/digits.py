@@ -15,7 +15,7 @@ FAMILIES = ("DejaVu", "STIXGeneral", "cmr", "cmss", "cmtt", "cmb", "cmmi")
 
 
 def render_digits(count: int, seed: Seed) -> tuple[UInt8[np.ndarray, "n 28 28 3"], Int64[np.ndarray, "n"]]:
-    """Return `count` grey images, white on black or (one in four) black on white, and their digits in turn."""
+    """Return `count` grey images, white on black or, one in four, the reverse, and their digits in turn."""
     generator = seed.numpy()
     labels = np.arange(count) % 10
     fonts = _fonts()

@@ -25,7 +25,9 @@ class Lesson:
         classes: text embeddings of the k classes.
         teacher: the ImageNet network's own probabilities for each training image.
         imagenet: text embeddings of ImageNet's classes.
-        digits: images of printed digits, `digit_labels` their values, `digit_classes` the ten text embeddings.
+        digits: images of printed digits.
+        digit_labels: their values.
+        digit_classes: text embeddings of the ten digits.
     """
 
     labels: Int64[np.ndarray, "n"]

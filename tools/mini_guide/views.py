@@ -38,7 +38,7 @@ def degraded_views(images: UInt8[np.ndarray, "n h w 3"], side: int) -> Views:
 def mixed_views(
     images: UInt8[np.ndarray, "n h w 3"], small: UInt8[np.ndarray, "n 32 32 3"], side: int
 ) -> Views:
-    """Return views for the second round, four in a batch: JPEG at 32 pixels, shrunk to 32, to another size, whole."""
+    """Return views for the second round, four in a batch: JPEG at 32 pixels, shrunk twice, whole."""
 
     def view(rows: Int64[np.ndarray, "b"], generator: np.random.Generator) -> Float32[Tensor, "b 3 s s"]:
         fifth = len(rows) // 5

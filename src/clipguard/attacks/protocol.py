@@ -1,6 +1,6 @@
 """What every attack is, and the two steps that all of them share."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -11,6 +11,7 @@ from clipguard.truth import PoisonTruth
 from clipguard.types import Images, ImageSet, image_set
 
 
+@runtime_checkable
 class Attack(Protocol):
     """A frozen dataclass with one recipe: what is done to the training set and to test images."""
 
@@ -43,7 +44,7 @@ def choose(candidates: Int64[np.ndarray, "m"], rate: float, n: int, seed: Seed) 
     if count > len(candidates):
         raise ClipguardError(
             f"poison rate {rate} asks for {count} of {n} samples but only {len(candidates)} can carry it: "
-            "lower the rate"
+            "lower the rate or choose another target class"
         )
     return np.sort(seed.child("rows").numpy().choice(candidates, count, replace=False))
 
@@ -51,7 +52,14 @@ def choose(candidates: Int64[np.ndarray, "m"], rate: float, n: int, seed: Seed) 
 def rebuilt(
     data: ImageSet, rows: Int64[np.ndarray, "p"], images: Images, labels: Int64[np.ndarray, "p"]
 ) -> ImageSet:
-    """Return `data` with other images and labels at `rows`."""
+    """Return `data` with other images and labels at `rows`.
+
+    Raises:
+        ClipguardError: a new label is no class of `data`.
+    """
+    k = len(data.class_names)
+    if outside := sorted({int(label) for label in labels if not 0 <= label < k}):
+        raise ClipguardError(f"target class {outside[0]} does not exist: choose one of 0 to {k - 1}")
     all_images, all_labels = np.array(data.images), data.labels.copy()
     all_images[rows], all_labels[rows] = images, labels
     return image_set(all_images, all_labels, data.class_names, data.ids)

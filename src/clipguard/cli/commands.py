@@ -1,0 +1,79 @@
+"""The five commands. Each imports what it needs when it runs, so that `--help` starts in a blink."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from clipguard import __version__
+from clipguard.cli.options import AttackOptions, DefendOptions, Json, RunFolder, ScanOptions, Seed
+from clipguard.cli.outcome import Outcome
+
+Source = Annotated[
+    Path, Parameter(help="Image folder (one sub-folder a class), Parquet file or folder of shards, or .npz.")
+]
+
+app = App(
+    name="clipguard",
+    version=__version__,
+    help="Find and remove backdoors in untrusted, labelled image data sets (one label an image).",
+    result_action="return_value",
+    help_epilogue="Exit codes of scan and defend: 0 clean, 1 suspicious, 2 error, 3 undecided.",
+)
+
+
+@app.command
+def scan(source: Source, /, options: ScanOptions) -> Outcome:
+    """Rank the samples by suspicion and write a report."""
+    from clipguard.cli.defence import run_scan
+
+    return run_scan(source, options)
+
+
+@app.command
+def defend(source: Source, /, options: DefendOptions) -> Outcome:
+    """Scan, then cure a model that was trained on the data."""
+    from clipguard.cli.defence import run_defend
+
+    return run_defend(source, options)
+
+
+@app.command
+def attack(source: Source, /, options: AttackOptions) -> Outcome:
+    """Poison a data set, to try a defence on it."""
+    from clipguard.cli.poisoned import run_attack
+
+    return run_attack(source, options)
+
+
+@app.command
+def report(run: Annotated[Path, Parameter(help="Run folder.")], /, *, json: Json = False) -> Outcome:
+    """Write the page of a finished run once more."""
+    from clipguard.report import write_report
+
+    path = str(write_report(run))
+    return Outcome(
+        value={"report": path},
+        show=lambda console: console.print(path, soft_wrap=True, markup=False),
+        as_json=json,
+    )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    """What `demo` takes."""
+
+    out: RunFolder = Path("runs/demo")
+    seed: Seed = 0
+    json: Json = False
+
+
+@app.command
+def demo(options: DemoOptions | None = None) -> Outcome:
+    """Poison 5,000 digits, train a model on them, scan, cure, report: offline, about a minute."""
+    from clipguard.cli.defence import run_demo
+
+    chosen = options or DemoOptions()
+    return run_demo(chosen.out, chosen.seed, chosen.json)

@@ -1,0 +1,187 @@
+"""`scan`, `defend` and `demo`: options to a plan, the plan to a defender, its findings to an outcome."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from clipguard.cli.judging import TestSet, judge, open_test
+from clipguard.cli.options import DefendOptions, ScanOptions
+from clipguard.cli.outcome import Outcome
+from clipguard.cli.poisoned import truth_beside
+from clipguard.cli.progress import warn, working
+from clipguard.cli.tables import show_run
+from clipguard.cli.text import channels_from, rows_from, size_from
+from clipguard.defender import Defender, write_summary
+from clipguard.demo import demo_guide, demo_plan, poisoned_digits
+from clipguard.entropy import SplitRule
+from clipguard.errors import ClipguardError
+from clipguard.guide import ClipGuide, guide_from_name
+from clipguard.models import ModelSpec, read_spec
+from clipguard.pipeline import Plan
+from clipguard.report import write_report
+from clipguard.sources import ImageSource
+from clipguard.suspect import SUSPECTS
+from clipguard.training import VICTIM
+from clipguard.unlearn import REFERENCE, Cure
+
+EXIT_CODES: Final = {"clean": 0, "suspicious": 1, "undecided": 3}
+
+
+def run_scan(path: Path, options: ScanOptions) -> Outcome:
+    """Return the outcome of a scan.
+
+    Raises:
+        ClipguardError: bad input.
+    """
+    plan = _scan_plan(options)
+    with working() as tell:
+        source = _source(path, options)
+        defender = Defender(_guide(options), options.out, plan=plan, report=tell).scan(source)
+        summary = _finish(defender, "scan", {})
+    return _outcome(defender, summary, options.json)
+
+
+def run_defend(path: Path, options: DefendOptions) -> Outcome:
+    """Return the outcome of a defence.
+
+    Raises:
+        ClipguardError: bad input.
+    """
+    plan = _defend_plan(options)
+    with working() as tell:
+        source = _source(path, options)
+        spec = _spec(options, len(source.class_names))
+        if spec is not None:
+            plan = replace(plan, architecture=spec.architecture)
+        test = None
+        if options.test is not None:
+            # Before any work, so that a mistake here does not cost the minutes of a training.
+            truth = truth_beside(path, options.test) if options.rows is None else None
+            test = open_test(options.test, source, options.classes, truth)
+        defender = Defender(_guide(options), options.out, plan=plan, report=tell)
+        defender.fit(source, model=options.model, spec=spec)
+        summary = _finish(defender, "defend", judge(defender, test))
+    return _outcome(defender, summary, options.json)
+
+
+def run_demo(out: Path, seed: int, as_json: bool) -> Outcome:
+    """Return the outcome of the demonstration; its exit code is 0 whatever the verdict.
+
+    Raises:
+        ClipguardError: the package that carries the digits is missing, or `out` holds something else.
+    """
+    with working() as tell:
+        digits = poisoned_digits(seed)
+        defender = Defender(demo_guide(), out, plan=demo_plan(seed), report=tell).fit(digits.source)
+        test = TestSet(
+            clean=digits.test, triggered=digits.triggered, target=digits.truth.target, truth=digits.truth
+        )
+        summary = _finish(defender, "demo", judge(defender, test))
+    return replace(_outcome(defender, summary, as_json), code=0)
+
+
+def _source(path: Path, options: ScanOptions) -> ImageSource:
+    rows = None if options.rows is None else rows_from(options.rows, "--rows")
+    return ImageSource.open(path, classes=options.classes, rows=rows)
+
+
+def _guide(options: ScanOptions) -> ClipGuide:
+    return guide_from_name(
+        options.guide, templates=options.template or None, use_logit_scale=options.logit_scale
+    )
+
+
+def _scan_plan(options: ScanOptions) -> Plan:
+    return Plan(
+        size=None if options.size is None else size_from(options.size, "--size"),
+        suspect=SUSPECTS[options.suspect],
+        rule=SplitRule(by=options.split_by),
+        seed=options.seed,
+    )
+
+
+def _defend_plan(options: DefendOptions) -> Plan:
+    """Return the plan of `defend`; options that contradict each other are refused, not ignored."""
+    trains = options.model is None or options.by == "retrain"
+    if options.model is None and (options.input_size or options.mean or options.std):
+        raise ClipguardError(
+            "--input-size, --mean and --std describe the file of --model: give --model, or --size"
+        )
+    if options.model is not None and options.size is not None:
+        raise ClipguardError(
+            "with --model, images are read at its own size: use --input-size instead of --size"
+        )
+    if options.epochs is not None and (options.epochs < 1 or not trains):
+        raise ClipguardError(
+            "--epochs is 1 or more, of a model trained here: leave it out to unlearn --model"
+        )
+    plan = _scan_plan(options)
+    victim = replace(VICTIM, epochs=options.epochs or VICTIM.epochs, flip=options.flip)
+    cure = REFERENCE if options.loss == "reference" else Cure()
+    return replace(
+        plan,
+        architecture=options.architecture or plan.architecture,
+        victim=victim,
+        by=options.by,
+        cure=replace(cure, recipe=replace(cure.recipe, flip=options.flip)),
+    )
+
+
+def _spec(options: DefendOptions, classes: int) -> ModelSpec | None:
+    """Return how the model of --model is built: by its own header, where options do not say otherwise.
+
+    Raises:
+        ClipguardError: neither header nor options say it, or the file cannot be read.
+    """
+    if options.model is None:
+        return None
+    given = _given(options)
+    known = read_spec(options.model)
+    if known is not None:
+        return replace(known, **given)
+    if not {"architecture", "input_size"} <= given.keys():
+        raise ClipguardError(
+            f"model {options.model} does not say how it is built: give --architecture and --input-size"
+        )
+    return ModelSpec(num_classes=classes, **given)
+
+
+def _given(options: DefendOptions) -> dict[str, Any]:
+    """Return the fields of a `ModelSpec` that the options set.
+
+    Raises:
+        ClipguardError: one of them makes no sense.
+    """
+    given: dict[str, Any] = {}
+    if options.architecture is not None:
+        given["architecture"] = options.architecture
+    if options.input_size is not None:
+        given["input_size"] = size_from(options.input_size, "--input-size")
+    if options.mean is not None:
+        given["mean"] = channels_from(options.mean, "--mean")
+    if options.std is not None:
+        given["std"] = channels_from(options.std, "--std")
+        if min(given["std"]) <= 0:
+            raise ClipguardError(f"--std {options.std!r}: the numbers must be above 0")
+    return given
+
+
+def _finish(defender: Defender, command: str, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the summary, now in the run folder together with the report."""
+    run = Path(defender.run_dir)
+    published = {"report": "report.html", "samples": "samples.parquet"}
+    if figures:
+        published["model"] = "model.safetensors"
+    paths = {name: str(run / file) for name, file in published.items()}
+    summary = write_summary(defender, command, {**figures, **paths})
+    write_report(run)
+    return summary
+
+
+def _outcome(defender: Defender, summary: dict[str, Any], as_json: bool) -> Outcome:
+    warn(defender.warnings_)
+    code = EXIT_CODES[summary["verdict"]["verdict"]]
+    show = partial(show_run, summary, defender.samples_)
+    return Outcome(value=summary, show=show, as_json=as_json, code=code)

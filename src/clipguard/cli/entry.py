@@ -1,0 +1,61 @@
+"""From arguments to an exit code: one line on stderr for every fault, one object on stdout for `--json`."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from cyclopts import CycloptsError
+
+from clipguard.cli.commands import app
+from clipguard.cli.outcome import Outcome
+from clipguard.cli.text import one_line
+from clipguard.errors import ClipguardError
+
+ERROR: Final = 2
+INTERRUPTED: Final = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit code of a command line.
+
+    `scan` and `defend`: 0 clean, 1 suspicious, 3 undecided. The others: 0 when they did their job. All: 2 for
+    an error, wrong usage included, and 130 when interrupted.
+    """
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:
+        # Whoever read our output has gone: without this, Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
+    except KeyboardInterrupt:
+        return _fail("interrupted: the same command resumes where it stopped", INTERRUPTED)
+    except CycloptsError as error:
+        return _fail(f"{error} (see clipguard --help)")
+    except (ClipguardError, OSError) as error:
+        return _fail(str(error))
+
+
+def _fail(text: str, code: int = ERROR) -> int:
+    print(f"clipguard: {one_line(text)}", file=sys.stderr)  # noqa: T201  # this is the command line
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments:
+        # Not the help and 0: to a script, 0 means that a data set is clean.
+        raise ClipguardError("no command: give attack, defend, demo, report or scan (see clipguard --help)")
+    command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
+    outcome = command(*bound.args, **bound.kwargs)
+    if not isinstance(outcome, Outcome):  # --help and --version print for themselves
+        return 0
+    if outcome.as_json:
+        text = json.dumps(outcome.value, allow_nan=False)
+        print(text, flush=True)  # noqa: T201
+    else:
+        from rich.console import Console
+
+        outcome.show(Console(highlight=False))
+        sys.stdout.flush()
+    return outcome.code

@@ -1,0 +1,106 @@
+"""Rates of a model on a test set that the user brings: what only somebody with the truth can know."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from clipguard.cli.poisoned import TEST, TRIGGERED, is_attack_folder, read_target
+from clipguard.decode import read_images
+from clipguard.defender import Defender
+from clipguard.errors import ClipguardError
+from clipguard.evaluate import detection, evaluate
+from clipguard.models import Normalized
+from clipguard.scoring import classifier_logits
+from clipguard.sources import ImageSource
+from clipguard.truth import PoisonTruth
+from clipguard.types import ImageSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestSet:
+    """Labelled test images, and the same with the trigger where there is one.
+
+    Attributes:
+        clean: ordinary images.
+        triggered: the same images in the same order with the trigger, labels still true; None without one.
+        target: the label that the trigger leads to; None where there is no single one.
+        truth: which training samples are poisoned; None where that is unknown.
+    """
+
+    # Not a test, whatever its name looks like to pytest.
+    __test__ = False
+
+    clean: ImageSource
+    triggered: ImageSource | None = None
+    target: int | None = None
+    truth: PoisonTruth | None = None
+
+
+def open_test(path: Path, source: ImageSource, classes: Path | None, truth: PoisonTruth | None) -> TestSet:
+    """Return the test set at `path`: a plain labelled source, or a folder that `clipguard attack` wrote.
+
+    Raises:
+        ClipguardError: it cannot be opened, or it names other classes than the training data.
+    """
+    if not is_attack_folder(path):
+        return TestSet(clean=_same_classes(ImageSource.open(path, classes=classes), source))
+    if not (path / TEST).exists():
+        raise ClipguardError(f"{path} has no {TEST}: run clipguard attack again with --test")
+    clean, triggered = _same_classes(ImageSource.open(path / TEST, classes=classes), source), None
+    if (path / TRIGGERED).exists():
+        triggered = _same_classes(ImageSource.open(path / TRIGGERED, classes=classes), source)
+        if not np.array_equal(triggered.labels, clean.labels):
+            raise ClipguardError(
+                f"{TRIGGERED} and {TEST} of {path} differ in labels: run clipguard attack again"
+            )
+    return TestSet(clean=clean, triggered=triggered, target=read_target(path), truth=truth)
+
+
+def _same_classes(test: ImageSource, source: ImageSource) -> ImageSource:
+    if test.class_names != source.class_names:
+        raise ClipguardError(
+            f"test set {test.location} has the classes {_some(test.class_names)} but {source.location} has "
+            f"{_some(source.class_names)}: give both the same, or pass --classes"
+        )
+    return test
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def judge(defender: Defender, test: TestSet | None) -> dict[str, Any]:
+    """Return `before` and `after` of a fitted defender, and `detection` where the truth is known.
+
+    Raises:
+        ClipguardError: too many test images are unreadable.
+    """
+    if test is None:
+        before, after = defender.own_figures()
+        return {"before": before, "after": after}
+    size = defender.spec_.input_size
+    clean, _ = read_images(test.clean, size)
+    triggered = None if test.triggered is None else read_images(test.triggered, size)[0]
+    where = f"test set {test.clean.location}"
+    rates = [
+        {**_rates(model, clean, triggered, test.target), "measured_on": where}
+        for model in (defender.before_, defender.model_)
+    ]
+    found, truth = defender.found_, test.truth
+    told: dict[str, Any] = {"before": rates[0], "after": rates[1]}
+    if truth is not None and len(truth.poisoned) == len(found.data):
+        told["detection"] = detection(found.entropy, found.split, truth)
+    return told
+
+
+def _rates(
+    model: Normalized, clean: ImageSet, triggered: ImageSet | None, target: int | None
+) -> dict[str, float | int]:
+    attacked: Float32[np.ndarray, "n k"] | None = None
+    if triggered is not None:
+        attacked = classifier_logits(model, triggered.images)
+    result = evaluate(classifier_logits(model, clean.images), attacked, clean.labels, target)
+    return {name: rate for name, rate in asdict(result).items() if rate is not None}

@@ -1,0 +1,120 @@
+"""The options of each command, as they are typed; what they mean is worked out where they are used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+Json = Annotated[bool, Parameter(negative="", help="Print one JSON object and nothing else on stdout.")]
+Seed = Annotated[int, Parameter(help="Root of all randomness.")]
+Classes = Annotated[
+    Path | None,
+    Parameter(help="Class names: a .txt with one a line, or a .json list or object; default: the source's."),
+]
+Rows = Annotated[str | None, Parameter(help="Keep the rows FIRST:END only, such as 0:12000.")]
+RunFolder = Annotated[
+    Path,
+    Parameter(name=("--out", "-o"), help="Run folder, created if needed; the same data resume there."),
+]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanOptions:
+    """What `scan` and `defend` share."""
+
+    out: RunFolder
+    guide: Annotated[
+        str,
+        Parameter(
+            help="mini (embedded), NAME or NAME/TAG of open_clip, hf-hub:ORG/NAME or local-dir:FOLDER."
+        ),
+    ] = "ViT-B-32"
+    template: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="", show_default=False, help="Prompt with {} for the class name; repeat to average."
+        ),
+    ] = ()
+    logit_scale: Annotated[
+        bool, Parameter(help="Use the guide's own logit scale; without it its opinion is nearly uniform.")
+    ] = True
+    classes: Classes = None
+    rows: Rows = None
+    size: Annotated[
+        str | None,
+        Parameter(help="Pixels HxW or N at which the small nets look; default: the commonest, at most 64."),
+    ] = None
+    suspect: Annotated[
+        Literal["compact", "averaged", "out-of-fold", "reference"], Parameter(help="The suspicious model.")
+    ] = "compact"
+    split_by: Annotated[
+        Literal["class", "all"], Parameter(help="Rank samples within their class, or among all (reference).")
+    ] = "class"
+    seed: Seed = 0
+    json: Json = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefendOptions(ScanOptions):
+    """What `defend` adds: the model, how it is cured, what it is tested on."""
+
+    model: Annotated[
+        Path | None,
+        Parameter(help="Weights to cure (.safetensors); without it, a model is trained here first."),
+    ] = None
+    architecture: Annotated[
+        str | None,
+        Parameter(
+            help="preactresnet18-WIDTH, a timm name or package.module:factory; default: preactresnet18-16."
+        ),
+    ] = None
+    input_size: Annotated[str | None, Parameter(help="Pixels HxW or N that the model of --model takes.")] = (
+        None
+    )
+    mean: Annotated[
+        str | None, Parameter(help="R,G,B that the model of --model subtracts from images in 0..1.")
+    ] = None
+    std: Annotated[str | None, Parameter(help="R,G,B that it divides by after that.")] = None
+    by: Annotated[
+        Literal["unlearn", "retrain"],
+        Parameter(help="Make the model forget, or drop what is flagged and train from scratch."),
+    ] = "unlearn"
+    loss: Annotated[
+        Literal["unlikelihood", "reference"], Parameter(help="Unlearning loss; reference is the paper's.")
+    ] = "unlikelihood"
+    epochs: Annotated[int | None, Parameter(help="Of a model that is trained here; default: 25.")] = None
+    flip: Annotated[bool, Parameter(help="Mirror images at random in training; not for digits or text.")] = (
+        True
+    )
+    test: Annotated[
+        Path | None,
+        Parameter(help="Labelled test set, or a folder that `clipguard attack` wrote with --test."),
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackOptions:
+    """What `attack` takes."""
+
+    out: Annotated[Path, Parameter(name=("--out", "-o"), help="Folder to make; must be new or empty.")]
+    attack: Annotated[
+        Literal["badnets", "blended", "sig", "none", "flips", "flips-to-one"],
+        Parameter(help="The attack; the last three are controls without a trigger."),
+    ]
+    rate: Annotated[float, Parameter(help="Fraction of all samples that are poisoned.")] = 0.05
+    target: Annotated[int, Parameter(help="Label that the backdoor leads to.")] = 0
+    test: Annotated[
+        Path | None, Parameter(help="Labelled test set, to be written without and with the trigger.")
+    ] = None
+    test_rows: Annotated[str | None, Parameter(help="Keep these rows FIRST:END of the test set only.")] = None
+    rows: Rows = None
+    classes: Classes = None
+    size: Annotated[
+        str | None, Parameter(help="Pixels HxW or N of the images written; default: the commonest size.")
+    ] = None
+    seed: Seed = 0
+    json: Json = False

@@ -1,0 +1,166 @@
+"""Folders that `clipguard attack` writes: a poisoned training set, its truth, and test sets to judge by."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from clipguard.attacks import Attack, attack_named
+from clipguard.cli.options import AttackOptions
+from clipguard.cli.outcome import Outcome
+from clipguard.cli.progress import warn, working
+from clipguard.cli.text import rows_from, size_from
+from clipguard.decode import common_size, read_images
+from clipguard.errors import ClipguardError
+from clipguard.seeds import Seed
+from clipguard.sources import ImageSource
+from clipguard.sources.writer import write_parquet
+from clipguard.store import read_json, write_json
+from clipguard.truth import PoisonTruth, read_truth, write_truth
+from clipguard.types import ImageSet, image_set
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TRAIN: Final = "train.parquet"
+TEST: Final = "test.parquet"
+TRIGGERED: Final = "test-triggered.parquet"
+TRUTH: Final = "truth.parquet"
+ABOUT: Final = "attack.json"
+
+Tell = Callable[[str, int, int], None]
+
+
+def is_attack_folder(path: Path) -> bool:
+    """Return whether `clipguard attack` wrote the folder."""
+    return (path / ABOUT).is_file()
+
+
+def read_target(folder: Path) -> int | None:
+    """Return the label that the folder's backdoor leads to, None where there is no single one.
+
+    Raises:
+        ClipguardError: the folder's description is damaged.
+    """
+    about = read_json(folder / ABOUT)
+    target = about.get("target", "") if isinstance(about, dict) else ""
+    if target is not None and type(target) is not int:
+        raise ClipguardError(f"{folder / ABOUT} is damaged: run clipguard attack again")
+    return target
+
+
+def truth_beside(source: Path, test: Path | None) -> PoisonTruth | None:
+    """Return the truth about `source` where it is the training set of the attack folder `test`, else None.
+
+    Raises:
+        ClipguardError: the truth is there but damaged.
+    """
+    if test is None or not is_attack_folder(test) or not (test / TRAIN).exists():
+        return None
+    return read_truth(test / TRUTH) if source.exists() and (test / TRAIN).samefile(source) else None
+
+
+def run_attack(path: Path, options: AttackOptions) -> Outcome:
+    """Return what was written into the folder `options.out`.
+
+    Raises:
+        ClipguardError: bad input, or a folder that is not empty.
+    """
+    _refuse_full(options.out)
+    attack = attack_named(options.attack, rate=options.rate, target=options.target)
+    with working() as tell:
+        train, test, unreadable = _read(path, options, tell)
+        poisoned, truth = attack.poison(train, Seed(options.seed).child("attack", options.attack))
+        triggered = None if test is None else _triggered(attack, test)
+        sets = {TRAIN: poisoned, TEST: test, TRIGGERED: triggered}
+        about = {
+            "attack": options.attack,
+            "rate": options.rate,
+            "target": truth.target,
+            "seed": options.seed,
+            "source": str(path),
+            "test_source": None if options.test is None else str(options.test),
+            "classes": list(train.class_names),
+            "size": list(train.images.shape[1:3]),
+            "counts": {
+                "train": len(poisoned),
+                "poisoned": int(truth.poisoned.sum()),
+                "test": 0 if test is None else len(test),
+                "triggered": 0 if triggered is None else len(triggered),
+                "unreadable": unreadable,
+            },
+        }
+        with _appearing(options.out) as part:
+            for name, data in sets.items():
+                if data is not None:
+                    write_parquet(data, part / name)
+            write_truth(truth, part / TRUTH)
+            write_json(part / ABOUT, about)
+    if unreadable:
+        warn([f"{unreadable} images could not be read and were left out"])
+    files = [str(options.out / name) for name, data in sets.items() if data is not None]
+    value = {**about, "out": str(options.out), "files": [*files, str(options.out / TRUTH)]}
+    return Outcome(value=value, show=partial(_show, value), as_json=options.json)
+
+
+def _read(path: Path, options: AttackOptions, tell: Tell) -> tuple[ImageSet, ImageSet | None, int]:
+    """Return training set, test set at the same size, and the number of images that could not be read."""
+    rows = None if options.rows is None else rows_from(options.rows, "--rows")
+    source = ImageSource.open(path, classes=options.classes, rows=rows)
+    if not 0 <= options.target < len(source.class_names):
+        raise ClipguardError(
+            f"--target {options.target}: {path} has the labels 0 to {len(source.class_names) - 1}"
+        )
+    size = common_size(source).common if options.size is None else size_from(options.size, "--size")
+    if options.test is None:
+        if options.test_rows is not None:
+            raise ClipguardError("--test-rows says which rows of --test to keep: give --test too")
+        train, bad = read_images(source, size, partial(tell, "read"))
+        return train, None, len(bad)
+    test_rows = None if options.test_rows is None else rows_from(options.test_rows, "--test-rows")
+    held_out = ImageSource.open(options.test, classes=options.classes, rows=test_rows)
+    if held_out.class_names != source.class_names:
+        raise ClipguardError(
+            f"{options.test} names other classes than {path}: give both the same, or --classes"
+        )
+    train, bad = read_images(source, size, partial(tell, "read"))
+    test, worse = read_images(held_out, size, partial(tell, "read test"))
+    return train, test, len(bad) + len(worse)
+
+
+def _triggered(attack: Attack, test: ImageSet) -> ImageSet | None:
+    images = attack.trigger(np.asarray(test.images))
+    return None if images is None else image_set(images, test.labels, test.class_names, test.ids)
+
+
+def _refuse_full(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ClipguardError(f"{folder} exists and is not an empty folder: give a new one")
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `folder` at the end of the block, or is removed if that fails."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _show(value: dict[str, Any], console: "Console") -> None:
+    counts = value["counts"]
+    console.print(
+        f"{value['attack']}: {counts['poisoned']:,} of {counts['train']:,} training samples changed",
+        markup=False,
+    )
+    for file in value["files"]:
+        console.print(f"  {file}", soft_wrap=True, markup=False)

@@ -1,0 +1,55 @@
+"""Texts of the command line to values, and values of the data to texts that a terminal may be shown."""
+
+import math
+import re
+
+from clipguard.errors import ClipguardError
+
+SMALLEST, LARGEST = 8, 4096
+
+
+def one_line(text: str) -> str:
+    """Return `text` with control, direction and line-break marks spelt out: names come from strangers."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def size_from(text: str, option: str) -> tuple[int, int]:
+    """Return height and width of `HxW` or of `N`, which means a square.
+
+    Raises:
+        ClipguardError: another form, or a side outside 8..4096.
+    """
+    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", text)
+    if match is None:
+        raise ClipguardError(f"{option} {text!r}: give HEIGHTxWIDTH or one number, such as 64x48 or 32")
+    height, width = int(match[1]), int(match[2] or match[1])
+    if not (SMALLEST <= height <= LARGEST and SMALLEST <= width <= LARGEST):
+        raise ClipguardError(f"{option} {text!r}: a side must have {SMALLEST} to {LARGEST} pixels")
+    return height, width
+
+
+def rows_from(text: str, option: str) -> tuple[int, int]:
+    """Return first and one past the last row of `A:B`.
+
+    Raises:
+        ClipguardError: another form.
+    """
+    match = re.fullmatch(r"(\d{1,15}):(\d{1,15})", text)
+    if match is None:
+        raise ClipguardError(f"{option} {text!r}: give FIRST:END, such as 0:1000")
+    return int(match[1]), int(match[2])
+
+
+def channels_from(text: str, option: str) -> tuple[float, float, float]:
+    """Return the three numbers of `R,G,B`.
+
+    Raises:
+        ClipguardError: another form, or NaN or Inf.
+    """
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        red = green = blue = math.nan
+    if not all(map(math.isfinite, (red, green, blue))):
+        raise ClipguardError(f"{option} {text!r}: give three numbers, such as 0.5,0.5,0.5")
+    return red, green, blue

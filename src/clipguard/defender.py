@@ -1,0 +1,250 @@
+"""`Defender`: the pipeline behind scikit-learn's contract, and the summary of a run."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from clipguard.errors import ClipguardError
+from clipguard.guide import ClipGuide
+from clipguard.models import ModelSpec, Normalized, load, read_spec
+from clipguard.pipeline import Plan, Report, Scan, cure, scan, train_on
+from clipguard.scoring import classifier_logits
+from clipguard.sources import ImageSource
+from clipguard.store import RunFolder, SourceInfo, Stage, read_json, read_table, write_json
+from clipguard.types import Split
+
+CERTAIN_SHARE = 0.002
+"""Flagged share below which nothing is called above chance."""
+
+
+class Defender:
+    """Scans an untrusted data set and cures a model that was trained on it.
+
+    The constructor only stores. After `scan`: `samples_` (columns of samples.parquet), `split_`, `verdict_`.
+    After `fit` also `model_` (cured), `before_` (the victim), `spec_`, `history_`. Every stage is cached in
+    `run_dir`; running again resumes.
+
+    Args:
+        guide: the CLIP that reads the labels; the default needs its weights from the hub or its cache.
+        run_dir: folder of the run.
+        plan: all other settings.
+        report: called with (stage, done, total) as work goes on.
+    """
+
+    def __init__(
+        self,
+        guide: ClipGuide | None = None,
+        run_dir: str | Path = "runs/clipguard",
+        *,
+        plan: Plan | None = None,
+        report: Report | None = None,
+    ) -> None:
+        self.guide = guide
+        self.run_dir = run_dir
+        self.plan = plan
+        self.report = report
+
+    def scan(self, source: object) -> "Defender":
+        """Return self with the split and the verdict on `source` (anything that `ImageSource.open` takes).
+
+        Raises:
+            ClipguardError: bad input; one line says what to do.
+        """
+        return self._scan(_opened(source), reserve=False)
+
+    def fit(
+        self, source: object, model: str | Path | nn.Module | None = None, spec: ModelSpec | None = None
+    ) -> "Defender":
+        """Return self with a model without the backdoor.
+
+        Args:
+            source: the untrusted data set.
+            model: the victim: a safetensors file or a module; None trains one here first.
+            spec: how to build the file's model; not needed for a file that clipguard wrote.
+
+        Raises:
+            ClipguardError: bad input; one line says what to do.
+        """
+        opened = _opened(source)
+        plan = self.plan or Plan()
+        victim = None if model is None else _victim(model, spec, len(opened.class_names))
+        if victim is not None and plan.size is None:
+            # The model is cured at its own input size, so that the small nets see what it sees.
+            plan = _with_size(plan, victim[1].input_size)
+        self._scan(opened, reserve=victim is None, plan=plan)
+        found = self.found_
+        if victim is None:
+            self.spec_, self.victim_stage_ = train_on(found, ~found.reserved, "victim", plan, self.report)
+            origin = self.victim_stage_.key
+            self.before_ = load(self.victim_stage_.path / "model.safetensors", self.spec_)
+        else:
+            self.before_, self.spec_, origin = victim
+        if plan.by == "retrain":
+            keep = ~found.split.triggered & ~found.reserved
+            self.spec_, stage = train_on(found, keep, "retrain", plan, self.report)
+            self.model_ = load(stage.path / "model.safetensors", self.spec_)
+        else:
+            stage = cure(found, self.before_, self.spec_, origin, plan, self.report)
+            self.model_ = _weights_into(self.before_, self.spec_, stage)
+        self.history_ = read_table(stage.path / "history.parquet")
+        found.run.publish(stage.path / "model.safetensors", "model.safetensors")
+        self.stages_ = {**found.stages, **self._victim_stages(), plan.by if plan.by == "retrain" else "cure": stage}
+        return self
+
+    def _victim_stages(self) -> dict[str, Stage]:
+        return {"victim": self.victim_stage_} if hasattr(self, "victim_stage_") else {}
+
+    def _scan(self, source: ImageSource, reserve: bool, plan: Plan | None = None) -> "Defender":
+        plan = plan or self.plan or Plan()
+        guide = self.guide or ClipGuide()
+        info = SourceInfo(
+            kind=source.kind,
+            location=source.location,
+            fingerprint=source.fingerprint,
+            n=len(source),
+            class_names=source.class_names,
+        )
+        config = {"guide": guide.name, "templates": guide.prompts, "plan": json.loads(json.dumps(asdict(plan)))}
+        run = RunFolder.open(self.run_dir, info, config, plan.seed)
+        self.found_: Scan = scan(source, guide, run, plan, reserve, self.report)
+        self.split_: Split = self.found_.split
+        self.samples_ = read_table(run.path / "samples.parquet")
+        self.verdict_ = verdict(self.found_)
+        self.stages_: dict[str, Stage] = self.found_.stages
+        self.warnings_ = guide.warnings_for(source.class_names) + _data_warnings(source, self.found_)
+        return self
+
+    def own_figures(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return accuracies before and after without a test set, with what they were measured on.
+
+        A victim trained here is measured on the reserved samples that the split calls clean. A given model
+        has seen all of the data: its accuracy on the clean samples is labelled as seen in training.
+        """
+        found = self.found_
+        where = found.split.clean & (found.reserved if found.reserved.any() else True)
+        label = "reserved samples" if found.reserved.any() else "seen in training"
+        rows = np.flatnonzero(where)
+        if not len(rows):
+            return {"measured_on": "nothing: no clean sample"}, {"measured_on": "nothing: no clean sample"}
+        figures = []
+        for model in (self.before_, self.model_):
+            right = classifier_logits(model, found.data.images[rows]).argmax(1) == found.data.labels[rows]
+            figures.append({"accuracy": float(right.mean()), "measured_on": label, "n": len(rows)})
+        return figures[0], figures[1]
+
+
+def _opened(source: object) -> ImageSource:
+    return source if isinstance(source, ImageSource) else ImageSource.open(source)
+
+
+def _with_size(plan: Plan, size: tuple[int, int]) -> Plan:
+    from dataclasses import replace
+
+    return replace(plan, size=size)
+
+
+def _victim(
+    model: str | Path | nn.Module, spec: ModelSpec | None, classes: int
+) -> tuple[Normalized, ModelSpec, str]:
+    """Return the model to cure, its spec and the hash of its weights.
+
+    Raises:
+        ClipguardError: no spec for a foreign file or a module, another class count, or an unreadable file.
+    """
+    if isinstance(model, nn.Module):
+        if spec is None:
+            raise ClipguardError("a module needs a ModelSpec: its input size, mean, std and number of classes")
+        loaded = model if isinstance(model, Normalized) else Normalized(model, spec)
+        known: ModelSpec | None = spec
+    else:
+        path = Path(model)
+        known = spec or read_spec(path)
+        if known is None:
+            raise ClipguardError(
+                f"model {path} does not say its architecture: give --architecture (and --input-size)"
+            )
+        loaded = load(path, known)
+    assert known is not None
+    if known.num_classes != classes:
+        raise ClipguardError(f"the model has {known.num_classes} classes but the data set names {classes}")
+    digest = hashlib.sha256()
+    for name, value in sorted(loaded.network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return loaded.eval(), known, digest.hexdigest()
+
+
+def _weights_into(like: Normalized, spec: ModelSpec, stage: Stage) -> Normalized:
+    """Return a copy of the model `like` with the weights of a stage, also where no name can build it."""
+    import copy
+
+    from safetensors.torch import load_file
+
+    model = copy.deepcopy(like)
+    model.network.load_state_dict(load_file(stage.path / "model.safetensors"))
+    return model.eval()
+
+
+def verdict(found: Scan) -> dict[str, Any]:
+    """Return the verdict as far as it is built: always undecided, with the reasons in plain words."""
+    flagged, n = int(found.split.triggered.sum()), len(found.data)
+    agreement = float(np.mean(found.guide.logits.argmax(1) == found.data.labels))
+    chance = 1 / len(found.data.class_names)
+    if flagged < CERTAIN_SHARE * n:
+        reasons = [f"nothing above chance: {flagged} of {n} samples share a pattern that the others lack"]
+    else:
+        reasons = [f"{flagged} of {n} samples ({flagged / n:.1%}) share a pattern that the others lack"]
+    if agreement < 2 * chance:
+        reasons.append(f"the guide agrees with only {agreement:.1%} of the labels, near chance ({chance:.1%})")
+    reasons.append("a verdict with error control is not built yet")
+    return {"verdict": "undecided", "reasons": reasons}
+
+
+def _data_warnings(source: ImageSource, found: Scan) -> list[str]:
+    out = []
+    if source.empty_classes:
+        out.append(f"{len(source.empty_classes)} classes have no image: {', '.join(source.empty_classes[:5])}")
+    if found.split.starved:
+        names = ", ".join(found.split.starved[:5])
+        out.append(f"{len(found.split.starved)} classes have too few clean samples to trust: {names}")
+    if unreadable := read_json(found.stages["read"].path / "unreadable.json"):
+        out.append(f"{len(unreadable)} images could not be read and were skipped, first {unreadable[0]['id']!r}")
+    return out
+
+
+def write_summary(defender: Defender, command: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the run's summary, as published in summary.json for the report and `--json`."""
+    found = defender.found_
+    part, stages = found.split, defender.stages_
+    unreadable = read_json(found.stages["read"].path / "unreadable.json")
+    counts = {"clean": int(part.clean.sum()), "triggered": int(part.triggered.sum())}
+    summary = {
+        "command": command,
+        "verdict": defender.verdict_,
+        "data": {
+            "location": found.run.manifest["source"]["location"],
+            "n": len(found.data),
+            "classes": list(found.data.class_names),
+            "unreadable": len(unreadable),
+            "size": list(found.data.images.shape[1:3]),
+        },
+        "guide": {
+            "name": found.guide.source,
+            "scale": found.guide.scale,
+            "agreement": float(np.mean(found.guide.logits.argmax(1) == found.data.labels)),
+        },
+        "split": {**counts, "unused": len(found.data) - sum(counts.values()), "starved": list(part.starved)},
+        "seconds": {name: round(stage.seconds, 2) for name, stage in stages.items()},
+        "warnings": defender.warnings_,
+        "seed": found.run.manifest["seed"],
+        "run_dir": str(found.run.path),
+        **extra,
+    }
+    write_json(found.run.path / "summary.json", summary)
+    return summary

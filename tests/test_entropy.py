@@ -1,0 +1,210 @@
+"""clipguard.entropy: losses, ranks and split, against slow oracles and whatever the order of the rows."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from reference import entropy_map as oracle
+
+from clipguard.entropy import SplitRule, class_ranks, entropy_map, label_nll, rank, split, starved_classes
+from clipguard.errors import ClipguardError
+from clipguard.types import EntropyMap, Scores
+
+NAMES = ("cat", "dog", "frog")
+RULES = [SplitRule(by="class"), SplitRule(by="all")]
+
+
+def scores(logits, scale=1.0):
+    return Scores(logits=np.asarray(logits, dtype=np.float32), scale=scale, source="the scorer")
+
+
+def opinions(n, seed, spread=3.0, levels=None):
+    """Return two scorers and labels of n random samples; few `levels` make many ties."""
+    draw = np.random.default_rng(seed)
+    logits = draw.normal(0, spread, (2, n, 3)).astype(np.float32)
+    if levels is not None:
+        logits = np.round(logits / spread * levels) * spread / levels
+    return scores(logits[0], 20.0), scores(logits[1]), draw.integers(0, 3, n)
+
+
+def mapped(n, seed, levels=None):
+    guide, suspect, labels = opinions(n, seed, levels=levels)
+    return entropy_map(guide, suspect, labels), labels
+
+
+def of_losses(guide, suspect):
+    """Return the entropy map of given losses."""
+    guide, suspect = np.asarray(guide, float), np.asarray(suspect, float)
+    return EntropyMap(
+        guide_nll=guide, suspect_nll=suspect, guide_rank=rank(guide), suspect_rank=rank(suspect)
+    )
+
+
+sizes = st.integers(1, 40)
+draws = st.integers(0, 2**32)
+coarse = st.sampled_from([None, 1, 2])
+
+
+@hypothesis_settings(max_examples=40)
+@given(
+    st.lists(st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4), min_size=1, max_size=6),
+    st.sampled_from([0.5, 1.0, 22.0, 100.0]),
+    draws,
+)
+def test_the_loss_is_that_of_an_explicit_softmax_in_60_digits(logits, scale, seed):
+    labels = np.random.default_rng(seed).integers(0, 4, len(logits))
+    given_scores = scores(logits, scale)
+    slow = oracle.label_nll(given_scores.logits.tolist(), scale, labels.tolist())
+    # Rounding of the scaled logits, the largest 1e6, is what is left of 1e-10 relative to the loss.
+    np.testing.assert_allclose(label_nll(given_scores, labels), slow, rtol=1e-9, atol=1e-300)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e4])
+def test_certain_samples_neither_overflow_nor_tie(offset):
+    gaps = np.arange(1.0, 701.0)  # beyond 745 nats the loss itself is below the smallest float64
+    logits = np.stack([offset + gaps, np.full_like(gaps, offset), np.full_like(gaps, offset - 5)], 1)
+    right = label_nll(scores(logits), np.zeros(700, dtype=np.int64))
+    wrong = label_nll(scores(logits), np.ones(700, dtype=np.int64))
+    assert (np.diff(right) < 0).all()
+    assert right[-1] > 0
+    assert (np.diff(wrong) > 0).all()
+
+
+def test_huge_scores_give_huge_finite_losses_in_the_right_order():
+    logits = [[1e4, -1e4, 0.0], [1e4, -1e4 + 1, 0.0], [1e30, -1e30, 0.0]]
+    loss = label_nll(scores(logits), np.array([1, 1, 1]))
+    np.testing.assert_allclose(loss, [2e4, 2e4 - 1, 2e30], rtol=1e-7)
+
+
+def test_a_loss_ignores_what_is_added_to_all_scores_and_is_log_k_where_all_are_equal():
+    np.testing.assert_allclose(
+        label_nll(scores([[7.0] * 5, [-3.0] * 5]), np.array([0, 4])), np.log(5), rtol=1e-15
+    )
+
+
+def test_the_scores_are_left_as_they_were():
+    guide, _, labels = opinions(9, 0)
+    before = guide.logits.copy()
+    label_nll(guide, labels)
+    assert np.array_equal(guide.logits, before)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_no_numbers_are_refused_with_their_first_row(value):
+    logits = np.zeros((6, 3), dtype=np.float32)
+    logits[4, 2] = logits[5, 0] = value
+    with pytest.raises(ClipguardError, match="the scorer gave NaN or infinite .* 2 samples, first row 4"):
+        label_nll(scores(logits), np.zeros(6, dtype=np.int64))
+
+
+@given(st.lists(st.integers(-4, 4), max_size=30))
+def test_ranks_are_those_of_counting_with_ties_averaged(values):
+    slow = [float(r) for r in oracle.ranks(values)]
+    np.testing.assert_allclose(rank(np.array(values, dtype=float)), slow, rtol=1e-15)
+
+
+@given(st.lists(st.floats(0, 9), min_size=1, max_size=30))
+def test_ranks_lie_above_0_and_at_most_at_1_and_average_to_the_middle(values):
+    ranks = rank(np.array(values))
+    assert (ranks > 0).all()
+    assert (ranks <= 1).all()
+    assert ranks.mean() == pytest.approx((len(values) + 1) / 2 / len(values))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=25))
+def test_class_ranks_are_ranks_among_the_samples_of_one_label(pairs):
+    values, labels = (np.array(column) for column in zip(*pairs, strict=True))
+    slow = [float(r) for r in oracle.class_ranks(values.tolist(), labels.tolist())]
+    np.testing.assert_allclose(class_ranks(values.astype(float), labels), slow, rtol=1e-15)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.by)
+@given(sizes, draws, coarse, st.data())
+def test_shuffling_the_rows_shuffles_the_result_and_changes_no_bit_of_it(rule, n, seed, levels, data):
+    guide, suspect, labels = opinions(n, seed, levels=levels)
+    order = np.array(data.draw(st.permutations(range(n))), dtype=np.int64)
+    entropy = entropy_map(guide, suspect, labels)
+    shuffled = entropy_map(
+        scores(guide.logits[order], guide.scale), scores(suspect.logits[order]), labels[order]
+    )
+    one, other = split(entropy, labels, NAMES, rule), split(shuffled, labels[order], NAMES, rule)
+    for name in ("guide_nll", "suspect_nll", "guide_rank", "suspect_rank"):
+        assert np.array_equal(getattr(entropy, name)[order], getattr(shuffled, name)), name
+    for name in ("clean", "triggered", "suspicion"):
+        assert np.array_equal(getattr(one, name)[order], getattr(other, name)), name
+    assert one.starved == other.starved
+
+
+@given(sizes, draws, coarse, st.sampled_from([(20, 10), (30, 15), (10, 10), (5, 40)]))
+def test_the_rules_are_those_of_comparing_one_sample_at_a_time(n, seed, levels, per_cent):
+    s1, s2 = (Fraction(value, 100) for value in per_cent)
+    entropy, labels = mapped(n, seed, levels)
+    guide, suspect = entropy.guide_nll.tolist(), entropy.suspect_nll.tolist()
+    by_hand = {
+        "all": (oracle.ranks(guide), oracle.ranks(suspect)),
+        "class": (
+            oracle.class_ranks(guide, labels.tolist()),
+            oracle.class_ranks(suspect, labels.tolist()),
+        ),
+    }
+    for by, axes in by_hand.items():
+        found = split(entropy, labels, NAMES, SplitRule(by=by, clean=float(s1), triggered=float(s2)))
+        clean, triggered = oracle.split(*axes, s1, s2)
+        assert found.triggered.tolist() == triggered
+        assert found.clean.tolist() == [a and not b for a, b in zip(clean, triggered, strict=True)]
+
+
+@given(sizes, draws, coarse, st.floats(0, 1), st.floats(0, 1), st.sampled_from(["all", "class"]))
+def test_no_sample_is_clean_and_triggered_whatever_the_thresholds(n, seed, levels, s1, s2, by):
+    entropy, labels = mapped(n, seed, levels)
+    found = split(entropy, labels, NAMES, SplitRule(by=by, clean=s1, triggered=s2))
+    assert not (found.clean & found.triggered).any()
+    assert ((found.suspicion >= 0) & (found.suspicion <= 1)).all()
+
+
+@given(st.lists(st.integers(2, 15), min_size=3, max_size=3), draws, coarse)
+def test_class_by_class_every_class_of_two_or_more_samples_keeps_clean_ones(counts, seed, levels):
+    labels = np.repeat(np.arange(3), counts)
+    guide, suspect, _ = opinions(len(labels), seed, levels=levels)
+    found = split(entropy_map(guide, suspect, labels), labels, NAMES, SplitRule(by="class"))
+    assert (np.bincount(labels[found.clean], minlength=3) > 0).all()
+
+
+def test_a_class_that_the_guide_cannot_read_is_lost_by_the_rule_over_all_and_kept_class_by_class():
+    labels = np.repeat(np.arange(3), 20)
+    draw = np.random.default_rng(0)
+    guide = draw.random(60) + 50 * (labels == 2)
+    entropy = of_losses(guide, draw.random(60))
+    over_all = split(entropy, labels, NAMES, SplitRule(by="all", clean=0.4, triggered=0.2))
+    by_class = split(entropy, labels, NAMES, SplitRule(by="class", clean=0.4, triggered=0.2))
+    assert not over_all.clean[labels == 2].any()
+    assert over_all.starved == ("frog",)
+    assert by_class.clean[labels == 2].any()
+
+
+def test_poison_that_both_axes_see_heads_the_list_and_is_triggered_not_clean():
+    draw = np.random.default_rng(1)
+    poisoned = np.arange(200) % 20 == 0
+    entropy = of_losses(draw.random(200) + poisoned, draw.random(200) - poisoned)
+    found = split(entropy, np.arange(200) % 3, NAMES, SplitRule(by="all"))
+    assert found.triggered[poisoned].all()
+    assert not found.clean[poisoned].any()
+    assert set(np.argsort(-found.suspicion)[:10]) == set(np.flatnonzero(poisoned))
+
+
+def test_classes_short_of_clean_samples_are_named_those_without_any_sample_included():
+    clean = np.array([True, True, True, False, True])
+    labels = np.array([0, 0, 1, 1, 1])
+    assert starved_classes(clean, labels, NAMES, 3) == ("cat", "dog", "frog")
+    assert starved_classes(clean, labels, NAMES, 2) == ("frog",)
+    assert starved_classes(clean, labels, NAMES, 1) == ("frog",)
+    assert starved_classes(clean, labels, NAMES, 0) == ()
+
+
+def test_an_empty_data_set_gives_an_empty_map():
+    nothing = np.zeros(0, dtype=np.int64)
+    entropy = entropy_map(scores(np.zeros((0, 3))), scores(np.zeros((0, 3))), nothing)
+    assert len(entropy.guide_nll) == len(entropy.suspect_rank) == 0

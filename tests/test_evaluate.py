@@ -1,0 +1,148 @@
+"""clipguard.evaluate: rates counted one sample at a time, AUROC by its meaning."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from reference import detection as oracle
+
+from clipguard.evaluate import auroc, detection, evaluate
+from clipguard.truth import PoisonTruth
+from clipguard.types import EntropyMap, Split
+
+K = 3
+draws = st.integers(0, 2**32)
+
+
+def random_logits(n, seed):
+    return np.random.default_rng(seed).normal(size=(n, K)).astype(np.float32)
+
+
+def answers(predicted):
+    """Return logits whose highest is the given class."""
+    return np.eye(K, dtype=np.float32)[predicted]
+
+
+@given(st.integers(1, 40), draws, st.integers(0, K - 1))
+def test_rates_are_those_of_counting_one_sample_at_a_time(n, seed, target):
+    labels = np.random.default_rng(seed).integers(0, K, n)
+    clean, triggered = random_logits(n, seed), random_logits(n, seed + 1)
+    right = recalled = of_target = hit = recovered = others = 0
+    for label, before, after in zip(labels, clean, triggered, strict=True):
+        answer, attacked = list(before).index(max(before)), list(after).index(max(after))
+        right += answer == label
+        if label == target:
+            of_target += 1
+            recalled += answer == target
+        else:
+            others += 1
+            hit += attacked == target
+            recovered += attacked == label
+    found = evaluate(clean, triggered, labels, target)
+    assert found.n == n
+    assert found.accuracy == pytest.approx(right / n)
+    assert found.target_recall == (pytest.approx(recalled / of_target) if of_target else None)
+    assert found.attack_success == (pytest.approx(hit / others) if others else None)
+    assert found.recovery == (pytest.approx(recovered / others) if others else None)
+
+
+def test_the_target_class_itself_counts_for_no_attack():
+    labels = np.array([0, 0, 1, 2])
+    found = evaluate(answers(labels), answers(np.array([0, 0, 0, 2])), labels, 0)
+    assert (found.accuracy, found.target_recall) == (1.0, 1.0)
+    assert (found.attack_success, found.recovery) == (0.5, 0.5)
+
+
+def test_without_a_target_there_is_accuracy_only():
+    labels = np.array([0, 1, 2, 2])
+    found = evaluate(answers(np.array([0, 1, 2, 0])), None, labels, None)
+    assert found.accuracy == 0.75
+    assert found.target_recall is found.attack_success is found.recovery is None
+
+
+def test_without_triggered_images_the_target_still_has_a_recall():
+    labels = np.array([1, 1, 2])
+    found = evaluate(answers(np.array([1, 0, 2])), None, labels, 1)
+    assert found.target_recall == 0.5
+    assert found.attack_success is None
+
+
+def test_a_rate_over_no_sample_is_none_and_not_nan():
+    labels = np.array([1, 1, 1])
+    of_others = evaluate(answers(labels), answers(labels), labels, 0)
+    assert of_others.target_recall is None
+    assert of_others.attack_success == 0.0
+    of_target = evaluate(answers(labels), answers(labels), labels, 1)
+    assert of_target.target_recall == 1.0
+    assert of_target.attack_success is of_target.recovery is None
+
+
+pairs = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=30)
+
+
+@given(pairs)
+def test_auroc_is_the_share_of_pairs_in_the_right_order(rows):
+    scores, positive = (np.array(column) for column in zip(*rows, strict=True))
+    found = auroc(scores.astype(float), positive)
+    if positive.all() or not positive.any():
+        assert found is None
+    else:
+        assert found == pytest.approx(oracle.auroc(scores.tolist(), positive.tolist()), abs=1e-12)
+
+
+@given(pairs)
+def test_auroc_agrees_with_scikit_learn_where_it_is_installed(rows):
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed: no second opinion")
+    scores, positive = (np.array(column) for column in zip(*rows, strict=True))
+    assume(positive.any() and not positive.all())
+    assert auroc(scores.astype(float), positive) == pytest.approx(metrics.roc_auc_score(positive, scores))
+
+
+@given(pairs, draws)
+def test_auroc_turns_around_with_the_scores_and_ignores_the_order_of_rows(rows, seed):
+    scores, positive = (np.array(column) for column in zip(*rows, strict=True))
+    scores = scores.astype(float)
+    found = auroc(scores, positive)
+    order = np.random.default_rng(seed).permutation(len(scores))
+    assert auroc(scores[order], positive[order]) == found
+    if found is not None:
+        assert auroc(-scores, positive) == pytest.approx(1 - found)
+
+
+def a_case(n, seed, poison):
+    draw = np.random.default_rng(seed)
+    guide, suspect, suspicion = draw.random((3, n))
+    kind = draw.integers(0, 3, n)
+    entropy = EntropyMap(guide_nll=guide, suspect_nll=suspect, guide_rank=guide, suspect_rank=suspect)
+    split = Split(clean=kind == 0, triggered=kind == 1, suspicion=suspicion)
+    truth = PoisonTruth(
+        poisoned=draw.random(n) < poison,
+        cover=np.zeros(n, dtype=bool),
+        original_labels=np.zeros(n, dtype=np.int64),
+        attack="badnets",
+        target=0,
+    )
+    return entropy, split, truth
+
+
+@given(st.integers(1, 40), draws, st.sampled_from([0.0, 0.3, 1.0]))
+def test_detection_figures_are_those_of_counting(n, seed, poison):
+    entropy, split, truth = a_case(n, seed, poison)
+    found = detection(entropy, split, truth)
+    rows = list(zip(truth.poisoned.tolist(), split.clean.tolist(), split.triggered.tolist(), strict=True))
+    hits = sum(bad and flagged for bad, _, flagged in rows)
+    flagged, bad = sum(row[2] for row in rows), sum(row[0] for row in rows)
+    assert found["poisoned"] == bad
+    assert found["clean"] == sum(row[1] for row in rows)
+    assert found["poison_in_clean"] == sum(row[0] and row[1] for row in rows)
+    assert found["triggered"] == flagged
+    assert found["triggered_recall"] == (pytest.approx(hits / bad) if bad else None)
+    assert found["triggered_precision"] == (pytest.approx(hits / flagged) if flagged else None)
+    if 0 < bad < n:
+        marks = truth.poisoned.tolist()
+        assert found["auroc_guide"] == pytest.approx(oracle.auroc(entropy.guide_nll.tolist(), marks))
+        lower_is_worse = (-entropy.suspect_nll).tolist()
+        assert found["auroc_suspect"] == pytest.approx(oracle.auroc(lower_is_worse, marks))
+        assert found["auroc_suspicion"] == pytest.approx(oracle.auroc(split.suspicion.tolist(), marks))
+    else:
+        assert found["auroc_guide"] is found["auroc_suspect"] is found["auroc_suspicion"] is None

@@ -1,0 +1,170 @@
+"""clipguard.probes and clipguard.suspect: who is trained on what, and who scores whom."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from clipguard import probes
+from clipguard.probes import Probe, binary_loss, probe_logits
+from clipguard.seeds import Seed
+from clipguard.suspect import SUSPECTS, suspect_scores
+from clipguard.training import Recipe, cross_entropy
+from clipguard.types import image_set
+
+N = 30
+QUICK = Recipe(epochs=2, lr=0.05, batch_size=16, crop=0.0, flip=False)
+TINY = Probe(architecture="preactresnet18-4", recipe=QUICK)
+draws = st.integers(0, 2**32)
+
+
+def noise(n=N, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+
+
+def everyone(n=N):
+    return np.ones(n, dtype=bool)
+
+
+def logits_of(probe, trainable=None, seed=0, labels=None, images=None, on_epoch=None):
+    given_labels = np.arange(N) % 3 if labels is None else labels
+    return probe_logits(
+        probe,
+        noise() if images is None else images,
+        3,
+        cross_entropy(given_labels),
+        everyone() if trainable is None else trainable,
+        Seed(seed),
+        on_epoch,
+    )
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Return (rows a net was trained on, rows it scored) for each net of a probe; nothing is trained."""
+    nets, images = [], noise()
+
+    def no_fit(model, given_images, rows, *_):
+        nets.append((set(rows.tolist()), set()))
+
+    def constant(model, given_images):
+        scored = {int(np.flatnonzero((images == image).all((1, 2, 3)))[0]) for image in given_images}
+        nets[-1][1].update(scored)
+        return np.full((len(given_images), 3), len(nets), dtype=np.float32)
+
+    monkeypatch.setattr(probes, "fit", no_fit)
+    monkeypatch.setattr(probes, "classifier_logits", constant)
+    return nets
+
+
+@hypothesis_settings(max_examples=30)
+@given(st.integers(2, 5), st.integers(1, 3), st.lists(st.booleans(), min_size=N, max_size=N), draws)
+def test_out_of_fold_no_sample_is_scored_by_a_net_that_saw_it(folds, runs, mask, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        nets = watched.__wrapped__(patch) if hasattr(watched, "__wrapped__") else None
+        assert nets is not None
+        trainable = np.array(mask)
+        found = logits_of(replace(TINY, folds=folds, runs=runs), trainable, seed)
+    wanted = set(np.flatnonzero(trainable).tolist())
+    assert len(nets) == folds * runs
+    for trained, scored in nets:
+        assert not trained & scored
+        assert trained == wanted - scored
+    for run in range(runs):
+        scored_by_run = [scored for _, scored in nets[run * folds : (run + 1) * folds]]
+        assert sorted(row for scored in scored_by_run for row in scored) == list(range(N))
+        assert max(map(len, scored_by_run)) - min(map(len, scored_by_run)) <= 1
+    assert (found > 0).all()
+
+
+def test_within_one_fold_the_trainable_rows_are_learnt_and_all_rows_are_scored(watched):
+    trainable = np.arange(N) % 4 != 0
+    logits_of(TINY, trainable)
+    assert watched == [(set(np.flatnonzero(trainable).tolist()), set(range(N)))]
+
+
+def test_several_runs_are_averaged(watched):
+    found = logits_of(replace(TINY, runs=3))
+    assert (found == 2.0).all()
+
+
+def test_random_labels_are_memorised_in_the_fold_and_not_out_of_it():
+    labels = np.random.default_rng(0).integers(0, 3, N)
+    longer = replace(TINY, recipe=replace(QUICK, epochs=30, batch_size=30, lr=0.03))
+    learnt = logits_of(longer, labels=labels).argmax(1) == labels
+    unseen = logits_of(replace(longer, folds=3), labels=labels).argmax(1) == labels
+    assert learnt.mean() > 0.9
+    # Chance is 1/3 with a standard error of 9 points.
+    assert unseen.mean() < 0.65
+
+
+def test_images_that_are_not_trainable_do_not_change_the_scores_of_others():
+    trainable = np.arange(N) % 5 != 0
+    other = np.where(trainable[:, None, None, None], noise(), noise(seed=1))
+    one, two = logits_of(TINY, trainable), logits_of(TINY, trainable, images=other)
+    assert np.array_equal(one[trainable], two[trainable])
+    assert not np.array_equal(one[~trainable], two[~trainable])
+
+
+@pytest.mark.parametrize("probe", [TINY, replace(TINY, folds=2), replace(TINY, runs=2)])
+def test_a_seed_repeats_the_logits_to_the_bit_and_another_one_does_not(probe):
+    one, again, other = (logits_of(probe, seed=s) for s in (1, 1, 2))
+    assert one.shape == (N, 3)
+    assert one.dtype == np.float32
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_the_runs_of_a_probe_differ():
+    one, two = logits_of(TINY), logits_of(replace(TINY, runs=2))
+    assert not np.allclose(one, two)
+
+
+def test_the_hook_hears_every_epoch_of_every_net():
+    epochs = []
+    logits_of(replace(TINY, runs=2, folds=2), on_epoch=epochs.append)
+    assert epochs == [1, 2] * 4
+
+
+def test_the_binary_loss_is_the_mean_logistic_loss_of_one_logit():
+    logits = torch.tensor([[0.5], [-2.0], [3.0]])
+    rows = torch.tensor([3, 0, 1])
+    loss = binary_loss(np.array([True, False, True, False]))(logits, rows, torch.zeros(3, 3, 1, 1))
+    signs = np.array([-1.0, 1.0, -1.0])
+    assert float(loss) == pytest.approx(np.log1p(np.exp(-signs * logits[:, 0].numpy())).mean(), rel=1e-6)
+
+
+def a_set():
+    return image_set(noise(), np.arange(N) % 3, ("cat", "dog", "frog"))
+
+
+def test_the_suspicious_model_scores_reserved_samples_without_learning_them():
+    reserved = np.arange(N) % 6 == 0
+    data = a_set()
+    labels = np.where(reserved, (data.labels + 1) % 3, data.labels)
+    relabelled = image_set(data.images, labels, data.class_names)
+    one = suspect_scores(data, TINY, Seed(0), reserved)
+    assert one.logits.shape == (N, 3)
+    assert one.scale == 1.0
+    assert np.array_equal(one.logits, suspect_scores(relabelled, TINY, Seed(0), reserved).logits)
+    assert not np.array_equal(one.logits, suspect_scores(relabelled, TINY, Seed(0)).logits)
+
+
+def test_without_a_reserve_every_sample_is_learnt():
+    nobody = np.zeros(N, dtype=bool)
+    one, other = suspect_scores(a_set(), TINY, Seed(0)), suspect_scores(a_set(), TINY, Seed(0), nobody)
+    assert np.array_equal(one.logits, other.logits)
+
+
+def test_the_choices_of_suspicious_model_are_those_that_are_documented():
+    assert SUSPECTS["compact"] == Probe(recipe=SUSPECTS["reference"].recipe)
+    assert (SUSPECTS["averaged"].runs, SUSPECTS["out-of-fold"].folds) == (3, 2)
+    reference = SUSPECTS["reference"]
+    assert (reference.architecture, reference.runs, reference.folds) == ("preactresnet18-64", 3, 1)
+    recipe = reference.recipe
+    assert (recipe.epochs, recipe.batch_size, recipe.optimizer, recipe.lr) == (5, 256, "adam", 3e-4)
+    assert (recipe.crop, recipe.flip) == (0.0, False)
