@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from reference import images as oracle
 
 from clipguard.attacks import ATTACKS, attack_named
 from clipguard.attacks.images import SIG, BadNets, Blended
@@ -15,6 +14,7 @@ from clipguard.attacks.protocol import choose
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 from clipguard.types import image_set
+from reference import images as oracle
 
 CLASSES = 4
 PLANTING = ["badnets", "blended", "sig"]
@@ -178,7 +178,9 @@ def test_sig_adds_40_sin_of_6_periods_along_the_columns(shape, seed):
 
 @pytest.mark.parametrize("name", ["sig", "flips-to-one"])
 def test_too_few_candidates_are_one_clear_error(name):
-    with pytest.raises(ClipguardError, match=r"asks for 54 of 60 samples but only \d+ can carry it") as caught:
+    with pytest.raises(
+        ClipguardError, match=r"asks for 54 of 60 samples but only \d+ can carry it"
+    ) as caught:
         attack_named(name, rate=0.9).poison(clean_set(), Seed(0))
     assert "\n" not in str(caught.value)
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from reference import entropy_map as oracle
 
 from clipguard.entropy import SplitRule, class_ranks, entropy_map, label_nll, rank, split, starved_classes
 from clipguard.errors import ClipguardError
 from clipguard.types import EntropyMap, Scores
+from reference import entropy_map as oracle
 
 NAMES = ("cat", "dog", "frog")
 RULES = [SplitRule(by="class"), SplitRule(by="all")]
@@ -96,7 +96,7 @@ def test_the_scores_are_left_as_they_were():
 def test_scores_that_are_no_numbers_are_refused_with_their_first_row(value):
     logits = np.zeros((6, 3), dtype=np.float32)
     logits[4, 2] = logits[5, 0] = value
-    with pytest.raises(ClipguardError, match="the scorer gave NaN or infinite .* 2 samples, first row 4"):
+    with pytest.raises(ClipguardError, match=r"the scorer gave NaN or infinite .* 2 samples, first row 4"):
         label_nll(scores(logits), np.zeros(6, dtype=np.int64))
 
 

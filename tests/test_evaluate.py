@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from reference import detection as oracle
 
 from clipguard.evaluate import auroc, detection, evaluate
 from clipguard.truth import PoisonTruth
 from clipguard.types import EntropyMap, Split
+from reference import detection as oracle
 
 K = 3
 draws = st.integers(0, 2**32)
@@ -92,7 +92,9 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(rows):
 
 @given(pairs)
 def test_auroc_agrees_with_scikit_learn_where_it_is_installed(rows):
-    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed: no second opinion")
+    metrics = pytest.importorskip(
+        "sklearn.metrics", reason="scikit-learn is not installed: no second opinion"
+    )
     scores, positive = (np.array(column) for column in zip(*rows, strict=True))
     assume(positive.any() and not positive.all())
     assert auroc(scores.astype(float), positive) == pytest.approx(metrics.roc_auc_score(positive, scores))

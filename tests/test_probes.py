@@ -43,9 +43,8 @@ def logits_of(probe, trainable=None, seed=0, labels=None, images=None, on_epoch=
     )
 
 
-@pytest.fixture
-def watched(monkeypatch):
-    """Return (rows a net was trained on, rows it scored) for each net of a probe; nothing is trained."""
+def watch(monkeypatch):
+    """Return a list that fills with (rows trained on, rows scored) of each net; nothing is trained."""
     nets, images = [], noise()
 
     def no_fit(model, given_images, rows, *_):
@@ -65,8 +64,7 @@ def watched(monkeypatch):
 @given(st.integers(2, 5), st.integers(1, 3), st.lists(st.booleans(), min_size=N, max_size=N), draws)
 def test_out_of_fold_no_sample_is_scored_by_a_net_that_saw_it(folds, runs, mask, seed):
     with pytest.MonkeyPatch.context() as patch:
-        nets = watched.__wrapped__(patch) if hasattr(watched, "__wrapped__") else None
-        assert nets is not None
+        nets = watch(patch)
         trainable = np.array(mask)
         found = logits_of(replace(TINY, folds=folds, runs=runs), trainable, seed)
     wanted = set(np.flatnonzero(trainable).tolist())
@@ -81,13 +79,15 @@ def test_out_of_fold_no_sample_is_scored_by_a_net_that_saw_it(folds, runs, mask,
     assert (found > 0).all()
 
 
-def test_within_one_fold_the_trainable_rows_are_learnt_and_all_rows_are_scored(watched):
+def test_within_one_fold_the_trainable_rows_are_learnt_and_all_rows_are_scored(monkeypatch):
+    nets = watch(monkeypatch)
     trainable = np.arange(N) % 4 != 0
     logits_of(TINY, trainable)
-    assert watched == [(set(np.flatnonzero(trainable).tolist()), set(range(N)))]
+    assert nets == [(set(np.flatnonzero(trainable).tolist()), set(range(N)))]
 
 
-def test_several_runs_are_averaged(watched):
+def test_several_runs_are_averaged(monkeypatch):
+    watch(monkeypatch)
     found = logits_of(replace(TINY, runs=3))
     assert (found == 2.0).all()
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import images as oracle
 
 from clipguard.seeds import Seed
 from clipguard.triggers import add_sinusoid, blend, noise_pattern, stamp_patch
+from reference import images as oracle
 
 sides = st.integers(1, 12)
 draws = st.integers(0, 2**32)

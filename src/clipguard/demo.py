@@ -84,7 +84,8 @@ def poisoned_digits(seed: int) -> PoisonedDigits:
 
 
 def _source(data: ImageSet) -> ImageSource:
-    return ImageSource.open((data.images, data.labels), classes=data.class_names)
+    opened = ImageSource.open((data.images, data.labels), classes=data.class_names)
+    return replace(opened, location=f"{len(data):,} MNIST digits")
 
 
 def demo_guide() -> ClipGuide:

@@ -24,8 +24,9 @@ class ModelSpec:
     """What is needed to build a classifier again, apart from its weights.
 
     Attributes:
-        architecture: `preactresnet18[-WIDTH]`, a timm name, or `package.module:factory` called as
-            `factory(num_classes=k)` and returning an `nn.Module` from [n, 3, h, w] floats to [n, k] logits.
+        architecture: `preactresnet18[-WIDTH]`, `shallow[-WIDTH]`, a timm name, or `package.module:factory`
+            called as `factory(num_classes=k)` and returning an `nn.Module` from [n, 3, h, w] floats to [n, k]
+            logits.
         num_classes: k.
         input_size: height and width of the images the model takes, in pixels.
         mean: per channel, subtracted from images scaled to [0, 1].
@@ -86,6 +87,31 @@ class PreActResNet18(nn.Module):
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
 
+class ShallowNet(nn.Module):
+    """Three convolutions and both poolings: learns a trigger, local or global, long before it learns objects.
+
+    The maximum keeps a 3x3 patch at full strength, where an average over the image would dilute it.
+    """
+
+    def __init__(self, num_classes: int, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in ((3, width, 1), (width, width, 2), (width, 2 * width, 2)):
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+            ]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(4 * width, num_classes)
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
+        """Return logits."""
+        x = self.features(x)
+        logits: Tensor = self.head(torch.cat((x.mean((2, 3)), x.amax((2, 3))), 1))
+        return logits
+
+
 class Normalized(nn.Module):
     """A network behind its input normalisation, so that every classifier here takes uint8 images."""
 
@@ -105,11 +131,18 @@ class Normalized(nn.Module):
         return self.network(x.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
 
 
-def _preactresnet(name: str) -> Callable[[int], nn.Module] | None:
+_OWN: dict[str, Callable[[int, int], nn.Module]] = {"preactresnet18": PreActResNet18, "shallow": ShallowNet}
+_USUAL_WIDTH = {"preactresnet18": 64, "shallow": 32}
+
+
+def _own(name: str) -> Callable[[int], nn.Module] | None:
     stem, _, width = name.partition("-")
-    if stem != "preactresnet18" or not (width or "64").isdigit():
+    if stem not in _OWN or not (width or "64").isdecimal():
         return None
-    return lambda num_classes: PreActResNet18(num_classes, int(width or 64))
+    channels = int(width or _USUAL_WIDTH[stem])
+    if channels < 1:
+        raise ClipguardError(f"model {name!r} would have no channels: give a width of at least 1")
+    return lambda num_classes: _OWN[stem](num_classes, channels)
 
 
 def _imported(name: str) -> Callable[[int], nn.Module]:
@@ -126,7 +159,8 @@ def _timm(name: str) -> Callable[[int], nn.Module]:
 
     if not timm.is_model(name):
         raise ClipguardError(
-            f"unknown model {name!r}: give preactresnet18[-WIDTH], a timm name or package.module:factory"
+            f"unknown model {name!r}: give preactresnet18[-WIDTH], shallow[-WIDTH], a timm name or "
+            "package.module:factory"
         )
     return lambda num_classes: timm.create_model(name, pretrained=False, num_classes=num_classes)
 
@@ -138,7 +172,7 @@ def build(spec: ModelSpec, seed: Seed) -> Normalized:
         ClipguardError: the architecture is unknown or its factory does not return an `nn.Module`.
     """
     name = spec.architecture
-    make = _preactresnet(name) or (_imported(name) if ":" in name else _timm(name))
+    make = _own(name) or (_imported(name) if ":" in name else _timm(name))
     with seed.torch_global():
         network = make(spec.num_classes)
     if not isinstance(network, nn.Module):

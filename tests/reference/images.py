@@ -13,7 +13,10 @@ def sinusoid(pixels, amplitude, frequency):
     width = len(pixels[0])
     return [
         [
-            [rounded(value + amplitude * math.sin(2 * math.pi * column * frequency / width)) for value in pixel]
+            [
+                rounded(value + amplitude * math.sin(2 * math.pi * column * frequency / width))
+                for value in pixel
+            ]
             for column, pixel in enumerate(row)
         ]
         for row in pixels

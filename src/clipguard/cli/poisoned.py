@@ -119,7 +119,7 @@ def _read(path: Path, options: AttackOptions, tell: Tell) -> tuple[ImageSet, Ima
     if options.test is None:
         if options.test_rows is not None:
             raise ClipguardError("--test-rows says which rows of --test to keep: give --test too")
-        train, bad = read_images(source, size, partial(tell, "read"))
+        train, bad = read_images(source, size, partial(tell, "images"))
         return train, None, len(bad)
     test_rows = None if options.test_rows is None else rows_from(options.test_rows, "--test-rows")
     held_out = ImageSource.open(options.test, classes=options.classes, rows=test_rows)
@@ -127,8 +127,8 @@ def _read(path: Path, options: AttackOptions, tell: Tell) -> tuple[ImageSet, Ima
         raise ClipguardError(
             f"{options.test} names other classes than {path}: give both the same, or --classes"
         )
-    train, bad = read_images(source, size, partial(tell, "read"))
-    test, worse = read_images(held_out, size, partial(tell, "read test"))
+    train, bad = read_images(source, size, partial(tell, "images"))
+    test, worse = read_images(held_out, size, partial(tell, "test images"))
     return train, test, len(bad) + len(worse)
 
 

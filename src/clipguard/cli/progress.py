@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, TextIO
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
@@ -25,11 +25,12 @@ _STAGES: Final = {
     "victim": "train the model",
     "cure": "unlearn",
     "retrain": "train anew without the flagged",
-    "test": "test",
+    "images": "read the images",
+    "test images": "read the test images",
 }
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Return a time in the two units that matter."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
@@ -43,15 +44,15 @@ class Lines:
     """Progress as lines: at most one a minute while a stage runs, and one when it ends.
 
     Attributes:
-        stream: where they go.
-        clock: seconds, from anywhere.
+        write: takes each line.
+        clock: seconds since any moment.
     """
 
-    stream: TextIO
-    clock: Callable[[], float] = time.monotonic
+    write: Callable[[str], object]
+    clock: Callable[[], int | float] = time.monotonic
     _stage: str = field(default="", init=False)
-    _began: float = field(default=0.0, init=False)
-    _told: float = field(default=0.0, init=False)
+    _began: int | float = field(default=0, init=False)
+    _told: int | float = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._began = self._told = self.clock()
@@ -67,8 +68,7 @@ class Lines:
         spent = now - self._began
         left = f", {duration(spent / done * (total - done))} left" if 0 < done < total else ""
         took = f" in {duration(spent)}" if done >= total else ""
-        self.stream.write(f"clipguard: {_STAGES.get(stage, stage)}: {done:,} of {total:,}{took}{left}\n")
-        self.stream.flush()
+        self.write(f"clipguard: {_STAGES.get(stage, stage)}: {done:,} of {total:,}{took}{left}\n")
         self._told = now
 
 
@@ -122,7 +122,7 @@ def working() -> Iterator[Report]:
     with contextlib.redirect_stdout(sys.stderr):
         console = Console(stderr=True)
         if not console.is_terminal:
-            yield Lines(sys.stderr)
+            yield Lines(sys.stderr.write)
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _TimeLeft())
         with Progress(*columns, console=console) as bars:

