@@ -94,7 +94,11 @@ class Defender:
             self.model_ = _weights_into(self.before_, self.spec_, stage)
         self.history_ = read_table(stage.path / "history.parquet")
         found.run.publish(stage.path / "model.safetensors", "model.safetensors")
-        self.stages_ = {**found.stages, **self._victim_stages(), plan.by if plan.by == "retrain" else "cure": stage}
+        self.stages_ = {
+            **found.stages,
+            **self._victim_stages(),
+            plan.by if plan.by == "retrain" else "cure": stage,
+        }
         return self
 
     def _victim_stages(self) -> dict[str, Stage]:
@@ -110,13 +114,17 @@ class Defender:
             n=len(source),
             class_names=source.class_names,
         )
-        config = {"guide": guide.name, "templates": guide.prompts, "plan": json.loads(json.dumps(asdict(plan)))}
+        config = {
+            "guide": guide.name,
+            "templates": guide.prompts,
+            "plan": json.loads(json.dumps(asdict(plan))),
+        }
         run = RunFolder.open(self.run_dir, info, config, plan.seed)
         self.found_: Scan = scan(source, guide, run, plan, reserve, self.report)
         self.split_: Split = self.found_.split
         self.samples_ = read_table(run.path / "samples.parquet")
         self.verdict_ = verdict(self.found_)
-        self.stages_: dict[str, Stage] = self.found_.stages
+        self.stages_ = self.found_.stages
         self.warnings_ = guide.warnings_for(source.class_names) + _data_warnings(source, self.found_)
         return self
 
@@ -159,7 +167,9 @@ def _victim(
     """
     if isinstance(model, nn.Module):
         if spec is None:
-            raise ClipguardError("a module needs a ModelSpec: its input size, mean, std and number of classes")
+            raise ClipguardError(
+                "a module needs a ModelSpec: its input size, mean, std and number of classes"
+            )
         loaded = model if isinstance(model, Normalized) else Normalized(model, spec)
         known: ModelSpec | None = spec
     else:
@@ -201,7 +211,9 @@ def verdict(found: Scan) -> dict[str, Any]:
     else:
         reasons = [f"{flagged} of {n} samples ({flagged / n:.1%}) share a pattern that the others lack"]
     if agreement < 2 * chance:
-        reasons.append(f"the guide agrees with only {agreement:.1%} of the labels, near chance ({chance:.1%})")
+        reasons.append(
+            f"the guide agrees with only {agreement:.1%} of the labels, near chance ({chance:.1%})"
+        )
     reasons.append("a verdict with error control is not built yet")
     return {"verdict": "undecided", "reasons": reasons}
 
@@ -209,12 +221,16 @@ def verdict(found: Scan) -> dict[str, Any]:
 def _data_warnings(source: ImageSource, found: Scan) -> list[str]:
     out = []
     if source.empty_classes:
-        out.append(f"{len(source.empty_classes)} classes have no image: {', '.join(source.empty_classes[:5])}")
+        out.append(
+            f"{len(source.empty_classes)} classes have no image: {', '.join(source.empty_classes[:5])}"
+        )
     if found.split.starved:
         names = ", ".join(found.split.starved[:5])
         out.append(f"{len(found.split.starved)} classes have too few clean samples to trust: {names}")
     if unreadable := read_json(found.stages["read"].path / "unreadable.json"):
-        out.append(f"{len(unreadable)} images could not be read and were skipped, first {unreadable[0]['id']!r}")
+        out.append(
+            f"{len(unreadable)} images could not be read and were skipped, first {unreadable[0]['id']!r}"
+        )
     return out
 
 

@@ -1,6 +1,6 @@
 """Trigger detector: what the flagged samples share in their pixels and the others lack."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -11,32 +11,59 @@ from clipguard.seeds import Seed
 from clipguard.training import EpochHook, Recipe
 from clipguard.types import ImageSet, Split
 
-DETECTOR = Probe(recipe=Recipe(epochs=4, lr=0.05, crop=0.0, flip=False), folds=2)
-"""Two folds, so that no sample is judged by a net that has seen it: memorised labels would flag themselves."""
+
+def _shallow() -> Probe:
+    """Return the default probe; two folds, since memorised labels would flag themselves."""
+    recipe = Recipe(epochs=6, batch_size=64, lr=0.1, crop=0.0, flip=False)
+    return Probe(architecture="shallow-32", recipe=recipe, folds=2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detector:
+    """The net and its two thresholds on the probability of carrying a trigger.
+
+    Attributes:
+        probe: net and training.
+        triggered: above it, a sample is unlearnt.
+        clean: above it, a sample is not learnt from either, until the half-cured model believes its label.
+    """
+
+    probe: Probe = field(default_factory=_shallow)
+    triggered: float = 0.6
+    clean: float = 0.5
 
 
 def trigger_scores(
-    data: ImageSet, split: Split, probe: Probe, seed: Seed, on_epoch: EpochHook | None = None
-) -> Float64[np.ndarray, "n"]:
+    data: ImageSet,
+    split: Split,
+    reserved: Bool[np.ndarray, " n"],
+    detector: Detector,
+    seed: Seed,
+    on_epoch: EpochHook | None = None,
+) -> Float64[np.ndarray, " n"]:
     """Return each sample's probability of lying in `triggered` rather than `clean`, given its pixels alone.
 
     A net is trained to tell the two sets of the split apart. Most of `triggered` is innocent and differs from
     `clean` in nothing, so that the best the net can say of it is the base rate. What poison shares, its
-    trigger, is nearly absent from `clean`: there the probability goes to one.
+    trigger, is nearly absent from `clean`: there the probability goes to one. Reserved samples are scored
+    but not learnt.
     """
-    logits = probe_logits(
-        probe, data.images, 1, binary_loss(split.triggered), split.clean | split.triggered, seed, on_epoch
-    )
-    return expit(logits[:, 0].astype(np.float64))
+    told = (split.clean | split.triggered) & ~reserved
+    loss = binary_loss(split.triggered)
+    logits = probe_logits(detector.probe, data.images, 1, loss, told, seed, on_epoch)
+    scores: Float64[np.ndarray, " n"] = expit(logits[:, 0].astype(np.float64))
+    return scores
 
 
-def refine(split: Split, trigger: Float64[np.ndarray, "n"], believed: Bool[np.ndarray, "n"]) -> Split:
-    """Return the split after the detector's verdict.
+def refine(split: Split, trigger: Float64[np.ndarray, " n"], detector: Detector) -> Split:
+    """Return the split after the detector's word.
 
-    What more likely than not carries a trigger is `triggered`, wherever it stood before; what was flagged
-    without one and is `believed` goes free.
+    Only what carries a trigger stays `triggered`; only what the first split trusts and the detector does not
+    doubt stays `clean`. The rest is for the half-cured model to judge. Suspicion becomes the mean of both.
     """
-    carries = trigger > 0.5
     return replace(
-        split, clean=(split.clean | believed) & ~carries, triggered=carries, suspicion=np.maximum(0, trigger)
+        split,
+        clean=split.clean & (trigger <= detector.clean),
+        triggered=trigger > detector.triggered,
+        suspicion=(split.suspicion + trigger) / 2,
     )

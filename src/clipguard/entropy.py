@@ -24,7 +24,7 @@ class SplitRule:
         fewest: a class with fewer clean samples than this is named as starved.
     """
 
-    by: Literal["class", "all"] = "class"
+    by: Literal["class", "all"] = "all"
     clean: float = 0.2
     triggered: float = 0.1
     fewest: int = 10

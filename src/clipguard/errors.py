@@ -2,7 +2,7 @@
 
 
 class ClipguardError(Exception):
-    """A fault in what the user gave: its text is one line that says what happened, to which input, what to do.
+    """A fault in what the user gave, in one line: what happened, to which input, what to do.
 
     The command line prints the text without a traceback and exits with code 2.
     """

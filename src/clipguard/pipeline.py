@@ -1,16 +1,16 @@
-"""The defence in order: guide and suspicious model, entropy map, split, detector, cure; each a cached stage."""
+"""The defence in order: guide and suspicious model, split, detector, cure; each a cached stage."""
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64
 
 from clipguard.decode import common_size
-from clipguard.detector import DETECTOR, refine, trigger_scores
+from clipguard.detector import Detector, refine, trigger_scores
 from clipguard.entropy import SplitRule, entropy_map, split
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
@@ -21,7 +21,6 @@ from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.store import (
     RunFolder,
-    SourceInfo,
     Stage,
     read_array,
     read_image_set,
@@ -61,9 +60,9 @@ class Plan:
     """
 
     size: tuple[int, int] | None = None
-    suspect: Probe = field(default_factory=lambda: SUSPECTS["compact"])
+    suspect: Probe = field(default_factory=lambda: SUSPECTS["shallow"])
     rule: SplitRule = field(default_factory=SplitRule)
-    detector: Probe = DETECTOR
+    detector: Detector = field(default_factory=Detector)
     architecture: str = "preactresnet18-16"
     victim: Recipe = VICTIM
     by: Literal["unlearn", "retrain"] = "unlearn"
@@ -122,7 +121,9 @@ def scan(
     )
     data = read_image_set(read.path)
     opinion = guide.logits(read_array(read.path / "embeddings.npy"), data.class_names)
-    reserved = reserved_rows(len(data), seed.child("reserved")) if reserve else np.zeros(len(data), dtype=bool)
+    reserved = (
+        reserved_rows(len(data), seed.child("reserved")) if reserve else np.zeros(len(data), dtype=bool)
+    )
 
     def run_suspect(folder: Path) -> None:
         total = plan.suspect.recipe.epochs * plan.suspect.runs * plan.suspect.folds
@@ -141,24 +142,23 @@ def scan(
     first = split(entropy, data.labels, data.class_names, plan.rule)
 
     def run_detector(folder: Path) -> None:
-        counted = _Count("detect", plan.detector.recipe.epochs * plan.detector.folds, tell)
-        write_array(
-            folder / "trigger.npy", trigger_scores(data, first, plan.detector, seed.child("detect"), counted)
-        )
+        counted = _Count("detect", plan.detector.probe.recipe.epochs * plan.detector.probe.folds, tell)
+        trigger = trigger_scores(data, first, reserved, plan.detector, seed.child("detect"), counted)
+        write_array(folder / "trigger.npy", trigger)
 
     detect = run.stage(
         "detect",
-        config={"probe": asdict(plan.detector), "rule": asdict(plan.rule), "seed": plan.seed},
-        inputs=[read.key, guide.fingerprint, suspect.key],
+        config={"probe": asdict(plan.detector.probe), "rule": asdict(plan.rule), "seed": plan.seed},
+        inputs=[read.key, guide.fingerprint, suspect.key, *data.class_names],
         compute=run_detector,
     )
     trigger = read_array(detect.path / "trigger.npy")
-    found = refine(first, entropy, trigger)
+    found = refine(first, trigger, plan.detector)
     stages = {"read": read, "suspect": suspect, "detect": detect}
     result = Scan(
         run=run, data=data, guide=opinion, entropy=entropy, split=found, reserved=reserved, stages=stages
     )
-    _write_samples(result, trigger)
+    stages["samples"] = _write_samples(result, trigger, plan)
     return result
 
 
@@ -167,14 +167,15 @@ class _Count:
 
     def __init__(self, stage: str, total: int, tell: Report) -> None:
         self.stage, self.total, self.done, self.tell = stage, total, 0, tell
+        tell(stage, 0, total)
 
     def __call__(self, _: int) -> None:
         self.done += 1
         self.tell(self.stage, self.done, self.total)
 
 
-def _write_samples(found: Scan, trigger: np.ndarray) -> None:
-    """Publish samples.parquet: one row a sample, the most suspicious ranked 1."""
+def _write_samples(found: Scan, trigger: Float64[np.ndarray, " n"], plan: Plan) -> Stage:
+    """Publish samples.parquet and return its stage: one row a sample, the most suspicious ranked 1."""
     data, part = found.data, found.split
     names = np.array(data.class_names, dtype=object)
     # Ties go by name and not by row, so that a shuffled data set gives the same list.
@@ -199,8 +200,10 @@ def _write_samples(found: Scan, trigger: np.ndarray) -> None:
         write_table(folder / "samples.parquet", columns)
 
     inputs = [stage.key for stage in found.stages.values()]
-    stage = found.run.stage("samples", config={"columns": sorted(columns)}, inputs=inputs, compute=compute)
+    config = {"columns": sorted(columns), "thresholds": [plan.detector.clean, plan.detector.triggered]}
+    stage = found.run.stage("samples", config=config, inputs=inputs, compute=compute)
     found.run.publish(stage.path / "samples.parquet", "samples.parquet")
+    return stage
 
 
 def _model_stage(
@@ -250,7 +253,7 @@ def train_on(
     config = {"spec": asdict(spec), "recipe": asdict(plan.victim), "seed": plan.seed, "n": int(keep.sum())}
     inputs = [found.stages["read"].key]
     if name == "retrain":
-        inputs += [found.stages["detect"].key]
+        inputs += [found.stages["samples"].key]
     return spec, _model_stage(found, name, config, inputs, train)
 
 
@@ -263,19 +266,21 @@ def cure(
         model = copy.deepcopy(victim)
         counted = _Count("cure", plan.cure.recipe.epochs, report or (lambda stage, done, total: None))
         seed = Seed(plan.seed).child("cure")
-        history = unlearn(model, found.data, usable(found), found.guide, plan.cure, seed, counted)
+        data, part, guide = learnable(found)
+        history = unlearn(model, data, part, guide, plan.cure, seed, on_epoch=counted)
         return model, spec, history
 
     config = {"cure": asdict(plan.cure), "spec": asdict(spec), "seed": plan.seed}
-    return _model_stage(found, "cure", config, [found.stages["detect"].key, origin], train)
+    return _model_stage(found, "cure", config, [found.stages["samples"].key, origin], train)
 
 
-def usable(found: Scan) -> Split:
-    """Return the split without the reserved samples: nothing is learnt or unlearnt from them."""
+def learnable(found: Scan) -> tuple[ImageSet, Split, Scores]:
+    """Return data, split and guide's scores without the reserved samples: nothing is learnt from those."""
+    if not found.reserved.any():
+        return found.data, found.split, found.guide
+    rows = np.flatnonzero(~found.reserved)
     part = found.split
-    return Split(
-        clean=part.clean & ~found.reserved,
-        triggered=part.triggered & ~found.reserved,
-        suspicion=part.suspicion,
-        starved=part.starved,
+    kept = replace(
+        part, clean=part.clean[rows], triggered=part.triggered[rows], suspicion=part.suspicion[rows]
     )
+    return found.data.take(rows), kept, replace(found.guide, logits=found.guide.logits[rows])

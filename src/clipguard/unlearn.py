@@ -23,8 +23,8 @@ class Cure:
     """How a model is cured.
 
     Attributes:
-        loss: `unlikelihood` punishes -log(1 - p(given label)), whose gradient is largest where the backdoor is
-            planted; `reference` is CGD's + log p(given label), whose gradient vanishes there.
+        loss: `unlikelihood` punishes -log(1 - p(given label)), whose gradient is largest where the backdoor
+            is planted; `reference` is CGD's + log p(given label), whose gradient vanishes there.
         recipe: schedule of the fine-tuning; fixed, since no test data may stop it.
         unlearn: b, weight of the unlearning term, per triggered sample relative to a clean one.
         guide: a, weight of KL(guide || model) on triggered samples at `temperature`.
@@ -37,7 +37,7 @@ class Cure:
 
     loss: Literal["unlikelihood", "reference"] = "unlikelihood"
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=3, lr=0.02, warmup=0.05))
-    unlearn: float = 0.3
+    unlearn: float = 1.0
     guide: float = 0.0
     temperature: float = 3.0
     distill: float = 0.0
@@ -66,7 +66,8 @@ def class_weights(
     want = np.bincount(labels[kept], minlength=k)
     raw = np.where(have > 0, want / np.maximum(have, 1), 0.0)
     scale = have.sum() / max((raw * have).sum(), 1e-12)
-    return np.minimum(raw * scale, 10.0)
+    weights: Float64[np.ndarray, " k"] = np.minimum(raw * scale, 10.0)
+    return weights
 
 
 def _unlikelihood(logits: Tensor, given: Tensor) -> Tensor:
@@ -127,13 +128,14 @@ def _cure_loss(
     return loss
 
 
-def unlearn(
+def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no two belong together
     model: Normalized,
     data: ImageSet,
     split: Split,
     guide: Scores,
     cure: Cure,
     seed: Seed,
+    *,
     on_epoch: Callable[[int], None] | None = None,
 ) -> History:
     """Cure `model` in place (CGD, unlearning) and return the history, with the size of `clean` a pass.
@@ -167,4 +169,5 @@ def unlearn(
 
 def _softmax_given(logits: np.ndarray, labels: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
     shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return shifted[np.arange(len(labels)), labels] / shifted.sum(1)
+    belief: Float64[np.ndarray, " n"] = shifted[np.arange(len(labels)), labels] / shifted.sum(1)
+    return belief

@@ -47,8 +47,9 @@ class ScanOptions:
         Parameter(help="Pixels HxW or N at which the small nets look; default: the commonest, at most 64."),
     ] = None
     suspect: Annotated[
-        Literal["compact", "averaged", "out-of-fold", "reference"], Parameter(help="The suspicious model.")
-    ] = "compact"
+        Literal["shallow", "compact", "averaged", "out-of-fold", "reference"],
+        Parameter(help="The suspicious model."),
+    ] = "shallow"
     split_by: Annotated[
         Literal["class", "all"], Parameter(help="Rank samples within their class, or among all (reference).")
     ] = "class"
