@@ -1,13 +1,15 @@
 """`Defender`: the pipeline behind scikit-learn's contract, and the summary of a run."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_file
 from torch import nn
 
 from clipguard.errors import ClipguardError
@@ -76,13 +78,14 @@ class Defender:
         victim = None if model is None else _victim(model, spec, len(opened.class_names))
         if victim is not None and plan.size is None:
             # The model is cured at its own input size, so that the small nets see what it sees.
-            plan = _with_size(plan, victim[1].input_size)
+            plan = replace(plan, size=victim[1].input_size)
         self._scan(opened, reserve=victim is None, plan=plan)
         found = self.found_
+        stages = dict(found.stages)
         if victim is None:
-            self.spec_, self.victim_stage_ = train_on(found, ~found.reserved, "victim", plan, self.report)
-            origin = self.victim_stage_.key
-            self.before_ = load(self.victim_stage_.path / "model.safetensors", self.spec_)
+            self.spec_, trained = train_on(found, ~found.reserved, "victim", plan, self.report)
+            stages["victim"], origin = trained, trained.key
+            self.before_ = load(trained.path / "model.safetensors", self.spec_)
         else:
             self.before_, self.spec_, origin = victim
         if plan.by == "retrain":
@@ -94,15 +97,8 @@ class Defender:
             self.model_ = _weights_into(self.before_, self.spec_, stage)
         self.history_ = read_table(stage.path / "history.parquet")
         found.run.publish(stage.path / "model.safetensors", "model.safetensors")
-        self.stages_ = {
-            **found.stages,
-            **self._victim_stages(),
-            plan.by if plan.by == "retrain" else "cure": stage,
-        }
+        self.stages_ = {**stages, "retrain" if plan.by == "retrain" else "cure": stage}
         return self
-
-    def _victim_stages(self) -> dict[str, Stage]:
-        return {"victim": self.victim_stage_} if hasattr(self, "victim_stage_") else {}
 
     def _scan(self, source: ImageSource, reserve: bool, plan: Plan | None = None) -> "Defender":
         plan = plan or self.plan or Plan()
@@ -151,12 +147,6 @@ def _opened(source: object) -> ImageSource:
     return source if isinstance(source, ImageSource) else ImageSource.open(source)
 
 
-def _with_size(plan: Plan, size: tuple[int, int]) -> Plan:
-    from dataclasses import replace
-
-    return replace(plan, size=size)
-
-
 def _victim(
     model: str | Path | nn.Module, spec: ModelSpec | None, classes: int
 ) -> tuple[Normalized, ModelSpec, str]:
@@ -192,10 +182,6 @@ def _victim(
 
 def _weights_into(like: Normalized, spec: ModelSpec, stage: Stage) -> Normalized:
     """Return a copy of the model `like` with the weights of a stage, also where no name can build it."""
-    import copy
-
-    from safetensors.torch import load_file
-
     model = copy.deepcopy(like)
     model.network.load_state_dict(load_file(stage.path / "model.safetensors"))
     return model.eval()
