@@ -29,7 +29,7 @@ class Detector:
     """
 
     probe: Probe = field(default_factory=_shallow)
-    triggered: float = 0.6
+    triggered: float = 0.8
     clean: float = 0.5
 
 

@@ -138,7 +138,7 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
     *,
     on_epoch: Callable[[int], None] | None = None,
 ) -> History:
-    """Cure `model` in place (CGD, unlearning) and return the history, with the size of `clean` a pass.
+    """Cure `model` in place (CGD, unlearning) and return the history, with the sizes of the sets a pass.
 
     Samples in neither set do not reach the loss or BatchNorm's statistics, unless they are re-admitted.
     """
@@ -147,7 +147,7 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
     teacher = copy.deepcopy(model).eval() if cure.distill > 0 else None
     admitted = split.clean.copy()
     state = _State(*(torch.zeros(0),) * 3)
-    sizes: list[float] = []
+    sizes: list[tuple[float, float]] = []
 
     def choose(epoch: int) -> Int64[np.ndarray, "m"]:
         if epoch > 0 and cure.readmit < 1:
@@ -159,12 +159,15 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
             weights = class_weights(admitted, ~triggered, data.labels, len(data.class_names))
         state.clean, state.triggered = torch.from_numpy(admitted.copy()), torch.from_numpy(triggered)
         state.weight = torch.from_numpy(weights[data.labels].astype(np.float32))
-        sizes.append(float(admitted.sum()))
+        sizes.append((float(admitted.sum()), float(triggered.sum())))
         return np.flatnonzero(admitted | triggered)
 
     loss = _cure_loss(state, labels, scaled, teacher, cure)
     history = fit(model, data.images, choose, loss, cure.recipe, seed, on_epoch)
-    return History(columns={**history.columns, "clean": tuple(sizes)}, seconds=history.seconds)
+    clean, unlearnt = zip(*sizes, strict=True)
+    return History(
+        columns={**history.columns, "clean": clean, "triggered": unlearnt}, seconds=history.seconds
+    )
 
 
 def _softmax_given(logits: np.ndarray, labels: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
