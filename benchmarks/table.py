@@ -1,4 +1,4 @@
-"""One cell of the table: no defence, oracle, clipguard, retrain and the fine-tuning control, resumable row by row.
+"""One cell of the table, resumable row by row: no defence, oracle, clipguard, fine-tuning control, retrain.
 
     python benchmarks/table.py table:badnets:0 table:sig:0          cells, without the retrain row
     python benchmarks/table.py --retrain table:badnets:0            with it
@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from protocol import CACHE, PROTOCOLS, VICTIM, Cell, figures, trained, victim
 
 from clipguard.defender import Defender
 from clipguard.evaluate import detection
@@ -30,6 +29,7 @@ from clipguard.pipeline import Plan
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.training import cross_entropy, fit
+from protocol import CACHE, PROTOCOLS, VICTIM, Cell, figures, trained, victim
 
 RESULTS = Path(__file__).resolve().parent / "results" / "cells"
 Row = dict[str, Any]
@@ -109,7 +109,7 @@ class Bench:
         return self.judged(victim(self.clean_cell)[0])
 
     def defended(self) -> tuple[Defender, Any, Any]:
-        """Return the fitted defender of this cell (its stages come from the run folder where they are there)."""
+        """Return the fitted defender of this cell; finished stages come from its run folder."""
         data, truth = self.cell.poisoned()
         model, spec, _ = victim(self.cell)
         source = ImageSource.open((data.images, data.labels), classes=data.class_names)

@@ -1,3 +1,30 @@
 """Find and remove backdoors in untrusted, labelled image data sets, guided by CLIP."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipguard.defender import Defender
+    from clipguard.errors import ClipguardError
+    from clipguard.guide import ClipGuide
+    from clipguard.pipeline import Plan
+    from clipguard.sources import ImageSource
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "ClipGuide": "clipguard.guide",
+    "ClipguardError": "clipguard.errors",
+    "Defender": "clipguard.defender",
+    "ImageSource": "clipguard.sources",
+    "Plan": "clipguard.pipeline",
+}
+__all__ = ["ClipGuide", "ClipguardError", "Defender", "ImageSource", "Plan"]
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name on first use, so that importing the package loads no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -36,7 +36,7 @@ class Cure:
     """
 
     loss: Literal["unlikelihood", "reference"] = "unlikelihood"
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=3, lr=0.02, warmup=0.05))
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=3, lr=0.02, warmup=0.05, crop=0.0625))
     unlearn: float = 1.0
     guide: float = 0.0
     temperature: float = 3.0
