@@ -1,7 +1,7 @@
 """Ablations on the development rows (BadNets): suspicious models, and losses of the cure pass by pass.
 
     python benchmarks/ablation.py suspects      which suspicious model separates best per second
-    python benchmarks/ablation.py losses        reference loss against ours, guide with and without logit scale
+    python benchmarks/ablation.py losses        reference loss and ours, guide with and without logit scale
     python benchmarks/ablation.py picture       results/losses.png from the rows that are there
 
 Each finished row is a JSON file in benchmarks/results/ablation; rows that are there are not computed again.
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-from protocol import CACHE, DEVELOPMENT, Cell, figures, victim
-from table import commit, machine
 
 from clipguard.entropy import SplitRule, entropy_map, split
 from clipguard.evaluate import detection
@@ -33,6 +32,8 @@ from clipguard.store import RunFolder, SourceInfo
 from clipguard.suspect import SUSPECTS, suspect_scores
 from clipguard.types import Scores, Split
 from clipguard.unlearn import REFERENCE, Cure, unlearn
+from protocol import CACHE, DEVELOPMENT, Cell, figures, victim
+from table import commit, machine
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ablation"
 SEED = 100
@@ -54,19 +55,20 @@ def row(name: str, compute: Callable[[], Row]) -> None:
 def suspects() -> None:
     """Score the development rows with each suspicious model, for BadNets and Blended."""
     for attack, seed in (("badnets", SEED), ("blended", SEED + 1)):
-        data, truth = Cell(attack=attack, seed=seed, rows=DEVELOPMENT).poisoned()
-        found = scanned(attack, seed)
         for name in ("shallow", "compact", "out-of-fold"):
+            row(f"suspect-{attack}-{name}", partial(separation, attack, seed, name))
 
-            def compute(name: str = name) -> Row:
-                began = time.monotonic()
-                scores = suspect_scores(data, SUSPECTS[name], Seed(seed).child("ablation"))
-                seconds = time.monotonic() - began
-                entropy = entropy_map(found.guide, scores, data.labels)
-                first = split(entropy, data.labels, data.class_names, SplitRule())
-                return {**detection(entropy, first, truth), "seconds": round(seconds, 1), "attack": attack}
 
-            row(f"suspect-{attack}-{name}", compute)
+def separation(attack: str, seed: int, name: str) -> Row:
+    """Return how well one suspicious model separates one attack's poison, and in what time."""
+    data, truth = Cell(attack=attack, seed=seed, rows=DEVELOPMENT).poisoned()
+    guide = scanned(attack, seed).guide
+    began = time.monotonic()
+    scores = suspect_scores(data, SUSPECTS[name], Seed(seed).child("ablation"))
+    seconds = time.monotonic() - began
+    entropy = entropy_map(guide, scores, data.labels)
+    first = split(entropy, data.labels, data.class_names, SplitRule())
+    return {**detection(entropy, first, truth), "seconds": round(seconds, 1), "attack": attack}
 
 
 def scanned(attack: str, seed: int) -> Any:
