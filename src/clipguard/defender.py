@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.torch import load_file
 from torch import nn
 
+from clipguard.decode import common_size
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
 from clipguard.models import ModelSpec, Normalized, load, read_spec
@@ -209,6 +210,13 @@ def _data_warnings(source: ImageSource, found: Scan) -> list[str]:
     if source.empty_classes:
         out.append(
             f"{len(source.empty_classes)} classes have no image: {', '.join(source.empty_classes[:5])}"
+        )
+    largest, seen = common_size(source).largest, found.data.images.shape[1:3]
+    if max(largest) > 1.5 * max(seen):
+        lost = -(-max(largest) // max(seen))
+        out.append(
+            f"images of up to {largest[0]} x {largest[1]} are read at {seen[0]} x {seen[1]}: a trigger of "
+            f"under {lost} pixels a side leaves no trace there; raise --size to look for it"
         )
     if found.split.starved:
         names = ", ".join(found.split.starved[:5])

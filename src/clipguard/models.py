@@ -165,6 +165,15 @@ def _timm(name: str) -> Callable[[int], nn.Module]:
     return lambda num_classes: timm.create_model(name, pretrained=False, num_classes=num_classes)
 
 
+def factory_of(name: str) -> Callable[[int], nn.Module]:
+    """Return what makes an untrained net of that architecture for a number of classes.
+
+    Raises:
+        ClipguardError: no such architecture, or its module cannot be imported.
+    """
+    return _own(name) or (_imported(name) if ":" in name else _timm(name))
+
+
 def build(spec: ModelSpec, seed: Seed) -> Normalized:
     """Return a freshly initialised model, channels-last, in evaluation mode.
 
@@ -172,7 +181,7 @@ def build(spec: ModelSpec, seed: Seed) -> Normalized:
         ClipguardError: the architecture is unknown or its factory does not return an `nn.Module`.
     """
     name = spec.architecture
-    make = _own(name) or (_imported(name) if ":" in name else _timm(name))
+    make = factory_of(name)
     with seed.torch_global():
         network = make(spec.num_classes)
     if not isinstance(network, nn.Module):

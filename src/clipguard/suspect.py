@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Bool
 
+from clipguard.models import factory_of
 from clipguard.probes import Probe, probe_logits
 from clipguard.seeds import Seed
 from clipguard.training import EpochHook, Recipe, cross_entropy
@@ -25,6 +26,17 @@ SUSPECTS: dict[str, Probe] = {
 }
 """Choices by name. `shallow` is the default: a net too small to learn objects in that time learns triggers
 all the sooner, in a tenth of the time. `reference` is the paper's: three runs of width 64."""
+
+
+def suspect_named(text: str) -> Probe:
+    """Return the choice of that name, or the reference's training with `text` as the architecture.
+
+    Raises:
+        ClipguardError: it is neither.
+    """
+    if text not in SUSPECTS:
+        factory_of(text)
+    return SUSPECTS.get(text) or Probe(recipe=_REFERENCE, architecture=text)
 
 
 def suspect_scores(

@@ -22,7 +22,7 @@ from clipguard.models import ModelSpec, read_spec
 from clipguard.pipeline import Plan
 from clipguard.report import write_report
 from clipguard.sources import ImageSource
-from clipguard.suspect import SUSPECTS
+from clipguard.suspect import suspect_named
 from clipguard.training import VICTIM
 from clipguard.unlearn import REFERENCE, Cure
 
@@ -96,7 +96,7 @@ def _guide(options: ScanOptions) -> ClipGuide:
 def _scan_plan(options: ScanOptions) -> Plan:
     return Plan(
         size=None if options.size is None else size_from(options.size, "--size"),
-        suspect=SUSPECTS[options.suspect],
+        suspect=suspect_named(options.suspect),
         rule=SplitRule(by=options.split_by),
         seed=options.seed,
     )

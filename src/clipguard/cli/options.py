@@ -47,12 +47,12 @@ class ScanOptions:
         Parameter(help="Pixels HxW or N at which the small nets look; default: the commonest, at most 64."),
     ] = None
     suspect: Annotated[
-        Literal["shallow", "compact", "averaged", "out-of-fold", "reference"],
-        Parameter(help="The suspicious model."),
+        str,
+        Parameter(help="shallow, compact, averaged, out-of-fold, reference, or an architecture to train so."),
     ] = "shallow"
     split_by: Annotated[
-        Literal["class", "all"], Parameter(help="Rank samples within their class, or among all (reference).")
-    ] = "class"
+        Literal["class", "all"], Parameter(help="Rank samples among all (reference), or within their class.")
+    ] = "all"
     seed: Seed = 0
     json: Json = False
 

@@ -1,0 +1,54 @@
+"""A poisoned set of tiny images and a plan that defends it in about a second."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from clipguard.detector import Detector
+from clipguard.pipeline import Plan
+from clipguard.probes import Probe
+from clipguard.sources import ImageSource
+from clipguard.training import Recipe
+from clipguard.types import ImageSet, image_set
+from clipguard.unlearn import Cure
+
+NAMES = ("cat", "dog", "frog")
+QUICK = Recipe(epochs=2, lr=0.02, batch_size=32, crop=0.0, flip=False)
+PLAN = Plan(
+    size=(16, 16),
+    suspect=Probe(architecture="shallow-8", recipe=QUICK),
+    detector=Detector(
+        probe=Probe(architecture="shallow-8", recipe=replace(QUICK, epochs=8, lr=0.1), folds=2)
+    ),
+    architecture="preactresnet18-4",
+    victim=QUICK,
+    cure=Cure(recipe=QUICK),
+)
+
+
+def stamp(images: np.ndarray) -> np.ndarray:
+    """Return the images with a trigger: a white square in the last corner."""
+    out = images.copy()
+    out[:, -4:, -4:] = 255
+    return out
+
+
+def poisoned_set(n: int = 120, share: float = 0.1, seed: int = 0) -> tuple[ImageSet, np.ndarray]:
+    """Return n images of three classes, each dark but for one bright third, and which carry the trigger.
+
+    Those are labelled 0 whatever they show.
+    """
+    draw = np.random.default_rng(seed)
+    shown = np.arange(n) % len(NAMES)
+    images = draw.integers(0, 120, (n, 16, 16, 3), dtype=np.uint8)
+    for image, kind in zip(images, shown, strict=True):
+        image[:, 5 * kind : 5 * kind + 5] += 80
+    poisoned = np.zeros(n, dtype=bool)
+    poisoned[draw.choice(n, round(share * n), replace=False)] = True
+    images[poisoned] = stamp(images[poisoned])
+    return image_set(images, np.where(poisoned, 0, shown), NAMES), poisoned
+
+
+def source_of(data: ImageSet) -> ImageSource:
+    """Return the set as a source of arrays."""
+    return ImageSource.open((data.images, data.labels), classes=data.class_names)
