@@ -16,6 +16,7 @@ from clipguard.attacks.images import BadNets
 from clipguard.defender import Defender
 from clipguard.guide import ClipGuide, guide_from_name
 from clipguard.pipeline import Plan
+from clipguard.probes import Probe
 from clipguard.seeds import Seed
 from clipguard.training import Recipe
 from clipguard.truth import PoisonTruth, read_truth, write_truth
@@ -96,12 +97,16 @@ def artefacts(images: Path, run_dir: Path, guide: ClipGuide) -> dict[str, bytes]
     """Return the bytes of what scan and cure publish."""
     plan = Plan()
     short = Recipe(epochs=1, lr=0.02, batch_size=20)
+
+    def small(probe: Probe) -> Probe:
+        return replace(probe, architecture="shallow-4", recipe=short)
+
     plan = replace(
         plan,
         architecture="preactresnet18-4",
         victim=replace(short, epochs=2),
-        suspect=replace(plan.suspect, architecture="preactresnet18-4", recipe=short),
-        detector=replace(plan.detector, architecture="preactresnet18-4", recipe=short),
+        suspect=small(plan.suspect),
+        detector=replace(plan.detector, probe=small(plan.detector.probe)),
         cure=replace(plan.cure, recipe=short),
     )
     Defender(guide, run_dir, plan=plan).fit(images)

@@ -1,4 +1,4 @@
-"""clipguard.probes and clipguard.suspect: who is trained on what, and who scores whom."""
+"""clipguard.probes: who is trained on what, and who scores whom."""
 
 from dataclasses import replace
 
@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from clipguard import probes
 from clipguard.probes import Probe, binary_loss, probe_logits
 from clipguard.seeds import Seed
-from clipguard.suspect import SUSPECTS, suspect_scores
 from clipguard.training import Recipe, cross_entropy
-from clipguard.types import image_set
 
 N = 30
 QUICK = Recipe(epochs=2, lr=0.05, batch_size=16, crop=0.0, flip=False)
@@ -136,35 +134,3 @@ def test_the_binary_loss_is_the_mean_logistic_loss_of_one_logit():
     loss = binary_loss(np.array([True, False, True, False]))(logits, rows, torch.zeros(3, 3, 1, 1))
     signs = np.array([-1.0, 1.0, -1.0])
     assert float(loss) == pytest.approx(np.log1p(np.exp(-signs * logits[:, 0].numpy())).mean(), rel=1e-6)
-
-
-def a_set():
-    return image_set(noise(), np.arange(N) % 3, ("cat", "dog", "frog"))
-
-
-def test_the_suspicious_model_scores_reserved_samples_without_learning_them():
-    reserved = np.arange(N) % 6 == 0
-    data = a_set()
-    labels = np.where(reserved, (data.labels + 1) % 3, data.labels)
-    relabelled = image_set(data.images, labels, data.class_names)
-    one = suspect_scores(data, TINY, Seed(0), reserved)
-    assert one.logits.shape == (N, 3)
-    assert one.scale == 1.0
-    assert np.array_equal(one.logits, suspect_scores(relabelled, TINY, Seed(0), reserved).logits)
-    assert not np.array_equal(one.logits, suspect_scores(relabelled, TINY, Seed(0)).logits)
-
-
-def test_without_a_reserve_every_sample_is_learnt():
-    nobody = np.zeros(N, dtype=bool)
-    one, other = suspect_scores(a_set(), TINY, Seed(0)), suspect_scores(a_set(), TINY, Seed(0), nobody)
-    assert np.array_equal(one.logits, other.logits)
-
-
-def test_the_choices_of_suspicious_model_are_those_that_are_documented():
-    assert SUSPECTS["compact"] == Probe(recipe=SUSPECTS["reference"].recipe)
-    assert (SUSPECTS["averaged"].runs, SUSPECTS["out-of-fold"].folds) == (3, 2)
-    reference = SUSPECTS["reference"]
-    assert (reference.architecture, reference.runs, reference.folds) == ("preactresnet18-64", 3, 1)
-    recipe = reference.recipe
-    assert (recipe.epochs, recipe.batch_size, recipe.optimizer, recipe.lr) == (5, 256, "adam", 3e-4)
-    assert (recipe.crop, recipe.flip) == (0.0, False)

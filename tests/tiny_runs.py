@@ -16,9 +16,11 @@ NAMES = ("cat", "dog", "frog")
 QUICK = Recipe(epochs=2, lr=0.02, batch_size=32, crop=0.0, flip=False)
 PLAN = Plan(
     size=(16, 16),
-    suspect=Probe(architecture="shallow-8", recipe=QUICK),
+    suspect=Probe(architecture="shallow-8", recipe=replace(QUICK, epochs=5, batch_size=8)),
     detector=Detector(
-        probe=Probe(architecture="shallow-8", recipe=replace(QUICK, epochs=8, lr=0.1), folds=2)
+        probe=Probe(
+            architecture="shallow-8", recipe=replace(QUICK, epochs=12, batch_size=8, lr=0.05), folds=2
+        )
     ),
     architecture="preactresnet18-4",
     victim=QUICK,
@@ -33,7 +35,7 @@ def stamp(images: np.ndarray) -> np.ndarray:
     return out
 
 
-def poisoned_set(n: int = 120, share: float = 0.1, seed: int = 0) -> tuple[ImageSet, np.ndarray]:
+def poisoned_set(n: int = 160, share: float = 0.1, seed: int = 0) -> tuple[ImageSet, np.ndarray]:
     """Return n images of three classes, each dark but for one bright third, and which carry the trigger.
 
     Those are labelled 0 whatever they show.

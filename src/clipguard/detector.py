@@ -15,7 +15,7 @@ from clipguard.types import ImageSet, Split
 def _shallow() -> Probe:
     """Return the default probe; two folds, since memorised labels would flag themselves."""
     recipe = Recipe(epochs=6, batch_size=64, lr=0.1, crop=0.0, flip=False)
-    return Probe(architecture="shallow-32", recipe=recipe, folds=2)
+    return Probe(architecture="shallow-32", recipe=recipe, folds=2, fewest_steps=300)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,7 +126,8 @@ def scan(
     )
 
     def run_suspect(folder: Path) -> None:
-        total = plan.suspect.recipe.epochs * plan.suspect.runs * plan.suspect.folds
+        nets = plan.suspect.runs * plan.suspect.folds
+        total = plan.suspect.epochs(int((~reserved).sum())) * nets
         counted = _Count("suspect", total, tell)
         scores = suspect_scores(data, plan.suspect, seed.child("suspect"), reserved, counted)
         write_array(folder / "logits.npy", scores.logits)
@@ -142,7 +143,8 @@ def scan(
     first = split(entropy, data.labels, data.class_names, plan.rule)
 
     def run_detector(folder: Path) -> None:
-        counted = _Count("detect", plan.detector.probe.recipe.epochs * plan.detector.probe.folds, tell)
+        probe, told = plan.detector.probe, (first.clean | first.triggered) & ~reserved
+        counted = _Count("detect", probe.epochs(int(told.sum())) * probe.runs * probe.folds, tell)
         trigger = trigger_scores(data, first, reserved, plan.detector, seed.child("detect"), counted)
         write_array(folder / "trigger.npy", trigger)
 

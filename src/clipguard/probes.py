@@ -1,7 +1,8 @@
 """Short seeded trainings whose product is the logits, not the net: suspicious model and trigger detector."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,12 +25,21 @@ class Probe:
         runs: independent trainings whose logits are averaged.
         folds: 1 scores samples by a net that was trained on them; f >= 2 trains f nets, each on all folds but
             one, and scores every sample by the net that has not seen it.
+        fewest_steps: a small data set gets more epochs, until a net has taken this many steps: fewer do not
+            show a trigger, whatever the number of passes.
     """
 
     architecture: str = "preactresnet18-16"
     recipe: Recipe
     runs: int = 1
     folds: int = 1
+    fewest_steps: int = 0
+
+    def epochs(self, trainable: int) -> int:
+        """Return the epochs that each net takes, for a number of trainable samples."""
+        seen = trainable if self.folds == 1 else trainable * (self.folds - 1) // self.folds
+        steps = max(1, math.ceil(seen / self.recipe.batch_size))
+        return max(self.recipe.epochs, math.ceil(self.fewest_steps / steps))
 
 
 def _folds(
@@ -57,13 +67,14 @@ def probe_logits(  # noqa: PLR0913  (the kernel's arguments, passed on)
     """Return logits [n, outputs] for all images from nets trained on the trainable ones only."""
     h, w = images.shape[1:3]
     spec = ModelSpec(architecture=probe.architecture, num_classes=outputs, input_size=(h, w))
+    recipe = replace(probe.recipe, epochs=probe.epochs(int(trainable.sum())))
     total = np.zeros((len(images), outputs), dtype=np.float32)
     for run in range(probe.runs):
         stream = seed.child("run", run)
         for number, (rows, scored) in enumerate(_folds(trainable, probe.folds, stream)):
             part = stream.child("fold", number)
             model: Normalized = build(spec, part.child("init"))
-            fit(model, images, rows, loss, probe.recipe, part.child("fit"), on_epoch)
+            fit(model, images, rows, loss, recipe, part.child("fit"), on_epoch)
             total[scored] += classifier_logits(model, images[scored])
     return total / np.float32(probe.runs)
 

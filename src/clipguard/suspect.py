@@ -18,7 +18,7 @@ _SHALLOW = Recipe(
 )
 
 SUSPECTS: dict[str, Probe] = {
-    "shallow": Probe(recipe=_SHALLOW, architecture="shallow-32"),
+    "shallow": Probe(recipe=_SHALLOW, architecture="shallow-32", fewest_steps=300),
     "compact": Probe(recipe=_REFERENCE),
     "averaged": Probe(recipe=_REFERENCE, runs=3),
     "out-of-fold": Probe(recipe=_REFERENCE, folds=2),

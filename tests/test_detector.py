@@ -1,0 +1,118 @@
+"""clipguard.detector: what is flagged shares something; what is not, is left to others to judge."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipguard.detector import Detector, refine, trigger_scores
+from clipguard.seeds import Seed
+from clipguard.training import Recipe
+from clipguard.types import Split, image_set
+from tiny_runs import PLAN, poisoned_set
+
+SHORT = Recipe(epochs=2, batch_size=8, lr=0.05, crop=0.0, flip=False)
+DETECTOR = PLAN.detector
+
+
+def rough_split(poisoned, innocent=0.1, seed=3):
+    """Return a split that flags every poison, and as bad luck has it some innocent samples too."""
+    draw = np.random.default_rng(seed).random(len(poisoned))
+    triggered = poisoned | (draw < innocent)
+    clean = ~triggered & (draw < 0.8)
+    return Split(clean=clean, triggered=triggered, suspicion=triggered.astype(np.float64))
+
+
+def nobody(data):
+    return np.zeros(len(data), dtype=bool)
+
+
+@pytest.fixture(scope="module")
+def scored():
+    data, poisoned = poisoned_set()
+    part = rough_split(poisoned)
+    return data, poisoned, part, trigger_scores(data, part, nobody(data), DETECTOR, Seed(0))
+
+
+def test_what_shares_a_trigger_scores_high_and_what_was_flagged_by_mistake_does_not(scored):
+    _, poisoned, part, trigger = scored
+    mistaken = part.triggered & ~poisoned
+    assert mistaken.sum() > 8
+    assert np.median(trigger[poisoned]) > 0.9
+    assert np.median(trigger[mistaken]) < 0.5
+    assert np.median(trigger[~part.triggered]) < 0.3
+
+
+def test_scores_are_probabilities_and_a_seed_repeats_them(scored):
+    data, _, part, trigger = scored
+    assert trigger.dtype == np.float64
+    assert ((trigger >= 0) & (trigger <= 1)).all()
+    assert np.array_equal(trigger, trigger_scores(data, part, nobody(data), DETECTOR, Seed(0)))
+    assert not np.array_equal(trigger, trigger_scores(data, part, nobody(data), DETECTOR, Seed(1)))
+
+
+def test_innocent_samples_that_are_flagged_at_random_stay_below_the_threshold():
+    data, poisoned = poisoned_set(share=0.0)
+    part = rough_split(poisoned, innocent=0.2)
+    trigger = trigger_scores(data, part, nobody(data), DETECTOR, Seed(0))
+    # Two folds: nobody is scored by the net that has memorised it.
+    assert refine(part, trigger, DETECTOR).triggered.mean() < 0.05
+
+
+@pytest.mark.parametrize("left_out", ["reserved", "in neither set"])
+def test_samples_that_are_left_out_are_scored_but_not_learnt(scored, left_out):
+    data, poisoned, part, trigger = scored
+    away = np.random.default_rng(5).random(len(data)) < 0.3
+    reserved = away if left_out == "reserved" else nobody(data)
+    if left_out == "in neither set":
+        part = replace(part, clean=part.clean & ~away, triggered=part.triggered & ~away)
+    images = data.images.copy()
+    images[away] = 255 - images[away]
+    other = image_set(images, data.labels, data.class_names)
+    one, two = (trigger_scores(d, part, reserved, DETECTOR, Seed(0)) for d in (data, other))
+    assert np.array_equal(one[~away], two[~away])
+    assert not np.array_equal(one[away], two[away])
+    assert np.median(one[away & poisoned]) > 0.8
+    # The comparison can fail: with those samples learnt, the others' scores are different ones.
+    assert not np.array_equal(one[~away], trigger[~away])
+
+
+def test_labels_do_not_reach_the_detector(scored):
+    data, _, part, trigger = scored
+    relabelled = image_set(data.images, (data.labels + 1) % 3, data.class_names)
+    assert np.array_equal(trigger, trigger_scores(relabelled, part, nobody(data), DETECTOR, Seed(0)))
+
+
+def test_every_epoch_of_both_folds_is_heard():
+    data, poisoned = poisoned_set(60)
+    short = replace(DETECTOR, probe=replace(DETECTOR.probe, recipe=SHORT))
+    epochs = []
+    trigger_scores(data, rough_split(poisoned), nobody(data), short, Seed(0), epochs.append)
+    assert epochs == [1, 2, 1, 2]
+
+
+rates = st.floats(0, 1)
+
+
+@given(st.lists(st.tuples(rates, st.sampled_from(["clean", "triggered", "neither"]), rates), min_size=1))
+def test_a_refined_split_is_the_rule_sample_by_sample(rows):
+    detector = Detector(clean=0.4, triggered=0.7)
+    trigger, suspicion = (np.array([row[i] for row in rows], np.float64) for i in (0, 2))
+    clean, triggered = (np.array([row[1] == kind for row in rows]) for kind in ("clean", "triggered"))
+    part = Split(clean=clean, triggered=triggered, suspicion=suspicion, starved=("dog",))
+    found = refine(part, trigger, detector)
+    for row, (score, kind, before) in enumerate(rows):
+        assert found.clean[row] == (kind == "clean" and score <= 0.4)
+        assert found.triggered[row] == (score > 0.7)
+        assert found.suspicion[row] == pytest.approx((score + before) / 2)
+    assert not (found.clean & found.triggered).any()
+    assert found.starved == ("dog",)
+
+
+def test_the_default_is_a_shallow_net_that_never_scores_what_it_has_learnt():
+    probe = Detector().probe
+    assert probe.architecture.startswith("shallow")
+    assert probe.folds >= 2
+    assert Detector().clean < Detector().triggered

@@ -1,0 +1,60 @@
+"""clipguard: the public names, nothing else."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import clipguard
+from clipguard.defender import Defender
+from clipguard.errors import ClipguardError
+from clipguard.guide import ClipGuide
+from clipguard.pipeline import Plan
+from clipguard.sources import ImageSource
+
+ROOT = Path(__file__).parents[1]
+HOMES = {
+    "ClipGuide": ClipGuide,
+    "ClipguardError": ClipguardError,
+    "Defender": Defender,
+    "ImageSource": ImageSource,
+    "Plan": Plan,
+}
+
+
+@pytest.mark.parametrize("name", HOMES)
+def test_a_public_name_is_the_thing_itself_and_has_a_docstring(name):
+    assert getattr(clipguard, name) is HOMES[name]
+    assert inspect.getdoc(HOMES[name])
+
+
+def test_the_list_of_public_names_is_complete_and_sorted():
+    assert clipguard.__all__ == sorted(HOMES)
+
+
+def test_a_star_import_brings_exactly_the_public_names():
+    brought: dict[str, object] = {}
+    exec("from clipguard import *", brought)
+    assert {name: brought[name] for name in brought if name != "__builtins__"} == HOMES
+
+
+def test_an_unknown_name_is_an_ordinary_attribute_error():
+    with pytest.raises(AttributeError, match=r"'clipguard' has no attribute 'Attacker'"):
+        clipguard.Attacker  # noqa: B018
+    assert not hasattr(clipguard, "attack_everything")
+
+
+def test_the_version_looks_like_one():
+    assert re.fullmatch(r"\d+\.\d+\.\d+([ab]\d+|rc\d+)?", clipguard.__version__)
+
+
+def test_the_readme_imports_only_public_names():
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^from clipguard import (.*)$", text, re.MULTILINE)
+    assert lines
+    assert {name.strip() for line in lines for name in line.split(",")} <= set(clipguard.__all__)
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (ROOT / "src" / "clipguard" / "py.typed").exists()
