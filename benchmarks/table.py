@@ -66,7 +66,8 @@ class Bench:
         protocol, attack, seed = name.split(":")
         self.name = name
         self.cell = Cell(attack=attack, seed=int(seed), rows=PROTOCOLS[protocol])
-        self.clean_cell = replace(self.cell, attack="none")
+        # One oracle for all seeds: without poison, only the training's own seed would differ.
+        self.clean_cell = replace(self.cell, attack="none", seed=0)
         self.folder = RESULTS / f"{protocol}-{attack}-{seed}"
         self.test = self.cell.test()
 
