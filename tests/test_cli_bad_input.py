@@ -15,13 +15,14 @@ from clipguard.sources import ImageSource
 from clipguard.sources.writer import write_parquet
 from clipguard.store import read_json
 from clipguard.types import image_set
-from tiny_data import CommandLine, image_folder, jpeg_header, npz, pictures, tree
+from tiny_data import CommandLine, few_steps, image_folder, jpeg_header, npz, pictures, tree
 
 MINI = ("--guide", "mini")
 
 
 @pytest.fixture
-def clipguard(capsys):
+def clipguard(capsys, monkeypatch):
+    few_steps(monkeypatch)
     return CommandLine(capsys)
 
 
@@ -209,7 +210,6 @@ def test_a_template_without_one_place_for_the_name(refused, data, tmp_path, temp
         ["--no-such-flag"],
         ["--sede", "1"],
         ["--seed", "one"],
-        ["--suspect", "large"],
         ["--split-by", "row"],
         ["--seed"],
         ["extra"],
@@ -217,6 +217,10 @@ def test_a_template_without_one_place_for_the_name(refused, data, tmp_path, temp
 )
 def test_an_option_with_a_typo(refused, data, tmp_path, arguments):
     refused("scan", data, "-o", tmp_path / "run", *arguments, says=["clipguard --help"])
+
+
+def test_an_unknown_suspicious_model(refused, data, tmp_path):
+    refused("scan", data, "-o", tmp_path / "run", "--suspect", "large", says=["'large'", "shallow", "timm"])
 
 
 @pytest.mark.parametrize("arguments", [[], ["sacn"], ["--jsno"], ["scan"], ["attack", "x", "-o", "y"]])

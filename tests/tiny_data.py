@@ -44,6 +44,14 @@ class CommandLine:
         return Ran(code, captured.out, captured.err)
 
 
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let probes train for their recipe's epochs only, for tests that are not about what they find.
+
+    The least number of steps would show each of some dozen images a hundred times.
+    """
+    monkeypatch.setattr("clipguard.probes.Probe.epochs", lambda probe, _: probe.recipe.epochs)
+
+
 def pictures(n: int, seed: int = 0, size: int = 16) -> np.ndarray:
     """Return n noisy images, those of odd rows brighter."""
     generator = np.random.default_rng(seed)

@@ -1,10 +1,11 @@
-"""A poisoned set of tiny images and a plan that defends it in about a second."""
+"""A poisoned set of tiny images and a plan that defends it in some seconds."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from clipguard.detector import Detector
+from clipguard.entropy import SplitRule
 from clipguard.pipeline import Plan
 from clipguard.probes import Probe
 from clipguard.sources import ImageSource
@@ -16,7 +17,9 @@ NAMES = ("cat", "dog", "frog")
 QUICK = Recipe(epochs=2, lr=0.02, batch_size=32, crop=0.0, flip=False)
 PLAN = Plan(
     size=(16, 16),
-    suspect=Probe(architecture="shallow-8", recipe=replace(QUICK, epochs=5, batch_size=8)),
+    suspect=Probe(architecture="shallow-8", recipe=replace(QUICK, epochs=5, batch_size=8, lr=0.05)),
+    # The guide knows none of these classes: over all samples, it would only single one class out.
+    rule=SplitRule(by="class"),
     detector=Detector(
         probe=Probe(
             architecture="shallow-8", recipe=replace(QUICK, epochs=12, batch_size=8, lr=0.05), folds=2
@@ -25,6 +28,7 @@ PLAN = Plan(
     architecture="preactresnet18-4",
     victim=QUICK,
     cure=Cure(recipe=QUICK),
+    seed=2,
 )
 
 
@@ -35,7 +39,7 @@ def stamp(images: np.ndarray) -> np.ndarray:
     return out
 
 
-def poisoned_set(n: int = 160, share: float = 0.1, seed: int = 0) -> tuple[ImageSet, np.ndarray]:
+def poisoned_set(n: int = 240, share: float = 0.1, seed: int = 0) -> tuple[ImageSet, np.ndarray]:
     """Return n images of three classes, each dark but for one bright third, and which carry the trigger.
 
     Those are labelled 0 whatever they show.

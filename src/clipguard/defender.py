@@ -161,7 +161,8 @@ def _victim(
             raise ClipguardError(
                 "a module needs a ModelSpec: its input size, mean, std and number of classes"
             )
-        loaded = model if isinstance(model, Normalized) else Normalized(model, spec)
+        # A copy: evaluation mode would otherwise be switched on in the user's own module.
+        loaded = copy.deepcopy(model if isinstance(model, Normalized) else Normalized(model, spec))
         known: ModelSpec | None = spec
     else:
         path = Path(model)

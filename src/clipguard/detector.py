@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from scipy.special import expit
 
+from clipguard.errors import ClipguardError
 from clipguard.probes import Probe, binary_loss, probe_logits
 from clipguard.seeds import Seed
 from clipguard.training import EpochHook, Recipe
@@ -31,6 +32,14 @@ class Detector:
     probe: Probe = field(default_factory=_shallow)
     triggered: float = 0.8
     clean: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse thresholds that would put a sample into both sets."""
+        if not 0 <= self.clean <= self.triggered <= 1:
+            raise ClipguardError(
+                f"detector thresholds clean {self.clean} and triggered {self.triggered}: "
+                "give 0 <= clean <= triggered <= 1"
+            )
 
 
 def trigger_scores(

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64
 
 from clipguard.decode import common_size
 from clipguard.detector import Detector, refine, trigger_scores
-from clipguard.entropy import SplitRule, entropy_map, split
+from clipguard.entropy import SplitRule, entropy_map, split, starved_classes
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
 from clipguard.models import ModelSpec, Normalized, build, save
@@ -156,9 +156,17 @@ def scan(
     )
     trigger = read_array(detect.path / "trigger.npy")
     found = refine(first, trigger, plan.detector)
+    # The detector takes more samples out of `clean`, so that more classes may have too few.
+    starved = starved_classes(found.clean, data.labels, data.class_names, plan.rule.fewest)
     stages = {"read": read, "suspect": suspect, "detect": detect}
     result = Scan(
-        run=run, data=data, guide=opinion, entropy=entropy, split=found, reserved=reserved, stages=stages
+        run=run,
+        data=data,
+        guide=opinion,
+        entropy=entropy,
+        split=replace(found, starved=starved),
+        reserved=reserved,
+        stages=stages,
     )
     stages["samples"] = _write_samples(result, trigger, plan)
     return result

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Bool
 
+from clipguard.errors import ClipguardError
 from clipguard.models import factory_of
 from clipguard.probes import Probe, probe_logits
 from clipguard.seeds import Seed
@@ -34,9 +35,13 @@ def suspect_named(text: str) -> Probe:
     Raises:
         ClipguardError: it is neither.
     """
-    if text not in SUSPECTS:
+    if text in SUSPECTS:
+        return SUSPECTS[text]
+    try:
         factory_of(text)
-    return SUSPECTS.get(text) or Probe(recipe=_REFERENCE, architecture=text)
+    except ClipguardError as error:
+        raise ClipguardError(f"suspicious model is none of {', '.join(SUSPECTS)}; {error}") from error
+    return Probe(recipe=_REFERENCE, architecture=text)
 
 
 def suspect_scores(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from clipguard.errors import ClipguardError
 from clipguard.models import Normalized
 from clipguard.scoring import keep_freed_memory
 from clipguard.seeds import Seed
@@ -109,6 +110,8 @@ def fit(  # noqa: PLR0913  (the kernel: whatever is fixed is in the recipe)
     began, losses, seconds = time.monotonic(), [], []
     for epoch in range(recipe.epochs):
         order = seed.child("order", epoch).numpy().permutation(rows(epoch) if callable(rows) else rows)
+        if not len(order):
+            raise ClipguardError("no sample is left to train on: the data set is too small for a defence")
         batches = math.ceil(len(order) / recipe.batch_size)
         generator = seed.child("augment", epoch).torch()
         total = 0.0

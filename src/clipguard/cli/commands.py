@@ -72,7 +72,7 @@ class DemoOptions:
 
 @app.command
 def demo(options: DemoOptions | None = None) -> Outcome:
-    """Poison 5,000 digits, train a model on them, scan, cure, report: offline, about a minute."""
+    """Poison 4,000 digits, train a model on them, scan, cure, report: offline, about a minute."""
     from clipguard.cli.defence import run_demo
 
     chosen = options or DemoOptions()
