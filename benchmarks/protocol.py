@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from clipguard.truth import PoisonTruth
 from clipguard.types import ImageSet
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-CACHE = Path(__file__).resolve().parent / "cache"
+CACHE = Path(os.environ.get("CLIPGUARD_CACHE", "~/.cache/clipguard/bench")).expanduser()
 
 
 VICTIM = Recipe(epochs=25, lr=0.05, crop=0.0)
