@@ -232,7 +232,7 @@ def test_a_model_with_another_number_of_classes_is_refused_before_anything_is_do
 
 def test_a_class_that_the_flags_would_empty_is_an_error_in_one_line(fitted, source):
     # A threshold that every sample exceeds.
-    plan = replace(RETRAIN, detector=replace(PLAN.detector, triggered=-1.0))
+    plan = replace(RETRAIN, detector=replace(PLAN.detector, clean=0.0, triggered=0.0))
     with pytest.raises(ClipguardError, match="has no sample left to train on") as error:
         Defender(GUIDE, fitted.run_dir, plan=plan).fit(source)
     assert "\n" not in str(error.value)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipguard.detector import Detector, refine, trigger_scores
+from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 from clipguard.training import Recipe
 from clipguard.types import Split, image_set
@@ -109,6 +110,12 @@ def test_a_refined_split_is_the_rule_sample_by_sample(rows):
         assert found.suspicion[row] == pytest.approx((score + before) / 2)
     assert not (found.clean & found.triggered).any()
     assert found.starved == ("dog",)
+
+
+@pytest.mark.parametrize(("clean", "triggered"), [(0.9, 0.5), (-0.1, 0.5), (0.5, 1.5)])
+def test_thresholds_that_put_a_sample_into_both_sets_are_refused(clean, triggered):
+    with pytest.raises(ClipguardError, match="0 <= clean <= triggered <= 1"):
+        Detector(clean=clean, triggered=triggered)
 
 
 def test_the_default_is_a_shallow_net_that_never_scores_what_it_has_learnt():

@@ -188,7 +188,7 @@ def test_other_prompts_leave_the_pass_over_the_images_as_it_is(found, poisoned, 
 def test_a_class_that_the_detector_leaves_without_clean_samples_is_named(found, poisoned, tmp_path):
     shutil.copytree(found.run.path, tmp_path / "run")
     assert found.split.starved == ()
-    doubtful = replace(PLAN, detector=replace(PLAN.detector, clean=-1.0))
+    doubtful = replace(PLAN, detector=replace(PLAN.detector, clean=0.0))
     assert scanned(tmp_path / "run", poisoned[0], doubtful).split.starved == NAMES
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from clipguard.errors import ClipguardError
 from clipguard.models import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
 from clipguard.training import Recipe, augment, cross_entropy, fit
@@ -272,3 +273,8 @@ def test_cross_entropy_is_that_of_the_labels_at_the_rows():
     found = cross_entropy(np.array([0, 0, 1]))(logits, torch.tensor([2, 0]), torch.zeros(2, 3, 1, 1))
     by_hand = -(logits.double().log_softmax(1)[[0, 1], [1, 0]]).mean()
     assert float(found) == pytest.approx(float(by_hand), rel=1e-6)
+
+
+def test_no_samples_at_all_is_one_clear_error():
+    with pytest.raises(ClipguardError, match="too small"):
+        state_after(noise(4), np.zeros(0, dtype=np.int64))
