@@ -36,7 +36,7 @@ TURNS = {
 REPORT_EVERY = 100
 
 
-class UnreadableImage(Exception):  # noqa: N818
+class UnreadableImage(Exception):  # noqa: N818  # a finding about the data, no fault
     """One image cannot be decoded; its text is the reason."""
 
 

@@ -84,7 +84,8 @@ class PreActResNet18(nn.Module):
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
         """Return logits; global average pooling makes any input size fit."""
         x = F.relu(self.norm(self.stages(self.stem(x))))
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 class ShallowNet(nn.Module):
@@ -128,7 +129,8 @@ class Normalized(nn.Module):
     def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
         """Return logits of 0..255 images."""
         x = (images.float() - self.mean) / self.std
-        return self.network(x.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+        logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
+        return logits
 
 
 _OWN: dict[str, Callable[[int, int], nn.Module]] = {"preactresnet18": PreActResNet18, "shallow": ShallowNet}

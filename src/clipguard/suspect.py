@@ -26,7 +26,7 @@ SUSPECTS: dict[str, Probe] = {
     "reference": Probe(recipe=_REFERENCE, runs=3, architecture="preactresnet18-64"),
 }
 """Choices by name. `shallow` is the default: a net too small to learn objects in that time learns triggers
-all the sooner, in a tenth of the time. `reference` is the paper's: three runs of width 64."""
+all the sooner, in a fifth of the time. `reference` is the paper's: three runs of width 64."""
 
 
 def suspect_named(text: str) -> Probe:

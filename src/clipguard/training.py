@@ -125,7 +125,7 @@ def fit(  # noqa: PLR0913  (the kernel: whatever is fixed is in the recipe)
             batch = augment(picked, recipe, generator).permute(0, 3, 1, 2).to(device)
             value = loss(model(batch), index, batch)
             optimizer.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
             total += float(value.detach())
         model.eval()

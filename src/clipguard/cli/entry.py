@@ -52,7 +52,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     if outcome.as_json:
         text = json.dumps(outcome.value, allow_nan=False)
-        print(text, flush=True)  # noqa: T201
+        print(text, flush=True)  # noqa: T201  # the command's result
     else:
         from rich.console import Console
 
