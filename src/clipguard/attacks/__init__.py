@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from clipguard.attacks.controls import FlipsToOneClass, NoAttack, SymmetricFlips
 from clipguard.attacks.images import SIG, BadNets, Blended
-from clipguard.attacks.protocol import Attack
+from clipguard.attacks.protocol import Attack, NeedsHelper, prepare
 from clipguard.errors import ClipguardError
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
@@ -30,4 +30,4 @@ def attack_named(name: str, *, rate: float = 0.05, target: int = 0) -> Attack:
     return ATTACKS[name](rate=rate, target=target)
 
 
-__all__ = ["ATTACKS", "Attack", "attack_named"]
+__all__ = ["ATTACKS", "Attack", "NeedsHelper", "attack_named", "prepare"]

@@ -1,5 +1,7 @@
 """What every attack is, and the two steps that all of them share."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -32,6 +34,33 @@ class Attack(Protocol):
     def trigger(self, images: Images) -> Images | None:
         """Return test images with the trigger, or None for a control, which has none."""
         ...
+
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) while a helper net trains."""
+
+
+@runtime_checkable
+class NeedsHelper(Protocol):
+    """An attack whose trigger, or choice of labels, is made by a net that is trained on the data first."""
+
+    def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> Attack:
+        """Return the attack with its helper, trained on `data` or read from `cache`."""
+        ...
+
+
+def prepare(
+    attack: Attack | NeedsHelper,
+    data: ImageSet,
+    seed: Seed,
+    cache: Path | None = None,
+    report: Progress | None = None,
+) -> Attack:
+    """Return an attack that is ready to poison `data`: its helper net, if it needs one, is trained.
+
+    Helpers are cached in the folder `cache` by their recipe, the data's contents and the seed.
+    """
+    return attack.prepare(data, seed, cache, report) if isinstance(attack, NeedsHelper) else attack
 
 
 def choose(candidates: Int64[np.ndarray, "m"], rate: float, n: int, seed: Seed) -> Int64[np.ndarray, "p"]:
