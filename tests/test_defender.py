@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from clipguard import pipeline
+from clipguard.decode import thumbnail
 from clipguard.defender import Defender, verdict, write_summary
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
@@ -244,6 +245,19 @@ def test_a_given_model_is_cured_at_its_own_input_size(source, tmp_path):
         source, build(spec, Seed(0)), spec
     )
     assert done.found_.data.images.shape[1:3] == (12, 10)
+
+
+def test_the_small_nets_may_look_at_less_than_a_given_model(source, tmp_path):
+    spec = replace(SPEC, input_size=(20, 24))
+    done = Defender(GUIDE, tmp_path / "run", plan=replace(PLAN, size=(12, 40))).fit(
+        source, build(spec, Seed(0)), spec
+    )
+    assert done.found_.data.images.shape[1:3] == (20, 24)
+    # Never more than the model: there, the images do not exist at that size.
+    assert done.found_.view == (12, 24)
+    small = np.load(tmp_path / "run" / "stages" / "view" / "images.npy")
+    assert small.shape == (len(source), 12, 24, 3)
+    assert np.array_equal(small[7], thumbnail(done.found_.data.images[7], (12, 24)))
 
 
 def accuracy(model, data, rows):

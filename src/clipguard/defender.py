@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,9 @@ class Defender:
         opened = _opened(source)
         plan = self.plan or Plan()
         victim = None if model is None else _victim(model, spec, len(opened.class_names))
-        if victim is not None and plan.size is None:
-            # The model is cured at its own input size, so that the small nets see what it sees.
-            plan = replace(plan, size=victim[1].input_size)
-        self._scan(opened, reserve=victim is None, plan=plan)
+        self._scan(
+            opened, reserve=victim is None, model_size=None if victim is None else victim[1].input_size
+        )
         found = self.found_
         stages = dict(found.stages)
         if victim is None:
@@ -101,8 +100,10 @@ class Defender:
         self.stages_ = {**stages, "retrain" if plan.by == "retrain" else "cure": stage}
         return self
 
-    def _scan(self, source: ImageSource, reserve: bool, plan: Plan | None = None) -> "Defender":
-        plan = plan or self.plan or Plan()
+    def _scan(
+        self, source: ImageSource, reserve: bool, model_size: tuple[int, int] | None = None
+    ) -> "Defender":
+        plan = self.plan or Plan()
         guide = self.guide or ClipGuide()
         info = SourceInfo(
             kind=source.kind,
@@ -117,7 +118,7 @@ class Defender:
             "plan": json.loads(json.dumps(asdict(plan))),
         }
         run = RunFolder.open(self.run_dir, info, config, plan.seed)
-        self.found_: Scan = scan(source, guide, run, plan, reserve, self.report)
+        self.found_: Scan = scan(source, guide, run, plan, reserve, self.report, model_size=model_size)
         self.split_: Split = self.found_.split
         self.samples_ = read_table(run.path / "samples.parquet")
         self.verdict_ = verdict(self.found_)
@@ -212,7 +213,7 @@ def _data_warnings(source: ImageSource, found: Scan) -> list[str]:
         out.append(
             f"{len(source.empty_classes)} classes have no image: {', '.join(source.empty_classes[:5])}"
         )
-    largest, seen = common_size(source).largest, found.data.images.shape[1:3]
+    largest, seen = common_size(source).largest, found.view
     if max(largest) > 1.5 * max(seen):
         lost = -(-max(largest) // max(seen))
         out.append(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from clipguard.decode import common_size
+from clipguard.decode import common_size, thumbnail
 from clipguard.detector import Detector, refine, trigger_scores
 from clipguard.entropy import SplitRule, entropy_map, split, starved_classes
 from clipguard.errors import ClipguardError
@@ -48,7 +48,7 @@ class Plan:
 
     Attributes:
         size: height and width at which the small nets and a victim trained here see the images; None takes
-            the commonest size of the data, at most 64 a side.
+            the commonest size of the data, at most 64 a side. Never larger than the input of a given model.
         suspect: the suspicious model.
         rule: thresholds of the split.
         detector: the trigger detector.
@@ -72,10 +72,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """What a scan found, with the stages that later ones build on."""
+    """What a scan found, with the stages that later ones build on.
+
+    `data` has the images at the size of the model to cure; the small nets saw them at `view`.
+    """
 
     run: RunFolder
     data: ImageSet
+    view: tuple[int, int]
     guide: Scores
     entropy: EntropyMap
     split: Split
@@ -97,22 +101,42 @@ def reserved_rows(n: int, seed: Seed) -> Bool[np.ndarray, "n"]:
     return mask
 
 
-def scan(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """What the small nets look at: images, the stage that holds them, and the samples they must not learn."""
+
+    data: ImageSet
+    stage: Stage
+    reserved: Bool[np.ndarray, "n"]
+
+
+def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom: no two belong together
     source: ImageSource,
     guide: ClipGuide,
     run: RunFolder,
     plan: Plan,
     reserve: bool = False,
     report: Report | None = None,
+    *,
+    model_size: tuple[int, int] | None = None,
 ) -> Scan:
     """Return the entropy map and split of a source; finished stages are read back, not computed again.
+
+    Args:
+        source: the untrusted data set.
+        guide: who reads the labels.
+        run: where the stages are kept.
+        plan: all settings.
+        reserve: set a random twentieth aside, since a victim is to be trained here.
+        report: called with (stage, done, total).
+        model_size: input height and width of a given model; the small nets may look at less.
 
     Raises:
         ClipguardError: unreadable images, a guide that cannot be had, NaN scores.
     """
-    seed, tell = Seed(plan.seed), report or (lambda stage, done, total: None)
-    size = plan.size or thumbnail_size(source)
-    clip = guide.clip
+    tell = report or (lambda stage, done, total: None)
+    view = plan.size or thumbnail_size(source)
+    size, clip = model_size or view, guide.clip
     read = run.stage(
         "read",
         config={"size": size},
@@ -121,39 +145,15 @@ def scan(
     )
     data = read_image_set(read.path)
     opinion = guide.logits(read_array(read.path / "embeddings.npy"), data.class_names)
-    reserved = (
-        reserved_rows(len(data), seed.child("reserved")) if reserve else np.zeros(len(data), dtype=bool)
-    )
-
-    def run_suspect(folder: Path) -> None:
-        nets = plan.suspect.runs * plan.suspect.folds
-        total = plan.suspect.epochs(int((~reserved).sum())) * nets
-        counted = _Count("suspect", total, tell)
-        scores = suspect_scores(data, plan.suspect, seed.child("suspect"), reserved, counted)
-        write_array(folder / "logits.npy", scores.logits)
-
-    suspect = run.stage(
-        "suspect",
-        config={"probe": asdict(plan.suspect), "seed": plan.seed, "reserve": reserve},
-        inputs=[read.key],
-        compute=run_suspect,
-    )
-    logits = read_array(suspect.path / "logits.npy")
-    entropy = entropy_map(opinion, Scores(logits=logits, scale=1.0, source="suspicious model"), data.labels)
+    reserved = np.zeros(len(data), dtype=bool)
+    if reserve:
+        reserved = reserved_rows(len(data), Seed(plan.seed).child("reserved"))
+    seen = _seen(run, read, data, reserved, (min(view[0], size[0]), min(view[1], size[1])))
+    suspect = _suspect(run, seen, plan, tell)
+    scores = Scores(logits=read_array(suspect.path / "logits.npy"), scale=1.0, source="suspicious model")
+    entropy = entropy_map(opinion, scores, data.labels)
     first = split(entropy, data.labels, data.class_names, plan.rule)
-
-    def run_detector(folder: Path) -> None:
-        probe, told = plan.detector.probe, (first.clean | first.triggered) & ~reserved
-        counted = _Count("detect", probe.epochs(int(told.sum())) * probe.runs * probe.folds, tell)
-        trigger = trigger_scores(data, first, reserved, plan.detector, seed.child("detect"), counted)
-        write_array(folder / "trigger.npy", trigger)
-
-    detect = run.stage(
-        "detect",
-        config={"probe": asdict(plan.detector.probe), "rule": asdict(plan.rule), "seed": plan.seed},
-        inputs=[read.key, guide.fingerprint, suspect.key, *data.class_names],
-        compute=run_detector,
-    )
+    detect = _detect(run, seen, first, [guide.fingerprint, suspect.key], plan, tell)
     trigger = read_array(detect.path / "trigger.npy")
     found = refine(first, trigger, plan.detector)
     # The detector takes more samples out of `clean`, so that more classes may have too few.
@@ -162,6 +162,7 @@ def scan(
     result = Scan(
         run=run,
         data=data,
+        view=seen.data.images.shape[1:3],
         guide=opinion,
         entropy=entropy,
         split=replace(found, starved=starved),
@@ -170,6 +171,57 @@ def scan(
     )
     stages["samples"] = _write_samples(result, trigger, plan)
     return result
+
+
+def _seen(
+    run: RunFolder, read: Stage, data: ImageSet, reserved: Bool[np.ndarray, " n"], size: tuple[int, int]
+) -> _Seen:
+    """Return the images at the size at which the small nets look: those of `read`, or smaller ones."""
+    if data.images.shape[1:3] == size:
+        return _Seen(data=data, stage=read, reserved=reserved)
+
+    def compute(folder: Path) -> None:
+        small = np.lib.format.open_memmap(
+            folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(data), *size, 3)
+        )
+        for row, image in enumerate(data.images):
+            small[row] = thumbnail(image, size)
+        small.flush()
+
+    stage = run.stage("view", config={"size": size}, inputs=[read.key], compute=compute)
+    images = read_array(stage.path / "images.npy", mmap=True)
+    return _Seen(data=replace(data, images=images), stage=stage, reserved=reserved)
+
+
+def _suspect(run: RunFolder, seen: _Seen, plan: Plan, tell: Report) -> Stage:
+    """Return the stage of the suspicious model's logits."""
+
+    def compute(folder: Path) -> None:
+        nets = plan.suspect.runs * plan.suspect.folds
+        counted = _Count("suspect", plan.suspect.epochs(int((~seen.reserved).sum())) * nets, tell)
+        seed = Seed(plan.seed).child("suspect")
+        scores = suspect_scores(seen.data, plan.suspect, seed, seen.reserved, counted)
+        write_array(folder / "logits.npy", scores.logits)
+
+    config = {"probe": asdict(plan.suspect), "seed": plan.seed, "reserve": bool(seen.reserved.any())}
+    return run.stage("suspect", config=config, inputs=[seen.stage.key], compute=compute)
+
+
+def _detect(
+    run: RunFolder, seen: _Seen, first: Split, asked: list[str], plan: Plan, tell: Report
+) -> Stage:
+    """Return the stage of the detector's scores; `asked` are the keys of guide and suspicious model."""
+
+    def compute(folder: Path) -> None:
+        probe, told = plan.detector.probe, (first.clean | first.triggered) & ~seen.reserved
+        counted = _Count("detect", probe.epochs(int(told.sum())) * probe.runs * probe.folds, tell)
+        seed = Seed(plan.seed).child("detect")
+        trigger = trigger_scores(seen.data, first, seen.reserved, plan.detector, seed, counted)
+        write_array(folder / "trigger.npy", trigger)
+
+    config = {"probe": asdict(plan.detector.probe), "rule": asdict(plan.rule), "seed": plan.seed}
+    inputs = [seen.stage.key, *asked, *seen.data.class_names]
+    return run.stage("detect", config=config, inputs=inputs, compute=compute)
 
 
 class _Count:

@@ -109,10 +109,6 @@ def _defend_plan(options: DefendOptions) -> Plan:
         raise ClipguardError(
             "--input-size, --mean and --std describe the file of --model: give --model, or --size"
         )
-    if options.model is not None and options.size is not None:
-        raise ClipguardError(
-            "with --model, images are read at its own size: use --input-size instead of --size"
-        )
     if options.epochs is not None and (options.epochs < 1 or not trains):
         raise ClipguardError(
             "--epochs is 1 or more, of a model trained here: leave it out to unlearn --model"
