@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -135,6 +136,38 @@ def test_the_most_suspicious_come_first_each_with_its_own_picture(tmp_path):
     for row, sample in zip(range(149, 49, -1), top, strict=True):
         encoded = sample["thumbnail"].removeprefix("data:image/png;base64,")
         assert np.array_equal(np.array(Image.open(io.BytesIO(base64.b64decode(encoded)))), pixels[row])
+
+
+def test_the_shared_trigger_is_shown_on_the_most_trusted_samples(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert summarize(run)["shared"] is None
+    with_trigger(run)
+    shared = summarize(run)["shared"]
+    pixels = np.load(run / "stages/read/images.npy")
+    assert len(shared["examples"]) == 6
+    for row, example in enumerate(shared["examples"]):
+        assert np.array_equal(opened(example["plain"]), pixels[row])
+        assert (opened(example["stamped"]) == 200).all()
+    assert shared["change"] == pytest.approx(np.abs(200.0 - pixels[:6]).mean())
+    page = render(summarize(run))
+    assert "What the flagged samples share" in page
+    assert page.count("with what the flagged samples share") == 6
+
+
+def with_trigger(run):
+    """Add a finished evidence stage to a run: everything becomes grey."""
+    trigger = np.stack([np.zeros((8, 8, 3)), np.full((8, 8, 3), 200)]).astype(np.float32)
+    info = SourceInfo(
+        kind="arrays", location="./data", fingerprint="", n=1, class_names=("cat", "dog", "ship")
+    )
+    stored = read_json(run / "manifest.json")["source"]["fingerprint"]
+    folder = RunFolder.open(run, replace(info, fingerprint=stored), {"epochs": 5}, seed=0)
+    folder.stage("evidence", config={}, inputs=[], compute=lambda at: np.save(at / "trigger.npy", trigger))
+
+
+def opened(uri):
+    encoded = uri.removeprefix("data:image/png;base64,")
+    return np.array(Image.open(io.BytesIO(base64.b64decode(encoded))))
 
 
 def test_pictures_are_found_by_id_whatever_the_order_of_the_table(tmp_path):

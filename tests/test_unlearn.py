@@ -15,8 +15,8 @@ from clipguard.models import ModelSpec, Normalized, build
 from clipguard.scoring import classifier_logits
 from clipguard.seeds import Seed
 from clipguard.training import Recipe, cross_entropy, fit
-from clipguard.types import Scores, Split, image_set
-from clipguard.unlearn import REFERENCE, Cure, class_weights, unlearn
+from clipguard.types import AffineTrigger, Scores, Split, image_set
+from clipguard.unlearn import REFERENCE, Cure, class_weights, stamped_copies, unlearn
 from tiny_runs import NAMES, poisoned_set, stamp
 
 K = 3
@@ -302,3 +302,36 @@ def test_the_reference_has_the_papers_values():
     )
     assert (REFERENCE.recipe.lr, REFERENCE.recipe.batch_size, REFERENCE.recipe.constant) == (0.01, 256, True)
     assert (REFERENCE.readmit, REFERENCE.distill) == (1.0, 0.0)
+
+
+def test_copies_with_the_trigger_are_appended_as_clean_and_nothing_else_changes():
+    _, data, part, guide, _ = draw_case(60, 5)
+    part = replace(part, triggered=part.triggered & (data.labels < 2))
+    white = AffineTrigger(scale=np.zeros((2, 2, 3), np.float32), shift=np.full((2, 2, 3), 255, np.float32))
+    longer, more, opinion = stamped_copies(data, part, guide, white, Cure(stamp=0.5), Seed(1))
+    n, added = len(data), round(0.5 * part.clean.sum())
+    assert len(longer) == n + added == len(more.clean) == len(opinion.logits)
+    assert np.array_equal(longer.images[:n], data.images)
+    assert np.array_equal(longer.labels[:n], data.labels)
+    assert (longer.images[n:] == 255).all()
+    assert more.clean[n:].all()
+    assert not more.triggered[n:].any()
+    assert np.array_equal(more.clean[:n], part.clean)
+    assert len(set(longer.ids)) == len(longer)
+
+
+def test_the_class_that_all_flagged_samples_are_labelled_with_is_not_copied():
+    _, data, part, guide, _ = draw_case(60, 5)
+    part = replace(part, triggered=part.triggered & (data.labels == 1))
+    same = AffineTrigger(scale=np.ones((2, 2, 3), np.float32), shift=np.zeros((2, 2, 3), np.float32))
+    longer, _, opinion = stamped_copies(data, part, guide, same, Cure(stamp=1.0), Seed(1))
+    copied = longer.labels[len(data) :]
+    assert len(copied) == (part.clean & (data.labels != 1)).sum() > 0
+    assert not (copied == 1).any()
+    # Each copy keeps its own image, label and guide's opinion: with this trigger, rows are recognisable.
+    for image, label, logits in zip(
+        longer.images[len(data) :], copied, opinion.logits[len(data) :], strict=True
+    ):
+        row = int(image[0, 0, 0])
+        assert label == data.labels[row]
+        assert np.array_equal(logits, guide.logits[row])

@@ -16,7 +16,7 @@ from clipguard.decode import common_size
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
 from clipguard.models import ModelSpec, Normalized, load, read_spec
-from clipguard.pipeline import Plan, Report, Scan, cure, scan, train_on
+from clipguard.pipeline import Plan, Report, Scan, cure, scan, shared_trigger, train_on
 from clipguard.scoring import classifier_logits
 from clipguard.sources import ImageSource
 from clipguard.store import RunFolder, SourceInfo, Stage, read_json, read_table, write_json
@@ -29,9 +29,9 @@ CERTAIN_SHARE = 0.002
 class Defender:
     """Scans an untrusted data set and cures a model that was trained on it.
 
-    The constructor only stores. After `scan`: `samples_` (columns of samples.parquet), `split_`, `verdict_`.
-    After `fit` also `model_` (cured), `before_` (the victim), `spec_`, `history_`. Every stage is cached in
-    `run_dir`; running again resumes.
+    The constructor only stores. After `scan`: `samples_` (columns of samples.parquet), `split_`, `verdict_`,
+    `trigger_` (what the flagged samples share, or None). After `fit` also `model_` (cured), `before_` (the
+    victim), `spec_`, `history_`. Every stage is cached in `run_dir`; running again resumes.
 
     Args:
         guide: the CLIP that reads the labels; the default needs its weights from the hub or its cache.
@@ -121,6 +121,7 @@ class Defender:
         self.found_: Scan = scan(source, guide, run, plan, reserve, self.report, model_size=model_size)
         self.split_: Split = self.found_.split
         self.samples_ = read_table(run.path / "samples.parquet")
+        self.trigger_ = shared_trigger(self.found_, plan)
         self.verdict_ = verdict(self.found_)
         self.stages_ = self.found_.stages
         self.warnings_ = guide.warnings_for(source.class_names) + _data_warnings(source, self.found_)

@@ -13,6 +13,7 @@ from clipguard.decode import common_size, thumbnail
 from clipguard.detector import Detector, refine, trigger_scores
 from clipguard.entropy import SplitRule, entropy_map, split, starved_classes
 from clipguard.errors import ClipguardError
+from clipguard.evidence import recover_trigger
 from clipguard.guide import ClipGuide
 from clipguard.models import ModelSpec, Normalized, build, save
 from clipguard.probes import Probe
@@ -29,8 +30,8 @@ from clipguard.store import (
 )
 from clipguard.suspect import SUSPECTS, suspect_scores
 from clipguard.training import VICTIM, Recipe, cross_entropy, fit
-from clipguard.types import EntropyMap, History, ImageSet, Scores, Split
-from clipguard.unlearn import Cure, unlearn
+from clipguard.types import AffineTrigger, EntropyMap, History, ImageSet, Scores, Split
+from clipguard.unlearn import Cure, stamped_copies, unlearn
 
 LARGEST_THUMBNAIL = 64
 """Pixels a side at which the small nets see larger images, unless told otherwise."""
@@ -207,9 +208,7 @@ def _suspect(run: RunFolder, seen: _Seen, plan: Plan, tell: Report) -> Stage:
     return run.stage("suspect", config=config, inputs=[seen.stage.key], compute=compute)
 
 
-def _detect(
-    run: RunFolder, seen: _Seen, first: Split, asked: list[str], plan: Plan, tell: Report
-) -> Stage:
+def _detect(run: RunFolder, seen: _Seen, first: Split, asked: list[str], plan: Plan, tell: Report) -> Stage:
     """Return the stage of the detector's scores; `asked` are the keys of guide and suspicious model."""
 
     def compute(folder: Path) -> None:
@@ -329,11 +328,32 @@ def cure(
         counted = _Count("cure", plan.cure.recipe.epochs, report or (lambda stage, done, total: None))
         seed = Seed(plan.seed).child("cure")
         data, part, guide = learnable(found)
+        trigger = shared_trigger(found, plan)
+        if trigger is not None and plan.cure.stamp > 0:
+            copies = seed.child("copies")
+            data, part, guide = stamped_copies(data, part, guide, trigger, plan.cure, copies)
         history = unlearn(model, data, part, guide, plan.cure, seed, on_epoch=counted)
         return model, spec, history
 
     config = {"cure": asdict(plan.cure), "spec": asdict(spec), "seed": plan.seed}
     return _model_stage(found, "cure", config, [found.stages["samples"].key, origin], train)
+
+
+def shared_trigger(found: Scan, plan: Plan) -> AffineTrigger | None:
+    """Return what the flagged samples share, as a trigger, or None where there is too little to tell."""
+
+    def compute(folder: Path) -> None:
+        trigger = recover_trigger(*learnable(found), Seed(plan.seed).child("evidence"))
+        if trigger is not None:
+            write_array(folder / "trigger.npy", np.stack([trigger.scale, trigger.shift]))
+
+    inputs = [found.stages["samples"].key]
+    stage = found.run.stage("evidence", config={"seed": plan.seed}, inputs=inputs, compute=compute)
+    found.stages["evidence"] = stage
+    if not (stage.path / "trigger.npy").exists():
+        return None
+    scale, shift = read_array(stage.path / "trigger.npy")
+    return AffineTrigger(scale=scale, shift=shift)
 
 
 def learnable(found: Scan) -> tuple[ImageSet, Split, Scores]:

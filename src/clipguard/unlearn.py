@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from clipguard.models import Normalized
 from clipguard.scoring import classifier_logits
 from clipguard.seeds import Seed
 from clipguard.training import LossFunction, Recipe, fit
-from clipguard.types import History, ImageSet, Scores, Split
+from clipguard.types import AffineTrigger, History, ImageSet, Scores, Split, image_set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,8 @@ class Cure:
         readmit: after each pass, samples outside `clean` whose given label the half-cured model believes with
             more than this probability join `clean`; 1 turns it off.
         balance: weigh clean samples so that every class keeps the share it has outside `triggered`.
+        stamp: share of the clean samples of which a copy with the recovered trigger is learnt under the
+            sample's own label: unlearning says what a triggered image is not, this says what it is.
     """
 
     loss: Literal["unlikelihood", "reference"] = "unlikelihood"
@@ -43,6 +45,7 @@ class Cure:
     distill: float = 0.0
     readmit: float = 0.5
     balance: bool = True
+    stamp: float = 0.3
 
 
 REFERENCE = Cure(
@@ -51,8 +54,34 @@ REFERENCE = Cure(
     unlearn=0.025,
     guide=0.0005,
     readmit=1.0,
+    stamp=0.0,
 )
 """CGD's own values [code]; its class resampling is class weights here, its stop on test accuracy left out."""
+
+
+def stamped_copies(
+    data: ImageSet, split: Split, guide: Scores, trigger: AffineTrigger, cure: Cure, seed: Seed
+) -> tuple[ImageSet, Split, Scores]:
+    """Return all three, longer by copies of clean samples that carry the trigger and count as clean.
+
+    A class is copied the less, the larger its share of the flagged labels: the class that the trigger leads
+    to needs no lesson in following it.
+    """
+    clean = np.flatnonzero(split.clean)
+    share = np.bincount(data.labels[split.triggered], minlength=len(data.class_names))
+    wanted = 1 - share[data.labels[clean]] / max(1, share.sum())
+    count = min(round(cure.stamp * len(clean)), int((wanted > 0).sum()))
+    rows = seed.numpy().choice(clean, count, replace=False, p=wanted / wanted.sum() if count else None)
+    images = np.concatenate([data.images, trigger.put(data.images[rows])])
+    ids = (*data.ids, *(f"{data.ids[row]} with the recovered trigger" for row in rows))
+    longer = image_set(images, np.concatenate([data.labels, data.labels[rows]]), data.class_names, ids)
+    part = replace(
+        split,
+        clean=np.concatenate([split.clean, np.ones(len(rows), bool)]),
+        triggered=np.concatenate([split.triggered, np.zeros(len(rows), bool)]),
+        suspicion=np.concatenate([split.suspicion, split.suspicion[rows]]),
+    )
+    return longer, part, replace(guide, logits=np.concatenate([guide.logits, guide.logits[rows]]))
 
 
 def class_weights(

@@ -54,6 +54,7 @@ def render(summary: Mapping[str, Any]) -> str:
             counts=summary["counts"],
             classes=summary["classes"],
             top=summary["top"],
+            shared=summary["shared"],
             created=summary["manifest"]["created"],
             verdict=_VERDICTS.get(kind, ("open", kind, "")),
             rates=_rates(run["before"], run["after"]),

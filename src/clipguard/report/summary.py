@@ -12,13 +12,17 @@ from PIL import Image
 
 from clipguard.errors import ClipguardError
 from clipguard.report.plot import entropy_map
-from clipguard.store import RunFolder, read_image_set, read_json, read_table
+from clipguard.store import RunFolder, read_array, read_image_set, read_json, read_table
+from clipguard.types import AffineTrigger
 
 TOP: Final = 100
 """How many of the most suspicious samples are shown."""
 
 THUMBNAIL: Final = 80
 """Longest side in pixels: 100 incompressible ones then stay below 2.6 MB."""
+
+EXAMPLES: Final = 6
+"""How many trusted samples are shown with what the flagged ones share."""
 
 CLASSES: Final = 40
 """How many classes are listed, most flagged first."""
@@ -34,7 +38,8 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
     """Return what is to be said about a finished run, as JSON values of bounded size.
 
     Keys: `run` (the run's own summary.json), `manifest`, `counts`, `classes` (`listed`, `others`), `map`
-    (see `entropy_map`) and `top`, the most suspicious samples in order, with their thumbnails as data URIs.
+    (see `entropy_map`), `top`, the most suspicious samples in order, with their thumbnails as data URIs, and
+    `shared`: what the flagged samples have in common, put on trusted ones, or None.
 
     Raises:
         ClipguardError: no run folder, a run that is not finished, or damaged files.
@@ -68,6 +73,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
             marked_as=f"the {len(order)} most suspicious samples",
         ),
         "top": _top(samples, order, folder),
+        "shared": _shared(samples, folder),
     }
 
 
@@ -130,6 +136,24 @@ def _pictures(ids: list[str], folder: RunFolder) -> list[str | None]:
     wanted = set(ids)
     rows = {name: row for row, name in enumerate(images.ids) if name in wanted}
     return [png(images.images[rows[name]]) if name in rows else None for name in ids]
+
+
+def _shared(samples: Table, folder: RunFolder) -> dict[str, Any] | None:
+    """Return the recovered trigger on the `EXAMPLES` most trusted samples, and how much it changes them."""
+    images, evidence = folder.finished("read"), folder.finished("evidence")
+    if images is None or evidence is None or not (evidence.path / "trigger.npy").exists():
+        return None
+    scale, shift = read_array(evidence.path / "trigger.npy")
+    data = read_image_set(images.path)
+    rows = {name: row for row, name in enumerate(data.ids)}
+    trusted = np.flatnonzero(samples["is_clean"])
+    chosen = trusted[np.argsort(-samples["rank"][trusted], kind="stable")][:EXAMPLES]
+    plain = data.images[[rows[str(samples["id"][i])] for i in chosen]]
+    stamped = AffineTrigger(scale=scale, shift=shift).put(plain)
+    return {
+        "change": float(np.abs(stamped.astype(np.int16) - plain).mean()),
+        "examples": [{"plain": png(a), "stamped": png(b)} for a, b in zip(plain, stamped, strict=True)],
+    }
 
 
 def png(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
