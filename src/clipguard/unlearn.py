@@ -45,7 +45,7 @@ class Cure:
     distill: float = 0.0
     readmit: float = 0.5
     balance: bool = True
-    stamp: float = 0.3
+    stamp: float = 0.15
 
 
 REFERENCE = Cure(
