@@ -15,7 +15,16 @@ from clipguard import pipeline
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
 from clipguard.models import ModelSpec, build, load
-from clipguard.pipeline import Plan, cure, learnable, reserved_rows, scan, thumbnail_size, train_on
+from clipguard.pipeline import (
+    Plan,
+    cure,
+    learnable,
+    reserved_rows,
+    scan,
+    shared_trigger,
+    thumbnail_size,
+    train_on,
+)
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.store import RunFolder, SourceInfo, Stage, read_array, read_table
@@ -346,3 +355,36 @@ def test_a_plan_can_be_made_without_arguments_and_compared():
     assert Plan() == Plan()
     assert Plan(by="retrain") != Plan()
     assert Path(Plan().architecture).name == Plan().architecture
+
+
+def test_what_the_flagged_samples_share_is_recovered_once_and_kept(found, monkeypatch):
+    monkeypatch.setattr("clipguard.evidence.FEWEST", 10)
+    trigger = shared_trigger(found, replace(PLAN, seed=11))
+    assert trigger is not None
+    white = trigger.put(np.full((1, 16, 16, 3), 60, np.uint8))[0]
+    assert (white[-4:, -4:] == 255).all()
+    assert np.abs(white[:-4].astype(int) - 60).mean() < 40
+    kept = np.load(found.stages["evidence"].path / "trigger.npy")
+    assert np.array_equal(kept, np.stack([trigger.scale, trigger.shift]))
+    assert not found.stages["evidence"].cached
+    again = shared_trigger(found, replace(PLAN, seed=11))
+    assert found.stages["evidence"].cached
+    assert again is not None
+    assert np.array_equal(again.shift, trigger.shift)
+
+
+def test_with_too_few_flagged_samples_there_is_no_shared_trigger(found, monkeypatch):
+    monkeypatch.setattr("clipguard.evidence.FEWEST", 200)
+    assert shared_trigger(found, replace(PLAN, seed=12)) is None
+
+
+def test_the_cure_learns_copies_that_carry_the_shared_trigger(found, monkeypatch):
+    monkeypatch.setattr("clipguard.evidence.FEWEST", 10)
+    plan = replace(PLAN, seed=13)
+    spec = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
+    model, sizes = build(spec, Seed(0)), []
+    for share in (0.0, 0.5):
+        stage = cure(found, model, spec, "a victim", replace(plan, cure=replace(PLAN.cure, stamp=share)))
+        sizes.append(read_table(stage.path / "history.parquet")["clean"][0])
+    clean = found.split.clean & ~found.reserved
+    assert sizes == [clean.sum(), clean.sum() + round(0.5 * clean.sum())]
