@@ -105,7 +105,8 @@ def test_a_fit_gives_victim_cured_model_and_history_and_writes_the_model(fitted)
     assert not same(fitted.before_.state_dict(), fitted.model_.state_dict())
     assert fitted.model_.training is False
     assert list(fitted.history_["epoch"]) == [1, 2]
-    assert list(fitted.stages_) == ["read", "suspect", "detect", "samples", "victim", "cure"]
+    scan = ["read", "suspect", "detect", "labels", "samples", "evidence"]
+    assert list(fitted.stages_) == [*scan, "victim", "cure"]
 
 
 def test_fitting_again_reads_everything_back(fitted, source):
@@ -123,7 +124,9 @@ def test_a_scan_is_the_first_half_of_curing_a_given_model(source, defender):
         "read",
         "suspect",
         "detect",
+        "labels",
         "samples",
+        "evidence",
     }
 
 

@@ -92,7 +92,8 @@ def test_a_defence_trains_a_victim_cures_it_and_judges_both(clipguard, attacked,
         assert rates.keys() >= RATES
         assert all(0 <= rates[name] <= 1 for name in RATES)
         assert rates["n"] == 24
-    assert {"read", "suspect", "detect", "samples", "victim", "cure"} == value["seconds"].keys()
+    scan = {"read", "suspect", "detect", "labels", "samples", "evidence"}
+    assert scan | {"victim", "cure"} == value["seconds"].keys()
     assert value["detection"]["poisoned"] == 8
     assert value == read_json(run / "summary.json")
 

@@ -167,13 +167,20 @@ def test_a_second_scan_reads_everything_back(found, poisoned):
 
 
 CHANGES = {
-    "nothing": (PLAN, {"read", "suspect", "detect", "samples"}),
+    "nothing": (PLAN, {"read", "suspect", "detect", "labels", "samples"}),
     "a threshold of the detector": (
         replace(PLAN, detector=replace(PLAN.detector, clean=0.4)),
-        {"read", "suspect", "detect"},
+        {"read", "suspect", "detect", "labels"},
     ),
-    "a threshold of the split": (replace(PLAN, rule=replace(PLAN.rule, triggered=0.12)), {"read", "suspect"}),
-    "the suspicious model": (replace(PLAN, suspect=replace(PLAN.suspect, runs=2)), {"read"}),
+    "when labels look planted": (
+        replace(PLAN, noise=replace(PLAN.noise, surplus=5.0)),
+        {"read", "suspect", "detect", "labels"},
+    ),
+    "a threshold of the split": (
+        replace(PLAN, rule=replace(PLAN.rule, triggered=0.12)),
+        {"read", "suspect", "labels"},
+    ),
+    "the suspicious model": (replace(PLAN, suspect=replace(PLAN.suspect, runs=2)), {"read", "labels"}),
     "the seed": (replace(PLAN, seed=1), {"read"}),
     "the image size": (replace(PLAN, size=(12, 12)), set()),
 }
@@ -191,7 +198,7 @@ def test_other_prompts_leave_the_pass_over_the_images_as_it_is(found, poisoned, 
     shutil.copytree(found.run.path, tmp_path / "run")
     guide = ClipGuide("mini", templates=("a drawing of a {}",))
     again = scanned(tmp_path / "run", poisoned[0], guide=guide)
-    assert {name for name, stage in again.stages.items() if stage.cached} == {"read", "suspect"}
+    assert {name for name, stage in again.stages.items() if stage.cached} == {"read", "suspect", "labels"}
 
 
 def test_a_class_that_the_detector_leaves_without_clean_samples_is_named(found, poisoned, tmp_path):

@@ -193,13 +193,20 @@ def _weights_into(like: Normalized, spec: ModelSpec, stage: Stage) -> Normalized
 
 def verdict(found: Scan) -> dict[str, Any]:
     """Return the verdict as far as it is built: always undecided, with the reasons in plain words."""
-    flagged, n = int(found.split.triggered.sum()), len(found.data)
+    labels = int(found.mislabelled.sum())
+    flagged, n = int(found.split.triggered.sum()) - labels, len(found.data)
     agreement = float(np.mean(found.guide.logits.argmax(1) == found.data.labels))
     chance = 1 / len(found.data.class_names)
     if flagged < CERTAIN_SHARE * n:
         reasons = [f"nothing above chance: {flagged} of {n} samples share a pattern that the others lack"]
     else:
         reasons = [f"{flagged} of {n} samples ({flagged / n:.1%}) share a pattern that the others lack"]
+    if labels:
+        fed = sorted({found.data.class_names[i] for i in found.data.labels[found.mislabelled]})
+        reasons.append(
+            f"{labels} more labels look planted: {', '.join(fed[:3])} took in far more implausible labels "
+            "than it gave out"
+        )
     if agreement < 2 * chance:
         reasons.append(
             f"the guide agrees with only {agreement:.1%} of the labels, near chance ({chance:.1%})"

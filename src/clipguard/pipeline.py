@@ -15,6 +15,7 @@ from clipguard.entropy import SplitRule, entropy_map, split, starved_classes
 from clipguard.errors import ClipguardError
 from clipguard.evidence import recover_trigger
 from clipguard.guide import ClipGuide
+from clipguard.label_noise import LabelNoise, planted_labels, probe_log_odds, with_planted
 from clipguard.models import ModelSpec, Normalized, build, save
 from clipguard.probes import Probe
 from clipguard.scoring import embed_source
@@ -53,6 +54,7 @@ class Plan:
         suspect: the suspicious model.
         rule: thresholds of the split.
         detector: the trigger detector.
+        noise: when labels look planted.
         architecture: of the victim that is trained here when no model is given.
         victim: its recipe, also that of `retrain`.
         by: `unlearn` cures the model, `retrain` drops the flagged samples and trains from scratch.
@@ -64,6 +66,7 @@ class Plan:
     suspect: Probe = field(default_factory=lambda: SUSPECTS["shallow"])
     rule: SplitRule = field(default_factory=SplitRule)
     detector: Detector = field(default_factory=Detector)
+    noise: LabelNoise = field(default_factory=LabelNoise)
     architecture: str = "preactresnet18-16"
     victim: Recipe = VICTIM
     by: Literal["unlearn", "retrain"] = "unlearn"
@@ -75,7 +78,8 @@ class Plan:
 class Scan:
     """What a scan found, with the stages that later ones build on.
 
-    `data` has the images at the size of the model to cure; the small nets saw them at `view`.
+    `data` has the images at the size of the model to cure; the small nets saw them at `view`. `mislabelled`
+    are those `triggered` samples that are flagged for their label alone, and not for a trigger.
     """
 
     run: RunFolder
@@ -85,6 +89,7 @@ class Scan:
     entropy: EntropyMap
     split: Split
     reserved: Bool[np.ndarray, "n"]
+    mislabelled: Bool[np.ndarray, "n"]
     stages: dict[str, Stage]
 
 
@@ -157,9 +162,14 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
     detect = _detect(run, seen, first, [guide.fingerprint, suspect.key], plan, tell)
     trigger = read_array(detect.path / "trigger.npy")
     found = refine(first, trigger, plan.detector)
+    labels = _judge_labels(run, read, data, reserved, plan)
+    odds = read_array(labels.path / "odds.npy")
+    planted, _ = planted_labels(entropy.guide_nll, odds, data.labels, plan.noise)
+    mislabelled = planted & ~found.triggered
+    found = with_planted(found, planted)
     # The detector takes more samples out of `clean`, so that more classes may have too few.
     starved = starved_classes(found.clean, data.labels, data.class_names, plan.rule.fewest)
-    stages = {"read": read, "suspect": suspect, "detect": detect}
+    stages = {"read": read, "suspect": suspect, "detect": detect, "labels": labels}
     result = Scan(
         run=run,
         data=data,
@@ -168,6 +178,7 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
         entropy=entropy,
         split=replace(found, starved=starved),
         reserved=reserved,
+        mislabelled=mislabelled,
         stages=stages,
     )
     stages["samples"] = _write_samples(result, trigger, plan)
@@ -223,6 +234,21 @@ def _detect(run: RunFolder, seen: _Seen, first: Split, asked: list[str], plan: P
     return run.stage("detect", config=config, inputs=inputs, compute=compute)
 
 
+def _judge_labels(
+    run: RunFolder, read: Stage, data: ImageSet, reserved: Bool[np.ndarray, " n"], plan: Plan
+) -> Stage:
+    """Return the stage of the probe's opinion on every label."""
+
+    def compute(folder: Path) -> None:
+        embeddings, seed = read_array(read.path / "embeddings.npy"), Seed(plan.seed).child("labels")
+        k = len(data.class_names)
+        odds = probe_log_odds(embeddings, data.labels, k, reserved, plan.noise, seed)
+        write_array(folder / "odds.npy", odds)
+
+    config = {"folds": plan.noise.folds, "seed": plan.seed, "reserve": bool(reserved.any())}
+    return run.stage("labels", config=config, inputs=[read.key], compute=compute)
+
+
 class _Count:
     """Turns a kernel's epoch numbers, which start anew for each net of a stage, into progress."""
 
@@ -254,6 +280,7 @@ def _write_samples(found: Scan, trigger: Float64[np.ndarray, " n"], plan: Plan) 
         "rank": rank,
         "is_clean": part.clean,
         "is_triggered": part.triggered,
+        "is_mislabelled": found.mislabelled,
         "is_reserved": found.reserved,
     }
 
@@ -261,7 +288,8 @@ def _write_samples(found: Scan, trigger: Float64[np.ndarray, " n"], plan: Plan) 
         write_table(folder / "samples.parquet", columns)
 
     inputs = [stage.key for stage in found.stages.values()]
-    config = {"columns": sorted(columns), "thresholds": [plan.detector.clean, plan.detector.triggered]}
+    thresholds = [plan.detector.clean, plan.detector.triggered, plan.noise.implausible, plan.noise.surplus]
+    config = {"columns": sorted(columns), "thresholds": thresholds}
     stage = found.run.stage("samples", config=config, inputs=inputs, compute=compute)
     found.run.publish(stage.path / "samples.parquet", "samples.parquet")
     return stage
@@ -343,7 +371,8 @@ def shared_trigger(found: Scan, plan: Plan) -> AffineTrigger | None:
     """Return what the flagged samples share, as a trigger, or None where there is too little to tell."""
 
     def compute(folder: Path) -> None:
-        trigger = recover_trigger(*learnable(found), Seed(plan.seed).child("evidence"))
+        part = replace(found.split, triggered=found.split.triggered & ~found.mislabelled)
+        trigger = recover_trigger(*learnable(replace(found, split=part)), Seed(plan.seed).child("evidence"))
         if trigger is not None:
             write_array(folder / "trigger.npy", np.stack([trigger.scale, trigger.shift]))
 

@@ -1,0 +1,143 @@
+"""clipguard.label_noise: labels planted into one class are told from noise that goes both ways."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipguard.label_noise import NO_SAY, LabelNoise, planted_labels, probe_log_odds, with_planted
+from clipguard.seeds import Seed
+from clipguard.types import Split
+
+K = 4
+NOISE = LabelNoise()
+
+
+def blobs(sizes=(300,) * K, spread=1.0, seed=0):
+    """Return embeddings and true labels: one cloud a class, neighbours overlapping."""
+    draw = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    centres = 3 * np.eye(len(sizes), 12)
+    return (centres[labels] + spread * draw.normal(size=(len(labels), 12))).astype(np.float32), labels
+
+
+def judged(embeddings, labels, guide_nll=None, noise=NOISE, seed=0, reserved=None):
+    nobody = np.zeros(len(labels), dtype=bool) if reserved is None else reserved
+    odds = probe_log_odds(embeddings, labels, K, nobody, noise, Seed(seed))
+    own = -odds[np.arange(len(labels)), labels] if guide_nll is None else guide_nll
+    return planted_labels(own, odds, labels, noise)
+
+
+def flipped(labels, count, target=0, seed=1):
+    """Return labels of which `count` of other classes became `target`, and which."""
+    rows = np.random.default_rng(seed).choice(np.flatnonzero(labels != target), count, replace=False)
+    changed, bad = labels.copy(), np.zeros(len(labels), dtype=bool)
+    changed[rows], bad[rows] = target, True
+    return changed, bad
+
+
+@pytest.mark.parametrize("target", [0, 2])
+def test_labels_planted_into_one_class_are_found(target):
+    embeddings, labels = blobs()
+    changed, bad = flipped(labels, 60, target)
+    found, surplus = judged(embeddings, changed)
+    assert surplus.argmax() == target
+    assert found[bad].mean() > 0.7
+    assert found[~bad].mean() < 0.01
+
+
+def test_an_untouched_set_has_no_planted_label_even_if_classes_overlap_and_differ_in_size():
+    for seed in range(5):
+        embeddings, labels = blobs((600, 200, 60, 20), spread=2.0, seed=seed)
+        found, surplus = judged(embeddings, labels)
+        assert not found.any()
+        assert surplus.max() < NOISE.surplus
+
+
+def test_symmetric_noise_is_not_called_an_attack():
+    embeddings, labels = blobs()
+    draw = np.random.default_rng(3)
+    noisy = draw.random(len(labels)) < 0.1
+    labels = np.where(noisy, (labels + draw.integers(1, K, len(labels))) % K, labels)
+    assert not judged(embeddings, labels)[0].any()
+
+
+def test_labels_that_the_guide_believes_are_left_alone():
+    embeddings, labels = blobs()
+    changed, _ = flipped(labels, 60)
+    assert not judged(embeddings, changed, guide_nll=np.zeros(len(labels)))[0].any()
+
+
+def test_a_sample_is_judged_by_a_probe_that_has_not_seen_it():
+    # A lone sample far from all others: whoever has learnt it believes its label.
+    embeddings, labels = blobs((40,) * K)
+    embeddings[5] = 1000
+    before = probe_log_odds(embeddings, labels, K, np.zeros(len(labels), bool), NOISE, Seed(0))
+    changed = labels.copy()
+    changed[5] = 3
+    after = probe_log_odds(embeddings, changed, K, np.zeros(len(labels), bool), NOISE, Seed(0))
+    assert np.array_equal(before[5], after[5])
+
+
+def test_reserved_samples_are_judged_but_not_learnt():
+    embeddings, labels = blobs((40,) * K)
+    reserved = np.arange(len(labels)) % 10 == 0
+    odds = probe_log_odds(embeddings, labels, K, reserved, NOISE, Seed(0))
+    embeddings_moved = embeddings.copy()
+    embeddings_moved[reserved] += 5
+    moved = probe_log_odds(embeddings_moved, labels, K, reserved, NOISE, Seed(0))
+    assert np.array_equal(odds[~reserved], moved[~reserved])
+    assert not np.array_equal(odds[reserved], moved[reserved])
+
+
+def test_a_class_of_a_few_samples_is_given_no_opinion():
+    embeddings, labels = blobs((40, 40, 40, 6))
+    found, _ = judged(embeddings, labels)
+    odds = probe_log_odds(embeddings, labels, K, np.zeros(len(labels), bool), NOISE, Seed(0))
+    assert (odds[:, 3] == NO_SAY).all()
+    assert (odds[:, :3] > NO_SAY).all()
+    assert not found[labels == 3].any()
+
+
+def test_one_class_alone_gives_no_opinion_at_all():
+    embeddings, labels = blobs((40, 4, 4, 4))
+    found, surplus = judged(embeddings, labels)
+    assert not found.any()
+    assert np.isfinite(surplus).all()
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.integers(2, 5))
+def test_the_surplus_is_the_difference_of_rates_in_standard_errors(seed, k):
+    draw = np.random.default_rng(seed)
+    n = 50
+    labels = draw.integers(0, k, n)
+    odds, guide = draw.normal(-3, 3, (n, k)), draw.exponential(4, n)
+    found, surplus = planted_labels(guide, odds, labels, NOISE)
+    size = [max(1, sum(labels == c)) for c in range(k)]
+    for c in range(k):
+        into, out, variance = 0.0, 0.0, 0.0
+        for i in range(n):
+            said = int(np.argmax(odds[i]))
+            if said != labels[i] and guide[i] > 3 and -odds[i, labels[i]] > 3:
+                if labels[i] == c:
+                    into += 1 / size[c]
+                    variance += 1 / size[c] ** 2
+                if said == c:
+                    out += 1 / size[labels[i]]
+                    variance += 1 / size[labels[i]] ** 2
+        variance += sum(1 / k / size[c] ** 2 for _ in range(k)) + sum(1 / k / s**2 for s in size)
+        assert surplus[c] == pytest.approx((into - out) / variance**0.5)
+        assert not found[labels == c].any() or surplus[c] > NOISE.surplus
+
+
+def test_planted_labels_leave_clean_join_triggered_and_rise_in_the_ranking():
+    part = Split(
+        clean=np.array([True, True, False, False]),
+        triggered=np.array([False, False, True, False]),
+        suspicion=np.array([0.2, 0.4, 0.9, 0.5]),
+    )
+    more = with_planted(part, np.array([True, False, True, False]))
+    assert more.clean.tolist() == [False, True, False, False]
+    assert more.triggered.tolist() == [True, False, True, False]
+    assert more.suspicion.tolist() == [0.6, 0.4, 0.95, 0.5]
