@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from clipguard.attacks.adaptive import AdapBlend, AdapPatch
 from clipguard.attacks.controls import FlipsToOneClass, NoAttack, SymmetricFlips
-from clipguard.attacks.images import SIG, BadNets, Blended
+from clipguard.attacks.covered import BPP, WaNet
+from clipguard.attacks.images import CTRL, SIG, BadNets, Blended
 from clipguard.attacks.protocol import Attack, NeedsHelper, prepare
 from clipguard.attacks.together import TOGETHER, Together, parts_of
 from clipguard.errors import ClipguardError
@@ -13,7 +15,12 @@ from clipguard.errors import ClipguardError
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "badnets": BadNets,
     "blended": Blended,
+    "wanet": WaNet,
+    "bpp": BPP,
+    "ctrl": CTRL,
     "sig": SIG,
+    "adap-blend": AdapBlend,
+    "adap-patch": AdapPatch,
     "none": NoAttack,
     "flips": SymmetricFlips,
     "flips-to-one": FlipsToOneClass,
@@ -41,24 +48,26 @@ def attack_named(name: str, *, rate: float | None = None, target: int = 0, **opt
         raise ClipguardError(f"unknown attack {name!r}: choose one of {', '.join(ATTACKS)}")
     if rate is not None and not 0 < rate < 1:
         raise ClipguardError(f"poison rate {rate} is outside (0, 1): give a fraction such as 0.05")
-    _check_options(name, options)
     given = {} if rate is None else {"rate": rate}
-    return ATTACKS[name](target=target, **given, **options)
+    return ATTACKS[name](target=target, **given, **_checked(name, options))
 
 
-def _check_options(name: str, options: dict[str, object]) -> None:
+def _checked(name: str, options: dict[str, object]) -> dict[str, object]:
+    """Return the options of an attack, whole numbers as fractions where it takes fractions."""
     recipe: Any = ATTACKS[name]
     defaults = {field.name: field.default for field in fields(recipe) if field.name not in ("rate", "target")}
+    checked = {}
     for option, value in options.items():
         if option not in defaults:
             valid = f"choose from {', '.join(defaults)}" if defaults else "it takes none"
             raise ClipguardError(f"attack {name} has no option {option!r}: {valid}")
         kind = type(defaults[option])
-        # A whole number is a fraction as well, but not the other way round.
-        if type(value) is not kind and not (kind is float and type(value) is int):
+        checked[option] = float(value) if kind is float and type(value) is int else value
+        if type(checked[option]) is not kind:
             raise ClipguardError(
                 f"option {option} of attack {name} is {value!r}: give one like {defaults[option]!r}"
             )
+    return checked
 
 
 __all__ = ["ATTACKS", "Attack", "NeedsHelper", "Together", "attack_named", "parts_of", "prepare"]

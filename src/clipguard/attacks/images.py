@@ -1,4 +1,4 @@
-"""Attacks that put a fixed trigger on images: BadNets, Blended (dirty-label) and SIG (clean-label)."""
+"""Attacks that put a fixed trigger on images: BadNets, Blended (dirty-label), SIG and CTRL (clean-label)."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from jaxtyping import Int64
 
 from clipguard.attacks.protocol import Mapping, aimed, choose, one_target, rebuilt, truth_of
 from clipguard.seeds import Seed
-from clipguard.triggers import add_sinusoid, blend, noise_pattern, stamp_patch
+from clipguard.triggers import add_pattern, add_sinusoid, blend, chroma_waves, noise_pattern, stamp_patch
 from clipguard.truth import PoisonTruth
 from clipguard.types import Images, ImageSet
 
@@ -86,6 +86,37 @@ class SIG:
     def trigger(self, images: Images) -> Images:
         """Return images with the sinusoid."""
         return add_sinusoid(images, self.amplitude, self.frequency)
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+        """Return the target."""
+        return aimed(labels, k, self.target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CTRL:
+    """Two frequencies of the colour planes of target-class images whose labels stay (Li et al. 2023).
+
+    The formula is the published one in floating point; the published code rounds to whole numbers in YUV as
+    well, and knows 32 x 32 pixels only: other sizes as `chroma_waves` says.
+    """
+
+    rate: float = 0.05
+    target: int = 0
+    magnitude: float = 100.0
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the poisoned set; the rate counts over all samples, the rows are of the target class.
+
+        Raises:
+            ClipguardError: the target class is smaller than the rate asks for.
+        """
+        rows = choose(np.flatnonzero(data.labels == self.target), self.rate, len(data), seed)
+        changed = rebuilt(data, rows, self.trigger(data.images[rows]), data.labels[rows])
+        return changed, truth_of(data, rows, "ctrl", self.target)
+
+    def trigger(self, images: Images) -> Images:
+        """Return images with the two frequencies added."""
+        return add_pattern(images, chroma_waves(images.shape[1], images.shape[2], self.magnitude))
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
@@ -118,10 +118,24 @@ def choose(
     return np.sort(seed.child("rows").numpy().choice(left, count, replace=False))
 
 
+def choose_cover(taken: Int64[np.ndarray, "p"], ratio: float, n: int, seed: Seed) -> Int64[np.ndarray, "c"]:
+    """Return round(ratio p) of the n rows, none of them among the p that are poisoned, ascending.
+
+    Raises:
+        ClipguardError: there are fewer than that.
+    """
+    return choose(np.arange(n), ratio * len(taken) / max(1, n), n, seed.child("cover"), taken)
+
+
 def rebuilt(
-    data: ImageSet, rows: Int64[np.ndarray, "p"], images: Images, labels: Int64[np.ndarray, "p"]
+    data: ImageSet,
+    rows: Int64[np.ndarray, "p"],
+    images: UInt8[np.ndarray, "p h w 3"],
+    labels: Int64[np.ndarray, "p"],
+    cover: Int64[np.ndarray, "c"] | None = None,
+    decoys: UInt8[np.ndarray, "c h w 3"] | None = None,
 ) -> ImageSet:
-    """Return `data` with other images and labels at `rows`, which are poison and cover alike.
+    """Return `data` with other images and labels at `rows` and, with their own labels, decoys at `cover`.
 
     Raises:
         ClipguardError: a new label is no class of `data`.
@@ -131,6 +145,8 @@ def rebuilt(
         raise ClipguardError(f"target class {outside[0]} does not exist: choose one of 0 to {k - 1}")
     all_images, all_labels = np.array(data.images), data.labels.copy()
     all_images[rows], all_labels[rows] = images, labels
+    if cover is not None and decoys is not None:
+        all_images[cover] = decoys
     return image_set(all_images, all_labels, data.class_names, data.ids)
 
 
