@@ -172,7 +172,7 @@ def _show(value: dict[str, Any], console: "Console") -> None:
     counts = value["counts"]
     cover = f", {counts['cover']:,} more carry a decoy" if counts["cover"] else ""
     console.print(
-        f"{value['attack']}: {counts['poisoned']:,} of {counts['train']:,} training samples poisoned{cover}",
+        f"{value['attack']}: {counts['poisoned']:,} of {counts['train']:,} training samples changed{cover}",
         markup=False,
     )
     for file in value["files"]:
