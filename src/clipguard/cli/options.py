@@ -138,3 +138,15 @@ class AttackOptions:
     ] = None
     seed: Seed = 0
     json: Json = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """What `convert` takes."""
+
+    source: Annotated[Path, Parameter(help="Clean training set that the record was made from, in its order.")]
+    out: Annotated[Path, Parameter(name=("--out", "-o"), help="Folder to make; must be new or empty.")]
+    test: Annotated[Path | None, Parameter(help="Clean test set likewise.")] = None
+    classes: Classes = None
+    json: Json = False

@@ -32,6 +32,7 @@ TEST: Final = "test.parquet"
 TRIGGERED: Final = "test-triggered.parquet"
 TRUTH: Final = "truth.parquet"
 ABOUT: Final = "attack.json"
+MODEL: Final = "model.safetensors"
 
 Tell = Callable[[str, int, int], None]
 
@@ -74,7 +75,7 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
     Raises:
         ClipguardError: bad input, or a folder that is not empty.
     """
-    _refuse_full(options.out)
+    refuse_full(options.out)
     mapping = {} if options.mapping is None else {"mapping": options.mapping}
     recipe = attack_named(options.attack, rate=options.rate, target=options.target, **mapping)
     seed = Seed(options.seed)
@@ -106,17 +107,30 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
                 "unreadable": unreadable,
             },
         }
-        with _appearing(options.out) as part:
-            for name, data in sets.items():
-                if data is not None:
-                    write_parquet(data, part / name)
-            write_truth(truth, part / TRUTH)
-            write_json(part / ABOUT, about)
+        write_attack(options.out, sets, truth, about)
     if unreadable:
         warn([f"{unreadable} images could not be read and were left out"])
     files = [str(options.out / name) for name, data in sets.items() if data is not None]
     value = {**about, "out": str(options.out), "files": [*files, str(options.out / TRUTH)]}
     return Outcome(value=value, show=partial(_show, value), as_json=options.json)
+
+
+def write_attack(
+    out: Path,
+    sets: dict[str, ImageSet | None],
+    truth: PoisonTruth,
+    about: dict[str, Any],
+    weights: Path | None = None,
+) -> None:
+    """Write the folder `out` of an attack, all or nothing; `weights` are those of a model trained on it."""
+    with _appearing(out) as part:
+        for name, data in sets.items():
+            if data is not None:
+                write_parquet(data, part / name)
+        write_truth(truth, part / TRUTH)
+        write_json(part / ABOUT, about)
+        if weights is not None:
+            shutil.copyfile(weights, part / MODEL)
 
 
 def _read(path: Path, options: AttackOptions, tell: Tell) -> tuple[ImageSet, ImageSet | None, int]:
@@ -149,7 +163,12 @@ def _triggered(attack: Attack, test: ImageSet) -> ImageSet | None:
     return None if images is None else image_set(images, test.labels, test.class_names, test.ids)
 
 
-def _refuse_full(folder: Path) -> None:
+def refuse_full(folder: Path) -> None:
+    """Refuse to write into `folder` unless it is new or empty.
+
+    Raises:
+        ClipguardError: it is neither.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ClipguardError(f"{folder} exists and is not an empty folder: give a new one")
 
