@@ -53,7 +53,7 @@ class Together:
         Raises:
             ClipguardError: an attack finds too few samples that the others have left.
         """
-        n, names = len(data), []
+        n, names = len(data), list[str]()
         images, labels = np.array(data.images), data.labels.copy()
         poisoned, cover, part = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.full(n, -1)
         for i, attack in enumerate(self.attacks):
