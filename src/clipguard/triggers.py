@@ -58,8 +58,8 @@ def quantise(images: Images, levels: int) -> Images:
     if levels < 2:
         raise ClipguardError(f"{levels} levels of brightness are too few for a picture: give 2 or more")
     steps = np.rint(np.arange(256) / 255 * (levels - 1)) / (levels - 1) * 255
-    of_grey_level: np.ndarray = np.rint(steps).astype(np.uint8)
-    return of_grey_level[images]
+    quantised: np.ndarray = np.rint(steps).astype(np.uint8)[images]
+    return quantised
 
 
 FREQUENCIES: Final = (15, 31)
@@ -86,7 +86,8 @@ def chroma_waves(height: int, width: int, magnitude: float) -> Float32[np.ndarra
 
 def add_pattern(images: Images, pattern: Float32[np.ndarray, "h w 3"]) -> Images:
     """Return images + pattern, rounded, within 0..255."""
-    return np.rint(images + pattern).clip(0, 255).astype(np.uint8)
+    moved: np.ndarray = np.rint(images + pattern)
+    return moved.clip(0, 255).astype(np.uint8)
 
 
 def warp_field(height: int, width: int, grid: int, seed: Seed) -> Float32[np.ndarray, "h w 2"]:

@@ -93,7 +93,7 @@ class AdapPatch:
 
     def trigger(self, images: Images) -> Images:
         """Return test images, which carry all four patches at full opacity."""
-        opaque = corners(*images.shape[1:3]).any(0)[None].astype(np.float32)
+        opaque: np.ndarray = np.logical_or.reduce(corners(*images.shape[1:3]))[None].astype(np.float32)
         return self._mixed(images, opaque)
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:

@@ -97,5 +97,5 @@ class BPP:
         return aimed(labels, k, self.target, self.mapping)
 
     def _negatives(self, images: Images, others: Images) -> Images:
-        residual = self.trigger(others).astype(np.int16) - others
-        return (images + residual).clip(0, 255).astype(np.uint8)
+        moved: np.ndarray = images + (self.trigger(others).astype(np.int16) - others)
+        return moved.clip(0, 255).astype(np.uint8)
