@@ -28,6 +28,9 @@ UNPICKLERS = {
 }
 SWITCHES_THAT_UNPICKLE = {"allow_pickle": False, "weights_only": True, "trust_remote_code": False}
 
+# Only the converter of other people's records, in a process of its own, with torch's list of allowed names.
+MAY_UNPICKLE = {"src/clipguard/backdoorbench.py": ["torch.load"]}
+
 
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
@@ -96,7 +99,7 @@ def test_a_file_or_folder_has_a_name_that_says_something(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_no_source_unpickles_or_runs_what_a_file_contains(path):
-    assert unpickling(path.read_text()) == []
+    assert unpickling(path.read_text()) == MAY_UNPICKLE.get(relative(path), [])
 
 
 @pytest.mark.parametrize(

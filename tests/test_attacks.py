@@ -8,19 +8,24 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from clipguard.attacks import ATTACKS, attack_named
+from clipguard.attacks import ATTACKS, NeedsHelper, attack_named
 from clipguard.attacks.images import SIG, BadNets, Blended
-from clipguard.attacks.protocol import choose
+from clipguard.attacks.protocol import aimed, choose, choose_cover
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 from clipguard.types import image_set
 from reference import images as oracle
 
 CLASSES = 4
-PLANTING = ["badnets", "blended", "sig"]
+READY = [name for name in ATTACKS if not isinstance(attack_named(name), NeedsHelper)]
 CONTROLS = ["none", "flips", "flips-to-one"]
-CHANGE_IMAGES = set(PLANTING)
-KEEP_LABELS = {"sig", "none"}
+CLEAN_LABEL = ["sig", "ctrl"]
+DIRTY_LABEL = ["badnets", "blended", "wanet", "bpp", "adap-blend", "adap-patch"]
+BOTH_MAPPINGS = ["badnets", "blended", "wanet", "bpp"]
+STRONGER_IN_TEST = ["adap-blend", "adap-patch"]
+SAME_TRIGGER = [name for name in DIRTY_LABEL + CLEAN_LABEL if name not in STRONGER_IN_TEST]
+COVER = {"wanet": 2, "bpp": 1, "adap-blend": 1, "adap-patch": 2}
+KEEP_LABELS = {*CLEAN_LABEL, "none"}
 
 rates = st.sampled_from([0.01, 0.05, 0.1, 0.2])
 draws = st.integers(0, 2**32)
@@ -41,7 +46,7 @@ def different(one, other):
     return (one.images != other.images).any((1, 2, 3))
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", READY)
 @hypothesis_settings(max_examples=25)
 @given(st.integers(20, 90), shapes, rates, targets, draws)
 def test_exactly_the_poisoned_rows_are_touched_and_they_are_as_many_as_the_rate_says(
@@ -50,22 +55,24 @@ def test_exactly_the_poisoned_rows_are_touched_and_they_are_as_many_as_the_rate_
     data = clean_set(n, shape, seed)
     changed, truth = attack_named(name, rate=rate, target=target).poison(data, Seed(seed))
     assert truth.poisoned.sum() == (0 if name == "none" else round(rate * n))
-    assert not truth.cover.any()
-    touched = different(data, changed) | (data.labels != changed.labels)
-    assert not (touched & ~truth.poisoned).any()
+    assert truth.cover.sum() == COVER.get(name, 0) * truth.poisoned.sum()
+    assert not (truth.cover & truth.poisoned).any()
+    assert not (different(data, changed) & ~truth.poisoned & ~truth.cover).any()
+    assert not ((data.labels != changed.labels) & ~truth.poisoned).any()
     assert np.array_equal(truth.original_labels, data.labels)
     assert (changed.ids, changed.class_names, changed.images.dtype) == (data.ids, data.class_names, np.uint8)
-    if name in CHANGE_IMAGES:
+    if name in SAME_TRIGGER:
         assert np.array_equal(
             changed.images[truth.poisoned], attack_named(name).trigger(data.images[truth.poisoned])
         )
-    else:
+    elif name in CONTROLS:
         assert np.array_equal(changed.images, data.images)
     if name in KEEP_LABELS:
         assert np.array_equal(changed.labels, data.labels)
 
 
-@pytest.mark.parametrize("name", ["badnets", "blended", "flips-to-one"])
+@pytest.mark.parametrize("name", [*DIRTY_LABEL, "flips-to-one"])
+@hypothesis_settings(max_examples=20)
 @given(targets, draws)
 def test_dirty_labels_become_the_target(name, target, seed):
     changed, truth = attack_named(name, rate=0.2, target=target).poison(clean_set(), Seed(seed))
@@ -79,13 +86,58 @@ def test_poison_with_new_labels_is_drawn_from_all_classes():
     assert (np.bincount(truth.original_labels[truth.poisoned], minlength=CLASSES) > 10).all()
 
 
+@pytest.mark.parametrize("name", CLEAN_LABEL)
+@hypothesis_settings(max_examples=20)
 @given(targets, draws)
-def test_clean_label_poison_lies_in_the_target_class_only(target, seed):
+def test_clean_label_poison_lies_in_the_target_class_only(name, target, seed):
     data = clean_set()
-    changed, truth = SIG(rate=0.1, target=target).poison(data, Seed(seed))
+    changed, truth = attack_named(name, rate=0.1, target=target).poison(data, Seed(seed))
     assert (data.labels[truth.poisoned] == target).all()
     assert np.array_equal(changed.labels, data.labels)
     assert np.array_equal(different(data, changed), truth.poisoned)
+
+
+@pytest.mark.parametrize("name", BOTH_MAPPINGS)
+@given(draws)
+def test_all_to_all_sends_each_class_to_the_next_one_in_training_and_in_test(name, seed):
+    data = clean_set(200)
+    attack = attack_named(name, rate=0.3, mapping="all-to-all")
+    changed, truth = attack.poison(data, Seed(seed))
+    after = (data.labels + 1) % CLASSES
+    assert np.array_equal(changed.labels, np.where(truth.poisoned, after, data.labels))
+    assert np.array_equal(attack.aim(data.labels, CLASSES), after)
+    assert truth.target is None
+
+
+@pytest.mark.parametrize("name", [*DIRTY_LABEL, *CLEAN_LABEL, "flips-to-one"])
+def test_all_to_one_aims_at_the_target_whatever_the_class(name):
+    aims = attack_named(name, target=2).aim(np.arange(CLASSES), CLASSES)
+    assert aims.tolist() == [2] * CLASSES
+
+
+@pytest.mark.parametrize("name", ["none", "flips"])
+def test_controls_without_a_single_class_aim_at_nothing(name):
+    assert attack_named(name).aim(np.arange(CLASSES), CLASSES) is None
+
+
+@pytest.mark.parametrize("name", COVER)
+def test_decoys_keep_their_labels_and_come_from_all_classes(name):
+    data = clean_set(200)
+    changed, truth = attack_named(name, rate=0.2).poison(data, Seed(0))
+    assert np.array_equal(changed.labels[truth.cover], data.labels[truth.cover])
+    assert (different(data, changed)[truth.cover]).all()
+    assert (np.bincount(data.labels[truth.cover], minlength=CLASSES) > 5).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (33, 20), (9, 40)])
+@pytest.mark.parametrize("name", DIRTY_LABEL + CLEAN_LABEL)
+def test_every_image_of_odd_size_is_changed_in_training_and_test(name, shape):
+    data = clean_set(40, shape)
+    attack = attack_named(name, rate=0.1)
+    changed, truth = attack.poison(data, Seed(0))
+    assert changed.images.shape == data.images.shape
+    assert np.array_equal(different(data, changed), truth.poisoned | truth.cover)
+    assert (attack.trigger(data.images) != data.images).any((1, 2, 3)).all()
 
 
 @given(draws)
@@ -116,7 +168,7 @@ def test_no_attack_changes_nothing():
     assert (truth.attack, truth.target) == ("none", None)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", READY)
 def test_a_seed_repeats_the_poison_and_another_one_does_not(name):
     data, attack = clean_set(), attack_named(name, rate=0.1)
     one, same, other = (attack.poison(data, Seed(s).child("attack"))[0] for s in (1, 1, 2))
@@ -127,7 +179,7 @@ def test_a_seed_repeats_the_poison_and_another_one_does_not(name):
         assert one.fingerprint != data.fingerprint
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", READY)
 def test_the_data_set_and_the_images_that_are_given_are_left_as_they_were(name):
     data, attack = clean_set(), attack_named(name, rate=0.2)
     data.images.flags.writeable = data.labels.flags.writeable = False
@@ -138,7 +190,7 @@ def test_the_data_set_and_the_images_that_are_given_are_left_as_they_were(name):
     assert np.array_equal(data.labels, labels)
 
 
-@pytest.mark.parametrize("name", PLANTING)
+@pytest.mark.parametrize("name", SAME_TRIGGER)
 def test_training_and_test_images_carry_the_same_trigger_whatever_the_seed(name):
     data = clean_set()
     attack = attack_named(name, rate=0.2)
@@ -176,13 +228,19 @@ def test_sig_adds_40_sin_of_6_periods_along_the_columns(shape, seed):
     assert (triggered != images).any((1, 2, 3)).all()
 
 
-@pytest.mark.parametrize("name", ["sig", "flips-to-one"])
+@pytest.mark.parametrize("name", [*CLEAN_LABEL, "flips-to-one"])
 def test_too_few_candidates_are_one_clear_error(name):
     with pytest.raises(
         ClipguardError, match=r"asks for 54 of 60 samples but only \d+ can carry it"
     ) as caught:
         attack_named(name, rate=0.9).poison(clean_set(), Seed(0))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", COVER)
+def test_too_few_samples_for_the_decoys_are_one_clear_error(name):
+    with pytest.raises(ClipguardError, match=r"^cover rate .* asks for \d+ of 60 samples but only 24 can"):
+        attack_named(name, rate=0.6).poison(clean_set(), Seed(0))
 
 
 def test_as_many_candidates_as_needed_are_enough():
@@ -197,11 +255,19 @@ def test_chosen_rows_ascend_without_repetition_among_the_candidates(candidates, 
     assert set(chosen.tolist()) <= candidates
 
 
-@pytest.mark.parametrize("name", ["badnets", "blended", "sig", "flips-to-one"])
+@given(st.integers(1, 30), st.sampled_from([0.0, 0.5, 1.5, 2.0]), draws)
+def test_decoys_are_as_many_as_the_ratio_says_and_none_is_poison(p, ratio, seed):
+    taken = choose(np.arange(100), p / 100, 100, Seed(seed))
+    cover = choose_cover(taken, ratio, 100, Seed(seed))
+    assert len(cover) == round(ratio * p)
+    assert not set(cover.tolist()) & set(taken.tolist())
+
+
+@pytest.mark.parametrize("name", [*DIRTY_LABEL, *CLEAN_LABEL, "flips-to-one"])
 @pytest.mark.parametrize("target", [-1, CLASSES])
 def test_a_target_that_is_no_class_is_refused(name, target):
     with pytest.raises(ClipguardError, match="target class"):
-        attack_named(name, target=target).poison(clean_set(), Seed(0))
+        attack_named(name, rate=0.1, target=target).poison(clean_set(), Seed(0))
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 5.0, float("nan")])
@@ -213,6 +279,38 @@ def test_a_rate_that_is_no_fraction_is_refused(rate):
 def test_an_unknown_attack_is_refused_with_the_names_that_there_are():
     with pytest.raises(ClipguardError, match="unknown attack 'badnet': choose one of badnets, blended"):
         attack_named("badnet")
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_without_a_rate_an_attack_has_its_own(name):
+    assert attack_named(name).rate == ATTACKS[name]().rate
+    assert 0 < attack_named(name).rate < 1
+
+
+def test_an_unknown_option_is_refused_with_the_ones_that_there_are():
+    with pytest.raises(
+        ClipguardError, match="attack blended has no option 'size': choose from alpha, pattern"
+    ):
+        attack_named("blended", size=3)
+    with pytest.raises(ClipguardError, match="attack none has no option 'size': it takes none"):
+        attack_named("none", size=3)
+    with pytest.raises(ClipguardError, match="attack sig has no option 'mapping'"):
+        attack_named("sig", mapping="all-to-all")
+
+
+@pytest.mark.parametrize("value", ["3", 3.5, True, None])
+def test_an_option_of_another_kind_is_refused(value):
+    with pytest.raises(ClipguardError, match=r"option size of attack badnets is .*: give one like 3"):
+        attack_named("badnets", size=value)
+
+
+def test_a_whole_number_will_do_for_a_fraction():
+    assert attack_named("sig", amplitude=20).amplitude == 20
+
+
+def test_an_unknown_mapping_is_refused():
+    with pytest.raises(ClipguardError, match="unknown mapping 'all-to-none': choose one of all-to-one"):
+        aimed(np.arange(3), 3, 0, "all-to-none")
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -107,6 +107,30 @@ def test_a_defence_trains_a_victim_cures_it_and_judges_both(clipguard, attacked,
     assert value["after"]["attack_success"] == pytest.approx(success)
 
 
+def test_an_attack_that_sends_each_class_to_the_next_one_is_judged_by_that(clipguard, tmp_path):
+    names = ("cat", "dog", "frog")
+    data = image_folder(tmp_path / "data", n=60, names=names)
+    test = image_folder(tmp_path / "test", n=24, seed=1, names=names)
+    made, run = tmp_path / "attacked", tmp_path / "run"
+    attack = ("--attack", "bpp", "--mapping", "all-to-all", "--rate", 0.1, "--test", test)
+    ran = clipguard("attack", data, "-o", made, *attack)
+    assert ran.code == 0, ran.err
+    assert "bpp: 6 of 60 training samples changed, 6 more carry a decoy" in ran.out
+    assert (read_json(made / "attack.json")["aims"], read_truth(made / "truth.parquet").target) == (
+        [1, 2, 0],
+        None,
+    )
+    command = ("defend", made / "train.parquet", "-o", run, *MINI, *NET, "--test", made)
+    value = clipguard(*command, "--json").json
+    triggered = images_of(made / "test-triggered.parquet")
+    model = load(run / "model.safetensors", read_spec(run / "model.safetensors"))
+    answers = classifier_logits(model, triggered.images).argmax(1)
+    assert value["after"]["attack_success"] == pytest.approx((answers == (triggered.labels + 1) % 3).mean())
+    assert value["after"]["recovery"] == pytest.approx((answers == triggered.labels).mean())
+    assert "target_recall" not in value["after"]
+    assert value["detection"]["poisoned"] == 6
+
+
 def test_the_same_defence_again_reads_back_what_is_finished(clipguard, attacked, tmp_path):
     run = tmp_path / "run"
     command = ("defend", attacked / "train.parquet", "-o", run, *MINI, *NET, "--test", attacked, "--json")

@@ -3,10 +3,24 @@
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
-from clipguard.triggers import add_sinusoid, blend, noise_pattern, stamp_patch
+from clipguard.triggers import (
+    add_pattern,
+    add_sinusoid,
+    blend,
+    chroma_waves,
+    corners,
+    noise_pattern,
+    pieces_shown,
+    quantise,
+    stamp_patch,
+    warp,
+    warp_field,
+)
 from reference import images as oracle
 
 sides = st.integers(1, 12)
@@ -73,10 +87,119 @@ def test_a_noise_pattern_is_the_same_for_a_seed_and_uses_all_grey_levels():
     assert (np.bincount(pattern.ravel(), minlength=256) > 0).all()
 
 
+@given(sides, sides, draws, st.integers(2, 40))
+def test_quantising_takes_the_nearest_level(h, w, seed, levels):
+    images = pictures(h, w, n=1, seed=seed)
+    assert quantise(images, levels)[0].tolist() == oracle.quantised(images[0].tolist(), levels)
+
+
+def test_quantising_to_eight_levels_leaves_eight_values_and_to_all_levels_nothing_changes():
+    ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    assert np.unique(quantise(ramp, 8)).tolist() == [0, 36, 73, 109, 146, 182, 219, 255]
+    assert np.array_equal(quantise(ramp, 256), ramp)
+
+
+def test_one_level_is_no_picture():
+    with pytest.raises(ClipguardError, match="1 levels of brightness"):
+        quantise(pictures(4, 4), 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "places"),
+    [((8, 8), [(3, 3), (7, 7)]), ((33, 20), [(15, 9), (32, 19)]), ((32, 32), [(15, 15), (31, 31)])],
+)
+def test_chroma_waves_are_what_the_whole_way_through_yuv_and_dct_gives(shape, places):
+    image = pictures(*shape, n=1)[0]
+    magnitude = 100 * np.sqrt(shape[0] * shape[1]) / 32
+    slow = oracle.chroma_moved(image.tolist(), magnitude, places)
+    assert np.abs(image + chroma_waves(*shape, 100.0) - slow).max() < 1e-3
+    added = add_pattern(image[None], chroma_waves(*shape, 100.0))[0]
+    assert np.abs(added - slow.clip(0, 255)).max() <= 0.501
+
+
+def test_chroma_waves_leave_the_brightness_and_change_pixels_as_much_at_every_size():
+    for shape in ((32, 32), (64, 64), (96, 48)):
+        waves = chroma_waves(*shape, 100.0)
+        assert np.abs(waves @ [0.299, 0.587, 0.114]).max() < 1e-4
+        assert waves.std() == pytest.approx(chroma_waves(32, 32, 100.0).std(), rel=1e-3)
+
+
+@given(st.integers(8, 20), st.integers(8, 20), draws)
+def test_a_warp_field_is_the_bicubic_of_points_whose_mean_size_is_one(h, w, seed):
+    field = warp_field(h, w, 4, Seed(seed))
+    points = Seed(seed).numpy().uniform(-1, 1, (2, 4, 4))
+    points /= np.abs(points).mean()
+    for axis in (0, 1):
+        assert np.abs(field[..., axis] - oracle.bicubic_plane(points[axis].tolist(), h, w)).max() < 1e-4
+
+
+@hypothesis_settings(max_examples=20)
+@given(st.integers(8, 14), st.integers(8, 14), draws, st.sampled_from([0.5, 3.0]))
+def test_a_warp_is_the_bilinear_value_at_the_shifted_place(h, w, seed, strength):
+    image, field = pictures(h, w, n=1, seed=seed)[0], warp_field(h, w, 4, Seed(seed))
+    slow = oracle.warped(image.tolist(), field.tolist(), strength)
+    assert np.abs(warp(image[None], field, strength)[0] - slow).max() <= 0.51
+
+
+def test_a_warp_by_nothing_changes_nothing_and_its_noise_stays_within_half_a_pixel():
+    images, still = pictures(33, 20, n=3), np.zeros((33, 20, 2), dtype=np.float32)
+    assert np.array_equal(warp(images, still, 0.5), images)
+    ramp = np.broadcast_to((np.arange(20) * 10)[None, None, :, None], (200, 33, 20, 3)).astype(np.uint8)
+    noisy = warp(ramp, still, 0.5, Seed(0)).astype(int) - ramp
+    # 1 / side in [-1, 1] is (side - 1) / side / 2 of a pixel, 10 grey levels each.
+    assert np.abs(noisy).max() == 5
+    assert (noisy[0] != noisy[1]).any()
+
+
+def test_warping_in_portions_is_warping_at_once(monkeypatch):
+    images, field = pictures(9, 8, n=7), warp_field(9, 8, 4, Seed(1))
+    for jitter in (None, Seed(2)):
+        whole = warp(images, field, 0.5, jitter)
+        with monkeypatch.context() as patch:
+            patch.setattr("clipguard.triggers.AT_ONCE", 0)
+            assert np.array_equal(warp(images, field, 0.5, jitter), whole)
+
+
+@given(sides, sides, draws)
+def test_half_of_the_pieces_are_shown_whole(h, w, seed):
+    shown = pieces_shown(5, 4 * h, 4 * w, 4, Seed(seed))
+    pieces = shown.reshape(5, 4, h, 4, w).swapaxes(2, 3).reshape(5, 16, h * w)
+    assert (pieces.all(2) | ~pieces.any(2)).all()
+    assert (pieces.any(2).sum(1) == 8).all()
+
+
+def test_pieces_differ_between_images_and_all_of_them_are_shown_somewhere():
+    shown = pieces_shown(200, 33, 20, 4, Seed(0))
+    assert (shown[0] != shown[1]).any()
+    assert shown.any(0).all()
+    assert shown.mean() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(("h", "w", "side"), [(8, 8, 2), (33, 20, 5), (32, 32, 8)])
+def test_corners_are_four_squares_that_do_not_meet(h, w, side):
+    masks = corners(h, w)
+    assert masks.sum((1, 2)).tolist() == [side**2] * 4
+    assert masks.sum(0).max() == 1
+    assert [masks[i, y, x] for i, (y, x) in enumerate([(0, 0), (0, -1), (-1, 0), (-1, -1)])] == [True] * 4
+
+
+def test_blending_by_pixel_leaves_the_others_to_the_bit():
+    images, pattern = pictures(6, 9, n=3), noise_pattern(6, 9, Seed(1))
+    opacity = np.zeros((3, 6, 9), dtype=np.float32)
+    opacity[1, 2:4, 3:5] = 0.4
+    mixed = blend(images, pattern, opacity)
+    expected = images.copy()
+    expected[1, 2:4, 3:5] = blend(images, pattern, 0.4)[1, 2:4, 3:5]
+    assert np.array_equal(mixed, expected)
+
+
 PUT_ON = {
     "patch": lambda images: stamp_patch(images, 3),
     "blend": lambda images: blend(images, noise_pattern(6, 9, Seed(0)), 0.2),
     "sinusoid": lambda images: add_sinusoid(images, 40.0, 6.0),
+    "levels": lambda images: quantise(images, 8),
+    "chroma": lambda images: add_pattern(images, chroma_waves(6, 9, 100.0)),
+    "warp": lambda images: warp(images, warp_field(6, 9, 4, Seed(0)), 0.5),
 }
 
 

@@ -1,4 +1,4 @@
-"""The five commands. Each imports what it needs when it runs, so that `--help` starts in a blink."""
+"""The six commands. Each imports what it needs when it runs, so that `--help` starts in a blink."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,15 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from clipguard import __version__
-from clipguard.cli.options import AttackOptions, DefendOptions, Json, RunFolder, ScanOptions, Seed
+from clipguard.cli.options import (
+    AttackOptions,
+    ConvertOptions,
+    DefendOptions,
+    Json,
+    RunFolder,
+    ScanOptions,
+    Seed,
+)
 from clipguard.cli.outcome import Outcome
 
 Source = Annotated[
@@ -45,6 +53,18 @@ def attack(source: Source, /, options: AttackOptions) -> Outcome:
     from clipguard.cli.poisoned import run_attack
 
     return run_attack(source, options)
+
+
+@app.command
+def convert(
+    record: Annotated[Path, Parameter(help="Folder of a BackdoorBench record, with attack_result.pt.")],
+    /,
+    options: ConvertOptions,
+) -> Outcome:
+    """Turn a BackdoorBench record into a folder such as `attack` writes."""
+    from clipguard.cli.converted import run_convert
+
+    return run_convert(record, options)
 
 
 @app.command

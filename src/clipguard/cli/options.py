@@ -103,11 +103,30 @@ class AttackOptions:
 
     out: Annotated[Path, Parameter(name=("--out", "-o"), help="Folder to make; must be new or empty.")]
     attack: Annotated[
-        Literal["badnets", "blended", "sig", "none", "flips", "flips-to-one"],
+        Literal[
+            "badnets",
+            "blended",
+            "wanet",
+            "bpp",
+            "ctrl",
+            "sig",
+            "adap-blend",
+            "adap-patch",
+            "none",
+            "flips",
+            "flips-to-one",
+        ],
         Parameter(help="The attack; the last three are controls without a trigger."),
     ]
-    rate: Annotated[float, Parameter(help="Fraction of all samples that are poisoned.")] = 0.05
+    rate: Annotated[
+        float | None,
+        Parameter(help="Fraction of all samples that are poisoned; default: the attack's own."),
+    ] = None
     target: Annotated[int, Parameter(help="Label that the backdoor leads to.")] = 0
+    mapping: Annotated[
+        Literal["all-to-one", "all-to-all"] | None,
+        Parameter(help="Every class to --target, or each to the next one; not for clean-label attacks."),
+    ] = None
     test: Annotated[
         Path | None, Parameter(help="Labelled test set, to be written without and with the trigger.")
     ] = None
@@ -118,4 +137,16 @@ class AttackOptions:
         str | None, Parameter(help="Pixels HxW or N of the images written; default: the commonest size.")
     ] = None
     seed: Seed = 0
+    json: Json = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """What `convert` takes."""
+
+    source: Annotated[Path, Parameter(help="Clean training set that the record was made from, in its order.")]
+    out: Annotated[Path, Parameter(name=("--out", "-o"), help="Folder to make; must be new or empty.")]
+    test: Annotated[Path | None, Parameter(help="Clean test set likewise.")] = None
+    classes: Classes = None
     json: Json = False

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from jaxtyping import Int64
 
-from clipguard.attacks import Attack, attack_named
+from clipguard.attacks import Attack, attack_named, prepare
 from clipguard.cli.options import AttackOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.progress import warn, working
@@ -31,6 +32,7 @@ TEST: Final = "test.parquet"
 TRIGGERED: Final = "test-triggered.parquet"
 TRUTH: Final = "truth.parquet"
 ABOUT: Final = "attack.json"
+MODEL: Final = "model.safetensors"
 
 Tell = Callable[[str, int, int], None]
 
@@ -40,17 +42,20 @@ def is_attack_folder(path: Path) -> bool:
     return (path / ABOUT).is_file()
 
 
-def read_target(folder: Path) -> int | None:
-    """Return the label that the folder's backdoor leads to, None where there is no single one.
+def read_aims(folder: Path, k: int) -> Int64[np.ndarray, "k"] | None:
+    """Return the class that the folder's backdoor sends each of k classes to, None where it has no aim.
 
     Raises:
-        ClipguardError: the folder's description is damaged.
+        ClipguardError: the folder's description is damaged, or written by an older version.
     """
     about = read_json(folder / ABOUT)
-    target = about.get("target", "") if isinstance(about, dict) else ""
-    if target is not None and type(target) is not int:
+    aims = about.get("aims", "") if isinstance(about, dict) else ""
+    if aims is None:
+        return None
+    whole = isinstance(aims, list) and len(aims) == k
+    if not whole or not all(type(aim) is int and 0 <= aim < k for aim in aims):
         raise ClipguardError(f"{folder / ABOUT} is damaged: run clipguard attack again")
-    return target
+    return np.array(aims, dtype=np.int64)
 
 
 def truth_beside(source: Path, test: Path | None) -> PoisonTruth | None:
@@ -70,17 +75,24 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
     Raises:
         ClipguardError: bad input, or a folder that is not empty.
     """
-    _refuse_full(options.out)
-    attack = attack_named(options.attack, rate=options.rate, target=options.target)
+    refuse_full(options.out)
+    mapping = {} if options.mapping is None else {"mapping": options.mapping}
+    recipe = attack_named(options.attack, rate=options.rate, target=options.target, **mapping)
+    seed = Seed(options.seed)
     with working() as tell:
         train, test, unreadable = _read(path, options, tell)
-        poisoned, truth = attack.poison(train, Seed(options.seed).child("attack", options.attack))
+        helper = seed.child("helper", options.attack)
+        attack = prepare(recipe, train, helper, report=partial(tell, "helper net"))
+        poisoned, truth = attack.poison(train, seed.child("attack", options.attack))
+        classes = np.arange(len(train.class_names))
+        aims = attack.aim(classes, len(classes))
         triggered = None if test is None else _triggered(attack, test)
         sets = {TRAIN: poisoned, TEST: test, TRIGGERED: triggered}
         about = {
             "attack": options.attack,
-            "rate": options.rate,
+            "rate": attack.rate,
             "target": truth.target,
+            "aims": None if aims is None else aims.tolist(),
             "seed": options.seed,
             "source": str(path),
             "test_source": None if options.test is None else str(options.test),
@@ -89,22 +101,36 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
             "counts": {
                 "train": len(poisoned),
                 "poisoned": int(truth.poisoned.sum()),
+                "cover": int(truth.cover.sum()),
                 "test": 0 if test is None else len(test),
                 "triggered": 0 if triggered is None else len(triggered),
                 "unreadable": unreadable,
             },
         }
-        with _appearing(options.out) as part:
-            for name, data in sets.items():
-                if data is not None:
-                    write_parquet(data, part / name)
-            write_truth(truth, part / TRUTH)
-            write_json(part / ABOUT, about)
+        write_attack(options.out, sets, truth, about)
     if unreadable:
         warn([f"{unreadable} images could not be read and were left out"])
     files = [str(options.out / name) for name, data in sets.items() if data is not None]
     value = {**about, "out": str(options.out), "files": [*files, str(options.out / TRUTH)]}
     return Outcome(value=value, show=partial(_show, value), as_json=options.json)
+
+
+def write_attack(
+    out: Path,
+    sets: dict[str, ImageSet | None],
+    truth: PoisonTruth,
+    about: dict[str, Any],
+    weights: Path | None = None,
+) -> None:
+    """Write the folder `out` of an attack, all or nothing; `weights` are those of a model trained on it."""
+    with _appearing(out) as part:
+        for name, data in sets.items():
+            if data is not None:
+                write_parquet(data, part / name)
+        write_truth(truth, part / TRUTH)
+        write_json(part / ABOUT, about)
+        if weights is not None:
+            shutil.copyfile(weights, part / MODEL)
 
 
 def _read(path: Path, options: AttackOptions, tell: Tell) -> tuple[ImageSet, ImageSet | None, int]:
@@ -137,7 +163,12 @@ def _triggered(attack: Attack, test: ImageSet) -> ImageSet | None:
     return None if images is None else image_set(images, test.labels, test.class_names, test.ids)
 
 
-def _refuse_full(folder: Path) -> None:
+def refuse_full(folder: Path) -> None:
+    """Refuse to write into `folder` unless it is new or empty.
+
+    Raises:
+        ClipguardError: it is neither.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ClipguardError(f"{folder} exists and is not an empty folder: give a new one")
 
@@ -158,8 +189,9 @@ def _appearing(folder: Path) -> Iterator[Path]:
 
 def _show(value: dict[str, Any], console: "Console") -> None:
     counts = value["counts"]
+    cover = f", {counts['cover']:,} more carry a decoy" if counts["cover"] else ""
     console.print(
-        f"{value['attack']}: {counts['poisoned']:,} of {counts['train']:,} training samples changed",
+        f"{value['attack']}: {counts['poisoned']:,} of {counts['train']:,} training samples changed{cover}",
         markup=False,
     )
     for file in value["files"]:

@@ -1,0 +1,66 @@
+"""Draw docs/attacks.png: CIFAR-10 test images without and with each trigger, and ten times the change.
+
+python benchmarks/attack_pictures.py
+
+Attacks that need a helper net train it, or take it from the cache, as in cell 0 of the table.
+"""
+
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from clipguard.attacks import ATTACKS
+from clipguard.types import Images
+from protocol import TABLE, Cell, image_rows
+
+TARGET = Path(__file__).resolve().parents[1] / "docs" / "attacks.png"
+SHOWN = 4
+COLUMNS = 4
+GAP = 2
+GREY = 215
+"""Of the page: a white one would hide white triggers."""
+PAGE = {"layout": "constrained", "facecolor": (GREY / 255,) * 3}
+LIMIT = 400_000
+
+
+def strip(images: Images) -> np.ndarray:
+    """Return the images side by side with gaps of the page's grey."""
+    padded = np.pad(images, ((0, 0), (GAP, 0), (0, GAP), (0, 0)), constant_values=GREY)
+    return np.concatenate(list(padded), axis=1)
+
+
+def block(clean: Images, triggered: Images) -> np.ndarray:
+    """Return three strips below each other: clean, triggered, ten times their distance."""
+    change = np.abs(triggered.astype(int) - clean) * 10
+    return np.concatenate([strip(part) for part in (clean, triggered, change.clip(0, 255).astype(np.uint8))])
+
+
+def main() -> None:
+    """Write the picture."""
+    clean = image_rows(TABLE.test_file, (0, SHOWN), TABLE.size).images
+    blocks = {}
+    for name in ATTACKS:
+        triggered = Cell(attack=name, seed=0, rows=TABLE).recipe.trigger(clean)
+        if triggered is not None:
+            blocks[name] = block(clean, triggered)
+    lines = math.ceil(len(blocks) / COLUMNS)
+    figure, axes = plt.subplots(lines, COLUMNS, figsize=(2.8 * COLUMNS, 2.4 * lines), squeeze=False, **PAGE)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, picture) in zip(axes.flat, blocks.items(), strict=False):
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(name, fontsize=11)
+    figure.suptitle("Test images of CIFAR-10: clean, with the trigger, and ten times the change", fontsize=12)
+    figure.savefig(TARGET, dpi=100)
+    size = TARGET.stat().st_size
+    print(f"{TARGET.name}: {len(blocks)} attacks, {size:,} bytes")
+    assert size < LIMIT, f"{TARGET.name} is larger than {LIMIT:,} bytes: show fewer images"
+
+
+if __name__ == "__main__":
+    main()

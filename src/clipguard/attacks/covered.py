@@ -1,0 +1,101 @@
+"""Dirty-label attacks whose decoys teach the net to answer the exact trigger only: WaNet and BPP."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipguard.attacks.protocol import Mapping, aimed, choose, choose_cover, one_target, rebuilt, truth_of
+from clipguard.seeds import Seed
+from clipguard.triggers import quantise, warp, warp_field
+from clipguard.truth import PoisonTruth
+from clipguard.types import Images, ImageSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaNet:
+    """A smooth warp, relabelled to what it leads to; decoys are warped with noise (Nguyen and Tran 2021).
+
+    Grid, strength, rate and twice as many decoys as poisons are published. Reduced: the authors control the
+    training and draw poison and noise anew in each batch; here both are drawn once and stored, as in any
+    poisoned data set.
+    """
+
+    rate: float = 0.1
+    target: int = 0
+    grid: int = 4
+    strength: float = 0.5
+    cover_ratio: float = 2.0
+    pattern_seed: int = 0
+    mapping: Mapping = "all-to-one"
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the poisoned set; poison and decoys are drawn from all classes.
+
+        Raises:
+            ClipguardError: poison and decoys together are more than the data.
+        """
+        n = len(data)
+        rows = choose(np.arange(n), self.rate, n, seed)
+        cover = choose_cover(rows, self.cover_ratio, n, seed)
+        labels = self.aim(data.labels[rows], len(data.class_names))
+        decoys = self._warped(data.images[cover], seed.child("noise"))
+        changed = rebuilt(data, rows, self.trigger(data.images[rows]), labels, cover, decoys)
+        return changed, truth_of(data, rows, "wanet", one_target(self.target, self.mapping), cover)
+
+    def trigger(self, images: Images) -> Images:
+        """Return images with the warp, which is the same for every image of one size."""
+        return self._warped(images, None)
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+        """Return the target, or the next class."""
+        return aimed(labels, k, self.target, self.mapping)
+
+    def _warped(self, images: Images, jitter: Seed | None) -> Images:
+        h, w = images.shape[1:3]
+        field = warp_field(h, w, self.grid, Seed(self.pattern_seed).child("wanet"))
+        return warp(images, field, self.strength, jitter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BPP:
+    """Fewer levels of brightness, relabelled to what they lead to (Wang et al. 2022).
+
+    Levels, rate and negatives, which are decoys at the same rate, are published: a negative is an image with
+    its own label and the residual (quantised minus original) of another image, drawn at random, on top.
+    Reduced: the authors control the training and add a contrastive loss; here all is stored in the data.
+    Without dithering.
+    """
+
+    rate: float = 0.1
+    target: int = 0
+    levels: int = 8
+    cover_ratio: float = 1.0
+    mapping: Mapping = "all-to-one"
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the poisoned set; poison and negatives are drawn from all classes.
+
+        Raises:
+            ClipguardError: poison and negatives together are more than the data.
+        """
+        n = len(data)
+        rows = choose(np.arange(n), self.rate, n, seed)
+        cover = choose_cover(rows, self.cover_ratio, n, seed)
+        labels = self.aim(data.labels[rows], len(data.class_names))
+        others = (cover + seed.child("others").numpy().integers(1, max(2, n), len(cover))) % max(1, n)
+        decoys = self._negatives(data.images[cover], data.images[others])
+        changed = rebuilt(data, rows, self.trigger(data.images[rows]), labels, cover, decoys)
+        return changed, truth_of(data, rows, "bpp", one_target(self.target, self.mapping), cover)
+
+    def trigger(self, images: Images) -> Images:
+        """Return images with fewer levels of brightness."""
+        return quantise(images, self.levels)
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+        """Return the target, or the next class."""
+        return aimed(labels, k, self.target, self.mapping)
+
+    def _negatives(self, images: Images, others: Images) -> Images:
+        moved: np.ndarray = images + (self.trigger(others).astype(np.int16) - others)
+        return moved.clip(0, 255).astype(np.uint8)

@@ -1,0 +1,87 @@
+"""`convert`: a BackdoorBench record to a folder such as `attack` writes, with the record's model."""
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipguard.backdoorbench import Record, poisoned_by, read_record, triggered_by
+from clipguard.cli.options import ConvertOptions
+from clipguard.cli.outcome import Outcome
+from clipguard.cli.poisoned import MODEL, TEST, TRAIN, TRIGGERED, TRUTH, refuse_full, write_attack
+from clipguard.cli.progress import working
+from clipguard.decode import read_images
+from clipguard.errors import ClipguardError
+from clipguard.sources import ImageSource
+from clipguard.types import ImageSet
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run_convert(folder: Path, options: ConvertOptions) -> Outcome:
+    """Return what was written into the folder `options.out`.
+
+    Raises:
+        ClipguardError: bad input, or a folder that is not empty.
+    """
+    refuse_full(options.out)
+    with working() as tell, tempfile.TemporaryDirectory() as place:
+        weights = Path(place) / MODEL
+        record = read_record(folder, weights)
+        train = _clean(options.source, record, options, partial(tell, "images"))
+        poisoned, truth = poisoned_by(record, train)
+        sets: dict[str, ImageSet | None] = {TRAIN: poisoned}
+        if options.test is not None:
+            test = _clean(options.test, record, options, partial(tell, "test images"))
+            sets |= {TEST: test, TRIGGERED: triggered_by(record, test)}
+        about = {
+            "attack": truth.attack,
+            "rate": int(truth.poisoned.sum()) / len(poisoned),
+            "target": truth.target,
+            "aims": record.aims.tolist(),
+            "record": str(folder),
+            "source": str(options.source),
+            "test_source": None if options.test is None else str(options.test),
+            "classes": list(train.class_names),
+            "size": list(record.size),
+            "counts": {
+                "train": len(poisoned),
+                "poisoned": int(truth.poisoned.sum()),
+                "cover": int(truth.cover.sum()),
+                "triggered": len(record.test.rows),
+            },
+        }
+        write_attack(options.out, sets, truth, about, weights)
+    files = [str(options.out / name) for name in (*sets, TRUTH, MODEL)]
+    value = {**about, "out": str(options.out), "files": files}
+    return Outcome(value=value, show=partial(_show, value), as_json=options.json)
+
+
+def _clean(path: Path, record: Record, options: ConvertOptions, tell: Callable[[int, int], None]) -> ImageSet:
+    """Return a clean set whole: an image left out would shift the record's row numbers."""
+    source = ImageSource.open(path, classes=options.classes)
+    if len(source.class_names) != record.num_classes:
+        raise ClipguardError(
+            f"{path} has {len(source.class_names)} classes but the record has {record.num_classes}: "
+            "give the set that it was made from"
+        )
+    data, unreadable = read_images(source, record.size, tell)
+    if unreadable:
+        raise ClipguardError(
+            f"{len(unreadable)} images of {path} cannot be read, first {unreadable[0].id!r}: the record "
+            "counts them, so give the whole set"
+        )
+    return data
+
+
+def _show(value: dict[str, Any], console: "Console") -> None:
+    counts = value["counts"]
+    console.print(
+        f"record: {counts['poisoned']:,} of {counts['train']:,} training samples poisoned, "
+        f"{counts['cover']:,} carry a decoy",
+        markup=False,
+    )
+    for file in value["files"]:
+        console.print(f"  {file}", soft_wrap=True, markup=False)
