@@ -24,6 +24,7 @@ from clipguard.store import (
     Stage,
     read_array,
     read_image_set,
+    resume_folder,
     write_array,
     write_table,
 )
@@ -221,12 +222,12 @@ def _model_stage(
     name: str,
     config: dict[str, Any],
     inputs: list[str],
-    train: Callable[[], tuple[Normalized, ModelSpec, History]],
+    train: Callable[[Path], tuple[Normalized, ModelSpec, History]],
 ) -> Stage:
-    """Return a stage that holds a trained model and its history."""
+    """Return a stage that holds a trained model and its history; `train` may note there how far it is."""
 
     def compute(folder: Path) -> None:
-        model, spec, history = train()
+        model, spec, history = train(resume_folder(folder) / "checkpoint.safetensors")
         save(model, spec, folder / "model.safetensors")
         write_table(folder / "history.parquet", {key: np.array(v) for key, v in history.columns.items()})
 
@@ -250,15 +251,12 @@ def train_on(
     spec = ModelSpec(architecture=plan.architecture, num_classes=len(data.class_names), input_size=(h, w))
     seed = Seed(plan.seed).child(name)
 
-    def train() -> tuple[Normalized, ModelSpec, History]:
+    def train(checkpoint: Path) -> tuple[Normalized, ModelSpec, History]:
         model = build(spec, seed.child("init"))
         counted = _Count(name, plan.victim.epochs, report or (lambda stage, done, total: None))
-        loss = cross_entropy(data.labels)
-        return (
-            model,
-            spec,
-            fit(model, data.images, np.flatnonzero(keep), loss, plan.victim, seed.child("fit"), counted),
-        )
+        loss, rows = cross_entropy(data.labels), np.flatnonzero(keep)
+        history = fit(model, data.images, rows, loss, plan.victim, seed.child("fit"), counted, checkpoint)
+        return model, spec, history
 
     config = {"spec": asdict(spec), "recipe": asdict(plan.victim), "seed": plan.seed, "n": int(keep.sum())}
     inputs = [found.stages["read"].key]
@@ -272,7 +270,8 @@ def cure(
 ) -> Stage:
     """Return the stage of the victim (whose key or content hash is `origin`) after unlearning."""
 
-    def train() -> tuple[Normalized, ModelSpec, History]:
+    def train(_: Path) -> tuple[Normalized, ModelSpec, History]:
+        # Without checkpoints: three passes are soon done again, and re-admission remembers earlier ones.
         model = copy.deepcopy(victim)
         counted = _Count("cure", plan.cure.recipe.epochs, report or (lambda stage, done, total: None))
         seed = Seed(plan.seed).child("cure")

@@ -5,13 +5,15 @@ from clipguard.store.files import (
     read_image_set,
     read_json,
     read_table,
+    replacing,
     write_array,
     write_image_set,
     write_json,
+    write_pieces,
     write_table,
     write_text,
 )
-from clipguard.store.runs import RunFolder, SourceInfo, Stage
+from clipguard.store.runs import RunFolder, SourceInfo, Stage, resume_folder
 
 __all__ = [
     "RunFolder",
@@ -21,9 +23,12 @@ __all__ = [
     "read_image_set",
     "read_json",
     "read_table",
+    "replacing",
+    "resume_folder",
     "write_array",
     "write_image_set",
     "write_json",
+    "write_pieces",
     "write_table",
     "write_text",
 ]
