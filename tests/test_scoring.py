@@ -1,7 +1,6 @@
 """clipguard.scoring: every image once, in order, whole shards kept over a kill."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest

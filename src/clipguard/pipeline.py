@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from clipguard.clip import Clip
+from clipguard.custody import write_inputs
 from clipguard.decode import common_size
 from clipguard.detector import Detector, refine, trigger_scores
 from clipguard.entropy import SplitRule, entropy_map, split, starved_classes
@@ -118,7 +120,7 @@ def scan(
         "read",
         config={"size": size},
         inputs=[source.fingerprint, clip.fingerprint],
-        compute=lambda folder: embed_source(source, clip, size, folder, lambda i, n: tell("read", i, n)),
+        compute=lambda folder: _read(source, clip, size, folder, tell),
     )
     data = read_image_set(read.path)
     opinion = guide.logits(read_array(read.path / "embeddings.npy"), data.class_names)
@@ -171,6 +173,12 @@ def scan(
     )
     stages["samples"] = _write_samples(result, trigger, plan)
     return result
+
+
+def _read(source: ImageSource, clip: Clip, size: tuple[int, int], folder: Path, tell: Report) -> None:
+    """Fill the folder of the stage `read`: thumbnails, embeddings, and the list of what they came from."""
+    embed_source(source, clip, size, folder, lambda done, total: tell("read", done, total))
+    write_inputs(source, folder)
 
 
 class _Count:

@@ -1,4 +1,4 @@
-"""The five commands. Each imports what it needs when it runs, so that `--help` starts in a blink."""
+"""The six commands. Each imports what it needs when it runs, so that `--help` starts in a blink."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,24 @@ def report(run: Annotated[Path, Parameter(help="Run folder.")], /, *, json: Json
         show=lambda console: console.print(path, soft_wrap=True, markup=False),
         as_json=json,
     )
+
+
+@app.command
+def verify(
+    run: Annotated[Path, Parameter(help="Run folder.")],
+    /,
+    *,
+    data: Annotated[
+        Path | None,
+        Parameter(help="The data that the run was made of, to compare each file with what was read."),
+    ] = None,
+    model: Annotated[Path | None, Parameter(help="The weights that were given to defend.")] = None,
+    json: Json = False,
+) -> Outcome:
+    """Prove the files of a run by their recorded hashes: 0 all as recorded, 1 something differs."""
+    from clipguard.cli.checking import run_verify
+
+    return run_verify(run, data, model, json)
 
 
 @Parameter(name="*")
