@@ -25,6 +25,9 @@ from jaxtyping import Float32, UInt8
 from clipguard.errors import ClipguardError
 from clipguard.types import Images
 
+# Read when huggingface_hub is imported: a download says which file is wanted and nothing about this machine.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 DEFAULT_MODEL = "ViT-B-32"
 DEFAULT_PRETRAINED = "laion2b_s34b_b79k"
 HUB_PREFIX = "hf-hub:"

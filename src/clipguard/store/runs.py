@@ -12,6 +12,7 @@ hashes of its files, so that whoever keeps the hash of `seal.json` elsewhere can
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -284,6 +285,7 @@ def _refuse_foreign(path: Path) -> None:
         raise ClipguardError(f"folder {path} is not empty and no run folder: give a new or an empty folder")
 
 
+@functools.cache
 def _versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("clipguard", "numpy", "torch", "open_clip_torch"):
