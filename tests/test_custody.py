@@ -260,6 +260,15 @@ def test_what_cannot_be_verified_is_an_error_in_one_line(clipguard, root, damage
     assert says in ran.err
 
 
+def test_writing_the_report_again_does_not_cover_up_a_changed_manifest(clipguard, root):
+    manifest = read_json(root / "run/manifest.json")
+    write_json(root / "run/manifest.json", manifest | {"model": None})
+    assert clipguard("report", root / "run").code == 0
+    ran = clipguard("verify", root / "run", "--json")
+    odd = {file["path"]: file["status"] for file in ran.json["files"] if file["status"] != "ok"}
+    assert (ran.code, odd) == (1, {"manifest.json": "changed"})
+
+
 def test_a_run_that_was_given_no_model_has_none_to_compare(clipguard, root):
     manifest = read_json(root / "run/manifest.json")
     write_json(root / "run/manifest.json", manifest | {"model": None})

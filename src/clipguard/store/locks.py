@@ -9,12 +9,14 @@ from typing import Final
 from clipguard.errors import ClipguardError
 
 LOCK: Final = ".lock"
+_NONE: Final = -1
 
 
 class Lock:
     """This process's claim on a folder, given up when its last holder is gone or the process ends."""
 
     def __init__(self, folder: Path) -> None:
+        self.descriptor = _NONE
         self.descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -24,7 +26,8 @@ class Lock:
             ) from None
 
     def __del__(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor != _NONE:
+            os.close(self.descriptor)
 
     def holds(self, folder: Path) -> bool:
         """Return whether the locked file is the one in the folder: it may have been replaced."""

@@ -213,8 +213,7 @@ class RunFolder:
             self._created = not (self.path / MANIFEST).exists()
             if not self._created:  # another process may have made it since it was opened
                 _of_same_data(self.read(self.path), self.manifest["source"]["fingerprint"])
-            write_json(self.path / MANIFEST, self.manifest)
-            seal(self.path, MANIFEST)
+            self._write_manifest()
         except ClipguardError:
             self._lock = None
             raise
@@ -223,6 +222,15 @@ class RunFolder:
                 self._withdraw()
             self._lock = None
             raise ClipguardError(f"run folder {self.path} cannot be written: {fault_of(error)}") from error
+
+    def _write_manifest(self) -> None:
+        """Write and seal the manifest, unless it is there: a new seal would hide that somebody changed it."""
+        path = self.path / MANIFEST
+        if path.exists() and read_json(path) == self.manifest and MANIFEST in sealed(self.path):
+            return
+        unseal(self.path, MANIFEST)
+        write_json(path, self.manifest)
+        seal(self.path, MANIFEST)
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:
