@@ -1,19 +1,24 @@
 # make demo   install (once) and run the main job offline on the embedded guide
 # make test   install (once), then format check, lint, types, layers and tests
+# make coverage, make mutants   how well the tests look: branch coverage, and faults planted in the maths
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
 BIN := $(VENV)/bin
+COVERED = $(addprefix tests/test_,$(addsuffix .py,sources sources_parquet writer decode custody faults store store_faults store_files))
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format coverage mutants torture clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo     install into $(VENV) once, poison digits, scan, cure, write a report'
 	@echo 'make test     install into $(VENV) once, then everything that CI runs'
 	@echo 'make lint     format check, ruff, mypy and import-linter only'
+	@echo 'make coverage branch coverage of what meets hostile input and faults: sources, decode, custody, store'
+	@echo 'make mutants  plant faults in entropy.py, one at a time, and count those that no test sees'
+	@echo 'make torture  kill a small defence at random moments and compare what it wrote to the byte'
 	@echo 'make format   rewrite the sources in the house format'
 	@echo 'make clean    remove $(VENV) and caches; runs/ stays'
 	@echo 'Another interpreter: make demo PYTHON=python3.12'
@@ -32,12 +37,24 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+coverage: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(COVERED)
+
+mutants: $(VENV)/.installed-dev
+	$(PIP_INSTALL) '.[mutation]'
+	$(BIN)/mutmut run --max-children 1
+	$(BIN)/mutmut export-cicd-stats && cat mutants/mutmut-cicd-stats.json
+	$(BIN)/mutmut results
+
+torture: $(VENV)/.installed-dev
+	$(BIN)/python tools/kill_torture.py --rounds 20
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) mutants .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last: an install that was cut short is done again, one that was finished never is.

@@ -10,7 +10,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
 
 # Before clipguard is imported: the hook rewrites modules as they are loaded.
@@ -18,6 +18,8 @@ install_import_hook("clipguard", "beartype.beartype")
 
 # Machines differ in speed; a slow one must not turn a right result into a failure.
 settings.register_profile("clipguard", settings.get_profile("default"), deadline=None)
+# A planted fault has to be seen, not explained: shrinking an example takes longer than finding it.
+settings.register_profile("mutants", deadline=None, phases=[Phase.explicit, Phase.generate])
 settings.load_profile("clipguard")
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

@@ -23,7 +23,7 @@ from clipguard.errors import ClipguardError
 from clipguard.suspect import SUSPECTS
 from tiny_data import CommandLine, few_steps, image_folder, tree
 
-COMMANDS = ("attack", "convert", "defend", "demo", "report", "scan")
+COMMANDS = ("attack", "convert", "defend", "demo", "report", "scan", "verify")
 SUMMARY = {
     "verdict": {"verdict": "undecided", "reasons": ["a [bold]reason[/bold]"]},
     "data": {"n": 2, "classes": ["cat", "dog"]},
@@ -126,13 +126,16 @@ def test_an_interrupted_attack_leaves_nothing(clipguard, monkeypatch, tmp_path):
 
 def test_a_full_disk_is_one_line_and_exit_code_2(clipguard, monkeypatch, tmp_path):
     def full(truth, path):
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device", "truth.parquet")
 
     source = image_folder(tmp_path / "data", n=20)
     monkeypatch.setattr("clipguard.cli.poisoned.write_truth", full)
     ran = clipguard("attack", source, "-o", tmp_path / "out", "--attack", "badnets")
     assert ran.code == 2
-    assert ran.err.splitlines()[-1] == "clipguard: [Errno 28] No space left on device"
+    line = (
+        "clipguard: No space left on device (truth.parquet): free some space and run the same command again"
+    )
+    assert ran.err.splitlines()[-1] == line
 
 
 def test_a_reader_that_goes_away_is_no_traceback():

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from clipguard import pipeline
 from clipguard.decode import thumbnail
 from clipguard.defender import Defender, verdict, write_summary
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
 from clipguard.models import ModelSpec, build, load, read_spec, save
+from clipguard.pipeline import curing
 from clipguard.scoring import classifier_logits
 from clipguard.seeds import Seed
 from clipguard.store import read_table
@@ -149,13 +149,13 @@ def test_a_fit_that_was_killed_goes_on_where_it_stood_and_ends_with_the_same_mod
 
 
 def test_retraining_drops_exactly_the_flagged_and_the_reserved(fitted, source, monkeypatch):
-    learnt, real = [], pipeline.fit
+    learnt, real = [], curing.fit
 
     def recorded(model, images, rows, *rest):
         learnt.append(set(rows.tolist()))
         return real(model, images, rows, *rest)
 
-    monkeypatch.setattr(pipeline, "fit", recorded)
+    monkeypatch.setattr(curing, "fit", recorded)
     again = Defender(GUIDE, fitted.run_dir, plan=RETRAIN).fit(source)
     part, reserved = again.split_, again.found_.reserved
     assert part.triggered.any()

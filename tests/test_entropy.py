@@ -96,8 +96,11 @@ def test_the_scores_are_left_as_they_were():
 def test_scores_that_are_no_numbers_are_refused_with_their_first_row(value):
     logits = np.zeros((6, 3), dtype=np.float32)
     logits[4, 2] = logits[5, 0] = value
-    with pytest.raises(ClipguardError, match=r"the scorer gave NaN or infinite .* 2 samples, first row 4"):
+    with pytest.raises(ClipguardError) as caught:
         label_nll(scores(logits), np.zeros(6, dtype=np.int64))
+    assert str(caught.value) == (
+        "the scorer gave NaN or infinite scores for 2 samples, first row 4: check its weights and inputs"
+    )
 
 
 @given(st.lists(st.integers(-4, 4), max_size=30))
@@ -193,6 +196,16 @@ def test_poison_that_both_axes_see_heads_the_list_and_is_triggered_not_clean():
     assert found.triggered[poisoned].all()
     assert not found.clean[poisoned].any()
     assert set(np.argsort(-found.suspicion)[:10]) == set(np.flatnonzero(poisoned))
+
+
+def test_suspicion_is_the_mean_of_the_guides_rank_and_what_the_other_lacks_to_one():
+    found = split(of_losses([1, 2, 3, 4], [40, 10, 30, 20]), np.zeros(4, np.int64), NAMES, SplitRule())
+    np.testing.assert_allclose(found.suspicion, [0.125, 0.625, 0.5, 0.75], rtol=1e-15)
+
+
+def test_a_label_without_a_name_is_a_programming_error_and_not_passed_over():
+    with pytest.raises(ValueError, match="zip"):
+        starved_classes(np.ones(2, bool), np.array([0, 3]), NAMES, 1)
 
 
 def test_classes_short_of_clean_samples_are_named_those_without_any_sample_included():

@@ -11,16 +11,17 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from clipguard import pipeline
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
 from clipguard.models import ModelSpec, build, load
 from clipguard.pipeline import (
     Plan,
     cure,
+    curing,
     learnable,
     reserved_rows,
     scan,
+    scanning,
     shared_trigger,
     thumbnail_size,
     train_on,
@@ -149,7 +150,7 @@ def test_ties_are_ranked_by_name_whatever_the_order_of_the_rows(elsewhere, found
             ),
             reserved=found.reserved[rows],
         )
-        pipeline._write_samples(shuffled, suspicion[rows], PLAN)
+        scanning._write_samples(shuffled, suspicion[rows], PLAN)
         table = read_table(shuffled.run.path / "samples.parquet")
         ranks.append(dict(zip(table["id"], table["rank"], strict=True)))
     assert ranks[0] == ranks[1]
@@ -297,13 +298,13 @@ def test_the_history_of_the_cure_has_the_sizes_of_its_sets(elsewhere, found):
 
 @pytest.mark.parametrize("name", ["victim", "retrain"])
 def test_training_uses_exactly_the_rows_that_are_kept(elsewhere, found, monkeypatch, name):
-    learnt, real = [], pipeline.fit
+    learnt, real = [], curing.fit
 
     def recorded(model, images, rows, *rest):
         learnt.append(set(rows.tolist()))
         return real(model, images, rows, *rest)
 
-    monkeypatch.setattr(pipeline, "fit", recorded)
+    monkeypatch.setattr(curing, "fit", recorded)
     keep = ~found.reserved & ~found.split.triggered
     spec, stage = train_on(elsewhere("run"), keep, name, PLAN, None)
     assert learnt == [set(np.flatnonzero(keep))]

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,6 +24,9 @@ from jaxtyping import Float32, UInt8
 
 from clipguard.errors import ClipguardError
 from clipguard.types import Images
+
+# Read when huggingface_hub is imported: a download says which file is wanted and nothing about this machine.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 DEFAULT_MODEL = "ViT-B-32"
 DEFAULT_PRETRAINED = "laion2b_s34b_b79k"
@@ -96,6 +100,12 @@ class Clip:
         """The sha256 of the weights file, in hexadecimal."""
         with self.weights.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
+
+    @property
+    def hub_sha256(self) -> str | None:
+        """The sha256 that the hub announced, by which its cache names large files; None for other files."""
+        name = self.weights.resolve().name
+        return name if re.fullmatch("[0-9a-f]{64}", name) else None
 
     def embed_images(
         self, batch: Images | Sequence[UInt8[np.ndarray, "_ _ 3"]]

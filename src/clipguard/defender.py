@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.torch import load_file
 from torch import nn
 
+from clipguard.custody import watched
 from clipguard.decode import common_size
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
@@ -19,7 +20,7 @@ from clipguard.models import ModelSpec, Normalized, load, read_spec
 from clipguard.pipeline import Plan, Report, Scan, cure, scan, shared_trigger, train_on
 from clipguard.scoring import classifier_logits
 from clipguard.sources import ImageSource
-from clipguard.store import RunFolder, SourceInfo, Stage, read_json, read_table, write_json
+from clipguard.store import RunFolder, SourceInfo, Stage, described, read_json, read_table, write_json
 from clipguard.types import Split
 
 CERTAIN_SHARE = 0.002
@@ -77,9 +78,9 @@ class Defender:
         opened = _opened(source)
         plan = self.plan or Plan()
         victim = None if model is None else _victim(model, spec, len(opened.class_names))
-        self._scan(
-            opened, reserve=victim is None, model_size=None if victim is None else victim[1].input_size
-        )
+        file = {"path": str(model), **described(Path(model))} if isinstance(model, (str, Path)) else None
+        size = None if victim is None else victim[1].input_size
+        self._scan(opened, reserve=victim is None, model_size=size, model=file)
         found = self.found_
         stages = dict(found.stages)
         if victim is None:
@@ -101,10 +102,14 @@ class Defender:
         return self
 
     def _scan(
-        self, source: ImageSource, reserve: bool, model_size: tuple[int, int] | None = None
+        self,
+        source: ImageSource,
+        reserve: bool,
+        model_size: tuple[int, int] | None = None,
+        model: dict[str, Any] | None = None,
     ) -> "Defender":
         plan = self.plan or Plan()
-        guide = self.guide or ClipGuide()
+        guide, source = self.guide or ClipGuide(), watched(source)
         info = SourceInfo(
             kind=source.kind,
             location=source.location,
@@ -118,6 +123,9 @@ class Defender:
             "plan": json.loads(json.dumps(asdict(plan))),
         }
         run = RunFolder.open(self.run_dir, info, config, plan.seed)
+        known = guide.known_as
+        run.manifest["guide"] = {"name": guide.name, "sha256": guide.clip.fingerprint, "known_as": known}
+        run.manifest["model"] = model
         self.found_: Scan = scan(source, guide, run, plan, reserve, self.report, model_size=model_size)
         self.split_: Split = self.found_.split
         self.samples_ = read_table(run.path / "samples.parquet")
@@ -125,6 +133,11 @@ class Defender:
         self.verdict_ = verdict(self.found_)
         self.stages_ = self.found_.stages
         self.warnings_ = guide.warnings_for(source.class_names) + _data_warnings(source, self.found_)
+        if known is None:
+            self.warnings_.append(
+                f"the weights of guide {guide.name} are not known to clipguard: compare their sha256 "
+                f"{guide.clip.fingerprint} with one from somebody you trust"
+            )
         return self
 
     def own_figures(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -266,5 +279,6 @@ def write_summary(defender: Defender, command: str, extra: Mapping[str, Any]) ->
         "run_dir": str(found.run.path),
         **extra,
     }
-    write_json(found.run.path / "summary.json", summary)
+    with found.run.publishing("summary.json") as path:
+        write_json(path, summary)
     return summary

@@ -1,4 +1,8 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and how faults of disk and system are put into its words."""
+
+import errno
+import os
+from typing import Final
 
 
 class ClipguardError(Exception):
@@ -6,3 +10,24 @@ class ClipguardError(Exception):
 
     The command line prints the text without a traceback and exits with code 2.
     """
+
+
+_REMEDIES: Final = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit on file sizes",
+    errno.EMFILE: "raise the limit on open files",
+    errno.EROFS: "make it writable, or give another folder",
+    errno.EACCES: "allow it, or give another folder",
+    errno.EPERM: "allow it, or give another folder",
+    errno.EIO: "check the disk",
+}
+
+
+def fault_of(error: OSError) -> str:
+    """Return what disk or system refused, on which file, and what to do, in one line."""
+    known = error.errno is not None
+    what = os.strerror(error.errno) if known else " ".join(str(error).split())  # type: ignore[arg-type]
+    where = f" ({error.filename})" if error.filename else ""
+    remedy = _REMEDIES.get(error.errno or 0, "set this right")
+    return f"{what or type(error).__name__}{where}: {remedy} and run the same command again"

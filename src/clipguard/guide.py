@@ -17,6 +17,7 @@ from clipguard.errors import ClipguardError
 from clipguard.types import Scores
 
 EMBEDDED = "mini"
+EMBEDDED_SHA256 = "3b4bd16a096cd2bedaab52fc70dd0d276480c3e6c8ce4fe5cfd549c32a5b8848"
 PHOTO_TEMPLATES = ("a photo of a {}",)
 # What the embedded guide was tuned towards.
 MINI_TEMPLATES = ("a photo of a {}", "a blurry photo of a {}", "a low resolution photo of a {}", "{}")
@@ -65,6 +66,26 @@ class ClipGuide:
             return load_clip(self.model, self.pretrained)
         folder = resources.files("clipguard") / "guides" / EMBEDDED
         return load_clip(f"{FOLDER_PREFIX}{folder}")
+
+    @property
+    def known_as(self) -> str | None:
+        """Who vouches for the weights: `embedded`, by the hash of this release; `hub`, by its own; or None.
+
+        Raises:
+            ClipguardError: the weights are not what they are vouched for.
+        """
+        if self.model == EMBEDDED:
+            voucher, wanted = "embedded", EMBEDDED_SHA256
+        elif self.model.startswith(FOLDER_PREFIX) or self.clip.hub_sha256 is None:
+            return None
+        else:
+            voucher, wanted = "hub", self.clip.hub_sha256
+        if self.clip.fingerprint != wanted:
+            raise ClipguardError(
+                f"guide {self.name}: {self.clip.weights} is not what was released (sha256 {wanted}): "
+                "get it again"
+            )
+        return voucher
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
+from clipguard.store import replacing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,12 +194,12 @@ def build(spec: ModelSpec, seed: Seed) -> Normalized:
 
 
 def save(model: Normalized, spec: ModelSpec, path: Path) -> None:
-    """Write `path` (safetensors) with the spec in its header, by way of a temporary file."""
+    """Write `path` (safetensors) with the spec in its header, all or nothing."""
     state = {name: value.detach().contiguous() for name, value in model.network.state_dict().items()}
-    temporary = path.with_name(path.name + ".part")
     # One entry only: safetensors writes several in random order, and equal models are to be equal files.
-    save_file(state, temporary, metadata={"clipguard": json.dumps(asdict(spec))})
-    temporary.rename(path)
+    content = safetensors_bytes(state, metadata={"clipguard": json.dumps(asdict(spec))})
+    with replacing(path) as part:
+        part.write_bytes(content)
 
 
 def read_spec(path: Path) -> ModelSpec | None:

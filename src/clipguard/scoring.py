@@ -14,7 +14,15 @@ from jaxtyping import Float32
 from clipguard.decode import Unreadable, check_readable, decode_rows, thumbnail
 from clipguard.models import Normalized
 from clipguard.sources import ImageSource
-from clipguard.store import read_array, read_json, write_array, write_image_set, write_json
+from clipguard.store import (
+    read_array,
+    read_json,
+    resume_folder,
+    write_array,
+    write_image_set,
+    write_json,
+    write_pieces,
+)
 from clipguard.types import Images, image_set
 
 if TYPE_CHECKING:
@@ -113,13 +121,15 @@ def embed_source(
 ) -> None:
     """Write `folder`: thumbnails as an image set, `embeddings.npy`, `unreadable.json`, decoding images once.
 
-    A shard that an earlier, killed attempt has left whole is not computed again.
+    A shard that an earlier, killed attempt has left whole is not computed again. The shards stay in the
+    stage's `resume_folder`, and so at hand, until the store has finished the stage.
 
     Raises:
         ClipguardError: too many images are unreadable.
     """
     keep_freed_memory()
-    shards = [_shard(folder, number) for number in range(-(-len(source) // SHARD))]
+    kept = resume_folder(folder)
+    shards = [_shard(kept, number) for number in range(-(-len(source) // SHARD))]
     for number, shard in enumerate(shards):
         rows = range(number * SHARD, min((number + 1) * SHARD, len(source)))
         if not shard.unreadable.exists():
@@ -135,20 +145,9 @@ def _merge(source: ImageSource, shards: list[_Shard], folder: Path) -> None:
     rows = np.concatenate([read_array(shard.rows) for shard in shards])
     kept = source.take(rows)
     full = [shard for shard in shards if len(read_array(shard.rows))]
-    first = read_array(full[0].images, mmap=True)
-    images = np.lib.format.open_memmap(
-        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(rows), *first.shape[1:])
-    )
-    start = 0
-    for shard in full:
-        part = read_array(shard.images, mmap=True)
-        images[start : start + len(part)] = part
-        start += len(part)
-    images.flush()
+    parts = [read_array(shard.images, mmap=True) for shard in full]
+    write_pieces(folder / "images.npy", (len(rows), *parts[0].shape[1:]), parts[0].dtype, parts)
+    images = read_array(folder / "images.npy", mmap=True)
     write_image_set(folder, image_set(images, kept.labels, kept.class_names, kept.ids))
     write_array(folder / "embeddings.npy", np.concatenate([read_array(shard.embeddings) for shard in full]))
     write_json(folder / "unreadable.json", [{"id": entry.id, "reason": entry.reason} for entry in bad])
-    for shard in shards:
-        # The mark of completeness first: what a kill leaves half removed must not pass for a whole shard.
-        for file in (shard.unreadable, shard.images, shard.embeddings, shard.rows):
-            file.unlink()

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from clipguard.checkpoints import load_checkpoint, save_checkpoint
 from clipguard.errors import ClipguardError
 from clipguard.models import Normalized
 from clipguard.scoring import keep_freed_memory
@@ -89,6 +91,52 @@ def _optimizer(model: Normalized, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
+def _batches(rows: Int64[np.ndarray, "m"], recipe: Recipe, seed: Seed) -> list[Int64[np.ndarray, "b"]]:
+    """Return the rows in random order, cut into batches whose sizes differ by at most one."""
+    order = seed.numpy().permutation(rows)
+    if not len(order):
+        raise ClipguardError("no sample is left to train on: the data set is too small for a defence")
+    return np.array_split(order, math.ceil(len(order) / recipe.batch_size))
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What an epoch's steps share."""
+
+    recipe: Recipe
+    optimizer: torch.optim.Optimizer
+    epoch: int
+    generator: torch.Generator
+
+
+def _pass(
+    model: Normalized,
+    images: Images,
+    batches: list[Int64[np.ndarray, "_"]],
+    loss: LossFunction,
+    step: _Step,
+) -> float:
+    """Train for one epoch and return the mean loss; the model is left in evaluation mode."""
+    recipe, optimizer = step.recipe, step.optimizer
+    device = model.mean.device
+    total = 0.0
+    model.train()
+    for number, chosen in enumerate(batches):
+        index = torch.from_numpy(chosen)
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(recipe, (step.epoch + (number + 0.5) / len(batches)) / recipe.epochs)
+        # Picked by numpy, since torch warns of memory that it cannot write to: a run folder's memory map.
+        picked = torch.from_numpy(images[chosen])
+        batch = augment(picked, recipe, step.generator).permute(0, 3, 1, 2).to(device)
+        value = loss(model(batch), index, batch)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.step()
+        total += float(value.detach())
+    model.eval()
+    return total / len(batches)
+
+
 def fit(  # noqa: PLR0913  (the kernel: whatever is fixed is in the recipe)
     model: Normalized,
     images: Images,
@@ -97,44 +145,38 @@ def fit(  # noqa: PLR0913  (the kernel: whatever is fixed is in the recipe)
     recipe: Recipe,
     seed: Seed,
     on_epoch: EpochHook | None = None,
+    checkpoint: Path | None = None,
 ) -> History:
     """Train `model` in place on `images[rows]` and return the mean loss and the seconds so far of each epoch.
 
     Batches hold only the given rows, so that no other sample reaches the loss or BatchNorm's statistics. They
     differ in size by at most one, so that no tiny last batch distorts BatchNorm. A function
     `rows` is asked before every epoch.
+
+    With a `checkpoint`, each finished epoch is noted in that file, and a training that finds it there goes on
+    after the last one: to the same weights, if `rows` and `loss` remember nothing of earlier epochs.
     """
     keep_freed_memory()
-    device = model.mean.device
     optimizer = _optimizer(model, recipe)
-    began, losses, seconds = time.monotonic(), [], []
+    done = [] if checkpoint is None else load_checkpoint(checkpoint, model, optimizer)
+    began = time.monotonic() - (done[-1][1] if done else 0.0)
     for epoch in range(recipe.epochs):
-        order = seed.child("order", epoch).numpy().permutation(rows(epoch) if callable(rows) else rows)
-        if not len(order):
-            raise ClipguardError("no sample is left to train on: the data set is too small for a defence")
-        batches = math.ceil(len(order) / recipe.batch_size)
-        generator = seed.child("augment", epoch).torch()
-        total = 0.0
-        model.train()
-        for number, chosen in enumerate(np.array_split(order, batches)):
-            index = torch.from_numpy(chosen)
-            for group in optimizer.param_groups:
-                group["lr"] = _rate(recipe, (epoch + (number + 0.5) / batches) / recipe.epochs)
-            # Picked by numpy, since torch warns of memory that it cannot write to: a run folder's memory map.
-            picked = torch.from_numpy(images[chosen])
-            batch = augment(picked, recipe, generator).permute(0, 3, 1, 2).to(device)
-            value = loss(model(batch), index, batch)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
-            total += float(value.detach())
-        model.eval()
-        losses.append(total / batches)
-        seconds.append(time.monotonic() - began)
+        if epoch >= len(done):
+            chosen = rows(epoch) if callable(rows) else rows
+            batches = _batches(chosen, recipe, seed.child("order", epoch))
+            generator = seed.child("augment", epoch).torch()
+            mean = _pass(model, images, batches, loss, _Step(recipe, optimizer, epoch, generator))
+            done.append((mean, time.monotonic() - began))
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, model, optimizer, done)
         if on_epoch is not None:
             on_epoch(epoch + 1)
-    columns = {"epoch": tuple(map(float, range(1, recipe.epochs + 1))), "loss": tuple(losses)}
-    return History(columns={**columns, "seconds": tuple(seconds)}, seconds=time.monotonic() - began)
+    columns = {
+        "epoch": tuple(map(float, range(1, recipe.epochs + 1))),
+        "loss": tuple(mean for mean, _ in done),
+        "seconds": tuple(seconds for _, seconds in done),
+    }
+    return History(columns=columns, seconds=time.monotonic() - began)
 
 
 def cross_entropy(labels: Int64[np.ndarray, "n"]) -> LossFunction:

@@ -80,6 +80,24 @@ def report(run: Annotated[Path, Parameter(help="Run folder.")], /, *, json: Json
     )
 
 
+@app.command
+def verify(
+    run: Annotated[Path, Parameter(help="Run folder.")],
+    /,
+    *,
+    data: Annotated[
+        Path | None,
+        Parameter(help="The data that the run was made of, to compare each file with what was read."),
+    ] = None,
+    model: Annotated[Path | None, Parameter(help="The weights that were given to defend.")] = None,
+    json: Json = False,
+) -> Outcome:
+    """Prove the files of a run by their recorded hashes: 0 all as recorded, 1 something differs."""
+    from clipguard.cli.checking import run_verify
+
+    return run_verify(run, data, model, json)
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:

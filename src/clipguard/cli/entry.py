@@ -1,9 +1,12 @@
 """From arguments to an exit code: one line on stderr for every fault, one object on stdout for `--json`."""
 
+import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Final
 
 from cyclopts import CycloptsError
@@ -11,30 +14,60 @@ from cyclopts import CycloptsError
 from clipguard.cli.commands import app
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.text import one_line
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, fault_of
 
 ERROR: Final = 2
-INTERRUPTED: Final = 130
+INTERRUPTED: Final = 128 + signal.SIGINT
+TERMINATED: Final = 128 + signal.SIGTERM
+"""As shells report a process that the signal ended."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code of a command line.
 
     `scan` and `defend`: 0 clean, 1 suspicious, 3 undecided. The others: 0 when they did their job. All: 2 for
-    an error, wrong usage included, and 130 when interrupted.
+    an error, wrong usage included, 130 when interrupted (Ctrl-C) and 143 when told to end (SIGTERM).
+    `verify`: 1 when a file differs.
     """
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        with _terminable():
+            return _run(list(sys.argv[1:] if argv is None else argv))
     except BrokenPipeError:
         # Whoever read our output has gone: without this, Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ERROR
     except KeyboardInterrupt:
         return _fail("interrupted: the same command resumes where it stopped", INTERRUPTED)
+    except _Terminated:
+        return _fail("told to end (SIGTERM): the same command resumes where it stopped", TERMINATED)
     except CycloptsError as error:
         return _fail(f"{error} (see clipguard --help)")
-    except (ClipguardError, OSError) as error:
+    except ClipguardError as error:
         return _fail(str(error))
+    except OSError as error:
+        return _fail(fault_of(error))
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM leave the block as Ctrl-C does, so that what is half written is removed on the way."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # only the main thread may; whoever calls `main` in another decides for itself
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _fail(text: str, code: int = ERROR) -> int:
@@ -45,7 +78,9 @@ def _fail(text: str, code: int = ERROR) -> int:
 def _run(arguments: list[str]) -> int:
     if not arguments:
         # Not the help and 0: to a script, 0 means that a data set is clean.
-        raise ClipguardError("no command: give attack, defend, demo, report or scan (see clipguard --help)")
+        raise ClipguardError(
+            "no command: give attack, defend, demo, report, scan or verify (see clipguard --help)"
+        )
     command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
     outcome = command(*bound.args, **bound.kwargs)
     if not isinstance(outcome, Outcome):  # --help and --version print for themselves

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from clipguard.report.plot import curve_svg, entropy_map_svg
 from clipguard.report.summary import summarize
-from clipguard.store import write_text
+from clipguard.store import RunFolder, write_text
 
 _LONGEST: Final = 200
 _PNG: Final = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
@@ -37,8 +37,8 @@ def write_report(run_dir: Path | str) -> Path:
         ClipguardError: no run folder, a run that is not finished, or damaged files.
     """
     page = render(summarize(run_dir))
-    path = Path(run_dir) / "report.html"
-    write_text(path, page)
+    with RunFolder.read(run_dir).publishing("report.html") as path:
+        write_text(path, page)
     return path
 
 

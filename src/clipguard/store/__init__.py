@@ -5,25 +5,37 @@ from clipguard.store.files import (
     read_image_set,
     read_json,
     read_table,
+    replacing,
     write_array,
     write_image_set,
     write_json,
+    write_pieces,
     write_table,
     write_text,
 )
-from clipguard.store.runs import RunFolder, SourceInfo, Stage
+from clipguard.store.runs import RunFolder, SourceInfo, Stage, resume_folder
+from clipguard.store.seals import SEAL, described
+from clipguard.store.verify import Checked, compared, verify_run
 
 __all__ = [
+    "SEAL",
+    "Checked",
     "RunFolder",
     "SourceInfo",
     "Stage",
+    "compared",
+    "described",
     "read_array",
     "read_image_set",
     "read_json",
     "read_table",
+    "replacing",
+    "resume_folder",
+    "verify_run",
     "write_array",
     "write_image_set",
     "write_json",
+    "write_pieces",
     "write_table",
     "write_text",
 ]

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from clipguard.types import ImageSet
 Array = Shaped[np.ndarray, "..."]
 
 PART: Final = ".part"
-"""Ending of a file that is being written; what a killed process leaves under it is never read."""
+"""Ending of what is no result: a file that is being written, or a folder to resume from. It is swept away."""
 
 
 @contextlib.contextmanager
@@ -28,8 +28,11 @@ def replacing(path: Path) -> Iterator[Path]:
         with part.open("rb") as opened:
             os.fsync(opened.fileno())
         part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk refuses a write without saying of what
         raise
 
 
@@ -80,8 +83,21 @@ def write_array(path: Path, array: Array) -> None:
         ClipguardError: a value is NaN or Inf.
     """
     _refuse_nonfinite(path.name, array)
+    write_pieces(path, array.shape, array.dtype, [array])
+
+
+def write_pieces(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], pieces: Iterable[Array]) -> None:
+    """Write `path` (.npy), all or nothing, from pieces that follow each other along the first axis.
+
+    By plain writes: on a full disk, a memory map would kill the process, and numpy's own would say little.
+    """
+    if dtype.hasobject:
+        raise ValueError("objects would have to be pickled, and allow_pickle is never set")
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with replacing(path) as part, part.open("wb") as opened:
-        np.save(opened, array, allow_pickle=False)
+        np.lib.format.write_array_header_1_0(opened, header)
+        for piece in pieces:
+            opened.write(np.asarray(piece, dtype, order="C").data)
 
 
 def read_array(path: Path, *, mmap: bool = False) -> Array:

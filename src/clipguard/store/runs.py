@@ -4,13 +4,15 @@
     RUN/stages/<name>/             a finished stage: its files and a manifest.json, written last
     RUN/stages/.<name>-<key>.part  a stage that is being computed, or that was killed and can resume
     RUN/*                          published copies: samples.parquet, model.safetensors, report.html ...
+    RUN/seal.json                  sha256 of the manifest, of every stage's manifest and every published file
 
 A stage is found again by its key, a hash of its name, its settings and the keys of what it reads; so a
-changed setting recomputes this stage and all that stand on it, and nothing else.
+changed setting recomputes this stage and all that stand on it, and nothing else. A stage's manifest holds the
+hashes of its files, so that whoever keeps the hash of `seal.json` elsewhere can prove every file of the run.
 """
 
 import contextlib
-import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -18,21 +20,23 @@ import os
 import platform
 import shutil
 import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, fault_of
 from clipguard.store.files import PART, read_json, replacing, write_json
+from clipguard.store.locks import LOCK, Lock, lock
+from clipguard.store.seals import SEAL, described, seal, sealed, unseal
 
 STORE_FORMAT: Final = 1
 """Raise it when the meaning of stored files changes: older stages are then computed again."""
 
 _HASH_ON_READ: Final = 64 * 2**20
-_MANIFEST: Final = "manifest.json"
+MANIFEST: Final = "manifest.json"
+_RESUME: Final = "resume" + PART
 _CLOCK: Final = ".started"
 
 
@@ -76,7 +80,7 @@ class RunFolder:
         """Use `open` or `read`."""
         self.path = path
         self.manifest = manifest
-        self._lock: _Lock | None = None
+        self._lock: Lock | None = None
         self._created = False
 
     @classmethod
@@ -96,7 +100,7 @@ class RunFolder:
             "config": dict(config),
             "seed": seed,
         }
-        if (path / _MANIFEST).exists():
+        if (path / MANIFEST).exists():
             manifest["created"] = _of_same_data(cls.read(path), source.fingerprint)["created"]
         else:
             _refuse_foreign(path)
@@ -110,13 +114,13 @@ class RunFolder:
             ClipguardError: there is no run folder, or its manifest is damaged or of another format.
         """
         path = Path(path)
-        if not (path / _MANIFEST).is_file():
-            raise ClipguardError(f"{path} is no run folder (it has no {_MANIFEST}): give the folder of a run")
-        manifest = read_json(path / _MANIFEST)
+        if not (path / MANIFEST).is_file():
+            raise ClipguardError(f"{path} is no run folder (it has no {MANIFEST}): give the folder of a run")
+        manifest = read_json(path / MANIFEST)
         source = manifest.get("source") if isinstance(manifest, dict) else None
         if not isinstance(source, dict) or not {"fingerprint", "location"} <= source.keys():
             raise ClipguardError(
-                f"run folder {path} has a damaged {_MANIFEST}: delete the folder and run again"
+                f"run folder {path} has a damaged {MANIFEST}: delete the folder and run again"
             )
         if manifest.get("format") != STORE_FORMAT or "created" not in manifest:
             raise ClipguardError(
@@ -139,29 +143,38 @@ class RunFolder:
             config: all that changes the result, as JSON values.
             inputs: keys of the stages, or fingerprints of the data, that `compute` reads.
             compute: fills the folder it is given. After a kill it is given the same folder again with all
-                that it had written, so it may resume from there.
+                that it had written, so it may resume from there; `resume_folder` is the place for what only
+                serves that.
 
         Raises:
-            ClipguardError: another process works in this folder, or it cannot be written, or `compute` raised
-                it; then nothing of this stage is left, nor of a run folder that has no finished stage.
+            ClipguardError: another process works in this folder, or a fault of disk or system, after which
+                running again resumes; or `compute` raised it for bad input, and then nothing of this stage is
+                left, nor of a run folder that has no finished stage.
         """
         key = _key(name, config, inputs)
         self._claim()
         final = self.path / "stages" / name
         part = self.path / "stages" / f".{name}-{key[:12]}{PART}"
-        found = _finished(final, key)
-        if found is not None:
-            return found
-        # A run killed between "manifest written" and "renamed" has a complete stage under the working name.
-        if _finished(part, key) is None:
-            self._compute(
-                part, compute, {"key": key, "stage": name, "config": config, "inputs": list(inputs)}
-            )
-        _replace_folder(part, final)
-        for stale in final.parent.glob(f".{name}-????????????{PART}"):
-            shutil.rmtree(stale)
-        written = read_json(final / _MANIFEST)
-        return Stage(path=final, key=key, seconds=written["seconds"], cached=False)
+        manifest = f"stages/{name}/{MANIFEST}"
+        with self._told(f"stage {name!r}"):
+            found = _finished(final, key)
+            if found is not None:
+                if manifest not in sealed(self.path):  # killed just before
+                    seal(self.path, manifest)
+                return found
+            # A run killed between "manifest written" and "renamed" has a whole stage under the working name.
+            if _finished(part, key) is None:
+                self._compute(
+                    part, compute, {"key": key, "stage": name, "config": config, "inputs": list(inputs)}
+                )
+            unseal(self.path, manifest)
+            _sweep(part)
+            _replace_folder(part, final)
+            seal(self.path, manifest)
+            for stale in final.parent.glob(f".{name}-????????????{PART}"):
+                shutil.rmtree(stale)
+            written = read_json(final / MANIFEST)
+            return Stage(path=final, key=key, seconds=written["seconds"], cached=False)
 
     def finished(self, name: str) -> Stage | None:
         """Return the finished stage `name` whatever its settings, or None."""
@@ -170,10 +183,21 @@ class RunFolder:
 
     def publish(self, file: Path, name: str) -> Path:
         """Return the path of `name` in the run folder, now a copy of a stage's `file`."""
-        self._claim()
-        with replacing(self.path / name) as part:
+        with self.publishing(name) as path, replacing(path) as part:
             shutil.copyfile(file, part)
-        return self.path / name
+        return path
+
+    @contextlib.contextmanager
+    def publishing(self, name: str) -> Iterator[Path]:
+        """Give the path of `name` in the run folder, to be written in the block, after which it is sealed.
+
+        Raises:
+            ClipguardError: another process works in this folder, or it cannot be written.
+        """
+        self._claim()
+        with self._told(name):
+            yield self.path / name
+            seal(self.path, name)
 
     def close(self) -> None:
         """Let other processes use the folder; also happens when this object is gone."""
@@ -185,14 +209,36 @@ class RunFolder:
             return
         try:
             (self.path / "stages").mkdir(parents=True, exist_ok=True)
-            lock = _lock(self.path)
-            fresh = not (self.path / _MANIFEST).exists()
-            if not fresh:  # another process may have made it since it was opened
+            self._lock = lock(self.path)
+            self._created = not (self.path / MANIFEST).exists()
+            if not self._created:  # another process may have made it since it was opened
                 _of_same_data(self.read(self.path), self.manifest["source"]["fingerprint"])
-            write_json(self.path / _MANIFEST, self.manifest)
+            self._write_manifest()
+        except ClipguardError:
+            self._lock = None
+            raise
         except OSError as error:
-            raise ClipguardError(f"run folder {self.path} cannot be written: {error}") from error
-        self._lock, self._created = lock, fresh
+            with contextlib.suppress(OSError):
+                self._withdraw()
+            self._lock = None
+            raise ClipguardError(f"run folder {self.path} cannot be written: {fault_of(error)}") from error
+
+    def _write_manifest(self) -> None:
+        """Write and seal the manifest, unless it is there: a new seal would hide that somebody changed it."""
+        path = self.path / MANIFEST
+        if path.exists() and read_json(path) == self.manifest and MANIFEST in sealed(self.path):
+            return
+        unseal(self.path, MANIFEST)
+        write_json(path, self.manifest)
+        seal(self.path, MANIFEST)
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Turn a fault of disk or system inside the block into one line."""
+        try:
+            yield
+        except OSError as error:
+            raise ClipguardError(f"{what} of run folder {self.path}: {fault_of(error)}") from error
 
     def _compute(self, part: Path, compute: Callable[[Path], None], manifest: dict[str, Any]) -> None:
         before = _seconds_so_far(part)
@@ -201,24 +247,19 @@ class RunFolder:
         start = time.monotonic()
         try:
             compute(part)
-        except ClipguardError:
-            # Bad input stays bad: there is nothing to resume, and a half-written run would only puzzle.
-            shutil.rmtree(part)
-            self._withdraw()
+        except ClipguardError as error:
+            if not _is_passing(error):
+                # Bad input stays bad: there is nothing to resume, and a half-written run would only puzzle.
+                shutil.rmtree(part)
+                self._withdraw()
             raise
-        for leftover in part.rglob("*" + PART):
-            leftover.unlink()
-        (part / _CLOCK).unlink()
         manifest["seconds"] = before + time.monotonic() - start
+        files = [file for file in sorted(part.rglob("*")) if _is_result(file.relative_to(part))]
         manifest["files"] = {
-            file.relative_to(part).as_posix(): {
-                "bytes": file.stat().st_size,
-                "sha256": _sha256(file, sync=True),
-            }
-            for file in sorted(part.rglob("*"))
-            if file.is_file()
+            file.relative_to(part).as_posix(): described(file, sync=True) for file in files if file.is_file()
         }
-        write_json(part / _MANIFEST, manifest)
+        # What an attempt resumes from stays until the manifest is there: hashing many GB takes its time.
+        write_json(part / MANIFEST, manifest)
         _sync_folder(part)
 
     def _withdraw(self) -> None:
@@ -227,41 +268,11 @@ class RunFolder:
         if not self._created or any(stages.iterdir()):
             return
         stages.rmdir()
-        (self.path / _MANIFEST).unlink()
-        (self.path / _Lock.name).unlink()
+        for name in (MANIFEST, SEAL, LOCK):
+            (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something else may have been put there meanwhile: it stays
             self.path.rmdir()
         self._lock, self._created = None, False
-
-
-class _Lock:
-    """This process's claim on a run folder, given up when its last holder is gone or the process ends."""
-
-    name: Final = ".lock"
-
-    def __init__(self, folder: Path) -> None:
-        self.descriptor = os.open(folder / self.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ClipguardError(
-                f"run folder {folder} is in use by another process: wait for it, or give another folder"
-            ) from None
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
-
-
-_locks: "weakref.WeakValueDictionary[Path, _Lock]" = weakref.WeakValueDictionary()
-
-
-def _lock(folder: Path) -> _Lock:
-    """Return the process's one lock on `folder`: two flocks of one process would shut each other out."""
-    where = folder.resolve()
-    held = _locks.get(where)
-    if held is None or not (where / _Lock.name).exists():
-        held = _locks[where] = _Lock(where)
-    return held
 
 
 def _of_same_data(run: RunFolder, fingerprint: str) -> dict[str, Any]:
@@ -277,11 +288,12 @@ def _refuse_foreign(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ClipguardError(f"run folder {path} is a file: give a folder")
     # A run killed in its very first moment leaves no manifest, only these.
-    ours = {_Lock.name, "stages", _MANIFEST + PART}
+    ours = {LOCK, "stages", MANIFEST + PART}
     if path.is_dir() and any(entry.name not in ours for entry in path.iterdir()):
         raise ClipguardError(f"folder {path} is not empty and no run folder: give a new or an empty folder")
 
 
+@functools.cache
 def _versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("clipguard", "numpy", "torch", "open_clip_torch"):
@@ -304,7 +316,7 @@ def _finished(folder: Path, key: str | None) -> Stage | None:
     gets a manifest, so hashing 10 GB of images at each start would guard only against an ageing disk.
     """
     try:
-        manifest = read_json(folder / _MANIFEST)
+        manifest = read_json(folder / MANIFEST)
         files = {folder / name: entry for name, entry in manifest["files"].items()}
         found = Stage(path=folder, key=manifest["key"], seconds=float(manifest["seconds"]), cached=True)
         whole = all(_matches(file, entry["bytes"], entry["sha256"]) for file, entry in files.items())
@@ -314,15 +326,34 @@ def _finished(folder: Path, key: str | None) -> Stage | None:
 
 
 def _matches(file: Path, size: int, digest: str) -> bool:
-    return file.stat().st_size == size and (size > _HASH_ON_READ or _sha256(file) == digest)
+    return file.stat().st_size == size and (size > _HASH_ON_READ or described(file)["sha256"] == digest)
 
 
-def _sha256(file: Path, *, sync: bool = False) -> str:
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        if sync:
-            os.fsync(opened.fileno())
-    return digest
+def resume_folder(stage: Path) -> Path:
+    """Return the folder, below a stage's, of what lets a killed attempt resume; it goes when all is done."""
+    folder = stage / _RESUME
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _is_result(path: Path) -> bool:
+    """Return whether a path below a stage's folder is no leftover and no clock."""
+    return path.name != _CLOCK and not any(part.endswith(PART) for part in path.parts)
+
+
+def _is_passing(error: ClipguardError) -> bool:
+    """Return whether it comes from disk or system, which may be well again, and not from the input itself."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
+
+
+def _sweep(part: Path) -> None:
+    """Remove what a finished stage does not need."""
+    (part / _CLOCK).unlink(missing_ok=True)
+    for leftover in sorted(part.rglob("*" + PART), reverse=True):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _seconds_so_far(part: Path) -> float:

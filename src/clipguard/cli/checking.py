@@ -1,0 +1,65 @@
+"""`verify`: every file of a run, and of the data it was made of, against the hashes that were recorded."""
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from clipguard.cli.outcome import Outcome
+from clipguard.cli.text import one_line
+from clipguard.custody import check_inputs
+from clipguard.errors import ClipguardError
+from clipguard.store import SEAL, Checked, RunFolder, compared, described, verify_run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DIFFERS: Final = 1
+
+
+def run_verify(run: Path, data: Path | None, model: Path | None, as_json: bool) -> Outcome:
+    """Return what became of each file; the exit code is 1 where one differs.
+
+    Raises:
+        ClipguardError: no run folder, or one that lacks what is to be compared.
+    """
+    checks = {"artefacts": verify_run(run)}
+    if data is not None:
+        checks["inputs"] = check_inputs(run, data)
+    if model is not None:
+        checks["model"] = [_check_model(run, model)]
+    same = all(check.status == "ok" for part in checks.values() for check in part)
+    files = [
+        {"part": part, "path": check.path, "status": check.status}
+        for part, listed in checks.items()
+        for check in listed
+    ]
+    value = {
+        "run": str(run),
+        "ok": same,
+        "seal": described(run / SEAL)["sha256"],
+        "counts": {part: dict(Counter(check.status for check in listed)) for part, listed in checks.items()},
+        "files": files,
+    }
+    return Outcome(value=value, show=partial(_show, value), as_json=as_json, code=0 if same else DIFFERS)
+
+
+def _check_model(run: Path, model: Path) -> Checked:
+    entry = RunFolder.read(run).manifest.get("model")
+    if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+        raise ClipguardError(f"run folder {run} was given no model file: leave --model out")
+    return compared(str(model), model, {name: entry[name] for name in ("bytes", "sha256")})
+
+
+def _show(value: dict[str, Any], console: "Console") -> None:
+    for file in value["files"]:
+        # Of millions of inputs, a person wants those that differ.
+        if file["part"] != "inputs" or file["status"] != "ok":
+            text = f"{file['status']:8} {file['path']}"
+            console.print(one_line(text), soft_wrap=True, markup=False)
+    for part, counts in value["counts"].items():
+        told = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))
+        console.print(f"{part}: {told}", markup=False)
+    if "inputs" not in value["counts"]:
+        console.print("inputs: not compared (give --data)", markup=False)
+    console.print(f"seal: {value['seal']}", soft_wrap=True, markup=False)

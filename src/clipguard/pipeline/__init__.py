@@ -1,0 +1,18 @@
+"""The defence in order: guide and suspicious model, split, detector, cure; each a cached stage."""
+
+from clipguard.pipeline.curing import cure, learnable, shared_trigger, train_on
+from clipguard.pipeline.plan import Plan, Report
+from clipguard.pipeline.scanning import Scan, reserved_rows, scan, thumbnail_size
+
+__all__ = [
+    "Plan",
+    "Report",
+    "Scan",
+    "cure",
+    "learnable",
+    "reserved_rows",
+    "scan",
+    "shared_trigger",
+    "thumbnail_size",
+    "train_on",
+]

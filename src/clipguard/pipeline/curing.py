@@ -1,0 +1,121 @@
+"""What is made of a scan: a victim, its cure, a model without the flagged samples; each a cached stage."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from clipguard.errors import ClipguardError
+from clipguard.evidence import recover_trigger
+from clipguard.models import ModelSpec, Normalized, build, save
+from clipguard.pipeline.plan import Count, Plan, Report
+from clipguard.pipeline.scanning import Scan
+from clipguard.seeds import Seed
+from clipguard.store import Stage, read_array, resume_folder, write_array, write_table
+from clipguard.training import cross_entropy, fit
+from clipguard.types import AffineTrigger, History, ImageSet, Scores, Split
+from clipguard.unlearn import stamped_copies, unlearn
+
+
+def _model_stage(
+    found: Scan,
+    name: str,
+    config: dict[str, Any],
+    inputs: list[str],
+    train: Callable[[Path], tuple[Normalized, ModelSpec, History]],
+) -> Stage:
+    """Return a stage that holds a trained model and its history; `train` may note there how far it is."""
+
+    def compute(folder: Path) -> None:
+        model, spec, history = train(resume_folder(folder) / "checkpoint.safetensors")
+        save(model, spec, folder / "model.safetensors")
+        write_table(folder / "history.parquet", {key: np.array(v) for key, v in history.columns.items()})
+
+    return found.run.stage(name, config=config, inputs=inputs, compute=compute)
+
+
+def train_on(
+    found: Scan, keep: Bool[np.ndarray, "n"], name: str, plan: Plan, report: Report | None
+) -> tuple[ModelSpec, Stage]:
+    """Return the spec and stage of a classifier trained from scratch on the samples of `keep`.
+
+    Raises:
+        ClipguardError: a class would lose all its samples.
+    """
+    data = found.data
+    counts = np.bincount(data.labels[keep], minlength=len(data.class_names))
+    present = np.bincount(data.labels, minlength=len(data.class_names)) > 0
+    if lost := [data.class_names[i] for i in np.flatnonzero((counts == 0) & present)]:
+        raise ClipguardError(f"class {lost[0]!r} has no sample left to train on: too few were found clean")
+    h, w = data.images.shape[1:3]
+    spec = ModelSpec(architecture=plan.architecture, num_classes=len(data.class_names), input_size=(h, w))
+    seed = Seed(plan.seed).child(name)
+
+    def train(checkpoint: Path) -> tuple[Normalized, ModelSpec, History]:
+        model = build(spec, seed.child("init"))
+        counted = Count(name, plan.victim.epochs, report or (lambda stage, done, total: None))
+        loss, rows = cross_entropy(data.labels), np.flatnonzero(keep)
+        history = fit(model, data.images, rows, loss, plan.victim, seed.child("fit"), counted, checkpoint)
+        return model, spec, history
+
+    config = {"spec": asdict(spec), "recipe": asdict(plan.victim), "seed": plan.seed, "n": int(keep.sum())}
+    inputs = [found.stages["read"].key]
+    if name == "retrain":
+        inputs += [found.stages["samples"].key]
+    return spec, _model_stage(found, name, config, inputs, train)
+
+
+def cure(
+    found: Scan, victim: Normalized, spec: ModelSpec, origin: str, plan: Plan, report: Report | None = None
+) -> Stage:
+    """Return the stage of the victim (whose key or content hash is `origin`) after unlearning."""
+
+    def train(_: Path) -> tuple[Normalized, ModelSpec, History]:
+        # Without checkpoints: three passes are soon done again, and re-admission remembers earlier ones.
+        model = copy.deepcopy(victim)
+        counted = Count("cure", plan.cure.recipe.epochs, report or (lambda stage, done, total: None))
+        seed = Seed(plan.seed).child("cure")
+        data, part, guide = learnable(found)
+        trigger = shared_trigger(found, plan)
+        if trigger is not None and plan.cure.stamp > 0:
+            copies = seed.child("copies")
+            data, part, guide = stamped_copies(data, part, guide, trigger, plan.cure, copies)
+        history = unlearn(model, data, part, guide, plan.cure, seed, on_epoch=counted)
+        return model, spec, history
+
+    config = {"cure": asdict(plan.cure), "spec": asdict(spec), "seed": plan.seed}
+    return _model_stage(found, "cure", config, [found.stages["samples"].key, origin], train)
+
+
+def shared_trigger(found: Scan, plan: Plan) -> AffineTrigger | None:
+    """Return what the flagged samples share, as a trigger, or None where there is too little to tell."""
+
+    def compute(folder: Path) -> None:
+        part = replace(found.split, triggered=found.split.triggered & ~found.mislabelled)
+        trigger = recover_trigger(*learnable(replace(found, split=part)), Seed(plan.seed).child("evidence"))
+        if trigger is not None:
+            write_array(folder / "trigger.npy", np.stack([trigger.scale, trigger.shift]))
+
+    inputs = [found.stages["samples"].key]
+    stage = found.run.stage("evidence", config={"seed": plan.seed}, inputs=inputs, compute=compute)
+    found.stages["evidence"] = stage
+    if not (stage.path / "trigger.npy").exists():
+        return None
+    scale, shift = read_array(stage.path / "trigger.npy")
+    return AffineTrigger(scale=scale, shift=shift)
+
+
+def learnable(found: Scan) -> tuple[ImageSet, Split, Scores]:
+    """Return data, split and guide's scores without the reserved samples: nothing is learnt from those."""
+    if not found.reserved.any():
+        return found.data, found.split, found.guide
+    rows = np.flatnonzero(~found.reserved)
+    part = found.split
+    kept = replace(
+        part, clean=part.clean[rows], triggered=part.triggered[rows], suspicion=part.suspicion[rows]
+    )
+    return found.data.take(rows), kept, replace(found.guide, logits=found.guide.logits[rows])

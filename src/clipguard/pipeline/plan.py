@@ -1,0 +1,59 @@
+"""All settings of a defence, and how its progress is told."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from clipguard.detector import Detector
+from clipguard.entropy import SplitRule
+from clipguard.label_noise import LabelNoise
+from clipguard.probes import Probe
+from clipguard.suspect import SUSPECTS
+from clipguard.training import VICTIM, Recipe
+from clipguard.unlearn import Cure
+
+Report = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All settings of a defence; what changes a stage's result is part of its cache key.
+
+    Attributes:
+        size: height and width at which the small nets and a victim trained here see the images; None takes
+            the commonest size of the data, at most 64 a side. Never larger than the input of a given model.
+        suspect: the suspicious model.
+        rule: thresholds of the split.
+        detector: the trigger detector.
+        noise: when labels look planted.
+        architecture: of the victim that is trained here when no model is given.
+        victim: its recipe, also that of `retrain`.
+        by: `unlearn` cures the model, `retrain` drops the flagged samples and trains from scratch.
+        cure: how unlearning is done.
+        seed: root of all randomness.
+    """
+
+    size: tuple[int, int] | None = None
+    suspect: Probe = field(default_factory=lambda: SUSPECTS["shallow"])
+    rule: SplitRule = field(default_factory=SplitRule)
+    detector: Detector = field(default_factory=Detector)
+    noise: LabelNoise = field(default_factory=LabelNoise)
+    architecture: str = "preactresnet18-16"
+    victim: Recipe = VICTIM
+    by: Literal["unlearn", "retrain"] = "unlearn"
+    cure: Cure = field(default_factory=Cure)
+    seed: int = 0
+
+
+class Count:
+    """Turns a kernel's epoch numbers, which start anew for each net of a stage, into progress."""
+
+    def __init__(self, stage: str, total: int, tell: Report) -> None:
+        self.stage, self.total, self.done, self.tell = stage, total, 0, tell
+        tell(stage, 0, total)
+
+    def __call__(self, _: int) -> None:
+        """Tell that one more epoch is done."""
+        self.done += 1
+        self.tell(self.stage, self.done, self.total)

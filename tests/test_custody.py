@@ -1,0 +1,306 @@
+"""clipguard.custody and `clipguard verify`: what was read is on record, and every later change is told."""
+
+import hashlib
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clipguard.custody import check_inputs, watched, write_inputs
+from clipguard.defender import Defender
+from clipguard.detector import Detector
+from clipguard.errors import ClipguardError
+from clipguard.guide import EMBEDDED_SHA256, ClipGuide
+from clipguard.models import ModelSpec, build, save
+from clipguard.seeds import Seed
+from clipguard.sources import Failed, ImageSource
+from clipguard.sources.writer import write_parquet
+from clipguard.store import read_json, read_table, write_json
+from clipguard.types import image_set
+from tiny_data import NAMES, CommandLine, few_steps, image_folder, npz, pictures, tree
+from tiny_runs import PLAN
+
+N = 20
+PROBE = replace(PLAN.suspect, recipe=replace(PLAN.victim, epochs=1))
+# Thresholds that flag nothing, for tests that are not about what is found.
+QUICKEST = replace(PLAN, suspect=PROBE, detector=Detector(probe=PROBE, triggered=1.0, clean=1.0))
+ARTEFACTS = (
+    "samples.parquet",
+    "model.safetensors",
+    "manifest.json",
+    "stages/cure/manifest.json",
+    "stages/read/images.npy",
+    "stages/read/inputs.parquet",
+)
+
+
+def sha256(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def listed(folder):
+    """Return path -> (bytes, sha256) of an input list."""
+    table = read_table(folder / "inputs.parquet")
+    pairs = zip(table["bytes"].tolist(), table["sha256"], strict=True)
+    return dict(zip(table["path"], pairs, strict=True))
+
+
+@pytest.fixture
+def data(tmp_path):
+    return image_folder(tmp_path / "data", n=N)
+
+
+@pytest.fixture
+def out(tmp_path):
+    (tmp_path / "run/stages/read").mkdir(parents=True)
+    return tmp_path / "run/stages/read"
+
+
+class Reads:
+    """Counts the images that a reader fetches."""
+
+    def __init__(self, reader):
+        self.reader, self.rows = reader, 0
+
+    def read(self, rows):
+        self.rows += len(rows)
+        return self.reader.read(rows)
+
+
+def test_each_image_of_a_folder_is_listed_with_size_and_hash(data, out):
+    write_inputs(ImageSource.open(data), out)
+    files = sorted(data.rglob("*.png"))
+    assert listed(out) == {
+        file.relative_to(data).as_posix(): (file.stat().st_size, sha256(file)) for file in files
+    }
+
+
+def test_images_are_hashed_while_they_are_read_and_not_once_more(data, out):
+    source = watched(ImageSource.open(data))
+    inner = source.reader.reader
+    counted = Reads(inner)
+    object.__setattr__(source.reader, "reader", counted)
+    assert len(source.fingerprint) == 64
+    object.__setattr__(source.reader, "reader", inner)
+    assert counted.rows == N
+    shutil.rmtree(data)
+    write_inputs(source, out)
+    assert len(listed(out)) == N
+
+
+def test_watching_changes_nothing_of_the_source(data):
+    source = ImageSource.open(data)
+    seen = watched(source)
+    assert watched(seen) is seen
+    assert seen.fingerprint == source.fingerprint
+    assert list(seen.read(range(5))) == list(source.read(range(5)))
+
+
+@pytest.mark.parametrize("change", ["other bytes", "gone", "came back"])
+def test_an_image_that_changes_between_two_readings_is_not_let_through(data, change):
+    file, aside = data / "cat" / "0000.png", data / "aside"
+    source = watched(ImageSource.open(data))
+    if change == "came back":
+        file.rename(aside)
+    assert len(source.fingerprint) == 64
+    if change == "other bytes":
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    elif change == "gone":
+        file.unlink()
+    else:
+        aside.rename(file)
+    first, *others = source.read(range(N))
+    assert isinstance(first, Failed)
+    assert all(isinstance(other, bytes) for other in others)
+
+
+def parquet(path):
+    labels = np.arange(N) % 2
+    write_parquet(image_set(pictures(N), labels, NAMES), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npz"])
+def test_a_file_that_holds_many_images_is_hashed_as_a_whole(tmp_path, out, kind):
+    file = parquet(tmp_path / "a.parquet") if kind == "parquet" else npz(tmp_path / "a.npz", np.arange(N) % 2)
+    write_inputs(ImageSource.open(file), out)
+    assert listed(out) == {file.name: (file.stat().st_size, sha256(file))}
+    assert [check.status for check in check_inputs(tmp_path / "run", file)] == ["ok"]
+    assert [check.status for check in check_inputs(tmp_path / "run", tmp_path)] == ["ok"]
+    file.write_bytes(file.read_bytes() + b" ")
+    assert [check.status for check in check_inputs(tmp_path / "run", file)] == ["changed"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, out):
+    file = parquet(tmp_path / "a.parquet")
+    source = watched(ImageSource.open(file))
+    os.utime(file, ns=(0, 0))
+    with pytest.raises(ClipguardError, match="changed while it was being read"):
+        write_inputs(source, out)
+
+
+def test_what_has_no_file_leaves_an_empty_list_and_nothing_to_compare(tmp_path, out):
+    write_inputs(ImageSource.open((pictures(N), np.arange(N) % 2), classes=NAMES), out)
+    assert listed(out) == {}
+    with pytest.raises(ClipguardError, match="read from no file"):
+        check_inputs(tmp_path / "run", tmp_path)
+
+
+def test_inputs_are_told_as_ok_changed_missing_or_added(tmp_path, data, out):
+    write_inputs(ImageSource.open(data), out)
+    moved = data.rename(tmp_path / "moved")
+    assert {check.status for check in check_inputs(tmp_path / "run", moved)} == {"ok"}
+    (moved / "cat/0000.png").write_bytes(b"other")
+    (moved / "dog/0001.png").rename(moved / "dog/new.png")
+    odd = {c.path: c.status for c in check_inputs(tmp_path / "run", moved) if c.status != "ok"}
+    assert odd == {"cat/0000.png": "changed", "dog/0001.png": "missing", "dog/new.png": "added"}
+
+
+def test_of_some_rows_only_the_others_are_no_addition(tmp_path, data, out):
+    write_inputs(ImageSource.open(data, rows=(5, 15)), out)
+    assert len(listed(out)) == 10
+    assert {check.status for check in check_inputs(tmp_path / "run", data)} == {"ok"}
+
+
+# ---- the command
+
+
+@pytest.fixture
+def clipguard(capsys, monkeypatch):
+    few_steps(monkeypatch)
+    return CommandLine(capsys)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Return the data, the model and the run of a defence."""
+    root = tmp_path_factory.mktemp("custody")
+    image_folder(root / "data", n=60)
+    spec = ModelSpec(architecture="preactresnet18-4", num_classes=2, input_size=(16, 16))
+    save(build(spec, Seed(0)), spec, root / "model.safetensors")
+    defender = Defender(ClipGuide("mini"), root / "run", plan=QUICKEST)
+    defender.fit(root / "data", model=root / "model.safetensors")
+    return root
+
+
+@pytest.fixture
+def root(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def test_the_manifest_pins_guide_and_model(root):
+    manifest = read_json(root / "run/manifest.json")
+    assert manifest["guide"] == {"name": "mini", "sha256": EMBEDDED_SHA256, "known_as": "embedded"}
+    assert manifest["model"]["sha256"] == sha256(root / "model.safetensors")
+    assert manifest["source"]["fingerprint"] == ImageSource.open(root / "data").fingerprint
+
+
+def test_an_untouched_run_is_proved_without_a_byte_being_written(clipguard, root):
+    before = tree(root)
+    ran = clipguard(
+        "verify", root / "run", "--data", root / "data", "--model", root / "model.safetensors", "--json"
+    )
+    assert ran.code == 0
+    assert ran.json["ok"] is True
+    assert ran.json["seal"] == sha256(root / "run/seal.json")
+    assert {file["status"] for file in ran.json["files"]} == {"ok"}
+    paths = {file["path"] for file in ran.json["files"] if file["part"] == "artefacts"}
+    written = {name for name in tree(root / "run") if (root / "run" / name).is_file()}
+    assert written - paths == {".lock", "seal.json"}
+    assert ran.json["counts"]["inputs"] == {"ok": 60}
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ARTEFACTS,
+)
+@pytest.mark.parametrize("status", ["changed", "missing"])
+def test_every_artefact_that_differs_is_named(clipguard, root, name, status):
+    if (name, status) == ("manifest.json", "missing"):
+        pytest.skip("then it is no run folder")
+    file = root / "run" / name
+    if status == "changed":  # of the same size
+        content = file.read_bytes()
+        at = content.rindex(b"0") if name.endswith("json") else len(content) // 2
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    else:
+        file.unlink()
+    ran = clipguard("verify", root / "run", "--json")
+    assert ran.code == 1
+    odd = {file["path"]: file["status"] for file in ran.json["files"] if file["status"] != "ok"}
+    assert odd[name] == status
+
+
+def test_a_changed_model_and_an_added_file_are_told_to_a_person_too(clipguard, root):
+    (root / "model.safetensors").write_bytes(b"another")
+    (root / "run/stages/read/more.npy").write_bytes(b"more")
+    ran = clipguard("verify", root / "run", "--model", root / "model.safetensors")
+    assert ran.code == 1
+    lines = ran.out.splitlines()
+    assert f"changed  {root / 'model.safetensors'}" in lines
+    assert "added    stages/read/more.npy" in lines
+    assert "inputs: not compared (give --data)" in lines
+    assert lines[-1] == f"seal: {sha256(root / 'run/seal.json')}"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"), [("seal", "seal.json"), ("manifest", "no run folder"), ("data", "does not exist")]
+)
+def test_what_cannot_be_verified_is_an_error_in_one_line(clipguard, root, damage, says):
+    if damage == "seal":
+        (root / "run/seal.json").write_text("{")
+    elif damage == "manifest":
+        (root / "run/manifest.json").unlink()
+    data = root / ("gone" if damage == "data" else "data")
+    ran = clipguard("verify", root / "run", "--data", data)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert says in ran.err
+
+
+def test_writing_the_report_again_does_not_cover_up_a_changed_manifest(clipguard, root):
+    manifest = read_json(root / "run/manifest.json")
+    write_json(root / "run/manifest.json", manifest | {"model": None})
+    assert clipguard("report", root / "run").code == 0
+    ran = clipguard("verify", root / "run", "--json")
+    odd = {file["path"]: file["status"] for file in ran.json["files"] if file["status"] != "ok"}
+    assert (ran.code, odd) == (1, {"manifest.json": "changed"})
+
+
+def test_a_run_that_was_given_no_model_has_none_to_compare(clipguard, root):
+    manifest = read_json(root / "run/manifest.json")
+    write_json(root / "run/manifest.json", manifest | {"model": None})
+    ran = clipguard("verify", root / "run", "--model", root / "model.safetensors")
+    assert ran.code == 2
+    assert "no model file" in ran.err
+
+
+def test_the_embedded_guide_is_the_released_one_and_a_foreign_folder_is_not_known(tmp_path):
+    mini = ClipGuide("mini")
+    assert mini.known_as == "embedded"
+    assert mini.clip.fingerprint == EMBEDDED_SHA256
+    shutil.copytree(mini.clip.weights.parent, tmp_path / "guide")
+    assert ClipGuide(f"local-dir:{tmp_path / 'guide'}").known_as is None
+
+
+def test_weights_that_are_not_what_their_cache_calls_them_are_refused(tmp_path, monkeypatch):
+    mini = ClipGuide("mini").clip
+    for name, fits in ((EMBEDDED_SHA256, True), ("0" * 64, False)):
+        blob = tmp_path / name
+        shutil.copyfile(mini.weights, blob)
+        guide = ClipGuide("hf-hub:some/guide")
+        monkeypatch.setitem(vars(guide), "clip", replace(mini, weights=blob))
+        if fits:
+            assert guide.known_as == "hub"
+            continue
+        with pytest.raises(ClipguardError, match="is not what was released"):
+            _ = guide.known_as
+
+
+def test_a_scan_with_a_guide_that_nobody_vouches_for_says_so(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished / "run", tmp_path / "run")
+    monkeypatch.setattr(ClipGuide, "known_as", None)
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", plan=QUICKEST).scan(finished / "data")
+    assert [EMBEDDED_SHA256 in line for line in defender.warnings_].count(True) == 1
