@@ -108,12 +108,29 @@ class Clip:
         Raises:
             ClipguardError: the model returns NaN or Inf.
         """
+        return self.embed_crops([self.crop(image) for image in batch])
+
+    def crop(self, image: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
+        """Return the image as the model sees it: resized and cropped, which large images shrink by."""
+        from PIL import Image
+
+        shaped = Image.fromarray(image)
+        for step in self.preprocess.transforms[:-2]:
+            shaped = step(shaped)
+        return np.asarray(shaped)
+
+    def embed_crops(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:
+        """Return one embedding for each of what `crop` gave; see `embed_images`.
+
+        Raises:
+            ClipguardError: the model returns NaN or Inf.
+        """
         import torch
 
         out = []
         with torch.inference_mode():
-            for start in range(0, len(batch), IMAGE_CHUNK):
-                pixels = self._pixels(batch[start : start + IMAGE_CHUNK])
+            for start in range(0, len(crops), IMAGE_CHUNK):
+                pixels = self._pixels(crops[start : start + IMAGE_CHUNK])
                 out.append(self.network.encode_image(pixels, normalize=True).float().numpy())
         return self._finite(np.concatenate(out))
 
@@ -132,20 +149,13 @@ class Clip:
                 out.append(self.network.encode_text(tokens, normalize=True).float().numpy())
         return self._finite(np.concatenate(out))
 
-    def _pixels(self, images: Images | Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Any:
-        """Return `preprocess` of all images, its last two steps once a batch: the same floats, faster."""
+    def _pixels(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Any:
+        """Return what `preprocess` makes of them, its last two steps once a batch: the same, faster."""
         import torch
-        from PIL import Image
 
-        *geometry, _to_tensor, normalize = self.preprocess.transforms
-        shaped = []
-        for array in images:
-            image = Image.fromarray(array)
-            for step in geometry:
-                image = step(image)
-            shaped.append(np.asarray(image))
+        *_geometry, _to_tensor, normalize = self.preprocess.transforms
         # Read as channels-last, which the networks here run faster on, without a copy.
-        return normalize(torch.from_numpy(np.stack(shaped)).permute(0, 3, 1, 2).float().div(255))
+        return normalize(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div(255))
 
     def _finite(self, embeddings: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
         if not np.isfinite(embeddings).all():

@@ -115,7 +115,7 @@ def scan(
     clip = guide.clip
     read = run.stage(
         "read",
-        config={"size": size},
+        config={"size": size, "limits": asdict(source.limits)},
         inputs=[source.fingerprint, clip.fingerprint],
         compute=lambda folder: embed_source(source, clip, size, folder, lambda i, n: tell("read", i, n)),
     )
