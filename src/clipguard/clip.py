@@ -9,7 +9,6 @@ which has a safetensors file. So the file is chosen and fetched here, and open_c
 import functools
 import hashlib
 import importlib.util
-import json
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -21,15 +20,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from clipguard.clip_files import (
+    CONFIG,
+    CONVERT,
+    FOLDER_PREFIX,
+    WEIGHTS,
+    check_weights,
+    folder_weights,
+    line,
+    read_config,
+)
 from clipguard.errors import ClipguardError
 from clipguard.types import Images
 
 DEFAULT_MODEL = "ViT-B-32"
 DEFAULT_PRETRAINED = "laion2b_s34b_b79k"
 HUB_PREFIX = "hf-hub:"
-FOLDER_PREFIX = "local-dir:"
-WEIGHTS = "open_clip_model.safetensors"
-CONFIG = "open_clip_config.json"
 
 # Small enough for the activations of one chunk to stay in the cache of a CPU core: 64 is a quarter slower.
 IMAGE_CHUNK = 32
@@ -39,10 +45,6 @@ PROBE_SECONDS = 4.0
 
 _NAMES = (
     "give mini, a name of open_clip such as ViT-B-32/laion2b_s34b_b79k, hf-hub:ORG/NAME or local-dir:FOLDER"
-)
-_CONVERT = (
-    "convert it where you trust it: safetensors.torch.save_file(state_dict, "
-    f"'{WEIGHTS}', metadata={{'format': 'pt'}}) with the tensors of model.state_dict()"
 )
 
 
@@ -216,17 +218,15 @@ def _load_built_in(model: str, pretrained: str) -> Clip:
 
 
 def _load_folder(name: str, folder: Path, kind: str) -> Clip:
-    weights = _folder_weights(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
-        own_tokenizer = not config["text_cfg"].get("hf_tokenizer_name")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ClipguardError(
-            f"guide {name}: {CONFIG} is damaged or lacks model_cfg and its text_cfg: {_line(error)}"
-        ) from error
+    weights = folder_weights(folder)
+    config = read_config(name, folder)
+    own_tokenizer = not config["text_cfg"].get("hf_tokenizer_name")
     local_tokenizer = own_tokenizer or kind == FOLDER_PREFIX
     _require_text_parts(name, config, local_tokenizer=local_tokenizer)
     place = f"{FOLDER_PREFIX}{folder}"
+    # A text tower of another package is built by that package, which may fetch it first.
+    if not config["text_cfg"].get("hf_model_name"):
+        check_weights(name, place, weights)
     return _open(name, weights, place, place if local_tokenizer else name)
 
 
@@ -238,26 +238,9 @@ def _open(name: str, weights: Path, model: str, tokenizer: str, **arguments: Any
         network, preprocess = open_clip.create_model_from_pretrained(model, **arguments)
         read_text = open_clip.get_tokenizer(tokenizer)
     except Exception as error:  # A foreign folder can make open_clip and timm raise nearly anything.
-        raise ClipguardError(f"guide {name} cannot be built: {_line(error)}") from error
+        raise ClipguardError(f"guide {name} cannot be built: {line(error)}") from error
     network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     return Clip(name=name, weights=weights, network=network, preprocess=preprocess, tokenizer=read_text)
-
-
-def _folder_weights(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise ClipguardError(
-            f"guide folder {folder} does not exist: give local-dir:FOLDER with {CONFIG} and {WEIGHTS}"
-        )
-    if not (folder / CONFIG).is_file():
-        raise ClipguardError(
-            f"guide folder {folder} has no {CONFIG}: without it the preprocessing would be a guess"
-        )
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        others = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
-        found = f"; {others[0]} is a pickle and is never loaded, {_CONVERT}" if others else ""
-        raise ClipguardError(f"guide folder {folder} has no {WEIGHTS}{found}")
-    return weights
 
 
 def _require_text_parts(name: str, config: dict[str, Any], *, local_tokenizer: bool) -> None:
@@ -285,12 +268,12 @@ def _fetch(name: str, repository: str, file: str) -> Path:
         raise _unreachable(name, repository) from error
     except errors.EntryNotFoundError as error:
         advice = (
-            f"pickled weights are never loaded, {_CONVERT}" if file != CONFIG else "it is no open_clip model"
+            f"pickled weights are never loaded, {CONVERT}" if file != CONFIG else "it is no open_clip model"
         )
         raise ClipguardError(f"guide {name}: hub repository {repository} has no {file}; {advice}") from error
     except (OSError, ValueError) as error:
         raise ClipguardError(
-            f"guide {name}: {file} of {repository} cannot be fetched: {_line(error)}"
+            f"guide {name}: {file} of {repository} cannot be fetched: {line(error)}"
         ) from error
 
 
@@ -352,8 +335,3 @@ def _path_hint(text: str) -> str:
     if not (looks_like_path or Path(text).exists()):
         return ""
     return f" (a bare path is refused, its preprocessing would be a guess; {FOLDER_PREFIX}FOLDER holds both)"
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:300] + "..."
