@@ -138,6 +138,7 @@ _OWN: dict[str, Callable[[int, int], nn.Module]] = {"preactresnet18": PreActResN
 _USUAL_WIDTH = {"preactresnet18": 64, "shallow": 32}
 
 LARGEST_SIDE = 4096
+LARGEST_WIDTH = 4096
 LONGEST_NAME = 200
 
 
@@ -148,6 +149,8 @@ def _own(name: str) -> Callable[[int], nn.Module] | None:
     channels = int(width or _USUAL_WIDTH[stem])
     if channels < 1:
         raise ClipguardError(f"model {name!r} would have no channels: give a width of at least 1")
+    if channels > LARGEST_WIDTH:
+        raise ClipguardError(f"model {name!r} is too wide: give a width of at most {LARGEST_WIDTH}")
     return lambda num_classes: _OWN[stem](num_classes, channels)
 
 

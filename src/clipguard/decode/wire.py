@@ -13,3 +13,4 @@ LENGTH: Final = struct.Struct("<Q")
 REPLY: Final = struct.Struct("<BII")
 """One of the kinds below; height and width, or the length of a reason and nothing; then the bytes."""
 PIXELS, SIZE, REASON = range(3)
+"""The first two are the places of what is wanted in `WANTED`."""

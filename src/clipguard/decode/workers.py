@@ -124,18 +124,18 @@ class Worker:
             while sent and len(left):
                 left = left[os.write(self.requests, left) :]
 
-    def answer(self) -> Answer:
-        """Return the next answer.
+    def answer(self, wanted: Wanted) -> Answer:
+        """Return the next answer; one that was not asked for, or of an absurd size, is not believed.
 
         Raises:
             Lost: the process died or was stopped.
         """
         self._greet()
         kind, height, width = REPLY.unpack(self._read(REPLY.size))
-        if kind == PIXELS and 0 < height * width <= max(self.limits.pixels, 1):
+        if kind in (PIXELS, SIZE) and wanted == WANTED[kind] and 0 < height * width <= self.limits.pixels:
+            if kind == SIZE:
+                return int(height), int(width)
             return self._read(height * width * 3).reshape(height, width, 3)
-        if kind == SIZE:
-            return int(height), int(width)
         if kind == REASON and height <= LONGEST_REASON:
             return one_line(self._read(height).tobytes().decode("utf-8", "replace"))
         self.process.kill()
@@ -220,7 +220,7 @@ class Workers:
                 yield answer(wanted, item, self.limits)
                 continue
             try:
-                found = worker.answer()
+                found = worker.answer(wanted)
             except Lost as lost:
                 found = self._again(wanted, worker, item, lost)
                 worker.restart()
@@ -235,7 +235,7 @@ class Workers:
         worker.restart()
         worker.send(wanted, [item])
         try:
-            return worker.answer()
+            return worker.answer(wanted)
         except Lost as error:
             return str(error)
 

@@ -97,13 +97,14 @@ def _array(archive: zipfile.ZipFile, name: str, limits: Limits) -> Shaped[np.nda
         version = np.lib.format.read_magic(opened)
         read = HEADERS[version]
         shape, _, dtype = read(opened)
+        begins = opened.tell()
     if dtype.kind not in KINDS[name]:
         raise ValueError(f"{name} holds {str(dtype)[:50]}, not values of kind {KINDS[name]!r}")
     size = math.prod(shape) * dtype.itemsize
     if max(size, member.file_size) > limits.array_bytes:
         raise ValueError(f"{name} unpacks to {size} bytes, more than the limit of {limits.array_bytes}")
-    if not 0 <= size < member.file_size:
-        raise ValueError(f"{name} claims {size} bytes, but {member.file_size} are packed")
+    if begins + size != member.file_size:
+        raise ValueError(f"{name} claims {size} bytes, but {member.file_size - begins} are packed")
     with archive.open(member) as opened:
         array: Shaped[np.ndarray, ...] = np.lib.format.read_array(opened, allow_pickle=False)
     return array

@@ -96,7 +96,7 @@ def _parts(member: Member) -> tuple[str, str]:
 
 def _visible(found: Iterator[Member]) -> Iterator[Member]:
     """Return what is not hidden: some systems put a `._name` before each file, between those of one key."""
-    return (member for member in found if not member.name.rpartition("/")[2].startswith("."))
+    return (member for member in found if member.fault or member.name.rpartition("/")[2][:1] != ".")
 
 
 def _last(ending: str) -> str:

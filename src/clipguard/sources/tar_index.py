@@ -145,7 +145,9 @@ def _extended(kind: bytes, content: bytes, position: int) -> dict[str, str]:
     found = {}
     while content.strip(b"\0"):
         length, space, _ = content.partition(b" ")
-        if not (space and length.isdigit() and len(length) < 6 and len(length) + 1 < int(length)):
+        if not (space and length.isdigit() and len(length) < 6):
+            raise Damaged(f"a damaged pax header at byte {position}")
+        if not len(length) + 1 < int(length) <= len(content):
             raise Damaged(f"a damaged pax header at byte {position}")
         record, content = content[len(length) + 1 : int(length)], content[int(length) :]
         key, _, value = record.removesuffix(b"\n").partition(b"=")
