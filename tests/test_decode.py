@@ -173,6 +173,13 @@ def test_orientation_one_to_eight_agree_with_the_standard():
         assert pixels[place].min() == 255
 
 
+def test_a_png_whose_pixels_are_damaged_is_unreadable_and_not_black():
+    damaged = header_of_png(2, 2)[:33]
+    content = b"IDAT" + b"\xff" * 50
+    damaged += struct.pack(">I", 50) + content + struct.pack(">I", zlib.crc32(content))
+    assert "broken" in reason(damaged + b"\0\0\0\0IEND" + struct.pack(">I", zlib.crc32(b"IEND")))
+
+
 def test_damaged_exif_does_not_make_an_image_unreadable():
     file = encoded(Image.fromarray(noise()), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert decode(file).shape == (6, 9, 3)

@@ -150,7 +150,9 @@ def mutated(content: bytes, draw: np.random.Generator, others: tuple[bytes, ...]
 
 def arguments() -> argparse.Namespace:
     """Return what was typed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--executions", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=0)
@@ -196,9 +198,7 @@ def main() -> int:
     given = arguments()
     given.out.mkdir(parents=True, exist_ok=True)
     chosen = {
-        name: target
-        for name, target in targets().items()
-        if not given.only or name in given.only.split(",")
+        name: target for name, target in targets().items() if not given.only or name in given.only.split(",")
     }
     counts: dict[str, Counter[str]] = {name: Counter() for name in chosen}
     signal.signal(signal.SIGVTALRM, stop)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from hostile.catalogue import cases, executed, run
 from hostile.case import Case
+from hostile.catalogue import cases, executed, run
 
 SECONDS = 180
 COLUMNS = ("refused", "listed", "accepted", "not as expected", "crashed", "hung", "executed", "data lost")
@@ -77,7 +77,9 @@ def table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
 
 def main() -> int:
     """Print the document; return 1 if anything went wrong in it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--fuzz", type=Path, nargs="*", default=[], help="counts.json of fuzz_readers.py")
     given = parser.parse_args()
     counts: dict[str, Counter[str]] = {}

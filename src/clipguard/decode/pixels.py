@@ -133,6 +133,8 @@ def decode(item: Item, *, limits: Limits = USUAL) -> UInt8[np.ndarray, "h w 3"]:
         return _array(item)
     with _guarded():
         image = _opened(item, limits)
+        # Asked for the orientation first, a PNG is loaded by that, and its damage is told to nobody.
+        image.load()
         turn = TURNS.get(_orientation(image))
         pixels = _rgb(image)
         return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
