@@ -1,12 +1,12 @@
-"""Mutates small valid files of every format in this process and checks that readers refuse, list or read them.
+"""Mutates small valid files of every format in this process: readers must refuse, list or read them.
 
     python tools/fuzz_readers.py --executions 1000000 --seed 0 --out fuzz
-    python tools/fuzz_readers.py --seconds 60 --only tar,npz
+    python tools/fuzz_readers.py --seconds 60 --only tar,npz --out fuzz
 
-Everything but a `ClipguardError` or a listed image is a fault: its input is saved in OUT/crashers, named after the
-format, the exception and the number of its execution. The counts go to OUT/counts.json, which `trust_table.py`
-reads; a hang (by the processor's time) and a crash of the process itself are told from the last input, which is
-kept in OUT/current.
+Everything but a `ClipguardError` or a listed image is a fault: its input is saved in OUT/crashers, named
+after the format, the exception and the number of its execution. The counts go to OUT/counts.json, for
+`trust_table.py`; what hangs is stopped by the processor's time, and what crashes this process itself is left
+in OUT/current.
 """
 
 import argparse
@@ -32,19 +32,26 @@ from clipguard.errors import ClipguardError
 from clipguard.limits import MIB, Limits
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
+from fuzz_mutations import mutated, with_png_sums, with_tar_sums
 
 LIMITS = Limits(pixels=250_000, isolated=False, memory=1024 * MIB, array_bytes=8 * MIB, file_bytes=MIB)
 HANG_SECONDS = 20
-INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x20, 0x0A, 0x2F)
 CLASSES = ("cat", "dog")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A format: files to begin with, and what reads a changed one; it returns the number of images listed."""
+    """A format.
+
+    Attributes:
+        seeds: files to begin with.
+        read: reads a changed one and returns the number of images listed.
+        repair: makes the check sums of a changed one right, for every second input.
+    """
 
     seeds: tuple[bytes, ...]
     read: Callable[[bytes, Path], int]
+    repair: Callable[[bytes], bytes] = bytes
 
 
 def read_image(content: bytes, _: Path) -> int:
@@ -103,49 +110,19 @@ def targets() -> dict[str, Target]:
         kind.lower(): Target((encoded(image, kind), encoded(image.convert("L"), kind)), read_image)
         for kind in CODECS
     }
-    made["png"] = Target((*made["png"].seeds, encoded(image.convert("P")), small()), read_image)
+    made["png"] = Target(
+        (*made["png"].seeds, encoded(image.convert("P")), small()), read_image, with_png_sums
+    )
     made["tiff"] = Target((*made["tiff"].seeds, many_pages(3)), read_image)
     made["parquet"] = Target((PARQUET["null image"][1](),), read_source)
     made["npz"] = Target((zipped(),), read_source)
-    made["tar"] = Target((tar_bytes(samples(3)), tar_bytes(samples(3), tarfile.GNU_FORMAT)), read_source)
+    made["tar"] = Target(
+        (tar_bytes(samples(3)), tar_bytes(samples(3), tarfile.GNU_FORMAT)), read_source, with_tar_sums
+    )
     made["json"] = Target((b'["cat", "dog"]', b'{"0": "cat", "1": "dog"}'), read_names)
     made["txt"] = Target((b"cat\ndog\n",), read_names)
     made["safetensors"] = Target((MODELS["no description"](), MODELS["10**12 classes"]()), read_model)
     return made
-
-
-def mutated(content: bytes, draw: np.random.Generator, others: tuple[bytes, ...]) -> bytes:
-    """Return the content after one to eight changes, most of them small."""
-    data = bytearray(content)
-    for _ in range(int(draw.integers(1, 9))):
-        if not data:
-            break
-        place = int(draw.integers(len(data)))
-        length = int(min(draw.integers(1, 33), len(data) - place))
-        match int(draw.integers(9)):
-            case 0:
-                data[place] ^= 1 << int(draw.integers(8))
-            case 1:
-                data[place] = int(draw.choice(INTERESTING))
-            case 2:
-                data[place : place + length] = draw.bytes(length)
-            case 3:
-                del data[place : place + length]
-            case 4:
-                data[place:place] = draw.bytes(length)
-            case 5:
-                data[place:place] = data[place : place + length]
-            case 6:
-                del data[place:]
-            case 7:
-                # A number of two to eight bytes becomes an extreme one.
-                width = int(draw.choice((2, 4, 8)))
-                data[place : place + width] = draw.choice((b"\xff", b"\0", b"\x7f"))[:1] * width
-            case 8:
-                other = others[int(draw.integers(len(others)))]
-                start = int(draw.integers(len(other)))
-                data[place : place + length] = other[start : start + length]
-    return bytes(data[: 4 * MIB])
 
 
 def arguments() -> argparse.Namespace:
@@ -208,7 +185,8 @@ def main() -> int:
             for name, target in chosen.items():
                 # A stream for each execution, so that one can be repeated alone.
                 draw = Seed(given.seed).child("fuzz", name, number).numpy()
-                content = mutated(target.seeds[number % len(target.seeds)], draw, target.seeds)
+                content = mutated(target.seeds[int(draw.integers(len(target.seeds)))], draw)
+                content = target.repair(content) if draw.integers(2) else content
                 (given.out / "current").write_bytes(content)
                 signal.setitimer(signal.ITIMER_VIRTUAL, HANG_SECONDS)
                 found, fault = outcome(target, content, Path(folder, f"x.{name}"))

@@ -2,8 +2,8 @@
 
     python tools/trust_table.py --fuzz fuzz/counts.json > docs/trust.md
 
-Each input is read in a process of its own, which is killed when it takes too long: a crash or a hang is counted
-and the others go on.
+Each input is read in a process of its own, which is killed when it takes too long: a crash or a hang is
+counted and the others go on.
 """
 
 import argparse
@@ -25,9 +25,9 @@ SECONDS = 180
 COLUMNS = ("refused", "listed", "accepted", "not as expected", "crashed", "hung", "executed", "data lost")
 INTRODUCTION = """# What hostile input does
 
-Written by `tools/trust_table.py`. *Refused*: the source as a whole, by one line. *Listed*: the input stands in the
-list of unreadable images with its reason, and every other image was read. *Accepted*: read as it is, because
-nothing is wrong with it for whoever has limits. *Data lost*: an image neither read nor listed.
+Written by `tools/trust_table.py`. *Refused*: the source as a whole, by one line. *Listed*: the input stands
+in the list of unreadable images with its reason, and every other image was read. *Accepted*: read as it is,
+because nothing is wrong with it for whoever has limits. *Data lost*: an image neither read nor listed.
 """
 
 

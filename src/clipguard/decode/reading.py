@@ -120,7 +120,9 @@ def common_size(source: ImageSource, probe: int = 64) -> Sizes:
         found = list(decoder.answers("size", source.read(rows)))
     sizes = [size for size in found if isinstance(size, tuple)]
     if not sizes:
-        raise ClipguardError(f"none of {len(rows)} probed images of {source.location} is readable")
+        raise ClipguardError(
+            f"none of {len(rows)} probed images of {source.location} is readable, first: {found[0]}"
+        )
     counts = Counter(sizes)
 
     def area(size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
