@@ -78,12 +78,14 @@ def test_folders_nested_deeper_than_calls_may_be_are_read(folder):
         deepest += "/d"
         os.mkdir(deepest)
     Path(deepest, "9.png").write_bytes(png(9))
-    assert png(9) in list(ImageSource.open(folder).read(range(5)))
-    # The standard library removes folders by calls of itself and could not.
-    Path(deepest, "9.png").unlink()
-    while deepest.endswith("/d"):
-        os.rmdir(deepest)
-        deepest = deepest[:-2]
+    try:
+        assert png(9) in list(ImageSource.open(folder).read(range(5)))
+    finally:
+        # The standard library removes folders by calls of itself, and could not.
+        Path(deepest, "9.png").unlink()
+        while deepest.endswith("/d"):
+            os.rmdir(deepest)
+            deepest = deepest[:-2]
 
 
 @pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.slow)])

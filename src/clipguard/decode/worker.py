@@ -51,7 +51,7 @@ def _write(descriptor: int, *parts: bytes | memoryview) -> None:
 def _reply(descriptor: int, found: Answer) -> None:
     if isinstance(found, np.ndarray):
         height, width, _ = found.shape
-        pixels = memoryview(np.ascontiguousarray(found)).cast("B")
+        pixels = np.ascontiguousarray(found).data.cast("B")
         _write(descriptor, REPLY.pack(PIXELS, height, width), pixels)
     elif isinstance(found, tuple):
         _write(descriptor, REPLY.pack(SIZE, *found))

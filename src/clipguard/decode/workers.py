@@ -131,7 +131,7 @@ class Worker:
             Lost: the process died or was stopped.
         """
         self._greet()
-        kind, height, width = REPLY.unpack(self._read(REPLY.size))
+        kind, height, width = REPLY.unpack(self._read(REPLY.size).tobytes())
         if kind in (PIXELS, SIZE) and wanted == WANTED[kind] and 0 < height * width <= self.limits.pixels:
             if kind == SIZE:
                 return int(height), int(width)
@@ -157,7 +157,7 @@ class Worker:
         """Return exactly `count` bytes."""
         patience = PATIENCE * self.limits.seconds if seconds is None else seconds
         content = np.empty(count, np.uint8)
-        left = memoryview(content)
+        left = memoryview(content.data)
         while len(left):
             if not self.ready.poll(1000 * patience):
                 self.process.kill()
