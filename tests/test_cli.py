@@ -91,6 +91,13 @@ def test_the_choices_are_those_that_exist():
     assert help_text.startswith(", ".join(SUSPECTS) + ", or")
 
 
+def test_a_scan_that_could_not_read_everything_is_never_clean(clipguard, monkeypatch, tmp_path):
+    monkeypatch.setattr("clipguard.defender.verdict", lambda found: {"verdict": "clean", "reasons": ["so"]})
+    source = image_folder(tmp_path / "data", n=16)
+    (source / "cat" / "0000.png").write_bytes(b"")
+    assert clipguard("scan", source, "-o", tmp_path / "run", "--guide", "mini").code == 3
+
+
 @pytest.mark.parametrize(("kind", "code"), [("clean", 0), ("suspicious", 1), ("undecided", 3)])
 def test_the_exit_code_of_a_scan_is_its_verdict(clipguard, monkeypatch, tmp_path, kind, code):
     monkeypatch.setattr(

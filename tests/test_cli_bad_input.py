@@ -380,3 +380,9 @@ def test_the_process_itself_exits_with_the_code(data, tmp_path):
 def test_the_pictures_of_these_tests_differ_between_classes():
     images = pictures(10)
     assert images[1::2].mean() > images[::2].mean() + 50
+
+
+def test_a_limit_of_the_command_line_reaches_the_reading(refused, data, tmp_path):
+    limits = ("--limits.pixels", "100")
+    refused("scan", data, "-o", tmp_path / "run", *MINI, *limits, says=["limit of 100", "none of 20"])
+    refused("scan", data, "-o", tmp_path / "run", *MINI, "--limits.pixels", "0", says=["limit pixels is 0"])

@@ -15,19 +15,21 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from clipguard import decode as module
 from clipguard.decode import (
-    TURNS,
     Unreadable,
     UnreadableImage,
     check_readable,
     common_size,
     decode,
     decode_rows,
+    decoding,
     read_images,
     thumbnail,
 )
+from clipguard.decode import reading as module
+from clipguard.decode.pixels import TURNS
 from clipguard.errors import ClipguardError
+from clipguard.limits import Limits
 from clipguard.sources import Failed, ImageSource
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -171,14 +173,21 @@ def test_orientation_one_to_eight_agree_with_the_standard():
         assert pixels[place].min() == 255
 
 
+def test_a_png_whose_pixels_are_damaged_is_unreadable_and_not_black():
+    damaged = header_of_png(2, 2)[:33]
+    content = b"IDAT" + b"\xff" * 50
+    damaged += struct.pack(">I", 50) + content + struct.pack(">I", zlib.crc32(content))
+    assert "broken" in reason(damaged + b"\0\0\0\0IEND" + struct.pack(">I", zlib.crc32(b"IEND")))
+
+
 def test_damaged_exif_does_not_make_an_image_unreadable():
     file = encoded(Image.fromarray(noise()), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert decode(file).shape == (6, 9, 3)
 
 
 def test_an_image_above_the_limit_is_not_decoded_and_the_limit_is_a_setting():
-    assert "limit of 53" in reason(encoded(Image.fromarray(noise())), max_pixels=53)
-    assert decode(encoded(Image.fromarray(noise())), max_pixels=54).shape == (6, 9, 3)
+    assert "limit of 53" in reason(encoded(Image.fromarray(noise())), limits=Limits(pixels=53))
+    assert decode(encoded(Image.fromarray(noise())), limits=Limits(pixels=54)).shape == (6, 9, 3)
     assert "limit" in reason(header_of_png(10_000, 10_000))
     assert "exceeds limit" in reason(header_of_png(2**31 - 1, 2**31 - 1))
 
@@ -204,7 +213,7 @@ def test_damage_anywhere_gives_pixels_or_a_reason_and_no_other_error(kind, data)
         file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
     torn = bytes(file[: data.draw(st.integers(0, len(file)))])
     with contextlib.suppress(UnreadableImage):
-        assert decode(torn, max_pixels=10_000).ndim == 3
+        assert decode(torn, limits=Limits(pixels=10_000)).ndim == 3
 
 
 def test_pillow_says_nothing_on_the_terminal():
@@ -299,7 +308,8 @@ def test_a_class_that_was_empty_before_is_no_error(tmp_path):
 
 def test_rows_are_decoded_one_by_one_with_their_numbers(tmp_path):
     source = write_set(tmp_path, broken=("cat/03.png",))
-    results = dict(decode_rows(source, np.array([1, 3, 21])))
+    with decoding(source.limits) as decoder:
+        results = dict(decode_rows(source, np.array([1, 3, 21]), decoder))
     assert list(results) == [1, 3, 21]
     assert (results[1] == noise(seed=1)).all()
     assert isinstance(results[3], Unreadable)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipguard.errors import ClipguardError
+from clipguard.limits import Limits
 from clipguard.sources import Failed, ImageSource
 from clipguard.sources.listing import unique_ids
 
@@ -66,9 +67,45 @@ def test_hidden_and_foreign_files_are_no_images(folder):
     assert source.ignored == 2
 
 
-def test_a_pipe_named_like_an_image_does_not_hang_the_reading(folder):
+def test_a_pipe_named_like_an_image_does_not_hang_the_reading_and_is_told(folder):
     os.mkfifo(folder / "a" / "0.png")
-    assert len(ImageSource.open(folder)) == 4
+    assert list(ImageSource.open(folder).read(range(1))) == [Failed("no regular file")]
+
+
+def test_folders_nested_deeper_than_calls_may_be_are_read(folder):
+    deepest = str(folder / "a")
+    for _ in range(1200):
+        deepest += "/d"
+        os.mkdir(deepest)
+    Path(deepest, "9.png").write_bytes(png(9))
+    try:
+        assert png(9) in list(ImageSource.open(folder).read(range(5)))
+    finally:
+        # The standard library removes folders by calls of itself, and could not.
+        Path(deepest, "9.png").unlink()
+        while deepest.endswith("/d"):
+            os.rmdir(deepest)
+            deepest = deepest[:-2]
+
+
+@pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_a_folder_of_very_many_files_is_listed_whole(tmp_path, count):
+    write_folder(tmp_path, ["b/1.png"])
+    (tmp_path / "a").mkdir()
+    for number in range(count):
+        os.close(os.open(f"{tmp_path}/a/{number}.png", os.O_CREAT))
+    source = ImageSource.open(tmp_path)
+    assert len(source) == len(set(source.ids)) == count + 1
+
+
+def test_links_that_leave_the_folder_are_followed_only_when_allowed(folder, tmp_path):
+    (tmp_path / "outside.png").write_bytes(png(50))
+    (folder / "a/0.png").symlink_to(tmp_path / "outside.png")
+    (folder / "a/2.png").symlink_to(folder / "a/1.png")
+    strict = list(ImageSource.open(folder).read(range(6)))
+    assert strict[0] == Failed("a link that leads out of the folder")
+    assert strict[2] == png(2)
+    assert next(ImageSource.open(folder, limits=Limits(links=True)).read(range(1))) == png(50)
 
 
 def test_a_class_folder_without_images_is_named_and_keeps_its_index(folder):

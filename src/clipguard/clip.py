@@ -9,7 +9,6 @@ which has a safetensors file. So the file is chosen and fetched here, and open_c
 import functools
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import threading
@@ -22,6 +21,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from clipguard.clip_files import (
+    CONFIG,
+    CONVERT,
+    FOLDER_PREFIX,
+    WEIGHTS,
+    check_weights,
+    folder_weights,
+    line,
+    read_config,
+)
 from clipguard.errors import ClipguardError
 from clipguard.types import Images
 
@@ -31,9 +40,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 DEFAULT_MODEL = "ViT-B-32"
 DEFAULT_PRETRAINED = "laion2b_s34b_b79k"
 HUB_PREFIX = "hf-hub:"
-FOLDER_PREFIX = "local-dir:"
-WEIGHTS = "open_clip_model.safetensors"
-CONFIG = "open_clip_config.json"
 
 # Small enough for the activations of one chunk to stay in the cache of a CPU core: 64 is a quarter slower.
 IMAGE_CHUNK = 32
@@ -43,10 +49,6 @@ PROBE_SECONDS = 4.0
 
 _NAMES = (
     "give mini, a name of open_clip such as ViT-B-32/laion2b_s34b_b79k, hf-hub:ORG/NAME or local-dir:FOLDER"
-)
-_CONVERT = (
-    "convert it where you trust it: safetensors.torch.save_file(state_dict, "
-    f"'{WEIGHTS}', metadata={{'format': 'pt'}}) with the tensors of model.state_dict()"
 )
 
 
@@ -118,12 +120,29 @@ class Clip:
         Raises:
             ClipguardError: the model returns NaN or Inf.
         """
+        return self.embed_crops([self.crop(image) for image in batch])
+
+    def crop(self, image: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
+        """Return the image as the model sees it: resized and cropped, which large images shrink by."""
+        from PIL import Image
+
+        shaped = Image.fromarray(image)
+        for step in self.preprocess.transforms[:-2]:
+            shaped = step(shaped)
+        return np.asarray(shaped)
+
+    def embed_crops(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:
+        """Return one embedding for each of what `crop` gave; see `embed_images`.
+
+        Raises:
+            ClipguardError: the model returns NaN or Inf.
+        """
         import torch
 
         out = []
         with torch.inference_mode():
-            for start in range(0, len(batch), IMAGE_CHUNK):
-                pixels = self._pixels(batch[start : start + IMAGE_CHUNK])
+            for start in range(0, len(crops), IMAGE_CHUNK):
+                pixels = self._pixels(crops[start : start + IMAGE_CHUNK])
                 out.append(self.network.encode_image(pixels, normalize=True).float().numpy())
         return self._finite(np.concatenate(out))
 
@@ -142,20 +161,13 @@ class Clip:
                 out.append(self.network.encode_text(tokens, normalize=True).float().numpy())
         return self._finite(np.concatenate(out))
 
-    def _pixels(self, images: Images | Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Any:
-        """Return `preprocess` of all images, its last two steps once a batch: the same floats, faster."""
+    def _pixels(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Any:
+        """Return what `preprocess` makes of them, its last two steps once a batch: the same, faster."""
         import torch
-        from PIL import Image
 
-        *geometry, _to_tensor, normalize = self.preprocess.transforms
-        shaped = []
-        for array in images:
-            image = Image.fromarray(array)
-            for step in geometry:
-                image = step(image)
-            shaped.append(np.asarray(image))
+        *_geometry, _to_tensor, normalize = self.preprocess.transforms
         # Read as channels-last, which the networks here run faster on, without a copy.
-        return normalize(torch.from_numpy(np.stack(shaped)).permute(0, 3, 1, 2).float().div(255))
+        return normalize(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div(255))
 
     def _finite(self, embeddings: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
         if not np.isfinite(embeddings).all():
@@ -216,17 +228,15 @@ def _load_built_in(model: str, pretrained: str) -> Clip:
 
 
 def _load_folder(name: str, folder: Path, kind: str) -> Clip:
-    weights = _folder_weights(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
-        own_tokenizer = not config["text_cfg"].get("hf_tokenizer_name")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ClipguardError(
-            f"guide {name}: {CONFIG} is damaged or lacks model_cfg and its text_cfg: {_line(error)}"
-        ) from error
+    weights = folder_weights(folder)
+    config = read_config(name, folder)
+    own_tokenizer = not config["text_cfg"].get("hf_tokenizer_name")
     local_tokenizer = own_tokenizer or kind == FOLDER_PREFIX
     _require_text_parts(name, config, local_tokenizer=local_tokenizer)
     place = f"{FOLDER_PREFIX}{folder}"
+    # A text tower of another package is built by that package, which may fetch it first.
+    if not config["text_cfg"].get("hf_model_name"):
+        check_weights(name, place, weights)
     return _open(name, weights, place, place if local_tokenizer else name)
 
 
@@ -238,26 +248,9 @@ def _open(name: str, weights: Path, model: str, tokenizer: str, **arguments: Any
         network, preprocess = open_clip.create_model_from_pretrained(model, **arguments)
         read_text = open_clip.get_tokenizer(tokenizer)
     except Exception as error:  # A foreign folder can make open_clip and timm raise nearly anything.
-        raise ClipguardError(f"guide {name} cannot be built: {_line(error)}") from error
+        raise ClipguardError(f"guide {name} cannot be built: {line(error)}") from error
     network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     return Clip(name=name, weights=weights, network=network, preprocess=preprocess, tokenizer=read_text)
-
-
-def _folder_weights(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise ClipguardError(
-            f"guide folder {folder} does not exist: give local-dir:FOLDER with {CONFIG} and {WEIGHTS}"
-        )
-    if not (folder / CONFIG).is_file():
-        raise ClipguardError(
-            f"guide folder {folder} has no {CONFIG}: without it the preprocessing would be a guess"
-        )
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        others = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
-        found = f"; {others[0]} is a pickle and is never loaded, {_CONVERT}" if others else ""
-        raise ClipguardError(f"guide folder {folder} has no {WEIGHTS}{found}")
-    return weights
 
 
 def _require_text_parts(name: str, config: dict[str, Any], *, local_tokenizer: bool) -> None:
@@ -285,12 +278,12 @@ def _fetch(name: str, repository: str, file: str) -> Path:
         raise _unreachable(name, repository) from error
     except errors.EntryNotFoundError as error:
         advice = (
-            f"pickled weights are never loaded, {_CONVERT}" if file != CONFIG else "it is no open_clip model"
+            f"pickled weights are never loaded, {CONVERT}" if file != CONFIG else "it is no open_clip model"
         )
         raise ClipguardError(f"guide {name}: hub repository {repository} has no {file}; {advice}") from error
     except (OSError, ValueError) as error:
         raise ClipguardError(
-            f"guide {name}: {file} of {repository} cannot be fetched: {_line(error)}"
+            f"guide {name}: {file} of {repository} cannot be fetched: {line(error)}"
         ) from error
 
 
@@ -352,8 +345,3 @@ def _path_hint(text: str) -> str:
     if not (looks_like_path or Path(text).exists()):
         return ""
     return f" (a bare path is refused, its preprocessing would be a guess; {FOLDER_PREFIX}FOLDER holds both)"
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:300] + "..."

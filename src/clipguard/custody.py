@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from clipguard.errors import ClipguardError
+from clipguard.limits import Limits
 from clipguard.sources import Failed, ImageSource, Item
 from clipguard.sources.folder import FolderReader, list_folder
 from clipguard.sources.listing import Reader, printable
@@ -172,5 +173,6 @@ def _found(data: Path, images: bool) -> dict[str, Path]:
     if data.is_file():
         return {printable(data.name): data}
     if images:
-        return {printable(path): data / path for path in list_folder(data).reader.paths}  # type: ignore[attr-defined]
-    return {printable(path.name): path for path in sorted(data.glob("*.parquet")) if path.name[0] != "."}
+        return {printable(path): data / path for path in list_folder(data, Limits()).reader.paths}  # type: ignore[attr-defined]
+    files = sorted([*data.glob("*.parquet"), *data.glob("*.tar")])
+    return {printable(path.name): path for path in files if path.name[0] != "."}

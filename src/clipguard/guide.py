@@ -12,7 +12,8 @@ from importlib import resources
 import numpy as np
 from jaxtyping import Float32
 
-from clipguard.clip import DEFAULT_MODEL, DEFAULT_PRETRAINED, FOLDER_PREFIX, HUB_PREFIX, Clip, load_clip
+from clipguard.clip import DEFAULT_MODEL, DEFAULT_PRETRAINED, HUB_PREFIX, Clip, load_clip
+from clipguard.clip_files import FOLDER_PREFIX
 from clipguard.errors import ClipguardError
 from clipguard.types import Scores
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipguard import weights
 from clipguard.errors import ClipguardError
+from clipguard.limits import Limits, parse_json
 from clipguard.seeds import Seed
 from clipguard.store import replacing
 
@@ -138,6 +138,10 @@ class Normalized(nn.Module):
 _OWN: dict[str, Callable[[int, int], nn.Module]] = {"preactresnet18": PreActResNet18, "shallow": ShallowNet}
 _USUAL_WIDTH = {"preactresnet18": 64, "shallow": 32}
 
+LARGEST_SIDE = 4096
+LARGEST_WIDTH = 4096
+LONGEST_NAME = 200
+
 
 def _own(name: str) -> Callable[[int], nn.Module] | None:
     stem, _, width = name.partition("-")
@@ -146,6 +150,8 @@ def _own(name: str) -> Callable[[int], nn.Module] | None:
     channels = int(width or _USUAL_WIDTH[stem])
     if channels < 1:
         raise ClipguardError(f"model {name!r} would have no channels: give a width of at least 1")
+    if channels > LARGEST_WIDTH:
+        raise ClipguardError(f"model {name!r} is too wide: give a width of at most {LARGEST_WIDTH}")
     return lambda num_classes: _OWN[stem](num_classes, channels)
 
 
@@ -208,15 +214,11 @@ def read_spec(path: Path) -> ModelSpec | None:
     Raises:
         ClipguardError: the file is missing or no safetensors, its header is damaged or names code to run.
     """
-    try:
-        with safe_open(path, framework="pt") as opened:
-            text = (opened.metadata() or {}).get("clipguard")
-    except (OSError, SafetensorError) as error:
-        raise ClipguardError(f"model {path} cannot be read as safetensors: {error}") from error
+    text = weights.metadata(path).get("clipguard")
     if text is None:
         return None
     try:
-        spec = _spec_of(json.loads(text))
+        spec = _spec_of(parse_json(text, Limits()))
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ClipguardError(f"model {path} has a damaged clipguard header: {error}") from error
     if ":" in spec.architecture:
@@ -231,6 +233,15 @@ def _spec_of(fields: Any) -> ModelSpec:
     height, width = map(int, fields["input_size"])
     red, green, blue = map(float, fields["mean"])
     red_std, green_std, blue_std = map(float, fields["std"])
+    numbers = (red, green, blue, red_std, green_std, blue_std)
+    if not (all(map(math.isfinite, numbers)) and min(numbers[3:]) > 0):
+        raise ValueError("mean and std must be finite, std above 0")
+    if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
+        raise ValueError(f"input_size {height} x {width} is not in 1 to {LARGEST_SIDE}")
+    if not 0 < int(fields["num_classes"]) <= Limits().classes:
+        raise ValueError(f"num_classes is not in 1 to {Limits().classes}")
+    if len(str(fields["architecture"])) > LONGEST_NAME:
+        raise ValueError(f"architecture has more than {LONGEST_NAME} characters")
     return ModelSpec(
         architecture=str(fields["architecture"]),
         num_classes=int(fields["num_classes"]),
@@ -246,22 +257,25 @@ def load(path: Path, spec: ModelSpec) -> Normalized:
     Raises:
         ClipguardError: unreadable file, other names or shapes than the architecture's, or NaN or Inf weights.
     """
+    claimed = weights.shapes(path)
+    own = _own(spec.architecture)
+    if own is not None:
+        # Without memory of its own: a header of some bytes could otherwise ask for any amount of it.
+        with torch.device("meta"):
+            _check_fit(own(spec.num_classes), claimed, path, spec)
     model = build(spec, Seed(0))
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ClipguardError(f"model {path} cannot be read as safetensors: {error}") from error
-    wanted = model.network.state_dict()
-    wrong = sorted(wanted.keys() ^ state.keys()) + sorted(
-        name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape
+    _check_fit(model.network, claimed, path, spec)
+    model.network.load_state_dict(weights.state(path))
+    return model
+
+
+def _check_fit(network: nn.Module, claimed: dict[str, tuple[int, ...]], path: Path, spec: ModelSpec) -> None:
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    wrong = sorted(wanted.keys() ^ claimed.keys()) + sorted(
+        name for name in wanted.keys() & claimed.keys() if wanted[name] != claimed[name]
     )
     if wrong:
         raise ClipguardError(
             f"model {path} does not fit {spec.architecture} with {spec.num_classes} classes: "
-            f"{len(wrong)} tensors missing, unknown or of another shape, first {wrong[0]!r}"
+            f"{len(wrong)} tensors missing, unknown or of another shape, first {wrong[0][:LONGEST_NAME]!r}"
         )
-    for name, value in state.items():
-        if value.is_floating_point() and not math.isfinite(float(value.float().abs().sum())):
-            raise ClipguardError(f"model {path} has NaN or Inf weights in {name!r}")
-    model.network.load_state_dict(state)
-    return model

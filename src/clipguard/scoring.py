@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from clipguard.decode import Unreadable, check_readable, decode_rows, thumbnail
+from clipguard.decode import Decoder, Unreadable, check_readable, decode_rows, decoding, thumbnail
 from clipguard.models import Normalized
 from clipguard.sources import ImageSource
 from clipguard.store import (
@@ -81,35 +81,26 @@ def _shard(folder: Path, number: int) -> _Shard:
     return _Shard(*(folder / f"shard-{number:06d}-{name}" for name in names))
 
 
-def _batches(
-    source: ImageSource, rows: range, bad: list[Unreadable]
-) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Yield row numbers and decoded images of a batch; what cannot be read goes to `bad`."""
-    numbers: list[int] = []
-    pixels: list[np.ndarray] = []
-    for row, image in decode_rows(source, rows):
-        if isinstance(image, Unreadable):
-            bad.append(image)
-            continue
-        numbers.append(row)
-        pixels.append(image)
-        if len(pixels) == _BATCH:
-            yield numbers, pixels
-            numbers, pixels = [], []
-    if pixels:
-        yield numbers, pixels
-
-
 def _write_shard(
-    source: ImageSource, rows: range, clip: "Clip", size: tuple[int, int], shard: _Shard
+    source: ImageSource, rows: range, clip: "Clip", size: tuple[int, int], shard: _Shard, decoder: Decoder
 ) -> None:
     bad: list[Unreadable] = []
     kept: list[int] = []
+    crops: list[np.ndarray] = []
     images, embeddings = [], []
-    for numbers, pixels in _batches(source, rows, bad):
-        kept += numbers
-        embeddings.append(clip.embed_images(pixels))
-        images += [thumbnail(image, size) for image in pixels]
+    for row, image in decode_rows(source, rows, decoder):
+        if isinstance(image, Unreadable):
+            bad.append(image)
+            continue
+        kept.append(row)
+        # Both are small, so that a run of huge images is never in memory together.
+        images.append(thumbnail(image, size))
+        crops.append(clip.crop(image))
+        if len(crops) == _BATCH:
+            embeddings.append(clip.embed_crops(crops))
+            crops = []
+    if crops:
+        embeddings.append(clip.embed_crops(crops))
     write_array(shard.images, np.array(images, dtype=np.uint8).reshape(-1, *size, 3))
     write_array(shard.embeddings, np.concatenate(embeddings) if embeddings else np.zeros((0, 1), np.float32))
     write_array(shard.rows, np.array(kept, dtype=np.int64))
@@ -130,12 +121,13 @@ def embed_source(
     keep_freed_memory()
     kept = resume_folder(folder)
     shards = [_shard(kept, number) for number in range(-(-len(source) // SHARD))]
-    for number, shard in enumerate(shards):
-        rows = range(number * SHARD, min((number + 1) * SHARD, len(source)))
-        if not shard.unreadable.exists():
-            _write_shard(source, rows, clip, size, shard)
-        if progress is not None:
-            progress(rows.stop, len(source))
+    with decoding(source.limits) as decoder:
+        for number, shard in enumerate(shards):
+            rows = range(number * SHARD, min((number + 1) * SHARD, len(source)))
+            if not shard.unreadable.exists():
+                _write_shard(source, rows, clip, size, shard, decoder)
+            if progress is not None:
+                progress(rows.stop, len(source))
     _merge(source, shards, folder)
 
 
@@ -150,4 +142,5 @@ def _merge(source: ImageSource, shards: list[_Shard], folder: Path) -> None:
     images = read_array(folder / "images.npy", mmap=True)
     write_image_set(folder, image_set(images, kept.labels, kept.class_names, kept.ids))
     write_array(folder / "embeddings.npy", np.concatenate([read_array(shard.embeddings) for shard in full]))
-    write_json(folder / "unreadable.json", [{"id": entry.id, "reason": entry.reason} for entry in bad])
+    listed = [{"id": entry.id, "reason": entry.reason} for entry in (*source.refused, *bad)]
+    write_json(folder / "unreadable.json", listed)

@@ -82,7 +82,7 @@ def run_demo(out: Path, seed: int, as_json: bool) -> Outcome:
 
 def _source(path: Path, options: ScanOptions) -> ImageSource:
     rows = None if options.rows is None else rows_from(options.rows, "--rows")
-    return ImageSource.open(path, classes=options.classes, rows=rows)
+    return ImageSource.open(path, classes=options.classes, rows=rows, limits=options.limits)
 
 
 def _guide(options: ScanOptions) -> ClipGuide:
@@ -176,6 +176,8 @@ def _finish(defender: Defender, command: str, figures: Mapping[str, Any]) -> dic
 
 def _outcome(defender: Defender, summary: dict[str, Any], as_json: bool) -> Outcome:
     warn(defender.warnings_)
-    code = EXIT_CODES[summary["verdict"]["verdict"]]
+    found = summary["verdict"]["verdict"]
+    # Nothing is clean that was not looked at as a whole.
+    code = EXIT_CODES["undecided" if found == "clean" and summary["data"]["unreadable"] else found]
     show = partial(show_run, summary, defender.samples_)
     return Outcome(value=summary, show=show, as_json=as_json, code=code)

@@ -1,10 +1,12 @@
 """The options of each command, as they are typed; what they mean is worked out where they are used."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
+
+from clipguard.limits import Limits
 
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON object and nothing else on stdout.")]
 Seed = Annotated[int, Parameter(help="Root of all randomness.")]
@@ -53,6 +55,9 @@ class ScanOptions:
     split_by: Annotated[
         Literal["class", "all"], Parameter(help="Rank samples among all (reference), or within their class.")
     ] = "all"
+    limits: Annotated[Limits, Parameter(group=Group("Limits on hostile input"))] = field(
+        default_factory=Limits
+    )
     seed: Seed = 0
     json: Json = False
 

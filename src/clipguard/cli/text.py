@@ -4,13 +4,9 @@ import math
 import re
 
 from clipguard.errors import ClipguardError
+from clipguard.errors import one_line as one_line
 
 SMALLEST, LARGEST = 8, 4096
-
-
-def one_line(text: str) -> str:
-    """Return `text` with control, direction and line-break marks spelt out: names come from strangers."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size_from(text: str, option: str) -> tuple[int, int]:

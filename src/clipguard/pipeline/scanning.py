@@ -107,7 +107,7 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
     size, clip = model_size or view, guide.clip
     read = run.stage(
         "read",
-        config={"size": size},
+        config={"size": size, "limits": asdict(source.limits)},
         inputs=[source.fingerprint, clip.fingerprint],
         compute=lambda folder: _read(source, clip, size, folder, tell),
     )

@@ -1,19 +1,22 @@
 """Images that are numpy arrays already."""
 
+import math
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 
 from clipguard.errors import ClipguardError
+from clipguard.limits import Limits
 from clipguard.sources.listing import Item, Listing, as_labels, first_line
 
-# An encrypted archive gives a RuntimeError, an absurd shape in a header a MemoryError.
-NPZ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+KINDS: Final = {"images": "u", "labels": "iu", "class_names": "U"}
+"""The arrays of an .npz file and the kinds of values that each may hold."""
+HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +62,49 @@ def list_arrays(
     )
 
 
-def list_npz(path: Path) -> Listing:
+def list_npz(path: Path, limits: Limits) -> Listing:
     """Return the arrays `images` and `labels`, and `class_names` if there, of an .npz file.
 
     Raises:
-        ClipguardError: not such a file, or arrays of another shape or type.
+        ClipguardError: not such a file, or arrays of another shape, type or size.
     """
     try:
-        opened = np.load(path, allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one bare array")
-        with opened as archive:
-            missing = [name for name in ("images", "labels") if name not in archive]
+        with zipfile.ZipFile(path) as archive:
+            held = {member.removesuffix(".npy") for member in archive.namelist()}
+            missing = [name for name in ("images", "labels") if name not in held]
             if missing:
-                raise ClipguardError(
-                    f"{path} lacks the array {missing[0]!r}: it has {', '.join(archive)[:200]}"
-                )
-            images, labels = archive["images"], archive["labels"]
-            names = np.asarray(archive["class_names"]) if "class_names" in archive else None
-    except NPZ_ERRORS as error:
+                found = ", ".join(sorted(held))[:200]
+                raise ClipguardError(f"{path} lacks the array {missing[0]!r}: it has {found}")
+            images, labels = (_array(archive, name, limits) for name in ("images", "labels"))
+            names = _array(archive, "class_names", limits) if "class_names" in held else None
+    except ClipguardError:
+        raise
+    except Exception as error:  # Damaged archives make zipfile and numpy raise nearly anything.
         raise ClipguardError(f"{path} cannot be read as .npz without pickles: {first_line(error)}") from error
-    if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
-        raise ClipguardError(f"class_names of {path} must be a list of unicode text, not {names.dtype}")
+    if names is not None and names.ndim != 1:
+        raise ClipguardError(f"class_names of {path} must be a list of unicode text, not {list(names.shape)}")
     return list_arrays(images, labels, None if names is None else tuple(names.tolist()), str(path))
+
+
+def _array(archive: zipfile.ZipFile, name: str, limits: Limits) -> Shaped[np.ndarray, "..."]:
+    """Return one array; what its header says is held against the archive before anything is unpacked.
+
+    Raises:
+        ValueError: another kind of values, or a size that is absurd or a lie.
+    """
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as opened:
+        version = np.lib.format.read_magic(opened)
+        read = HEADERS[version]
+        shape, _, dtype = read(opened)
+        begins = opened.tell()
+    if dtype.kind not in KINDS[name]:
+        raise ValueError(f"{name} holds {str(dtype)[:50]}, not values of kind {KINDS[name]!r}")
+    size = math.prod(shape) * dtype.itemsize
+    if max(size, member.file_size) > limits.array_bytes:
+        raise ValueError(f"{name} unpacks to {size} bytes, more than the limit of {limits.array_bytes}")
+    if begins + size != member.file_size:
+        raise ValueError(f"{name} claims {size} bytes, but {member.file_size - begins} are packed")
+    with archive.open(member) as opened:
+        array: Shaped[np.ndarray, ...] = np.lib.format.read_array(opened, allow_pickle=False)
+    return array

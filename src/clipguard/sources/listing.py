@@ -9,13 +9,21 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 from PIL.Image import Image
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, one_line
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
     """Stands in for an image that could not even be fetched; `reason` is one line."""
 
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A row of the list of unreadable images."""
+
+    id: str
     reason: str
 
 
@@ -36,7 +44,7 @@ class Listing:
     """A source as found, unchecked.
 
     Attributes:
-        kind: `folder`, `parquet`, `arrays`, `torchvision` or `datasets`.
+        kind: `folder`, `parquet`, `tar`, `arrays`, `torchvision` or `datasets`.
         location: what a message calls the source.
         labels: as given, possibly outside the names.
         ids: one a row, unique.
@@ -44,6 +52,7 @@ class Listing:
         names: the same made readable.
         reader: fetches the images.
         ignored: files that are not images by their suffix.
+        refused: what was found and cannot even become a row; it counts as unreadable.
     """
 
     kind: str
@@ -54,6 +63,7 @@ class Listing:
     names: tuple[str, ...] | None
     reader: Reader
     ignored: int = 0
+    refused: tuple[Unreadable, ...] = ()
 
 
 def as_labels(values: object, location: str) -> Int64[np.ndarray, "n"]:
@@ -78,7 +88,12 @@ def as_labels(values: object, location: str) -> Int64[np.ndarray, "n"]:
 
 def first_line(error: Exception) -> str:
     """Return what `error` says, in one line of bounded length; its type when it says nothing."""
-    return ((str(error).splitlines() or [""])[0] or type(error).__name__)[:200]
+    return one_line(((str(error)[:2000].splitlines() or [""])[0] or type(error).__name__)[:200])
+
+
+def fault(error: OSError) -> str:
+    """Return what the system, or `read_bounded`, says about a file, without its path."""
+    return error.strerror or first_line(error)
 
 
 def printable(text: str) -> str:

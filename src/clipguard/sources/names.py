@@ -1,23 +1,23 @@
 """Class names: what the guide reads, so that they are never guessed."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipguard.errors import ClipguardError
-from clipguard.sources.listing import Listing, first_line, printable
+from clipguard.limits import Limits, parse_json, read_bounded
+from clipguard.sources.listing import Listing, fault, first_line, printable
 
 Classes = str | Path | Sequence[str] | Mapping[str, str]
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, limits: Limits) -> Any:
     try:
-        text = path.read_text("utf-8-sig")
-        if path.suffix.lower() != ".json":
-            return text.strip().splitlines()
-        return json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+        text = read_bounded(path, limits.json_bytes).decode("utf-8-sig")
+        return parse_json(text, limits) if path.suffix.lower() == ".json" else text.strip().splitlines()
+    except OSError as error:
+        raise ClipguardError(f"class names {path} cannot be read: {fault(error)}") from error
+    except ValueError as error:
         raise ClipguardError(f"class names {path} cannot be read: {first_line(error)}") from error
 
 
@@ -34,21 +34,22 @@ def _mapped(names: Mapping[Any, Any], keys: tuple[str, ...] | None, origin: str)
     )
 
 
-def class_names(listing: Listing, classes: Classes | None) -> tuple[str, ...]:
+def class_names(listing: Listing, classes: Classes | None, limits: Limits) -> tuple[str, ...]:
     """Return one readable name a class: from `classes` if given, otherwise the source's own.
 
     Raises:
-        ClipguardError: no names anywhere, an unreadable file, a blank name, or a number unlike the source's.
+        ClipguardError: no names anywhere, an unreadable file, a blank or absurdly long name, or another
+            number of names than the source's.
     """
     if classes is None:
         if listing.names is None:
             raise ClipguardError(
                 f"{listing.location} does not name its classes: pass --classes names.txt or names.json"
             )
-        return tuple(printable(name) for name in listing.names)
+        return _bounded([printable(name) for name in listing.names], listing.location, limits)
     from_file = isinstance(classes, (str, Path))
     origin = f"class names {classes}" if from_file else "classes"
-    given = _read(Path(str(classes))) if from_file else classes
+    given = _read(Path(str(classes)), limits) if from_file else classes
     if isinstance(given, Mapping):
         given = _mapped(given, listing.keys, origin)
     if not isinstance(given, Sequence) or not all(isinstance(name, str) and name.strip() for name in given):
@@ -57,4 +58,17 @@ def class_names(listing: Listing, classes: Classes | None) -> tuple[str, ...]:
         raise ClipguardError(
             f"{origin} has {len(given)} names but {listing.location} has {len(listing.keys)} classes"
         )
-    return tuple(printable(name.strip()) for name in given)
+    return _bounded([printable(name.strip()) for name in given], origin, limits)
+
+
+def _bounded(names: list[str], origin: str, limits: Limits) -> tuple[str, ...]:
+    if len(names) > limits.classes:
+        raise ClipguardError(
+            f"{origin} has {len(names)} class names, more than the limit of {limits.classes}"
+        )
+    longest = max(names, key=len, default="")
+    if len(longest) > limits.name_length:
+        raise ClipguardError(
+            f"{origin} has a class name of {len(longest)} characters, {longest[:20]!r}...: shorten it"
+        )
+    return tuple(names)

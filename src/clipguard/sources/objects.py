@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from jaxtyping import Int64
 from PIL.Image import Image
 
 from clipguard.errors import ClipguardError
-from clipguard.sources.listing import Failed, Item, Listing, as_labels, first_line
+from clipguard.limits import Limits, read_bounded
+from clipguard.sources.listing import Failed, Item, Listing, as_labels, fault, first_line
 from clipguard.sources.quiet import quiet_pillow
 
 LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
@@ -106,10 +108,9 @@ class DatasetsReader:
         if entry.get("bytes") or not entry.get("path"):
             return entry.get("bytes") or b""
         try:
-            with open(entry["path"], "rb") as file:
-                return file.read()
-        except OSError as error:
-            return Failed(error.strerror or type(error).__name__)
+            return read_bounded(Path(entry["path"]), Limits().file_bytes)
+        except (OSError, ValueError) as error:  # The latter for a path with a NUL in it.
+            return Failed(fault(error) if isinstance(error, OSError) else first_line(error))
 
 
 def _only(columns: list[str], usual: str, what: str) -> str:

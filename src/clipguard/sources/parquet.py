@@ -1,7 +1,5 @@
 """Parquet in the Hugging Face layout: `image` = struct{bytes, path}, `label` integer, names in its schema."""
 
-import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,14 +10,18 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard.errors import ClipguardError
-from clipguard.sources.listing import Item, Listing, as_labels, first_line, unique_ids
+from clipguard.limits import MIB, Limits, parse_json
+from clipguard.sources.listing import Failed, Item, Listing, as_labels, first_line, unique_ids
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 # Few enough that a batch of large photographs stays far below Arrow's 2 GiB for one array of bytes.
 BATCH_ROWS = 128
-SHARD = re.compile(r"(?P<split>.+)-\d+-of-(?P<total>\d+)\.parquet")
+BATCH_BYTES = 256 * MIB
+# Arrow's own defaults for the text and the entries of a footer; said here, so that they stay.
+FOOTER_BYTES = 100_000_000
+FOOTER_ENTRIES = 1_000_000
 
 
 @contextmanager
@@ -30,9 +32,16 @@ def _opened(path: Path) -> "Iterator[pq.ParquetFile]":
 
     try:
         # Pages are fetched when they are needed: many writers put a whole file into one row group.
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as opened:
+        with pq.ParquetFile(
+            path,
+            buffer_size=1 << 20,
+            pre_buffer=False,
+            thrift_string_size_limit=FOOTER_BYTES,
+            thrift_container_size_limit=FOOTER_ENTRIES,
+        ) as opened:
             yield opened
-    except (pa.ArrowException, OSError) as error:
+    # Beside its own, Arrow raises these for a text that is no UTF-8, a column named twice, a huge page.
+    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, MemoryError) as error:
         raise ClipguardError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
 
 
@@ -43,10 +52,12 @@ class ParquetReader:
     Attributes:
         files: the shards.
         starts: number of the first row of each shard, and the number of all rows.
+        limits: a larger cell becomes `Failed`.
     """
 
     files: tuple[Path, ...]
     starts: tuple[int, ...]
+    limits: Limits
 
     def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
         """Return the images' bytes; none where they are null: a `path` from such data is never followed."""
@@ -54,11 +65,22 @@ class ParquetReader:
         for number, path in enumerate(self.files):
             wanted = rows[cuts[number] : cuts[number + 1]] - self.starts[number]
             if len(wanted):
-                with _opened(path) as opened:
-                    yield from _read_shard(opened, wanted)
+                yield from self._shard(path, wanted)
+
+    def _shard(self, path: Path, wanted: Int64[np.ndarray, "m"]) -> Iterator[Item]:
+        count, most = 0, self.limits.file_bytes
+        with _opened(path) as opened:
+            for value in _read_shard(opened, wanted):
+                count += 1
+                if value is not None and len(value) > most:
+                    yield Failed(f"{len(value)} bytes, more than the limit of {most}")
+                else:
+                    yield value or b""
+        if count < len(wanted):
+            raise ClipguardError(f"{path} holds fewer rows than it claims: get it again")
 
 
-def _read_shard(opened: "pq.ParquetFile", wanted: Int64[np.ndarray, "m"]) -> Iterator[bytes]:
+def _read_shard(opened: "pq.ParquetFile", wanted: Int64[np.ndarray, "m"]) -> Iterator[bytes | None]:
     start = 0
     for group in range(opened.num_row_groups):
         stop = start + opened.metadata.row_group(group).num_rows
@@ -68,35 +90,27 @@ def _read_shard(opened: "pq.ParquetFile", wanted: Int64[np.ndarray, "m"]) -> Ite
         start = stop
 
 
-def _read_group(opened: "pq.ParquetFile", group: int, wanted: Int64[np.ndarray, "m"]) -> Iterator[bytes]:
+def _batch_rows(group: "pq.RowGroupMetaData") -> int:
+    """Return how many rows of a row group are read at once: few where its cells are huge."""
+    mean = max(1, group.total_byte_size // max(1, group.num_rows))
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // mean))
+
+
+def _read_group(
+    opened: "pq.ParquetFile", group: int, wanted: Int64[np.ndarray, "m"]
+) -> Iterator[bytes | None]:
     import pyarrow.compute as pc
 
     start = 0
-    for batch in opened.iter_batches(BATCH_ROWS, row_groups=[group], columns=["image.bytes"]):
+    rows = _batch_rows(opened.metadata.row_group(group))
+    for batch in opened.iter_batches(rows, row_groups=[group], columns=["image.bytes"]):
         stop = start + batch.num_rows
         low, high = np.searchsorted(wanted, (start, stop))
         column = pc.struct_field(batch.column("image"), "bytes")
-        for value in column.take(wanted[low:high] - start).to_pylist():
-            yield value or b""
+        yield from column.take(wanted[low:high] - start).to_pylist()
         if high == len(wanted):
             return
         start = stop
-
-
-def choose_files(folder: Path) -> list[Path]:
-    """Return the Parquet files of `folder` that belong together, by name; empty when it has none.
-
-    Raises:
-        ClipguardError: several files that are not the shards of one split.
-    """
-    files = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
-    shards = {match and match.group("split", "total") for match in (SHARD.fullmatch(f.name) for f in files)}
-    if len(files) > 1 and (len(shards) > 1 or None in shards):
-        names = ", ".join(path.name for path in files[:5]) + (", ..." if len(files) > 5 else "")
-        raise ClipguardError(
-            f"{folder} holds {len(files)} Parquet files that may not belong together: choose one of {names}"
-        )
-    return files
 
 
 def _check_columns(opened: "pq.ParquetFile", path: Path) -> bool:
@@ -122,12 +136,12 @@ def _check_columns(opened: "pq.ParquetFile", path: Path) -> bool:
     return bool(pa.types.is_string(path_type) or pa.types.is_large_string(path_type))
 
 
-def _metadata_names(opened: "pq.ParquetFile") -> tuple[str, ...] | None:
+def _metadata_names(opened: "pq.ParquetFile", limits: Limits) -> tuple[str, ...] | None:
     """Return the class names in the schema's metadata; None when there are none to be made out."""
     text = (opened.schema_arrow.metadata or {}).get(b"huggingface")
     try:
-        names = json.loads(text)["info"]["features"]["label"]["names"] if text else None
-    except (ValueError, KeyError, TypeError, RecursionError):
+        names = parse_json(text, limits)["info"]["features"]["label"]["names"] if text else None
+    except (ValueError, KeyError, TypeError):
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
@@ -141,19 +155,24 @@ class _Shard:
     names: tuple[str, ...] | None
 
 
-def _list_shard(path: Path) -> _Shard:
+def _list_shard(path: Path, limits: Limits) -> _Shard:
     import pyarrow.compute as pc
 
     with _opened(path) as opened:
         has_path = _check_columns(opened, path)
+        claimed = opened.metadata.num_rows
+        if claimed > limits.members:
+            raise ClipguardError(f"{path} claims {claimed} rows, more than the limit of {limits.members}")
         table = opened.read(columns=["label", "image.path"] if has_path else ["label"])
-        names = _metadata_names(opened)
-    column = table.column("label")
-    if column.null_count:
-        labels = as_labels(np.array(column.to_pylist(), object), str(path))
-    else:
-        labels = as_labels(column.to_numpy(), str(path))
-    paths = pc.struct_field(table.column("image"), "path").to_pylist() if has_path else None
+        names = _metadata_names(opened, limits)
+        column = table.column("label")
+        given = np.array(column.to_pylist(), object) if column.null_count else column.to_numpy()
+        labels = as_labels(given, str(path))
+        paths = pc.struct_field(table.column("image"), "path").to_pylist() if has_path else None
+    if len(labels) != claimed:
+        raise ClipguardError(f"{path} claims {claimed} rows but holds {len(labels)}: get it again")
+    if paths is not None and any(len(name or "") > limits.name_length for name in paths):
+        paths = None
     return _Shard(labels, paths, names)
 
 
@@ -171,13 +190,13 @@ def _ids(files: list[Path], shards: list[_Shard]) -> tuple[str, ...]:
     )
 
 
-def list_parquet(files: list[Path], location: Path) -> Listing:
+def list_parquet(files: list[Path], location: Path, limits: Limits) -> Listing:
     """Return the rows of all `files` in order; only labels and paths are held in memory.
 
     Raises:
         ClipguardError: not Parquet, other columns, null labels, no rows, or shards with other class names.
     """
-    shards = [_list_shard(path) for path in files]
+    shards = [_list_shard(path, limits) for path in files]
     for path, shard in zip(files, shards, strict=True):
         if shard.names != shards[0].names:
             raise ClipguardError(f"{path} and {files[0]} name their classes differently: open them apart")
@@ -193,5 +212,5 @@ def list_parquet(files: list[Path], location: Path) -> Listing:
         ids=_ids(files, shards),
         keys=names,
         names=names,
-        reader=ParquetReader(tuple(files), tuple(int(start) for start in starts)),
+        reader=ParquetReader(tuple(files), tuple(int(start) for start in starts), limits),
     )

@@ -6,18 +6,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from jaxtyping import Int64
 from PIL.Image import Image
 
 from clipguard.errors import ClipguardError
+from clipguard.limits import Limits
 from clipguard.sources.arrays import list_arrays, list_npz
 from clipguard.sources.folder import list_folder
-from clipguard.sources.listing import Failed, Item, Listing, Reader
+from clipguard.sources.listing import Failed, Item, Listing, Reader, Unreadable
 from clipguard.sources.names import Classes, class_names
 from clipguard.sources.objects import list_datasets, list_pairs
-from clipguard.sources.parquet import choose_files, list_parquet
+from clipguard.sources.parquet import list_parquet
+from clipguard.sources.shards import braced, choose_files
+from clipguard.sources.tar import list_tar
+
+KINDS: Final = "an image folder, a .parquet, .tar or .npz file, or a pattern such as data-{000..009}.tar"
 
 
 # Without slots, since `cached_property` needs a place; without ==, which arrays do not answer by one bool.
@@ -26,12 +32,14 @@ class ImageSource:
     """A labelled image data set: everything but the images is in memory.
 
     Attributes:
-        kind: `folder`, `parquet`, `arrays`, `torchvision` or `datasets`.
+        kind: `folder`, `parquet`, `tar`, `arrays`, `torchvision` or `datasets`.
         location: what a message calls the source.
         class_names: human-readable; may hold names that no label uses.
         labels: index into `class_names`.
         ids: one a row, unique and stable.
         ignored: files left out because their suffix is not that of an image.
+        refused: what was found and cannot even become a row; it counts as unreadable.
+        limits: where reading and decoding stop.
         reader: fetches the images.
         rows: the reader's row number of each sample, ascending.
     """
@@ -42,25 +50,34 @@ class ImageSource:
     labels: Int64[np.ndarray, "n"] = field(repr=False)
     ids: tuple[str, ...] = field(repr=False)
     ignored: int = 0
+    refused: tuple[Unreadable, ...] = field(default=(), repr=False)
+    limits: Limits = field(default=Limits(), repr=False)
     reader: Reader = field(repr=False)
     rows: Int64[np.ndarray, "n"] = field(repr=False)
 
     @staticmethod
     def open(
-        what: object, *, classes: Classes | None = None, rows: tuple[int, int] | None = None
+        what: object,
+        *,
+        classes: Classes | None = None,
+        rows: tuple[int, int] | None = None,
+        limits: Limits | None = None,
     ) -> "ImageSource":
         """Return the source found at or in `what`.
 
         Args:
-            what: path of an image folder, a Parquet file, a folder of Parquet shards or an .npz file;
-                an (images, labels) pair of arrays; a torchvision-like data set; a `datasets.Dataset`.
+            what: path of an image folder, a Parquet or .tar file, a folder of such shards, a pattern of
+                shards such as data-{000..009}.tar, or an .npz file; an (images, labels) pair of arrays;
+                a torchvision-like data set; a `datasets.Dataset`.
             classes: names in label order, or by folder name or label number, or a .txt or .json file of them.
             rows: first and one past the last row to keep.
+            limits: bounds on hostile input.
 
         Raises:
             ClipguardError: what is wrong with the input, in one line.
         """
-        listing = _listed(what)
+        bounds = limits or Limits()
+        listing = _listed(what, bounds)
         start, stop = rows if rows is not None else (0, len(listing.labels))
         if not 0 <= start < stop <= len(listing.labels):
             raise ClipguardError(
@@ -69,10 +86,12 @@ class ImageSource:
         source = ImageSource(
             kind=listing.kind,
             location=listing.location,
-            class_names=class_names(listing, classes),
+            class_names=class_names(listing, classes, bounds),
             labels=listing.labels[start:stop],
             ids=listing.ids[start:stop],
             ignored=listing.ignored,
+            refused=listing.refused,
+            limits=bounds,
             reader=listing.reader,
             rows=np.arange(start, stop),
         )
@@ -114,9 +133,9 @@ class ImageSource:
         )
 
 
-def _listed(what: object) -> Listing:
+def _listed(what: object, limits: Limits) -> Listing:
     if isinstance(what, (str, Path)):
-        return _listed_path(Path(what).expanduser())
+        return _listed_path(Path(what).expanduser(), limits)
     if isinstance(what, tuple) and len(what) == 2:
         return list_arrays(*what)
     if isinstance(what, Mapping):
@@ -131,18 +150,29 @@ def _listed(what: object) -> Listing:
     )
 
 
-def _listed_path(path: Path) -> Listing:
+def _listed_path(path: Path, limits: Limits) -> Listing:
     if path.is_dir():
         files = choose_files(path)
-        return list_parquet(files, path) if files else list_folder(path)
-    if not path.exists():
-        raise ClipguardError(f"{path} does not exist: give an image folder, a Parquet file or an .npz file")
-    suffix = path.suffix.lower()
-    if suffix == ".npz":
-        return list_npz(path)
+        return _listed_files(files, path, limits) if files else list_folder(path, limits)
+    files = [path] if path.exists() else braced(path)
+    if not files:
+        raise ClipguardError(f"{path} does not exist: give {KINDS}")
+    return _listed_files(files, path, limits)
+
+
+def _listed_files(files: list[Path], location: Path, limits: Limits) -> Listing:
+    # What is opened may be swapped for a pipe later; the readers of archives check again.
+    for file in files:
+        if not file.is_file():
+            raise ClipguardError(f"{file} is no regular file: give {KINDS}")
+    suffix = files[0].suffix.lower()
+    if suffix == ".npz" and len(files) == 1:
+        return list_npz(files[0], limits)
     if suffix == ".parquet":
-        return list_parquet([path], path)
-    raise ClipguardError(f"{path} is no data set: give an image folder, a .parquet file or an .npz file")
+        return list_parquet(files, location, limits)
+    if suffix == ".tar":
+        return list_tar(files, location, limits)
+    raise ClipguardError(f"{location} is no data set: give {KINDS}")
 
 
 def _check_labels(source: ImageSource) -> None:

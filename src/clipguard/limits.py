@@ -1,0 +1,92 @@
+"""How much of anything a stranger may make clipguard take: every reader stops at these numbers."""
+
+import json
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipguard.errors import ClipguardError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on hostile input. An image beyond one is listed as unreadable, anything else is refused.
+
+    Attributes:
+        pixels: height times width of an image; the default is Pillow's own, a quarter of a GiB once decoded.
+        side_ratio: longer by shorter side; a guide that scales the shorter side up pays for the longer one.
+        file_bytes: one encoded image.
+        seconds: processor time to decode one image.
+        memory: bytes of address space of a process that decodes.
+        crashes: processes that may die of images or be stopped at `seconds`, then the source is refused.
+        isolated: decode in processes of their own, so that a crash or a hang costs one image.
+        links: follow symbolic links that lead out of an image folder.
+        members: entries of an archive, files of a folder.
+        name_length: characters of a file's or a class's name.
+        classes: class names.
+        json_bytes: one JSON text or list of names.
+        array_bytes: one unpacked array of an .npz file.
+    """
+
+    pixels: int = 89_478_485
+    side_ratio: int = 100
+    file_bytes: int = 128 * MIB
+    seconds: float = 20.0
+    memory: int = 4096 * MIB
+    crashes: int = 100
+    isolated: bool = True
+    links: bool = False
+    members: int = 20_000_000
+    name_length: int = 1024
+    classes: int = 50_000
+    json_bytes: int = 16 * MIB
+    array_bytes: int = 4096 * MIB
+
+    def __post_init__(self) -> None:
+        """Raise `ClipguardError` for a limit that nothing could keep."""
+        for name in self.__slots__:
+            # Also refuses NaN.
+            if not (name in ("isolated", "links") or getattr(self, name) > 0):
+                raise ClipguardError(f"limit {name} is {getattr(self, name)}: give a number above 0")
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Return the bytes of a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: it cannot be read, is larger, or is a pipe, a device or a folder, which is not waited for.
+    """
+    # Without O_NONBLOCK, opening a pipe that nobody writes to never ends.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("no regular file")
+        if found.st_size > most:
+            raise OSError(f"{found.st_size} bytes, more than the limit of {most}")
+        with open(descriptor, "rb", closefd=False) as opened:
+            content = opened.read(most + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > most:
+        # Some files of the system claim to be empty and never end.
+        raise OSError(f"more bytes than the limit of {most}")
+    return content
+
+
+def parse_json(text: str | bytes, limits: Limits) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: damaged, too large, too deep, or not UTF-8.
+    """
+    if len(text) > limits.json_bytes:
+        raise ValueError(f"{len(text)} bytes of JSON, more than the limit of {limits.json_bytes}")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deep") from error

@@ -1,0 +1,74 @@
+"""What a weights file claims, read before anything of its size is built; never unpickled."""
+
+import math
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clipguard.errors import ClipguardError
+
+# Beside its own error, safetensors raises these for types that torch does not have, and for absurd headers.
+SAFETENSORS_ERRORS = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError)
+
+
+def _refused(path: Path, error: BaseException) -> ClipguardError:
+    return ClipguardError(f"model {path} cannot be read as safetensors: {str(error)[:300]}")
+
+
+def _check_regular(path: Path) -> None:
+    # Opening a pipe that nobody writes to never ends.
+    if path.exists() and not path.is_file():
+        raise ClipguardError(f"model {path} cannot be read as safetensors: it is no regular file")
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor, from the header alone.
+
+    Raises:
+        ClipguardError: not a whole safetensors file.
+    """
+    _check_regular(path)
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except SAFETENSORS_ERRORS as error:
+        raise _refused(path, error) from error
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """Return the texts of the header.
+
+    Raises:
+        ClipguardError: not a whole safetensors file.
+    """
+    _check_regular(path)
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except SAFETENSORS_ERRORS as error:
+        raise _refused(path, error) from error
+
+
+def state(path: Path) -> dict[str, Tensor]:
+    """Return the tensors.
+
+    Raises:
+        ClipguardError: not a whole safetensors file, or NaN or Inf among the numbers.
+    """
+    _check_regular(path)
+    try:
+        found: dict[str, Tensor] = load_file(path)
+        bad = [name for name, value in found.items() if not _finite(value)]
+    except SAFETENSORS_ERRORS as error:
+        raise _refused(path, error) from error
+    if bad:
+        raise ClipguardError(f"model {path} has NaN or Inf weights in {bad[0][:200]!r}")
+    return found
+
+
+def _finite(value: Tensor) -> bool:
+    if value.is_complex():
+        raise TypeError("complex numbers")
+    return not value.is_floating_point() or math.isfinite(float(value.float().abs().sum()))

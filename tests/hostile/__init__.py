@@ -1,0 +1,1 @@
+"""A catalogue of hostile inputs: what each reader must refuse, list or stand."""

@@ -1,0 +1,194 @@
+"""clipguard.decode.workers: what kills a decoding process costs one image, and nothing else changes."""
+
+import io
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipguard.decode import decode, decoding
+from clipguard.decode.workers import COMMAND, InProcess, Workers
+from clipguard.errors import ClipguardError
+from clipguard.limits import Limits
+from clipguard.sources import Failed, ImageSource
+from clipguard.sources.listing import Item
+from hostile_workers import ABSENT, FAULTY, LIAR
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+QUICK = Limits(seconds=0.4)
+
+
+def png(seed: int, size: tuple[int, int] = (5, 4)) -> bytes:
+    """Return a PNG of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def answers(items: list[Item], command=FAULTY, limits: Limits = QUICK) -> list:
+    """Return what processes started by `command` make of the items."""
+    with decoding(limits, command) as decoder:
+        return list(decoder.answers("pixels", items))
+
+
+def same(found: list, items: list[Item], bad: dict[int, str]) -> None:
+    """Check that `bad` rows have such reasons and all others the pixels of this very process."""
+    assert len(found) == len(items)
+    for row, (result, item) in enumerate(zip(found, items, strict=True)):
+        if row in bad:
+            assert isinstance(result, str)
+            assert bad[row] in result
+        else:
+            assert np.array_equal(result, decode(item))
+
+
+def test_pixels_are_those_of_this_process_to_the_bit_and_in_order():
+    items: list[Item] = [png(seed, (3 + seed % 5, 4)) for seed in range(200)]
+    items[70] = np.zeros((2, 3), np.uint8)
+    items[71] = Failed("gone")
+    items[72] = b"no image"
+    same(answers(items, COMMAND, Limits()), items, {71: "gone", 72: "not an image"})
+
+
+def test_real_images_are_the_same_to_the_bit():
+    if not (SHARED / "imagenette-80").exists():
+        pytest.skip("shared data set imagenette-80 is missing")
+    source = ImageSource.open(SHARED / "imagenette-80" / "test.parquet", rows=(0, 150))
+    items = list(source.read(range(150)))
+    same(answers(items, COMMAND, Limits()), items, {})
+
+
+def test_an_image_larger_than_any_pipe_comes_through():
+    items = [png(0, (700, 900)), png(1, (900, 700))]
+    same(answers(items, COMMAND, Limits()), items, {})
+
+
+@pytest.mark.parametrize(
+    ("begin", "reason"),
+    [
+        (b"crash", "decoder crashed (SIGSEGV)"),
+        (b"exit", "decoder crashed (exit code 7)"),
+        (b"spin", "took longer than 0.4 s to decode"),
+        (b"swell", "more memory"),
+    ],
+)
+def test_one_image_that_ends_its_process_is_told_and_its_neighbours_are_decoded(begin, reason):
+    items: list[Item] = [png(seed) for seed in range(70)]
+    items[3] = begin + png(3)
+    found = answers(items)
+    same(found, items, {3: reason} if begin != b"swell" else {3: ""})
+
+
+def test_a_process_that_sleeps_is_stopped_by_the_clock():
+    limits = Limits(seconds=0.05)
+    items = [png(0), b"sleep", png(2)]
+    same(answers(items, FAULTY, limits), items, {1: "by the clock"})
+
+
+def test_an_image_that_only_the_memory_of_another_damaged_is_decoded_by_a_fresh_process():
+    items = [png(0), b"second" + png(1), png(2)]
+    found = answers(items)
+    assert np.array_equal(found[1], decode(png(1)))
+    assert np.array_equal(found[2], decode(png(2)))
+
+
+def test_what_a_codec_prints_does_not_get_among_the_answers():
+    items = [png(0), b"print" + png(1), png(2)]
+    assert [result.shape for result in answers(items)] == [(5, 4, 3)] * 3
+
+
+def test_a_decoding_process_cannot_write_files(tmp_path):
+    target = tmp_path / "written"
+    answers([b"write" + os.fsencode(target)])
+    assert not target.exists() or target.read_bytes() == b""
+
+
+def test_answers_that_make_no_sense_are_not_believed():
+    assert answers([png(0)], LIAR) == ["decoder answers nonsense"]
+
+
+def test_processes_that_cannot_start_are_an_error_and_no_fault_of_the_images():
+    with pytest.raises(ClipguardError, match=r"cannot be started .* `isolated` off"):
+        answers([png(0)], ABSENT)
+
+
+def test_a_source_that_crashes_one_process_after_another_is_given_up():
+    limits = Limits(crashes=2)
+    with pytest.raises(ClipguardError, match="3 decoding processes crash or hang"):
+        answers([b"crash"] * 5, FAULTY, limits)
+
+
+def test_a_caller_who_stops_in_the_middle_leaves_nothing_behind_for_the_next():
+    items: list[Item] = [png(seed) for seed in range(300)]
+    with decoding(QUICK, FAULTY) as decoder:
+        first = decoder.answers("pixels", items)
+        assert np.array_equal(next(first), decode(items[0]))
+        first.close()
+        assert [result.shape for result in decoder.answers("pixels", [png(0, (7, 7))])] == [(7, 7, 3)]
+
+
+def test_sizes_are_asked_of_processes_too():
+    with decoding(QUICK, FAULTY) as decoder:
+        found = list(decoder.answers("size", [png(0), b"crash", b"", np.zeros((4, 9), np.uint8)]))
+    assert found == [(5, 4), "decoder crashed (SIGSEGV)", "empty", (4, 9)]
+
+
+def test_without_isolation_images_are_decoded_right_here():
+    with decoding(Limits(isolated=False)) as decoder:
+        assert isinstance(decoder, InProcess)
+        same(list(decoder.answers("pixels", [png(0), b""])), [png(0), b""], {1: "empty"})
+    with decoding(Limits()) as decoder:
+        assert isinstance(decoder, Workers)
+
+
+def test_processes_end_with_the_one_that_started_them_and_find_nothing_in_the_working_folder(tmp_path):
+    # Were the working folder searched, this file would be run instead of numpy.
+    (tmp_path / "numpy.py").write_text("raise SystemExit('stranger')")
+    code = (
+        "import sys; sys.path.remove('') if '' in sys.path else None\n"
+        "from clipguard.decode import decoding\nfrom clipguard.decode.workers import _pool, COMMAND\n"
+        "from clipguard.limits import Limits\n"
+        "with decoding(Limits()) as decoder: print(list(decoder.answers('pixels', [b''  , b'x'])))\n"
+        "print(_pool(Limits(), tuple(COMMAND))[0].process.pid)"
+    )
+    # As an installed command would be started: without the working folder on its path.
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    said, pid = done.stdout.splitlines()
+    assert said == "['empty', 'not an image of a known format']"
+    for _ in range(600):
+        if not running(int(pid)):
+            return
+        time.sleep(0.1)
+    pytest.fail("the decoding process outlived its parent")
+
+
+def running(pid: int) -> bool:
+    """Tell whether there is such a process that has not ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def test_a_decoding_process_loads_neither_torch_nor_parquet():
+    code = "import clipguard.decode.worker, sys; print(sorted({n.partition('.')[0] for n in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "numpy" in done.stdout
+    for name in ("torch", "pyarrow", "open_clip", "scipy", "timm"):
+        assert f"'{name}'" not in done.stdout
