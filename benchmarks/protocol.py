@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipguard.attacks import ATTACKS, Attack
+from clipguard.attacks import Attack, NeedsHelper, attack_named, prepare
 from clipguard.decode import read_images
 from clipguard.models import ModelSpec, Normalized, build, load, save
 from clipguard.scoring import classifier_logits
@@ -66,13 +66,19 @@ class Cell:
 
     @property
     def recipe(self) -> Attack:
-        """The attack."""
-        return ATTACKS[self.attack](rate=self.rate, target=self.target)
+        """The attack, with its helper net from the cache if it needs one."""
+        attack = attack_named(self.attack, rate=self.rate, target=self.target)
+        if not isinstance(attack, NeedsHelper):
+            return attack
+        return prepare(attack, self.train(), Seed(self.seed).child("helper", self.attack), CACHE / "helpers")
+
+    def train(self) -> ImageSet:
+        """Return the training set before the attack."""
+        return image_rows(self.rows.train_file, self.rows.train, self.rows.size)
 
     def poisoned(self) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned training set and its truth."""
-        data = image_rows(self.rows.train_file, self.rows.train, self.rows.size)
-        return self.recipe.poison(data, Seed(self.seed).child("attack", self.attack))
+        return self.recipe.poison(self.train(), Seed(self.seed).child("attack", self.attack))
 
     def test(self) -> ImageSet:
         """Return the untouched test set."""
@@ -114,10 +120,11 @@ def figures(model: Normalized, cell: Cell, test: ImageSet) -> dict[str, float]:
     """Return accuracy and attack success of a model on a cell's test set."""
     from clipguard.evaluate import evaluate
 
-    triggered = cell.recipe.trigger(test.images)
+    attack = cell.recipe
+    triggered = attack.trigger(test.images)
     logits = classifier_logits(model, test.images)
     attacked = None if triggered is None else classifier_logits(model, triggered)
-    return asdict(evaluate(logits, attacked, test.labels, cell.target))
+    return asdict(evaluate(logits, attacked, test.labels, attack.aim(test.labels, len(test.class_names))))
 
 
 def main() -> None:

@@ -281,7 +281,9 @@ def test_an_attack_folder_without_test_images(clipguard, refused, data, tmp_path
     refused("defend", train, "-o", tmp_path / "run", *MINI, "--test", out, says=["no test.parquet", "--test"])
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"target": "0"}', '{"target": true}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"aims": 0}', '{"aims": [0, true]}', '{"aims": [0, 2]}', '{"aims": [0]}']
+)
 def test_an_attack_folder_with_a_damaged_description(clipguard, refused, data, tmp_path, text):
     out = attacked(clipguard, data, tmp_path / "out", "--test", data)
     (out / "attack.json").write_text(text)

@@ -18,42 +18,57 @@ def random_logits(n, seed):
     return np.random.default_rng(seed).normal(size=(n, K)).astype(np.float32)
 
 
+def all_to(target, labels):
+    """Return the aims of an attack that sends everything to one class."""
+    return np.full(len(labels), target)
+
+
 def answers(predicted):
     """Return logits whose highest is the given class."""
     return np.eye(K, dtype=np.float32)[predicted]
 
 
-@given(st.integers(1, 40), draws, st.integers(0, K - 1))
-def test_rates_are_those_of_counting_one_sample_at_a_time(n, seed, target):
-    labels = np.random.default_rng(seed).integers(0, K, n)
+@given(st.integers(1, 40), draws, st.sampled_from([0, 1, 2, "next", "any"]))
+def test_rates_are_those_of_counting_one_sample_at_a_time(n, seed, kind):
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, K, n)
+    aims = {"next": (labels + 1) % K, "any": draw.integers(0, K, n)}.get(kind, np.full(n, kind))
     clean, triggered = random_logits(n, seed), random_logits(n, seed + 1)
     right = recalled = of_target = hit = recovered = others = 0
-    for label, before, after in zip(labels, clean, triggered, strict=True):
+    for label, aim, before, after in zip(labels, aims, clean, triggered, strict=True):
         answer, attacked = list(before).index(max(before)), list(after).index(max(after))
         right += answer == label
-        if label == target:
+        if label == aim:
             of_target += 1
-            recalled += answer == target
+            recalled += answer == label
         else:
             others += 1
-            hit += attacked == target
+            hit += attacked == aim
             recovered += attacked == label
-    found = evaluate(clean, triggered, labels, target)
+    found = evaluate(clean, triggered, labels, aims)
     assert found.n == n
     assert found.accuracy == pytest.approx(right / n)
-    assert found.target_recall == (pytest.approx(recalled / of_target) if of_target else None)
+    one_class = len(set(aims.tolist())) == 1 and of_target
+    assert found.target_recall == (pytest.approx(recalled / of_target) if one_class else None)
     assert found.attack_success == (pytest.approx(hit / others) if others else None)
     assert found.recovery == (pytest.approx(recovered / others) if others else None)
 
 
 def test_the_target_class_itself_counts_for_no_attack():
     labels = np.array([0, 0, 1, 2])
-    found = evaluate(answers(labels), answers(np.array([0, 0, 0, 2])), labels, 0)
+    found = evaluate(answers(labels), answers(np.array([0, 0, 0, 2])), labels, all_to(0, labels))
     assert (found.accuracy, found.target_recall) == (1.0, 1.0)
     assert (found.attack_success, found.recovery) == (0.5, 0.5)
 
 
-def test_without_a_target_there_is_accuracy_only():
+def test_where_each_class_is_sent_to_the_next_one_every_sample_counts_and_none_for_recall():
+    labels = np.array([0, 1, 2, 2])
+    found = evaluate(answers(labels), answers(np.array([1, 2, 2, 0])), labels, (labels + 1) % K)
+    assert (found.accuracy, found.attack_success, found.recovery) == (1.0, 0.75, 0.25)
+    assert found.target_recall is None
+
+
+def test_without_an_aim_there_is_accuracy_only():
     labels = np.array([0, 1, 2, 2])
     found = evaluate(answers(np.array([0, 1, 2, 0])), None, labels, None)
     assert found.accuracy == 0.75
@@ -62,17 +77,17 @@ def test_without_a_target_there_is_accuracy_only():
 
 def test_without_triggered_images_the_target_still_has_a_recall():
     labels = np.array([1, 1, 2])
-    found = evaluate(answers(np.array([1, 0, 2])), None, labels, 1)
+    found = evaluate(answers(np.array([1, 0, 2])), None, labels, all_to(1, labels))
     assert found.target_recall == 0.5
     assert found.attack_success is None
 
 
 def test_a_rate_over_no_sample_is_none_and_not_nan():
     labels = np.array([1, 1, 1])
-    of_others = evaluate(answers(labels), answers(labels), labels, 0)
+    of_others = evaluate(answers(labels), answers(labels), labels, all_to(0, labels))
     assert of_others.target_recall is None
     assert of_others.attack_success == 0.0
-    of_target = evaluate(answers(labels), answers(labels), labels, 1)
+    of_target = evaluate(answers(labels), answers(labels), labels, all_to(1, labels))
     assert of_target.target_recall == 1.0
     assert of_target.attack_success is of_target.recovery is None
 

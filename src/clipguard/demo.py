@@ -33,12 +33,14 @@ class PoisonedDigits:
         truth: which.
         test: 1,000 other images.
         triggered: the same with the trigger, labels still true.
+        aims: the class that the trigger leads each class to.
     """
 
     source: ImageSource
     truth: PoisonTruth
     test: ImageSource
     triggered: ImageSource
+    aims: Int64[np.ndarray, "k"]
 
 
 def digits() -> tuple[Images, Int64[np.ndarray, "n"]]:
@@ -74,12 +76,15 @@ def poisoned_digits(seed: int) -> PoisonedDigits:
     attack = attack_named("badnets", rate=RATE)
     poisoned, truth = attack.poison(train, stream.child("attack"))
     triggered = attack.trigger(test.images)
+    aims = attack.aim(np.arange(len(DIGIT_NAMES)), len(DIGIT_NAMES))
     assert triggered is not None
+    assert aims is not None
     return PoisonedDigits(
         source=_source(poisoned),
         truth=truth,
         test=_source(test),
         triggered=_source(replace(test, images=triggered)),
+        aims=aims,
     )
 
 

@@ -16,10 +16,11 @@ class EvalResult:
 
     Attributes:
         accuracy: clean accuracy (CA).
-        target_recall: clean accuracy on the target class; None where the test set has none of it.
-        attack_success: attack success rate (ASR): triggered samples of other classes given the target; None
-            without a trigger or where the test set has no other class.
-        recovery: triggered samples of other classes given their true class; None likewise.
+        target_recall: clean accuracy on the class that all samples are aimed at; None where there is no such
+            class or the test set has none of it.
+        attack_success: attack success rate (ASR): of the triggered samples that are aimed at another class
+            than their own, those that are given it; None without a trigger or without such samples.
+        recovery: of the same samples, those that are given their true class; None likewise.
         n: clean test samples.
     """
 
@@ -34,17 +35,24 @@ def evaluate(
     clean_logits: Float32[np.ndarray, "n k"],
     triggered_logits: Float32[np.ndarray, "n k"] | None,
     labels: Int64[np.ndarray, "n"],
-    target: int | None,
+    aims: Int64[np.ndarray, "n"] | None,
 ) -> EvalResult:
-    """Return the rates of a model from its logits of the test set without and with the trigger."""
+    """Return the rates of a model from its logits of the test set without and with the trigger.
+
+    Args:
+        clean_logits: of the test images as they are.
+        triggered_logits: of the same images with the trigger; None without one.
+        labels: true classes.
+        aims: class that the trigger is to send each image to (`Attack.aim`); None without any aim.
+    """
     predicted = clean_logits.argmax(1)
     success = recovery = recall = None
-    if target is not None:
-        recall = _share(predicted[labels == target] == target)
-    if triggered_logits is not None and target is not None:
-        others = labels != target
+    if aims is not None and len(np.unique(aims)) == 1:
+        recall = _share(predicted[labels == aims] == aims[0])
+    if triggered_logits is not None and aims is not None:
+        others = labels != aims
         attacked = triggered_logits.argmax(1)[others]
-        success, recovery = _share(attacked == target), _share(attacked == labels[others])
+        success, recovery = _share(attacked == aims[others]), _share(attacked == labels[others])
     return EvalResult(
         accuracy=float(np.mean(predicted == labels)),
         target_recall=recall,

@@ -23,6 +23,8 @@ class PoisonTruth:
         original_labels: the labels before the attack.
         attack: the attack's name.
         target: the class that the backdoor leads to; None where there is no single one.
+        part: where several attacks act at once, the place in `attack` of the one that changed the sample, -1
+            for none; None for a single attack.
     """
 
     poisoned: Bool[np.ndarray, "n"]
@@ -30,6 +32,7 @@ class PoisonTruth:
     original_labels: Int64[np.ndarray, "n"]
     attack: str
     target: int | None
+    part: Int64[np.ndarray, "n"] | None = None
 
 
 def write_truth(truth: PoisonTruth, path: Path) -> None:
@@ -38,6 +41,8 @@ def write_truth(truth: PoisonTruth, path: Path) -> None:
     from pyarrow import parquet
 
     columns = {name: getattr(truth, name) for name in ("poisoned", "cover", "original_labels")}
+    if truth.part is not None:
+        columns["part"] = truth.part
     target = "" if truth.target is None else str(truth.target)
     table = pa.table(columns).replace_schema_metadata({"attack": truth.attack, "target": target})
     temporary = path.with_name(path.name + ".part")
@@ -65,6 +70,7 @@ def read_truth(path: Path) -> PoisonTruth:
             original_labels=np.array(table["original_labels"].to_numpy(), dtype=np.int64),
             attack=notes["attack"],
             target=int(notes["target"]) if notes["target"] else None,
+            part=np.array(table["part"].to_numpy()) if "part" in table.column_names else None,
         )
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         line = " ".join(str(error).split())
@@ -75,7 +81,10 @@ def read_truth(path: Path) -> PoisonTruth:
 
 def _check(table: "pa.Table") -> None:
     """Refuse columns of another type and nulls: both would quietly become True."""
-    for name, kind in {"poisoned": "bool", "cover": "bool", "original_labels": "int64"}.items():
+    kinds = {"poisoned": "bool", "cover": "bool", "original_labels": "int64", "part": "int64"}
+    for name, kind in kinds.items():
+        if name == "part" and name not in table.column_names:
+            continue
         column = table[name]
         if str(column.type) != kind or column.null_count:
             raise ValueError(f"column {name} holds {column.type} and {column.null_count} nulls, not {kind}")

@@ -1,10 +1,13 @@
 """Attacks that plant a backdoor in a data set, and controls that plant none; one line each in `ATTACKS`."""
 
 from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
 
 from clipguard.attacks.controls import FlipsToOneClass, NoAttack, SymmetricFlips
 from clipguard.attacks.images import SIG, BadNets, Blended
 from clipguard.attacks.protocol import Attack, NeedsHelper, prepare
+from clipguard.attacks.together import TOGETHER, Together, parts_of
 from clipguard.errors import ClipguardError
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
@@ -17,17 +20,45 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
 }
 
 
-def attack_named(name: str, *, rate: float = 0.05, target: int = 0) -> Attack:
-    """Return the attack of that name with its published defaults.
+def attack_named(name: str, *, rate: float | None = None, target: int = 0, **options: object) -> Attack:
+    """Return the attack of that name; what is not given has its published default.
+
+    Args:
+        name: one of `ATTACKS`, or `together:A+B` for several at once, which lead to `target`, `target` + 1
+            and so on, and all get the other arguments.
+        rate: fraction of all samples that are poisoned.
+        target: class that the backdoor leads to.
+        options: other fields of the attack, such as `mapping`.
 
     Raises:
-        ClipguardError: there is no attack of that name, or the rate is outside (0, 1).
+        ClipguardError: there is no attack of that name, it has no such option, or the rate is outside (0, 1).
     """
+    if name.startswith(TOGETHER):
+        names = name.removeprefix(TOGETHER).split("+")
+        parts = [attack_named(part, rate=rate, target=target + i, **options) for i, part in enumerate(names)]
+        return Together(attacks=tuple(parts))
     if name not in ATTACKS:
         raise ClipguardError(f"unknown attack {name!r}: choose one of {', '.join(ATTACKS)}")
-    if not 0 < rate < 1:
+    if rate is not None and not 0 < rate < 1:
         raise ClipguardError(f"poison rate {rate} is outside (0, 1): give a fraction such as 0.05")
-    return ATTACKS[name](rate=rate, target=target)
+    _check_options(name, options)
+    given = {} if rate is None else {"rate": rate}
+    return ATTACKS[name](target=target, **given, **options)
 
 
-__all__ = ["ATTACKS", "Attack", "NeedsHelper", "attack_named", "prepare"]
+def _check_options(name: str, options: dict[str, object]) -> None:
+    recipe: Any = ATTACKS[name]
+    defaults = {field.name: field.default for field in fields(recipe) if field.name not in ("rate", "target")}
+    for option, value in options.items():
+        if option not in defaults:
+            valid = f"choose from {', '.join(defaults)}" if defaults else "it takes none"
+            raise ClipguardError(f"attack {name} has no option {option!r}: {valid}")
+        kind = type(defaults[option])
+        # A whole number is a fraction as well, but not the other way round.
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ClipguardError(
+                f"option {option} of attack {name} is {value!r}: give one like {defaults[option]!r}"
+            )
+
+
+__all__ = ["ATTACKS", "Attack", "NeedsHelper", "Together", "attack_named", "parts_of", "prepare"]

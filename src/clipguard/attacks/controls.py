@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int64
 
-from clipguard.attacks.protocol import choose, rebuilt, truth_of
+from clipguard.attacks.protocol import aimed, choose, rebuilt, truth_of
 from clipguard.seeds import Seed
 from clipguard.truth import PoisonTruth
 from clipguard.types import Images, ImageSet
@@ -23,6 +24,10 @@ class NoAttack:
 
     def trigger(self, images: Images) -> Images | None:
         """Return None: there is no trigger."""
+        return None
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
+        """Return None: no class is aimed at."""
         return None
 
 
@@ -45,6 +50,10 @@ class SymmetricFlips:
         """Return None: there is no trigger."""
         return None
 
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
+        """Return None: no class is aimed at."""
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlipsToOneClass:
@@ -63,3 +72,7 @@ class FlipsToOneClass:
     def trigger(self, images: Images) -> Images | None:
         """Return None: there is no trigger."""
         return None
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
+        """Return the target: the class whose recall the wrong labels harm."""
+        return aimed(labels, k, self.target)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int64
 
-from clipguard.attacks.protocol import choose, rebuilt, truth_of
+from clipguard.attacks.protocol import Mapping, aimed, choose, one_target, rebuilt, truth_of
 from clipguard.seeds import Seed
 from clipguard.triggers import add_sinusoid, blend, noise_pattern, stamp_patch
 from clipguard.truth import PoisonTruth
@@ -13,44 +14,54 @@ from clipguard.types import Images, ImageSet
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadNets:
-    """A white square in the bottom-right corner, relabelled to the target (Gu et al. 2017)."""
+    """A white square in the bottom-right corner, relabelled to what it leads to (Gu et al. 2017)."""
 
     rate: float = 0.05
     target: int = 0
     size: int = 3
+    mapping: Mapping = "all-to-one"
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned set: rows are drawn from all classes, as BackdoorBench does."""
         rows = choose(np.arange(len(data)), self.rate, len(data), seed)
-        labels = np.full(len(rows), self.target, dtype=np.int64)
+        labels = self.aim(data.labels[rows], len(data.class_names))
         changed = rebuilt(data, rows, self.trigger(data.images[rows]), labels)
-        return changed, truth_of(data, rows, "badnets", self.target)
+        return changed, truth_of(data, rows, "badnets", one_target(self.target, self.mapping))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the square."""
         return stamp_patch(images, self.size)
 
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+        """Return the target, or the next class."""
+        return aimed(labels, k, self.target, self.mapping)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blended:
-    """A fixed noise image mixed in at `alpha`, relabelled to the target (Chen et al. 2017)."""
+    """A fixed noise image mixed in at `alpha`, relabelled to what it leads to (Chen et al. 2017)."""
 
     rate: float = 0.05
     target: int = 0
     alpha: float = 0.2
     pattern_seed: int = 0
+    mapping: Mapping = "all-to-one"
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned set: rows are drawn from all classes, as BackdoorBench does."""
         rows = choose(np.arange(len(data)), self.rate, len(data), seed)
-        labels = np.full(len(rows), self.target, dtype=np.int64)
+        labels = self.aim(data.labels[rows], len(data.class_names))
         changed = rebuilt(data, rows, self.trigger(data.images[rows]), labels)
-        return changed, truth_of(data, rows, "blended", self.target)
+        return changed, truth_of(data, rows, "blended", one_target(self.target, self.mapping))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the pattern, which is the same for every image of one size."""
         pattern = noise_pattern(images.shape[1], images.shape[2], Seed(self.pattern_seed).child("blended"))
         return blend(images, pattern, self.alpha)
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+        """Return the target, or the next class."""
+        return aimed(labels, k, self.target, self.mapping)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,3 +86,7 @@ class SIG:
     def trigger(self, images: Images) -> Images:
         """Return images with the sinusoid."""
         return add_sinusoid(images, self.amplitude, self.frequency)
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+        """Return the target."""
+        return aimed(labels, k, self.target)

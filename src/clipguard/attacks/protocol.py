@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -11,6 +11,9 @@ from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 from clipguard.truth import PoisonTruth
 from clipguard.types import Images, ImageSet, image_set
+
+Mapping = Literal["all-to-one", "all-to-all"]
+"""Every class to the target, or class y to y + 1 and the last one to 0."""
 
 
 @runtime_checkable
@@ -24,7 +27,7 @@ class Attack(Protocol):
 
     @property
     def target(self) -> int:
-        """Class that the backdoor leads to."""
+        """Class that the backdoor leads to; unused where each class leads to another one."""
         ...
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
@@ -33,6 +36,10 @@ class Attack(Protocol):
 
     def trigger(self, images: Images) -> Images | None:
         """Return test images with the trigger, or None for a control, which has none."""
+        ...
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
+        """Return the class, of k, that an image of each true class is to be sent to; None without any aim."""
         ...
 
 
@@ -63,25 +70,58 @@ def prepare(
     return attack.prepare(data, seed, cache, report) if isinstance(attack, NeedsHelper) else attack
 
 
-def choose(candidates: Int64[np.ndarray, "m"], rate: float, n: int, seed: Seed) -> Int64[np.ndarray, "p"]:
+def aimed(
+    labels: Int64[np.ndarray, "n"], k: int, target: int, mapping: str = "all-to-one"
+) -> Int64[np.ndarray, "n"]:
+    """Return `target` for every label, or (label + 1) mod k where the mapping is all-to-all.
+
+    Raises:
+        ClipguardError: there is no mapping of that name.
+    """
+    if mapping not in get_args(Mapping):
+        raise ClipguardError(f"unknown mapping {mapping!r}: choose one of {', '.join(get_args(Mapping))}")
+    return (labels + 1) % k if mapping == "all-to-all" else np.full_like(labels, target)
+
+
+def one_target(target: int, mapping: str) -> int | None:
+    """Return the target, None where each class leads to another one."""
+    return target if mapping == "all-to-one" else None
+
+
+def choose(
+    candidates: Int64[np.ndarray, "m"],
+    rate: float,
+    n: int,
+    seed: Seed,
+    taken: Int64[np.ndarray, "t"] | None = None,
+) -> Int64[np.ndarray, "p"]:
     """Return round(rate n) rows drawn from `candidates` without replacement, ascending.
+
+    Args:
+        candidates: rows that can be changed.
+        rate: fraction of all samples, not of the candidates.
+        n: number of all samples.
+        seed: of this choice alone; give cover samples a child of their own.
+        taken: rows that are chosen already, for poison say, and must not be chosen again.
 
     Raises:
         ClipguardError: there are fewer candidates than that.
     """
+    left = candidates if taken is None else np.setdiff1d(candidates, taken)
     count = round(rate * n)
-    if count > len(candidates):
+    if count > len(left):
+        kind = "poison" if taken is None else "cover"
         raise ClipguardError(
-            f"poison rate {rate} asks for {count} of {n} samples but only {len(candidates)} can carry it: "
+            f"{kind} rate {rate:g} asks for {count} of {n} samples but only {len(left)} can carry it: "
             "lower the rate or choose another target class"
         )
-    return np.sort(seed.child("rows").numpy().choice(candidates, count, replace=False))
+    return np.sort(seed.child("rows").numpy().choice(left, count, replace=False))
 
 
 def rebuilt(
     data: ImageSet, rows: Int64[np.ndarray, "p"], images: Images, labels: Int64[np.ndarray, "p"]
 ) -> ImageSet:
-    """Return `data` with other images and labels at `rows`.
+    """Return `data` with other images and labels at `rows`, which are poison and cover alike.
 
     Raises:
         ClipguardError: a new label is no class of `data`.
@@ -94,13 +134,21 @@ def rebuilt(
     return image_set(all_images, all_labels, data.class_names, data.ids)
 
 
-def truth_of(data: ImageSet, rows: Int64[np.ndarray, "p"], attack: str, target: int | None) -> PoisonTruth:
-    """Return the truth of an attack without cover samples that touched `rows`."""
-    poisoned = np.zeros(len(data), dtype=bool)
+def truth_of(
+    data: ImageSet,
+    rows: Int64[np.ndarray, "p"],
+    attack: str,
+    target: int | None,
+    cover: Int64[np.ndarray, "c"] | None = None,
+) -> PoisonTruth:
+    """Return the truth of an attack that poisoned `rows` and put a decoy on the rows `cover`."""
+    poisoned, decoy = np.zeros(len(data), dtype=bool), np.zeros(len(data), dtype=bool)
     poisoned[rows] = True
+    if cover is not None:
+        decoy[cover] = True
     return PoisonTruth(
         poisoned=poisoned,
-        cover=np.zeros(len(data), dtype=bool),
+        cover=decoy,
         original_labels=data.labels.copy(),
         attack=attack,
         target=target,

@@ -75,9 +75,7 @@ def run_demo(out: Path, seed: int, as_json: bool) -> Outcome:
     with working() as tell:
         digits = poisoned_digits(seed)
         defender = Defender(demo_guide(), out, plan=demo_plan(seed), report=tell).fit(digits.source)
-        test = TestSet(
-            clean=digits.test, triggered=digits.triggered, target=digits.truth.target, truth=digits.truth
-        )
+        test = TestSet(clean=digits.test, triggered=digits.triggered, aims=digits.aims, truth=digits.truth)
         summary = _finish(defender, "demo", judge(defender, test))
     return replace(_outcome(defender, summary, as_json), code=0)
 

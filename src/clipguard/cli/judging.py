@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
-from clipguard.cli.poisoned import TEST, TRIGGERED, is_attack_folder, read_target
+from clipguard.cli.poisoned import TEST, TRIGGERED, is_attack_folder, read_aims
 from clipguard.decode import read_images
 from clipguard.defender import Defender
 from clipguard.errors import ClipguardError
@@ -26,7 +26,7 @@ class TestSet:
     Attributes:
         clean: ordinary images.
         triggered: the same images in the same order with the trigger, labels still true; None without one.
-        target: the label that the trigger leads to; None where there is no single one.
+        aims: the class that the trigger leads each class to; None without any aim.
         truth: which training samples are poisoned; None where that is unknown.
     """
 
@@ -35,7 +35,7 @@ class TestSet:
 
     clean: ImageSource
     triggered: ImageSource | None = None
-    target: int | None = None
+    aims: Int64[np.ndarray, "k"] | None = None
     truth: PoisonTruth | None = None
 
 
@@ -56,7 +56,8 @@ def open_test(path: Path, source: ImageSource, classes: Path | None, truth: Pois
             raise ClipguardError(
                 f"{TRIGGERED} and {TEST} of {path} differ in labels: run clipguard attack again"
             )
-    return TestSet(clean=clean, triggered=triggered, target=read_target(path), truth=truth)
+    aims = read_aims(path, len(clean.class_names))
+    return TestSet(clean=clean, triggered=triggered, aims=aims, truth=truth)
 
 
 def _same_classes(test: ImageSource, source: ImageSource) -> ImageSource:
@@ -86,7 +87,7 @@ def judge(defender: Defender, test: TestSet | None) -> dict[str, Any]:
     triggered = None if test.triggered is None else read_images(test.triggered, size)[0]
     where = f"test set {test.clean.location}"
     rates = [
-        {**_rates(model, clean, triggered, test.target), "measured_on": where}
+        {**_rates(model, clean, triggered, test.aims), "measured_on": where}
         for model in (defender.before_, defender.model_)
     ]
     found, truth = defender.found_, test.truth
@@ -97,10 +98,14 @@ def judge(defender: Defender, test: TestSet | None) -> dict[str, Any]:
 
 
 def _rates(
-    model: Normalized, clean: ImageSet, triggered: ImageSet | None, target: int | None
+    model: Normalized,
+    clean: ImageSet,
+    triggered: ImageSet | None,
+    aims: Int64[np.ndarray, "k"] | None,
 ) -> dict[str, float | int]:
     attacked: Float32[np.ndarray, "n k"] | None = None
     if triggered is not None:
         attacked = classifier_logits(model, triggered.images)
-    result = evaluate(classifier_logits(model, clean.images), attacked, clean.labels, target)
+    aimed = None if aims is None else aims[clean.labels]
+    result = evaluate(classifier_logits(model, clean.images), attacked, clean.labels, aimed)
     return {name: rate for name, rate in asdict(result).items() if rate is not None}

@@ -106,8 +106,15 @@ class AttackOptions:
         Literal["badnets", "blended", "sig", "none", "flips", "flips-to-one"],
         Parameter(help="The attack; the last three are controls without a trigger."),
     ]
-    rate: Annotated[float, Parameter(help="Fraction of all samples that are poisoned.")] = 0.05
+    rate: Annotated[
+        float | None,
+        Parameter(help="Fraction of all samples that are poisoned; default: the attack's own."),
+    ] = None
     target: Annotated[int, Parameter(help="Label that the backdoor leads to.")] = 0
+    mapping: Annotated[
+        Literal["all-to-one", "all-to-all"] | None,
+        Parameter(help="Every class to --target, or each to the next one; not for clean-label attacks."),
+    ] = None
     test: Annotated[
         Path | None, Parameter(help="Labelled test set, to be written without and with the trigger.")
     ] = None

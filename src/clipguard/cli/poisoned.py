@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from jaxtyping import Int64
 
-from clipguard.attacks import Attack, attack_named
+from clipguard.attacks import Attack, attack_named, prepare
 from clipguard.cli.options import AttackOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.progress import warn, working
@@ -40,17 +41,20 @@ def is_attack_folder(path: Path) -> bool:
     return (path / ABOUT).is_file()
 
 
-def read_target(folder: Path) -> int | None:
-    """Return the label that the folder's backdoor leads to, None where there is no single one.
+def read_aims(folder: Path, k: int) -> Int64[np.ndarray, "k"] | None:
+    """Return the class that the folder's backdoor sends each of k classes to, None where it has no aim.
 
     Raises:
-        ClipguardError: the folder's description is damaged.
+        ClipguardError: the folder's description is damaged, or written by an older version.
     """
     about = read_json(folder / ABOUT)
-    target = about.get("target", "") if isinstance(about, dict) else ""
-    if target is not None and type(target) is not int:
+    aims = about.get("aims", "") if isinstance(about, dict) else ""
+    if aims is None:
+        return None
+    whole = isinstance(aims, list) and len(aims) == k
+    if not whole or not all(type(aim) is int and 0 <= aim < k for aim in aims):
         raise ClipguardError(f"{folder / ABOUT} is damaged: run clipguard attack again")
-    return target
+    return np.array(aims, dtype=np.int64)
 
 
 def truth_beside(source: Path, test: Path | None) -> PoisonTruth | None:
@@ -71,16 +75,23 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
         ClipguardError: bad input, or a folder that is not empty.
     """
     _refuse_full(options.out)
-    attack = attack_named(options.attack, rate=options.rate, target=options.target)
+    mapping = {} if options.mapping is None else {"mapping": options.mapping}
+    recipe = attack_named(options.attack, rate=options.rate, target=options.target, **mapping)
+    seed = Seed(options.seed)
     with working() as tell:
         train, test, unreadable = _read(path, options, tell)
-        poisoned, truth = attack.poison(train, Seed(options.seed).child("attack", options.attack))
+        helper = seed.child("helper", options.attack)
+        attack = prepare(recipe, train, helper, report=partial(tell, "helper net"))
+        poisoned, truth = attack.poison(train, seed.child("attack", options.attack))
+        classes = np.arange(len(train.class_names))
+        aims = attack.aim(classes, len(classes))
         triggered = None if test is None else _triggered(attack, test)
         sets = {TRAIN: poisoned, TEST: test, TRIGGERED: triggered}
         about = {
             "attack": options.attack,
-            "rate": options.rate,
+            "rate": attack.rate,
             "target": truth.target,
+            "aims": None if aims is None else aims.tolist(),
             "seed": options.seed,
             "source": str(path),
             "test_source": None if options.test is None else str(options.test),
@@ -89,6 +100,7 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
             "counts": {
                 "train": len(poisoned),
                 "poisoned": int(truth.poisoned.sum()),
+                "cover": int(truth.cover.sum()),
                 "test": 0 if test is None else len(test),
                 "triggered": 0 if triggered is None else len(triggered),
                 "unreadable": unreadable,
@@ -158,8 +170,9 @@ def _appearing(folder: Path) -> Iterator[Path]:
 
 def _show(value: dict[str, Any], console: "Console") -> None:
     counts = value["counts"]
+    cover = f", {counts['cover']:,} more carry a decoy" if counts["cover"] else ""
     console.print(
-        f"{value['attack']}: {counts['poisoned']:,} of {counts['train']:,} training samples changed",
+        f"{value['attack']}: {counts['poisoned']:,} of {counts['train']:,} training samples poisoned{cover}",
         markup=False,
     )
     for file in value["files"]:
