@@ -1,11 +1,10 @@
 """Classifiers trained from scratch, cached by the content of what they were trained on.
 
-    CACHE/victims/<key>.safetensors     weights, the spec in the header
-    CACHE/victims/<key>.json            seconds, threads, recipe; written last
+CACHE/victims/<key>.safetensors     weights, the spec in the header
+CACHE/victims/<key>.json            seconds, threads, recipe; written last
 """
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 

@@ -149,7 +149,8 @@ def read_config(path: Path) -> BenchConfig:
     there = {choice.name for choice in config.defenses}
     missing = tuple(DefenseChoice(name=name) for name in ALWAYS if name not in there)
     labelled = tuple(
-        choice if choice.label else replace(choice, label=choice.name)
+        # The victim's row is looked up by its name.
+        choice if choice.label and choice.name != "none" else replace(choice, label=choice.name)
         # The victim first: all other rows are held against it.
         for choice in sorted(config.defenses + missing, key=lambda choice: choice.name != "none")
     )
@@ -165,20 +166,24 @@ def _check(config: BenchConfig, path: Path) -> None:
         if not entries or doubled:
             fault = f"holds {doubled[0]!r} twice" if doubled else "is empty"
             raise ClipguardError(f"{path}, key {axis}: the list {fault}: correct it")
+    _check_numbers(config, path)
     labels = [choice.label for choice in config.defenses]
     if taken := [label for label in labels if labels.count(label) > 1 or label == ORACLE]:
         raise ClipguardError(f"{path}, key defenses: two rows would be {taken[0]!r}: give each a label")
-    for rate in (*config.rates, *(attack.rate for attack in config.attacks if attack.rate is not None)):
-        if not 0 < rate < 1:
-            raise ClipguardError(f"{path}: rate {rate} is outside (0, 1): give a fraction such as 0.05")
-    if wrong := [guide.degrade for guide in config.guides if not 0 <= guide.degrade <= 1]:
-        raise ClipguardError(f"{path}, key guides: degrade {wrong[0]} is outside [0, 1]")
-    if wrong := [data.imbalance for data in config.data if data.imbalance < 1]:
-        raise ClipguardError(f"{path}, key data: imbalance {wrong[0]} is below 1: give first over last class")
     for choice in config.defenses:
         defense_of(choice, f"{path}, defence {choice.label}")
     for net in config.nets:
         recipe_of(config, net, f"{path}, net {net.name}")
+
+
+def _check_numbers(config: BenchConfig, path: Path) -> None:
+    rates = (*config.rates, *(attack.rate for attack in config.attacks if attack.rate is not None))
+    if wrong := [rate for rate in rates if not 0 < rate < 1]:
+        raise ClipguardError(f"{path}: rate {wrong[0]} is outside (0, 1): give a fraction such as 0.05")
+    if wrong := [guide.degrade for guide in config.guides if not 0 <= guide.degrade <= 1]:
+        raise ClipguardError(f"{path}, key guides: degrade {wrong[0]} is outside [0, 1]: give a share")
+    if wrong := [data.imbalance for data in config.data if data.imbalance < 1]:
+        raise ClipguardError(f"{path}, key data: imbalance {wrong[0]} is below 1: give first over last class")
 
 
 def defense_of(choice: DefenseChoice, where: str = "defence") -> Defense:

@@ -45,7 +45,9 @@ def _fail(text: str, code: int = ERROR) -> int:
 def _run(arguments: list[str]) -> int:
     if not arguments:
         # Not the help and 0: to a script, 0 means that a data set is clean.
-        raise ClipguardError("no command: give attack, defend, demo, report or scan (see clipguard --help)")
+        raise ClipguardError(
+            "no command: give attack, bench, defend, demo, report or scan (see clipguard --help)"
+        )
     command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
     outcome = command(*bound.args, **bound.kwargs)
     if not isinstance(outcome, Outcome):  # --help and --version print for themselves

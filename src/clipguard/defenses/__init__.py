@@ -1,4 +1,4 @@
-"""Defences that are compared: clipguard, controls, and whatever a user brings; one line each in `DEFENSES`."""
+"""Defences to compare: clipguard, its controls, and what a user brings; one line each in `DEFENSES`."""
 
 import importlib
 from collections.abc import Callable, Mapping

@@ -103,4 +103,3 @@ def _cured(defender: Defender) -> Cured:
         split=found.split,
         notes={"flagged": int(found.split.triggered.sum())},
     )
-
