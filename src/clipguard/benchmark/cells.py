@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from clipguard.attacks import Attack, attack_named, prepare
-from clipguard.benchmark.config import Cell, DataChoice, DefenseChoice, defense_of
+from clipguard.benchmark.config import Cell, DataChoice
 from clipguard.benchmark.guides import BenchGuide, accuracy, guide_of
 from clipguard.benchmark.judging import Trial, judged, trials
 from clipguard.benchmark.longtail import long_tailed
 from clipguard.decode import common_size, read_images
-from clipguard.defenses import Case
+from clipguard.defenses import Case, Defense
 from clipguard.evaluate import detection
 from clipguard.models import ModelSpec, Normalized
 from clipguard.seeds import Seed
@@ -49,7 +49,7 @@ class Lab:
     data: Path
     beside: Path
     download: bool = False
-    report: Report | None = None
+    report: Report | None = field(default=None, compare=False)
 
 
 def cell_name(cell: Cell) -> str:
@@ -147,13 +147,14 @@ class Work:
         model, seconds = self._trained(self.sets[0], self.oracle_seed, "oracle")
         return {**self._judged(model), "seconds": {"oracle": seconds}}
 
-    def defended(self, choice: DefenseChoice) -> Row:
+    def defended(self, defense: Defense) -> Row:
         """Return the row of a defence."""
-        cured = defense_of(choice).defend(self.case())
+        cured = defense.defend(self.case())
         told: Row = {**self._judged(cured.model), "seconds": cured.seconds, "notes": cured.notes}
         if cured.entropy is not None and cured.split is not None:
             told["detection"] = detection(cured.entropy, cured.split, self.poisoned[1])
-        return {**told, "guide_accuracy": self.guide_accuracy}
+        told["guide_accuracy"] = self.guide_accuracy
+        return {**told, "guide_pass_seconds": self.guide.pass_seconds(len(self.poisoned[0]))}
 
     def case(self) -> Case:
         """Return what a defence is given: nothing of the truth."""

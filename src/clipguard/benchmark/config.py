@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +10,7 @@ from typing import Any, Final
 from clipguard.benchmark.reading import read_as
 from clipguard.defenses import Defense, defense_factory, foreign_defense
 from clipguard.errors import ClipguardError
+from clipguard.pipeline import Plan
 from clipguard.training import Recipe
 
 VICTIM: Final = Recipe(epochs=25, lr=0.05, crop=0.0)
@@ -105,6 +106,8 @@ class BenchConfig:
         defenses: beside none, oracle, retrain and finetune, which are always there.
         victim: how the victim is trained.
         oracle_seed: of the one training without poison that all seeds are held against.
+        plan: clipguard's settings, also for the controls that build on its scan; a defence's own options may
+            change them further.
     """
 
     data: tuple[DataChoice, ...] = (_COMMON,)
@@ -117,6 +120,7 @@ class BenchConfig:
     defenses: tuple[DefenseChoice, ...] = (DefenseChoice(name="clipguard"),)
     victim: Recipe = VICTIM
     oracle_seed: int = 0
+    plan: Plan = field(default_factory=Plan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +175,7 @@ def _check(config: BenchConfig, path: Path) -> None:
     if taken := [label for label in labels if labels.count(label) > 1 or label == ORACLE]:
         raise ClipguardError(f"{path}, key defenses: two rows would be {taken[0]!r}: give each a label")
     for choice in config.defenses:
-        defense_of(choice, f"{path}, defence {choice.label}")
+        defense_of(config, choice, f"{path}, defence {choice.label}")
     for net in config.nets:
         recipe_of(config, net, f"{path}, net {net.name}")
 
@@ -186,16 +190,17 @@ def _check_numbers(config: BenchConfig, path: Path) -> None:
         raise ClipguardError(f"{path}, key data: imbalance {wrong[0]} is below 1: give first over last class")
 
 
-def defense_of(choice: DefenseChoice, where: str = "defence") -> Defense:
+def defense_of(config: BenchConfig, choice: DefenseChoice, where: str = "defence") -> Defense:
     """Return the defence of a choice, its options read as a table where it is a dataclass.
 
     Raises:
         ClipguardError: no such defence, or it takes other options.
     """
-    factory = defense_factory(choice.name)
-    if not isinstance(factory, type) or not hasattr(factory, "__dataclass_fields__"):
+    factory: Any = defense_factory(choice.name)
+    if not (isinstance(factory, type) and is_dataclass(factory)):
         return foreign_defense(choice.name, choice.options)
-    made = read_as(factory, choice.options, where)
+    planned = any(entry.name == "plan" for entry in fields(factory))
+    made = read_as(factory, choice.options, where, factory(plan=config.plan) if planned else None)
     if not isinstance(made, Defense):
         raise ClipguardError(f"{where}: {choice.name!r} has no method defend(case)")
     return made

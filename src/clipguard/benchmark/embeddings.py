@@ -7,6 +7,7 @@ whatever was cached before, and the same that a pass without the cache gives in 
 """
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,13 @@ class RememberingClip(Clip):
     folder: Path = Path()
     _known: dict[bytes, Float32[np.ndarray, "d"]] = field(default_factory=dict)
     _coming: list[Images] = field(default_factory=list)
+    _costs: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds an image when nothing is remembered, from the passes that filled the memory."""
+        images = sum(count for count, _ in self._costs)
+        return sum(seconds for _, seconds in self._costs) / images if images else None
 
     def foresee(self, images: Images) -> None:
         """Say that embeddings of `images` are likely to be asked for; nothing is computed yet."""
@@ -61,8 +69,9 @@ class RememberingClip(Clip):
             part = unknown[start : start + SHARD]
             pictures = [image for _, image in part]
             copies = -len(pictures) % IMAGE_CHUNK
+            began = time.monotonic()
             vectors = super().embed_images(pictures + pictures[-1:] * copies)[: len(part)]
-            self._write([key for key, _ in part], vectors)
+            self._write([key for key, _ in part], vectors, time.monotonic() - began)
 
     @property
     def _home(self) -> Path:
@@ -75,16 +84,19 @@ class RememberingClip(Clip):
             try:
                 with np.load(file, allow_pickle=False) as shard:
                     self._known.update(zip(map(bytes, shard["keys"]), shard["vectors"], strict=True))
+                    self._costs.append((len(shard["keys"]), float(shard["seconds"])))
             except (OSError, ValueError, KeyError) as error:
                 raise ClipguardError(f"{file} cannot be read ({error}): delete it and run again") from error
 
-    def _write(self, keys: list[bytes], vectors: Float32[np.ndarray, "n d"]) -> None:
+    def _write(self, keys: list[bytes], vectors: Float32[np.ndarray, "n d"], seconds: float) -> None:
         home = self._home
         home.mkdir(parents=True, exist_ok=True)
         # Named by its contents, so that two processes never write different shards to one name.
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
         with replacing(home / f"{name}.npz") as part, part.open("wb") as opened:
-            np.savez(opened, keys=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32), vectors=vectors)
+            digests = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32)
+            np.savez(opened, keys=digests, vectors=vectors, seconds=seconds)
+        self._costs.append((len(keys), seconds))
         self._known.update(zip(keys, vectors, strict=True))
 
 

@@ -62,7 +62,7 @@ def groups(rows: list[Row]) -> list[Group]:
 
 
 def goal(row: Row, cell: dict[str, Row]) -> str:
-    """Return `met`, by how much the row misses, or why it cannot be said; nothing for a row without a goal."""
+    """Return `met`, by how much the row misses, or why none can be told; nothing without a goal."""
     if row["defense"] in _WITHOUT_GOAL:
         return ""
     before, oracle = cell.get("none"), cell.get("oracle")

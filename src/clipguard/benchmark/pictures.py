@@ -46,7 +46,7 @@ def write_pictures(rows: list[Row], run: Path) -> list[Path]:
 
 
 def _saved(figure: "Figure", path: Path) -> Path:
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
     figure.savefig(path, dpi=110)
     return path
 
@@ -72,12 +72,14 @@ def _by_cell(found: list[Group], figure_of: Callable[..., "Figure"]) -> "Figure"
                 if group.label == label and group.values(name)
             ]
             _marks(axis, points, _WORDS.get(label, label), _style(label, labels))
+        axis.set_xlim(-0.5, len(columns) - 0.5)
         axis.set_xticks(range(len(columns)))
         texts = [_column(column, varying) for column in columns]
         axis.set_xticklabels(texts, rotation=30, ha="right", fontsize=8)
         _finish(axis, name, word)
-        if number == 0:
-            axis.legend(fontsize=7, ncols=min(len(labels), 5))
+    # Above the panels, where no mark can lie under it.
+    handles, words = figure.axes[1].get_legend_handles_labels()
+    figure.legend(handles, words, loc="upper center", fontsize=7, ncols=3, bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
@@ -162,3 +164,4 @@ def _finish(axis: "Axes", name: str, word: str) -> None:
         # Linear below 1 %, so that zero has a place; the goals lie there.
         axis.set_yscale("symlog", linthresh=1)
         axis.set_ylim(-0.2, 130)
+        axis.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])

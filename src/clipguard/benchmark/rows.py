@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from clipguard.benchmark.cells import Lab, Row, Work, cell_name
-from clipguard.benchmark.config import ORACLE, BenchConfig, Cell, DefenseChoice, cells
+from clipguard.benchmark.config import ORACLE, BenchConfig, Cell, cells, defense_of
 from clipguard.benchmark.judging import planted
 from clipguard.benchmark.machine import commit, machine, peak_memory, versions
 from clipguard.benchmark.results import write_results
+from clipguard.defenses import Defense
 from clipguard.errors import ClipguardError
 from clipguard.locks import locked
 from clipguard.store import read_json, write_json
@@ -122,13 +123,18 @@ def _tasks(config: BenchConfig) -> Iterator[_Task]:
                 compute=Work.oracle,
             )
         else:
+            made = defense_of(config, choice)
             yield _Task(
-                label=choice.label, defense=choice.name, settings=asdict(choice), compute=_defended(choice)
+                label=choice.label,
+                defense=choice.name,
+                # A dataclass tells all its settings, those that nobody chose included.
+                settings={**asdict(choice), "with": repr(made)},
+                compute=_defended(made),
             )
 
 
-def _defended(choice: DefenseChoice) -> Callable[[Work], Row]:
-    return lambda work: work.defended(choice)
+def _defended(defense: Defense) -> Callable[[Work], Row]:
+    return lambda work: work.defended(defense)
 
 
 def _row(work: Work, task: _Task, folder: Path, command: str, log: Log) -> str:
