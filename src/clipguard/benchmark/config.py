@@ -175,7 +175,10 @@ def _check(config: BenchConfig, path: Path) -> None:
     if taken := [label for label in labels if labels.count(label) > 1 or label == ORACLE]:
         raise ClipguardError(f"{path}, key defenses: two rows would be {taken[0]!r}: give each a label")
     for choice in config.defenses:
-        defense_of(config, choice, f"{path}, defence {choice.label}")
+        try:
+            defense_of(config, choice, f"options of {choice.label!r}")
+        except ClipguardError as error:
+            raise ClipguardError(f"{path}, key defenses: {error}") from error
     for net in config.nets:
         recipe_of(config, net, f"{path}, net {net.name}")
 
