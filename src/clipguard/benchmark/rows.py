@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -127,8 +127,9 @@ def _tasks(config: BenchConfig) -> Iterator[_Task]:
             yield _Task(
                 label=choice.label,
                 defense=choice.name,
-                # A dataclass tells all its settings, those that nobody chose included.
-                settings={**asdict(choice), "with": repr(made)},
+                # A dataclass tells all its settings, those that nobody chose included; of anything else the
+                # text may hold an address, and then no row would ever be found again.
+                settings={**asdict(choice), "with": repr(made) if is_dataclass(made) else None},
                 compute=_defended(made),
             )
 
