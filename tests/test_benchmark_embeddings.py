@@ -80,7 +80,10 @@ def test_a_damaged_memory_is_told_by_name(tmp_path):
 
 
 def guide(tmp_path, degrade: float) -> BenchGuide:
-    return guide_of(GuideChoice(name="mini", degrade=degrade), tmp_path, tmp_path)
+    """Return a guide of the benchmark around the model that is loaded already."""
+    made = guide_of(GuideChoice(name="mini", degrade=degrade), tmp_path, tmp_path)
+    made.__dict__["clip"] = remembering(PLAIN, tmp_path)
+    return made
 
 
 def test_a_guide_of_the_benchmark_says_what_the_plain_guide_says(tmp_path, embedded):
@@ -105,18 +108,28 @@ def test_a_degraded_guide_keeps_the_spread_of_its_opinions_and_has_a_fingerprint
 
 
 def test_accuracy_falls_with_the_degradation_down_to_chance(tmp_path):
-    red, green, blue = (np.full((40, 16, 16, 3), 20, np.uint8) for _ in range(3))
-    for channel, images in enumerate((red, green, blue)):
-        images[..., channel] = 200
-    noise = np.random.default_rng(0).integers(0, 30, (120, 16, 16, 3))
-    images = (np.concatenate([red, green, blue]) + noise).astype(np.uint8)
-    labels = np.repeat(np.arange(3), 40)
-    data = image_set(images, labels, ("a red square", "a green square", "a blue square"))
-    right = [accuracy(guide(tmp_path, share), data, labels) for share in (0.0, 0.5, 1.0)]
+    labels = np.arange(600) % 3
+    spread = np.random.default_rng(0).standard_normal((600, 384)) * 0.03
+    near = ClipGuide("mini").class_embeddings(NAMES)[labels] + spread
+    vectors = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)
+    right = [
+        float(np.mean(guide(tmp_path, share).logits(vectors, NAMES).logits.argmax(1) == labels))
+        for share in (0.0, 0.3, 0.6, 1.0)
+    ]
     assert right[0] > 0.9
-    assert right[0] >= right[1] > right[2]
-    # Chance is a third; three standard deviations of 120 draws are 13 points.
-    assert abs(right[2] - 1 / 3) < 0.14
+    assert right == sorted(right, reverse=True)
+    # Chance is a third; three standard deviations of 600 draws are 6 points.
+    assert abs(right[3] - 1 / 3) < 0.06
+
+
+def test_a_guides_accuracy_is_the_share_of_images_that_it_gives_their_label(tmp_path, embedded):
+    made = guide(tmp_path, 0.0)
+    opinion = made.logits(embedded, NAMES).logits.argmax(1)
+    wrong = opinion.copy()
+    wrong[:10] = (wrong[:10] + 1) % 3
+    data = image_set(IMAGES, opinion, NAMES)
+    assert accuracy(made, data, opinion) == 1.0
+    assert accuracy(made, data, wrong) == 0.75
 
 
 def test_a_local_folder_starts_from_the_benchmarks_own(tmp_path):

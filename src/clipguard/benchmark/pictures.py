@@ -84,7 +84,10 @@ def _by_cell(found: list[Group], figure_of: Callable[..., "Figure"]) -> "Figure"
 
 
 def _column(axes: tuple[Any, ...], varying: Sequence[int]) -> str:
-    words = {"rate": lambda rate: f"{100 * rate:g} %", "degrade": lambda share: f"-{share:g}"}
+    words: dict[str, Callable[[Any], str]] = {
+        "rate": lambda rate: f"{100 * rate:g} %",
+        "degrade": lambda share: f"-{share:g}",
+    }
     return " ".join(words.get(AXES[number], str)(axes[number]) for number in varying)
 
 
