@@ -28,6 +28,7 @@ def squares(count: int) -> ImageSet:
     return image_set(images.astype(np.uint8), labels, NAMES)
 
 
+@pytest.mark.slow
 def test_the_trigger_leads_to_the_target_and_untouched_images_keep_their_class(tmp_path):
     from backdoored_guide import Poisoning, measure, pack, poison, split
 

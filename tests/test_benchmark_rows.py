@@ -42,7 +42,7 @@ def files(tiny: TinyBench) -> dict[str, Path]:
 
 def stable(row: dict[str, Any]) -> dict[str, Any]:
     """Return what a second computation must repeat to the last digit."""
-    varying = ("seconds", "finished", "peak_memory", "command", "guide_pass")
+    varying = ("seconds", "finished", "peak_memory", "command", "commit")
     return {key: value for key, value in row.items() if not any(word in key for word in varying)}
 
 
@@ -53,17 +53,17 @@ def test_every_row_tells_its_rates_what_it_is_of_and_what_it_was_made_with(done)
         assert 0 <= row["accuracy"] <= 1
         assert len(row["class_recalls"]) == 3
         assert np.isclose(np.mean(row["class_recalls"]), row["accuracy"])
-        assert (row["n"], row["train_n"], row["poisoned"]) == (90, 120, 18)
+        assert (row["n"], row["train_n"], row["poisoned"]) == (60, 96, 14)
         assert row["planted"] is True
         assert row["peak_memory_mb"] > 10
         assert row["machine"]
         assert {"python", "torch", "clipguard"} <= json.loads(row["versions"]).keys()
-        assert json.loads(row["settings"])["cell"]["recipe"]["epochs"] == 8
+        assert json.loads(row["settings"])["cell"]["recipe"]["epochs"] == 10
         assert row["command"].startswith("clipguard bench ")
     assert found["none"]["attack_success"] > 0.8
     assert found["oracle"]["attack_success"] < 0.2
     own = found["clipguard"]
-    assert own["detection_poisoned"] == 18
+    assert own["detection_poisoned"] == 14
     assert 0 <= own["guide_accuracy"] <= 1
     assert min(own[f"seconds_{stage}"] for stage in ("read", "suspect", "detect", "cure")) >= 0
     assert found["finetune"]["detection_poisoned"] is None
@@ -162,7 +162,7 @@ def test_an_attack_that_cannot_be_made_costs_its_own_cell_only(tmp_path, capsys)
     ran = CommandLine(capsys)(*tiny.arguments, "--json")
     assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 0, 2)
     text = (tiny.out / "results.md").read_text()
-    assert "asks for 108 of 120 samples" in text
+    assert "asks for 86 of 96 samples" in text
     assert "unknown attack 'no-such'" in text
 
 

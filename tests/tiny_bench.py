@@ -15,7 +15,7 @@ detector.probe = {architecture = "shallow-8", fewest_steps = 0, recipe = {epochs
 cure.recipe = {epochs = 2, batch_size = 32, flip = false, crop = 0.0}
 
 [victim]
-epochs = 8
+epochs = 10
 lr = 0.1
 batch_size = 16
 flip = false
@@ -37,8 +37,8 @@ class TinyBench:
 
 
 def tiny_bench(folder: Path, text: str = "", out: str = "run") -> TinyBench:
-    """Return a benchmark of 120 training and 90 test images; `text` is what its file begins with."""
-    for name, n, seed in (("train", 120, 0), ("test", 90, 1)):
+    """Return a benchmark of 96 training and 60 test images; `text` is what its file begins with."""
+    for name, n, seed in (("train", 96, 0), ("test", 60, 1)):
         data, _ = poisoned_set(n, share=0, seed=seed)
         np.savez(
             folder / f"{name}.npz",

@@ -150,7 +150,7 @@ class Work:
     def defended(self, defense: Defense) -> Row:
         """Return the row of a defence."""
         cured = defense.defend(self.case())
-        told: Row = {**self._judged(cured.model), "seconds": cured.seconds, "notes": cured.notes}
+        told: Row = {**self._judged(cured.model), "seconds": cured.seconds, "notes": dict(cured.notes)}
         if cured.entropy is not None and cured.split is not None:
             told["detection"] = detection(cured.entropy, cured.split, self.poisoned[1])
         told["guide_accuracy"] = self.guide_accuracy

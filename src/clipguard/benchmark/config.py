@@ -1,7 +1,7 @@
 """What is compared: a TOML file to data sets x attacks x rates x guides x nets x seeds, and the defences."""
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -202,8 +202,9 @@ def defense_of(config: BenchConfig, choice: DefenseChoice, where: str = "defence
     factory: Any = defense_factory(choice.name)
     if not (isinstance(factory, type) and is_dataclass(factory)):
         return foreign_defense(choice.name, choice.options)
+    plain: Callable[..., Any] = factory
     planned = any(entry.name == "plan" for entry in fields(factory))
-    made = read_as(factory, choice.options, where, factory(plan=config.plan) if planned else None)
+    made = read_as(factory, choice.options, where, plain(plan=config.plan) if planned else None)
     if not isinstance(made, Defense):
         raise ClipguardError(f"{where}: {choice.name!r} has no method defend(case)")
     return made

@@ -123,7 +123,7 @@ def _tasks(config: BenchConfig) -> Iterator[_Task]:
                 compute=Work.oracle,
             )
         else:
-            made = defense_of(config, choice)
+            made: Any = defense_of(config, choice)
             yield _Task(
                 label=choice.label,
                 defense=choice.name,

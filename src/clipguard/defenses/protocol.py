@@ -1,6 +1,6 @@
 """What every defence is given and gives back. It never sees which samples are poisoned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -57,7 +57,7 @@ class Cured:
     seconds: dict[str, float]
     entropy: EntropyMap | None = None
     split: Split | None = None
-    notes: dict[str, float | int] = field(default_factory=dict)
+    notes: Mapping[str, float | int] = field(default_factory=dict)
 
 
 @runtime_checkable
