@@ -86,7 +86,7 @@ def _by_cell(found: list[Group], figure_of: Callable[..., "Figure"]) -> "Figure"
 def _column(axes: tuple[Any, ...], varying: Sequence[int]) -> str:
     words: dict[str, Callable[[Any], str]] = {
         "rate": lambda rate: f"{100 * rate:g} %",
-        "degrade": lambda share: f"-{share:g}",
+        "degrade": lambda share: f"noise {share:g}" if share else "",
     }
     return " ".join(words.get(AXES[number], str)(axes[number]) for number in varying)
 
