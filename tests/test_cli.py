@@ -23,7 +23,7 @@ from clipguard.errors import ClipguardError
 from clipguard.suspect import SUSPECTS
 from tiny_data import CommandLine, few_steps, image_folder, tree
 
-COMMANDS = ("attack", "convert", "defend", "demo", "report", "scan", "verify")
+COMMANDS = ("attack", "bench", "bench-report", "convert", "defend", "demo", "report", "scan", "verify")
 SUMMARY = {
     "verdict": {"verdict": "undecided", "reasons": ["a [bold]reason[/bold]"]},
     "data": {"n": 2, "classes": ["cat", "dog"]},

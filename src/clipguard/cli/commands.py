@@ -1,4 +1,4 @@
-"""The six commands. Each imports what it needs when it runs, so that `--help` starts in a blink."""
+"""The commands. Each imports what it needs when it runs, so that `--help` starts in a blink."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 from clipguard import __version__
 from clipguard.cli.options import (
     AttackOptions,
+    BenchOptions,
     ConvertOptions,
     DefendOptions,
     Json,
@@ -96,6 +97,28 @@ def verify(
     from clipguard.cli.checking import run_verify
 
     return run_verify(run, data, model, json)
+
+
+@app.command
+def bench(
+    file: Annotated[Path, Parameter(help="TOML file: data sets, attacks, rates, guides, nets, seeds.")],
+    /,
+    options: BenchOptions,
+) -> Outcome:
+    """Compare defences over attacks; every finished row is kept, the same command goes on."""
+    from clipguard.cli.bench import run_benchmark
+
+    return run_benchmark(file, options)
+
+
+@app.command
+def bench_report(
+    run: Annotated[Path, Parameter(help="Folder that bench wrote.")], /, *, json: Json = False
+) -> Outcome:
+    """Write table and pictures of a benchmark once more."""
+    from clipguard.cli.bench import run_report
+
+    return run_report(run, json)
 
 
 @Parameter(name="*")

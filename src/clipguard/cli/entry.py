@@ -79,7 +79,7 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         # Not the help and 0: to a script, 0 means that a data set is clean.
         raise ClipguardError(
-            "no command: give attack, defend, demo, report, scan or verify (see clipguard --help)"
+            "no command: give attack, bench, defend, demo, report, scan or verify (see clipguard --help)"
         )
     command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
     outcome = command(*bound.args, **bound.kwargs)

@@ -155,3 +155,25 @@ class ConvertOptions:
     test: Annotated[Path | None, Parameter(help="Clean test set likewise.")] = None
     classes: Classes = None
     json: Json = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """What `bench` takes beside its file."""
+
+    out: Annotated[Path, Parameter(name=("--out", "-o"), help="Folder of the benchmark; resumes there.")]
+    data: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder of data sets known by name, as NAME/train.parquet; default: ~/.cache/clipguard/data."
+        ),
+    ] = None
+    download: Annotated[
+        bool, Parameter(negative="", help="Fetch data sets known by name that are not there.")
+    ] = False
+    cache: Annotated[
+        Path | None,
+        Parameter(help="Folder of victims, helpers and embeddings; default: ~/.cache/clipguard/bench."),
+    ] = None
+    json: Json = False

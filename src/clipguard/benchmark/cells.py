@@ -1,0 +1,200 @@
+"""One cell at work: its data, attack, victim and defences, each made when a row first needs it."""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipguard.attacks import Attack, attack_named, prepare
+from clipguard.benchmark.config import Cell, DataChoice
+from clipguard.benchmark.guides import BenchGuide, accuracy, guide_of
+from clipguard.benchmark.judging import Trial, judged, trials
+from clipguard.benchmark.longtail import long_tailed
+from clipguard.decode import common_size, read_images
+from clipguard.defenses import Case, Defense
+from clipguard.evaluate import detection
+from clipguard.models import ModelSpec, Normalized
+from clipguard.seeds import Seed
+from clipguard.sources import ImageSource
+from clipguard.sources.named import NAMED, Part, open_named
+from clipguard.truth import PoisonTruth
+from clipguard.types import ImageSet
+from clipguard.victims import Schooling, trained
+
+Row = dict[str, Any]
+Report = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lab:
+    """Where a benchmark works.
+
+    Attributes:
+        run: the benchmark's own folder.
+        cache: victims, helper nets and embeddings, shared by all benchmarks.
+        data: folder of the data sets that are known by name.
+        beside: folder of the TOML file, from which relative paths start.
+        download: fetch data sets that are not there.
+        report: called as work goes on.
+    """
+
+    run: Path
+    cache: Path
+    data: Path
+    beside: Path
+    download: bool = False
+    report: Report | None = field(default=None, compare=False)
+
+
+def cell_name(cell: Cell) -> str:
+    """Return a readable name that no other cell has: it ends in a hash of all settings."""
+    words = [cell.data.name, cell.attack.name, f"{cell.rate:g}", cell.guide.name, cell.net.name]
+    if cell.guide.degrade:
+        words[3] += f"-{cell.guide.degrade:g}"
+    plain = "".join(c if c.isalnum() or c in ".+-" else "-" for c in "_".join([*words, f"s{cell.seed}"]))
+    digest = sha256(json.dumps(asdict(cell), sort_keys=True).encode()).hexdigest()[:8]
+    return f"{plain[:100]}-{digest}"
+
+
+@functools.lru_cache(maxsize=2)
+def image_sets(choice: DataChoice, lab: Lab) -> tuple[ImageSet, ImageSet]:
+    """Return decoded training and test set of a choice.
+
+    Raises:
+        ClipguardError: they cannot be had, or name other classes than each other.
+    """
+    train, test = (_source(choice, part, lab) for part in ("train", "test"))
+    size = choice.size or common_size(train).common
+    learnt, held_out = read_images(train, size)[0], read_images(test, size)[0]
+    if choice.imbalance > 1:
+        learnt = long_tailed(learnt, choice.imbalance, Seed(0).child("long tail"))
+    return learnt, held_out
+
+
+def _source(choice: DataChoice, part: Part, lab: Lab) -> ImageSource:
+    path = choice.train if part == "train" else choice.test
+    rows = choice.train_rows if part == "train" else choice.test_rows
+    if path is None:
+        return open_named(choice.name, part, lab.data, download=lab.download, rows=rows)
+    return ImageSource.open(
+        lab.beside / Path(path).expanduser(),
+        rows=rows,
+        classes=NAMED[choice.name].names if choice.name in NAMED else None,
+    )
+
+
+class Work:
+    """What the rows of one cell share."""
+
+    def __init__(self, cell: Cell, lab: Lab, oracle_seed: int) -> None:
+        self.cell, self.lab, self.oracle_seed = cell, lab, oracle_seed
+        self.name = cell_name(cell)
+
+    @functools.cached_property
+    def sets(self) -> tuple[ImageSet, ImageSet]:
+        """Training set before the attack, and test set."""
+        return image_sets(self.cell.data, self.lab)
+
+    @functools.cached_property
+    def attack(self) -> Attack:
+        """The attack, its helper net from the cache or trained now."""
+        cell = self.cell
+        named = attack_named(cell.attack.name, rate=cell.rate, target=cell.target, **cell.attack.options)
+        seed, tell = Seed(cell.seed).child("helper", cell.attack.name), self.teller("helper net")
+        return prepare(named, self.sets[0], seed, self.lab.cache / "helpers", tell)
+
+    @functools.cached_property
+    def poisoned(self) -> tuple[ImageSet, PoisonTruth]:
+        """The poisoned training set and the truth about it."""
+        return self.attack.poison(self.sets[0], Seed(self.cell.seed).child("attack", self.cell.attack.name))
+
+    @functools.cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """The test set with each trigger."""
+        return trials(self.attack, self.sets[1])
+
+    @functools.cached_property
+    def victim(self) -> tuple[Normalized, float]:
+        """The model trained on the poisoned set, and the seconds that took."""
+        return self._trained(self.poisoned[0], self.cell.seed, "victim")
+
+    @functools.cached_property
+    def guide(self) -> BenchGuide:
+        """The guide, which knows the images that a defence will show it."""
+        made = guide_of(self.cell.guide, self.lab.cache / "embeddings", self.lab.beside)
+        made.foresee(self.poisoned[0])
+        return made
+
+    @functools.cached_property
+    def guide_accuracy(self) -> float:
+        """How many of the training images the guide reads rightly, as poisoned, against the true labels."""
+        data, truth = self.poisoned
+        return accuracy(self.guide, data, truth.original_labels)
+
+    def undefended(self) -> Row:
+        """Return the row of the victim."""
+        model, seconds = self.victim
+        return {**self._judged(model), "seconds": {"victim": seconds}}
+
+    def oracle(self) -> Row:
+        """Return the row of the same recipe without the poison, judged with this cell's triggers."""
+        model, seconds = self._trained(self.sets[0], self.oracle_seed, "oracle")
+        return {**self._judged(model), "seconds": {"oracle": seconds}}
+
+    def defended(self, defense: Defense) -> Row:
+        """Return the row of a defence."""
+        cured = defense.defend(self.case())
+        told: Row = {**self._judged(cured.model), "seconds": cured.seconds, "notes": dict(cured.notes)}
+        if cured.entropy is not None and cured.split is not None:
+            told["detection"] = detection(cured.entropy, cured.split, self.poisoned[1])
+        told["guide_accuracy"] = self.guide_accuracy
+        return {**told, "guide_pass_seconds": self.guide.pass_seconds(len(self.poisoned[0]))}
+
+    def case(self) -> Case:
+        """Return what a defence is given: nothing of the truth."""
+        return Case(
+            data=self.poisoned[0],
+            victim=self.victim[0],
+            spec=self._spec(self.poisoned[0]),
+            recipe=self.cell.recipe,
+            guide=self.guide,
+            seed=self.cell.seed,
+            run_dir=self.lab.run / "work" / self.name,
+            cache=self.lab.cache,
+            report=self.lab.report,
+        )
+
+    def teller(self, stage: str) -> Callable[[int, int], None]:
+        """Return a progress function of one stage."""
+        return functools.partial(self.lab.report or _quiet, stage)
+
+    def _trained(self, data: ImageSet, seed: int, stage: str) -> tuple[Normalized, float]:
+        recipe = self.cell.recipe
+        schooling = Schooling(spec=self._spec(data), recipe=recipe, seed=Seed(seed).child("victim"))
+        tell = self.teller(stage)
+        return trained(data, schooling, self.lab.cache, on_epoch=lambda done: tell(done, recipe.epochs))
+
+    def _spec(self, data: ImageSet) -> ModelSpec:
+        h, w = data.images.shape[1:3]
+        net = self.cell.net.name
+        return ModelSpec(architecture=net, num_classes=len(data.class_names), input_size=(h, w))
+
+    def _judged(self, model: Normalized) -> Row:
+        truth = self.poisoned[1]
+        return {
+            **judged(model, self.sets[1], self.trials),
+            "train_n": len(self.poisoned[0]),
+            "poisoned": int(np.sum(truth.poisoned)),
+            "cover": int(np.sum(truth.cover)),
+            "fingerprint": self.poisoned[0].fingerprint,
+        }
+
+
+def _quiet(stage: str, done: int, total: int) -> None:
+    """Take progress that nobody wants to see."""

@@ -1,0 +1,238 @@
+"""What is compared: a TOML file to data sets x attacks x rates x guides x nets x seeds, and the defences."""
+
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+from clipguard.benchmark.reading import read_as
+from clipguard.defenses import Defense, defense_factory, foreign_defense
+from clipguard.errors import ClipguardError
+from clipguard.pipeline import Plan
+from clipguard.training import Recipe
+
+VICTIM: Final = Recipe(epochs=25, lr=0.05, crop=0.0)
+"""Flips but no crops: the usual zero-padded crops of 4 pixels mostly cut off a 3x3 patch in the corner, so
+that BadNets does not take in 25 epochs."""
+
+ORACLE: Final = "oracle"
+ALWAYS: Final = ("none", "retrain", "finetune")
+"""Defences that every benchmark has, asked for or not, beside the oracle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataChoice:
+    """A training set and a test set.
+
+    Attributes:
+        name: of a data set that is known by name, or a label for the two files.
+        train: a source as for `scan`, relative to the file's folder; None looks the name up.
+        test: likewise.
+        train_rows: first and one past the last row; None takes all.
+        test_rows: likewise.
+        size: height and width; None takes the commonest of the training images.
+        imbalance: how often the first class is the last one's size; the classes between fall exponentially.
+    """
+
+    name: str
+    train: str | None = None
+    test: str | None = None
+    train_rows: tuple[int, int] | None = None
+    test_rows: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None
+    imbalance: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackChoice:
+    """An attack by name; `rate` replaces the benchmark's rates, `options` are the attack's own."""
+
+    name: str
+    rate: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuideChoice:
+    """A guide by name, possibly made worse.
+
+    Attributes:
+        name: as for `scan --guide`; a `local-dir:` is relative to the file's folder.
+        degrade: share of its opinion that is replaced by noise: 0 leaves it, 1 leaves chance.
+        templates: prompts; none takes the guide's usual ones.
+        logit_scale: use the guide's own scale.
+    """
+
+    name: str
+    degrade: float = 0.0
+    templates: tuple[str, ...] = ()
+    logit_scale: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetChoice:
+    """The victim's architecture; `victim` changes its recipe, for nets that need another."""
+
+    name: str
+    victim: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefenseChoice:
+    """A defence by name or `package.module:factory`; `label` names its rows, `options` are its own."""
+
+    name: str
+    label: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+_COMMON = DataChoice(name="cifar10", train_rows=(0, 12_000), test_rows=(0, 10_000))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchConfig:
+    """All of a benchmark; what the file leaves out is the common protocol.
+
+    Attributes:
+        data: the data sets.
+        attacks: the attacks, `none` for the data as they are.
+        rates: shares of all samples that are poisoned.
+        target: class that the backdoor leads to.
+        guides: given to the defences.
+        nets: architectures of the victim.
+        seeds: of attack, victim and defence.
+        defenses: beside none, oracle, retrain and finetune, which are always there.
+        victim: how the victim is trained.
+        oracle_seed: of the one training without poison that all seeds are held against.
+        plan: clipguard's settings, also for the controls that build on its scan; a defence's own options may
+            change them further.
+    """
+
+    data: tuple[DataChoice, ...] = (_COMMON,)
+    attacks: tuple[AttackChoice, ...] = (AttackChoice(name="badnets"),)
+    rates: tuple[float, ...] = (0.05,)
+    target: int = 0
+    guides: tuple[GuideChoice, ...] = (GuideChoice(name="mini"),)
+    nets: tuple[NetChoice, ...] = (NetChoice(name="preactresnet18-16"),)
+    seeds: tuple[int, ...] = (0,)
+    defenses: tuple[DefenseChoice, ...] = (DefenseChoice(name="clipguard"),)
+    victim: Recipe = VICTIM
+    oracle_seed: int = 0
+    plan: Plan = field(default_factory=Plan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One combination: what is the same for all its rows."""
+
+    data: DataChoice
+    attack: AttackChoice
+    rate: float
+    target: int
+    guide: GuideChoice
+    net: NetChoice
+    recipe: Recipe
+    seed: int
+
+
+def read_config(path: Path) -> BenchConfig:
+    """Return the benchmark in a TOML file, with the rows that are always there.
+
+    Raises:
+        ClipguardError: no TOML, an unknown key, a value of another type, or an empty or doubled list.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        given = tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        line = " ".join(str(error).split())
+        raise ClipguardError(f"benchmark {path} cannot be read as TOML: {line}") from error
+    config: BenchConfig = read_as(BenchConfig, given, str(path), BenchConfig())
+    there = {choice.name for choice in config.defenses}
+    missing = tuple(DefenseChoice(name=name) for name in ALWAYS if name not in there)
+    labelled = tuple(
+        # The victim's row is looked up by its name.
+        choice if choice.label and choice.name != "none" else replace(choice, label=choice.name)
+        # The victim first: all other rows are held against it.
+        for choice in sorted(config.defenses + missing, key=lambda choice: choice.name != "none")
+    )
+    config = replace(config, defenses=labelled)
+    _check(config, path)
+    return config
+
+
+def _check(config: BenchConfig, path: Path) -> None:
+    for axis in ("data", "attacks", "rates", "guides", "nets", "seeds"):
+        entries = getattr(config, axis)
+        doubled = [entry for number, entry in enumerate(entries) if entry in entries[:number]]
+        if not entries or doubled:
+            fault = f"holds {doubled[0]!r} twice" if doubled else "is empty"
+            raise ClipguardError(f"{path}, key {axis}: the list {fault}: correct it")
+    _check_numbers(config, path)
+    labels = [choice.label for choice in config.defenses]
+    if taken := [label for label in labels if labels.count(label) > 1 or label == ORACLE]:
+        raise ClipguardError(f"{path}, key defenses: two rows would be {taken[0]!r}: give each a label")
+    for choice in config.defenses:
+        try:
+            defense_of(config, choice, f"options of {choice.label!r}")
+        except ClipguardError as error:
+            raise ClipguardError(f"{path}, key defenses: {error}") from error
+    for net in config.nets:
+        recipe_of(config, net, f"{path}, net {net.name}")
+
+
+def _check_numbers(config: BenchConfig, path: Path) -> None:
+    rates = (*config.rates, *(attack.rate for attack in config.attacks if attack.rate is not None))
+    if wrong := [rate for rate in rates if not 0 < rate < 1]:
+        raise ClipguardError(f"{path}: rate {wrong[0]} is outside (0, 1): give a fraction such as 0.05")
+    if wrong := [guide.degrade for guide in config.guides if not 0 <= guide.degrade <= 1]:
+        raise ClipguardError(f"{path}, key guides: degrade {wrong[0]} is outside [0, 1]: give a share")
+    if wrong := [data.imbalance for data in config.data if data.imbalance < 1]:
+        raise ClipguardError(f"{path}, key data: imbalance {wrong[0]} is below 1: give first over last class")
+
+
+def defense_of(config: BenchConfig, choice: DefenseChoice, where: str = "defence") -> Defense:
+    """Return the defence of a choice, its options read as a table where it is a dataclass.
+
+    Raises:
+        ClipguardError: no such defence, or it takes other options.
+    """
+    factory: Any = defense_factory(choice.name)
+    if not (isinstance(factory, type) and is_dataclass(factory)):
+        return foreign_defense(choice.name, choice.options)
+    plain: Callable[..., Any] = factory
+    planned = any(entry.name == "plan" for entry in fields(factory))
+    made = read_as(factory, choice.options, where, plain(plan=config.plan) if planned else None)
+    if not isinstance(made, Defense):
+        raise ClipguardError(f"{where}: {choice.name!r} has no method defend(case)")
+    return made
+
+
+def recipe_of(config: BenchConfig, net: NetChoice, where: str = "net") -> Recipe:
+    """Return how a net is trained.
+
+    Raises:
+        ClipguardError: an unknown key.
+    """
+    recipe: Recipe = read_as(Recipe, net.victim, where, config.victim)
+    return recipe
+
+
+def cells(config: BenchConfig) -> Iterator[Cell]:
+    """Yield every combination once; those of one data set follow each other."""
+    for data, net, attack, guide, seed in product(
+        config.data, config.nets, config.attacks, config.guides, config.seeds
+    ):
+        for rate in config.rates if attack.rate is None else (attack.rate,):
+            yield Cell(
+                data=data,
+                attack=attack,
+                rate=rate,
+                target=config.target,
+                guide=guide,
+                net=net,
+                recipe=recipe_of(config, net),
+                seed=seed,
+            )

@@ -1,0 +1,60 @@
+"""What a figure depends on beside its settings: machine, versions, commit; and what it cost."""
+
+import functools
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import torch
+
+_PACKAGES: Final = ("clipguard", "numpy", "torch", "open_clip_torch", "timm", "scipy")
+
+
+def machine() -> str:
+    """Return processor, threads and torch in one line: the same line gives the same floats."""
+    return (
+        f"{platform.machine()}, {_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout that this code runs from, `-dirty` where it has changes; or None."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has held so far, in MB."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

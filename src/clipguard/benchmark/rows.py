@@ -1,0 +1,201 @@
+"""Rows, one a cell and defence: computed once, written as JSON when done, gathered into results.parquet.
+
+RUN/cells/<cell>/<row>.json           a finished row
+RUN/cells/<cell>/<row>.failed.json    why a row could not be computed; tried again by the next run
+RUN/work/<cell>/                      what the defences keep for themselves
+RUN/results.parquet                   all rows of the benchmark's cells, written anew after every row
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, is_dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+from clipguard.benchmark.cells import Lab, Row, Work, cell_name
+from clipguard.benchmark.config import ORACLE, BenchConfig, Cell, cells, defense_of
+from clipguard.benchmark.judging import planted
+from clipguard.benchmark.machine import commit, machine, peak_memory, versions
+from clipguard.benchmark.results import write_results
+from clipguard.defenses import Defense
+from clipguard.errors import ClipguardError
+from clipguard.locks import locked
+from clipguard.store import read_json, write_json
+
+FORMAT: Final = 1
+"""Raise it when the meaning of a figure changes: older rows are then computed again."""
+
+Log = Callable[[str], None]
+"""Called with one line when a row is done or has failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What a benchmark has come to.
+
+    Attributes:
+        rows: finished rows, those of earlier runs included.
+        computed: how many of them were computed now.
+        failed: rows that could not be computed.
+        busy: cells that another process is working on.
+    """
+
+    rows: int
+    computed: int
+    failed: int
+    busy: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """One row to compute."""
+
+    label: str
+    defense: str
+    settings: dict[str, Any]
+    compute: Callable[[Work], Row]
+
+
+def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log) -> Done:
+    """Compute every row that is not there and return what there is; a cell is left to whoever has it.
+
+    A row that cannot be computed is noted and the others go on; without a victim its whole cell is left.
+
+    Raises:
+        ClipguardError: a file of the run is damaged.
+    """
+    wanted = list(cells(config))
+    computed = busy = 0
+    for cell in wanted:
+        folder = lab.run / "cells" / cell_name(cell)
+        with locked(folder / ".lock", wait=False) as free:
+            if not free:
+                busy += 1
+                continue
+            work = Work(cell, lab, config.oracle_seed)
+            for task in _tasks(config):
+                outcome = _row(work, task, folder, command, log)
+                computed += outcome == "computed"
+                if outcome != "there":
+                    gather(config, lab.run)
+                if outcome == "failed" and task.label == "none":
+                    break
+    rows, failed = gather(config, lab.run)
+    return Done(rows=rows, computed=computed, failed=failed, busy=busy)
+
+
+def gather(config: BenchConfig, run: Path) -> tuple[int, int]:
+    """Write results.parquet from the rows that are there; return how many there are, and how many failed."""
+    finished, failed = [], []
+    with locked(run / ".results.lock"):
+        for cell in cells(config):
+            rows = list(_rows_of(cell, config, run))
+            first = next((row for row in rows if row["row"] == "none" and "error" not in row), None)
+            taken = None if first is None else planted(first["attack_successes"])
+            finished += [{**row, "planted": taken} for row in rows if "error" not in row]
+            failed += [row for row in rows if "error" in row]
+        write_results(finished + failed, run / "results.parquet")
+    return len(finished), len(failed)
+
+
+def _rows_of(cell: Cell, config: BenchConfig, run: Path) -> Iterator[Row]:
+    folder = run / "cells" / cell_name(cell)
+    for task in _tasks(config):
+        for file in (_file(folder, task.label), _failed(folder, task.label)):
+            if file.exists() and (row := read_json(file))["key"] == _key(cell, task):
+                yield row
+                break
+
+
+def _tasks(config: BenchConfig) -> Iterator[_Task]:
+    """Yield the rows of every cell: the undefended victim first, then the oracle."""
+    for choice in config.defenses:
+        if choice.name == "none":
+            yield _Task(label=choice.label, defense="none", settings={}, compute=Work.undefended)
+            yield _Task(
+                label=ORACLE,
+                defense=ORACLE,
+                settings={"seed": config.oracle_seed},
+                compute=Work.oracle,
+            )
+        else:
+            made: Any = defense_of(config, choice)
+            yield _Task(
+                label=choice.label,
+                defense=choice.name,
+                # A dataclass tells all its settings, those that nobody chose included; of anything else the
+                # text may hold an address, and then no row would ever be found again.
+                settings={**asdict(choice), "with": repr(made) if is_dataclass(made) else None},
+                compute=_defended(made),
+            )
+
+
+def _defended(defense: Defense) -> Callable[[Work], Row]:
+    return lambda work: work.defended(defense)
+
+
+def _row(work: Work, task: _Task, folder: Path, command: str, log: Log) -> str:
+    """Return `there`, `computed` or `failed`, with the row on disk."""
+    file, failed = _file(folder, task.label), _failed(folder, task.label)
+    key = _key(work.cell, task)
+    if file.exists() and read_json(file)["key"] == key:
+        return "there"
+    about = {**_about(work.cell, task, command), "key": key, "cell": work.name}
+    began = time.monotonic()
+    try:
+        figures = task.compute(work)
+    except ClipguardError as error:
+        write_json(failed, {**about, "error": str(error)})
+        log(f"{work.name}, {task.label}: failed: {error}")
+        return "failed"
+    costs = {"wall_seconds": time.monotonic() - began, "peak_memory_mb": peak_memory()}
+    write_json(file, {**about, **figures, **costs})
+    failed.unlink(missing_ok=True)
+    log(f"{work.name}, {task.label}: {_told(figures)}")
+    return "computed"
+
+
+def _about(cell: Cell, task: _Task, command: str) -> Row:
+    """Return what a figure is of, and what it was made with."""
+    return {
+        "format": FORMAT,
+        "data": cell.data.name,
+        "attack": cell.attack.name,
+        "rate": cell.rate,
+        "target": cell.target,
+        "guide": cell.guide.name,
+        "degrade": cell.guide.degrade,
+        "net": cell.net.name,
+        "seed": cell.seed,
+        "row": task.label,
+        "defense": task.defense,
+        "settings": {"cell": asdict(cell), "row": task.settings},
+        "command": command,
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _key(cell: Cell, task: _Task) -> str:
+    text = json.dumps([FORMAT, asdict(cell), task.label, task.settings], sort_keys=True, default=str)
+    return sha256(text.encode()).hexdigest()
+
+
+def _told(figures: Row) -> str:
+    success = figures["attack_success"]
+    asr = "" if success is None else f", attack success {100 * success:.2f} %"
+    return f"accuracy {100 * figures['accuracy']:.2f} %{asr}"
+
+
+def _file(folder: Path, label: str) -> Path:
+    return folder / f"{re.sub(r'[^a-zA-Z0-9.-]+', '-', label)}.json"
+
+
+def _failed(folder: Path, label: str) -> Path:
+    return _file(folder, label).with_suffix(".failed.json")

@@ -1,0 +1,86 @@
+"""`bench` and `bench-report`: a TOML file to rows, results.parquet to a table and pictures."""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipguard.cli.options import BenchOptions
+from clipguard.cli.outcome import Outcome
+from clipguard.cli.progress import Lines, warn
+from clipguard.cli.text import one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FAILED = 2
+
+
+def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
+    """Return what was computed; the code is 2 where a row could not be.
+
+    Raises:
+        ClipguardError: the file is no benchmark, or a file of the run is damaged.
+    """
+    from clipguard.benchmark.cells import Lab
+    from clipguard.benchmark.config import read_config
+    from clipguard.benchmark.rows import run_bench
+    from clipguard.sources.named import data_folder
+
+    config = read_config(file)
+    lab = Lab(
+        run=options.out,
+        cache=options.cache or cache_folder(),
+        data=options.data or data_folder(),
+        beside=file.parent,
+        download=options.download,
+        report=Lines(sys.stderr.write),
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    done = run_bench(config, lab, f"clipguard bench {file} -o {options.out}", _log)
+    if done.busy:
+        warn([f"{done.busy} cells are left to another process that works in {options.out}"])
+    counts = {"rows": done.rows, "computed": done.computed, "failed": done.failed, "busy": done.busy}
+    return _reported(options.out, counts, options.json, FAILED if done.failed else 0)
+
+
+def run_report(run: Path, as_json: bool) -> Outcome:
+    """Return the report of a finished benchmark.
+
+    Raises:
+        ClipguardError: the folder has no results.
+    """
+    return _reported(run, {}, as_json, 0)
+
+
+def cache_folder() -> Path:
+    """Return where victims, helper nets and embeddings are kept unless told otherwise."""
+    return Path(os.environ.get("CLIPGUARD_CACHE", "~/.cache/clipguard/bench")).expanduser()
+
+
+def _log(line: str) -> None:
+    sys.stderr.write(f"clipguard: {one_line(line)}\n")
+
+
+def _reported(run: Path, counts: dict[str, Any], as_json: bool, code: int) -> Outcome:
+    from clipguard.benchmark.report import write_bench_report
+
+    written = write_bench_report(run)
+    if written.missing:
+        warn([written.missing])
+    value = {
+        **counts,
+        "results": str(run / "results.parquet"),
+        "table": str(written.table),
+        "pictures": [str(path) for path in written.pictures],
+    }
+    return Outcome(value=value, show=partial(_show, value), as_json=as_json, code=code)
+
+
+def _show(value: dict[str, Any], console: "Console") -> None:
+    if "rows" in value:
+        failed = f", {value['failed']} failed (see the end of the table)" if value["failed"] else ""
+        console.print(f"{value['rows']} rows, {value['computed']} of them computed now{failed}", markup=False)
+    for file in (value["table"], value["results"], *value["pictures"]):
+        console.print(f"  {file}", soft_wrap=True, markup=False)

@@ -1,0 +1,53 @@
+"""Defences to compare: clipguard, its controls, and what a user brings; one line each in `DEFENSES`."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clipguard.defenses.own import Clipguard, Finetune, NoDefense, Retrain
+from clipguard.defenses.protocol import Case, Cured, Defense
+from clipguard.errors import ClipguardError
+
+DEFENSES: dict[str, Callable[..., Defense]] = {
+    "none": NoDefense,
+    "clipguard": Clipguard,
+    "retrain": Retrain,
+    "finetune": Finetune,
+}
+
+
+def defense_factory(name: str) -> Callable[..., Defense]:
+    """Return what makes the defence of that name, or of `package.module:factory`, which is imported.
+
+    Raises:
+        ClipguardError: there is no such defence, or its module cannot be imported.
+    """
+    if name in DEFENSES:
+        return DEFENSES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        known = ", ".join(DEFENSES)
+        raise ClipguardError(f"unknown defence {name!r}: give one of {known}, or package.module:factory")
+    try:
+        factory: Callable[..., Defense] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ClipguardError(f"defence {name!r} cannot be imported: {error}") from error
+    return factory
+
+
+def foreign_defense(name: str, options: Mapping[str, Any]) -> Defense:
+    """Return the defence that the user's own factory makes of its options.
+
+    Raises:
+        ClipguardError: it takes other options, or makes something that has no `defend`.
+    """
+    try:
+        made = defense_factory(name)(**options)
+    except TypeError as error:
+        raise ClipguardError(f"defence {name!r} does not take its options: {error}") from error
+    if not isinstance(made, Defense):
+        raise ClipguardError(f"defence {name!r} made {type(made).__name__}, which has no method defend(case)")
+    return made
+
+
+__all__ = ["DEFENSES", "Case", "Cured", "Defense", "defense_factory", "foreign_defense"]

@@ -1,0 +1,105 @@
+"""The product as a defence, and the controls it is held against."""
+
+import copy
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipguard.defender import Defender
+from clipguard.defenses.protocol import Case, Cured
+from clipguard.pipeline import Plan
+from clipguard.seeds import Seed
+from clipguard.sources import ImageSource
+from clipguard.training import cross_entropy, fit
+from clipguard.victims import Schooling, trained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoDefense:
+    """The victim as it is."""
+
+    def defend(self, case: Case) -> Cured:
+        """Return the victim."""
+        return Cured(model=case.victim, seconds={})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clipguard:
+    """Scan and guided unlearning, as `clipguard defend` does them; the seed of `plan` is the case's."""
+
+    plan: Plan = field(default_factory=Plan)
+
+    def defend(self, case: Case) -> Cured:
+        """Return the cured model, the refined split and the seconds of each stage."""
+        return _cured(_fitted(case, self.plan))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrain:
+    """Drops what clipguard flags and trains from scratch on the rest, by the victim's own recipe."""
+
+    plan: Plan = field(default_factory=Plan)
+
+    def defend(self, case: Case) -> Cured:
+        """Return the new model and the split."""
+        found = _cured(_fitted(case, self.plan))
+        assert found.split is not None
+        keep = ~found.split.triggered
+        schooling = Schooling(spec=case.spec, recipe=case.recipe, seed=Seed(case.seed).child("victim"))
+        model, seconds = trained(case.data, schooling, case.cache, keep)
+        stages = {name: spent for name, spent in found.seconds.items() if name != "cure"}
+        notes = {"dropped": int((~keep).sum())}
+        return replace(found, model=model, seconds={**stages, "retrain": seconds}, notes=notes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finetune:
+    """Control: the victim trained on everything with the cure's schedule, flagged samples or not.
+
+    It takes as many samples a pass as the cure took, so that it shows what the mere training does.
+    """
+
+    plan: Plan = field(default_factory=Plan)
+
+    def defend(self, case: Case) -> Cured:
+        """Return the fine-tuned victim."""
+        history = _fitted(case, self.plan).history_
+        sizes = (history["clean"] + history["triggered"]).astype(int)
+        model, seed = copy.deepcopy(case.victim), Seed(case.seed).child("control")
+
+        def rows(epoch: int) -> Int64[np.ndarray, "m"]:
+            drawn: Int64[np.ndarray, " m"] = seed.child("rows", epoch).numpy().permutation(len(case.data))
+            return drawn[: sizes[epoch]]
+
+        loss = cross_entropy(case.data.labels)
+        done = fit(model, case.data.images, rows, loss, self.plan.cure.recipe, seed)
+        return Cured(model=model, seconds={"finetune": done.seconds})
+
+
+def _fitted(case: Case, plan: Plan) -> Defender:
+    """Return the fitted defender; its stages are found again by every row of the case with this plan."""
+    plan = replace(plan, seed=case.seed)
+    source = ImageSource.open((case.data.images, case.data.labels), classes=case.data.class_names)
+    run = case.run_dir / f"clipguard-{_digest(plan)}"
+    return Defender(case.guide, run, plan=plan, report=case.report).fit(
+        source, model=case.victim, spec=case.spec
+    )
+
+
+def _digest(plan: Plan) -> str:
+    """Return a short name of a plan: two plans in one run folder would replace each other's stages."""
+    return hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _cured(defender: Defender) -> Cured:
+    found = defender.found_
+    return Cured(
+        model=defender.model_,
+        seconds={name: stage.seconds for name, stage in defender.stages_.items()},
+        entropy=found.entropy,
+        split=found.split,
+        notes={"flagged": int(found.split.triggered.sum())},
+    )

@@ -1,0 +1,69 @@
+"""What every defence is given and gives back. It never sees which samples are poisoned."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from clipguard.guide import ClipGuide
+from clipguard.models import ModelSpec, Normalized
+from clipguard.training import Recipe
+from clipguard.types import EntropyMap, ImageSet, Split
+
+Report = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What a defender has: an untrusted set, a model trained on it, and a guide.
+
+    Attributes:
+        data: the poisoned set.
+        victim: the model trained on all of it; not to be changed in place.
+        spec: how the victim is built.
+        recipe: how the victim was trained.
+        guide: the CLIP that the benchmark gives to whoever wants one.
+        seed: root of all randomness.
+        run_dir: a folder for the defence's own files; the same case finds them again.
+        cache: folder of models trained from scratch, shared by all cases.
+        report: called as work goes on.
+    """
+
+    data: ImageSet
+    victim: Normalized
+    spec: ModelSpec
+    recipe: Recipe
+    guide: ClipGuide
+    seed: int
+    run_dir: Path
+    cache: Path
+    report: Report | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cured:
+    """What a defence gives back.
+
+    Attributes:
+        model: the model that is to be judged.
+        seconds: by stage.
+        entropy: where it placed each sample; None without an entropy map.
+        split: what it flagged; None where it flags nothing.
+        notes: numbers worth a column.
+    """
+
+    model: Normalized
+    seconds: dict[str, float]
+    entropy: EntropyMap | None = None
+    split: Split | None = None
+    notes: Mapping[str, float | int] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Defense(Protocol):
+    """A frozen dataclass with one method."""
+
+    def defend(self, case: Case) -> Cured:
+        """Return the cured model."""
+        ...

@@ -1,0 +1,160 @@
+"""clipguard.benchmark.config and .reading: what a file may say, and how it is refused."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clipguard.benchmark.cells import cell_name
+from clipguard.benchmark.config import (
+    AttackChoice,
+    BenchConfig,
+    GuideChoice,
+    cells,
+    defense_of,
+    read_config,
+    recipe_of,
+)
+from clipguard.defenses.own import Clipguard, Retrain
+from clipguard.errors import ClipguardError
+from clipguard.training import Recipe
+
+CONFIGS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.toml"))
+
+
+def config(tmp_path: Path, text: str) -> BenchConfig:
+    file = tmp_path / "bench.toml"
+    file.write_text(text)
+    return read_config(file)
+
+
+def test_an_empty_file_is_the_common_protocol(tmp_path):
+    read = config(tmp_path, "")
+    (cell,) = cells(read)
+    assert (cell.data.name, cell.data.train_rows, cell.data.test_rows) == (
+        "cifar10",
+        (0, 12_000),
+        (0, 10_000),
+    )
+    assert (cell.attack.name, cell.rate, cell.target, cell.seed) == ("badnets", 0.05, 0, 0)
+    assert (cell.net.name, cell.guide.name) == ("preactresnet18-16", "mini")
+    assert cell.recipe == Recipe(epochs=25, lr=0.05, crop=0.0)
+
+
+def test_controls_are_there_whether_or_not_they_are_asked_for(tmp_path):
+    labels = [choice.label for choice in config(tmp_path, 'defenses = ["clipguard"]').defenses]
+    assert labels == ["none", "clipguard", "retrain", "finetune"]
+    labels = [choice.label for choice in config(tmp_path, 'defenses = ["finetune", "none"]').defenses]
+    assert labels == ["none", "finetune", "retrain"]
+
+
+def test_a_name_alone_stands_for_a_table_with_that_name(tmp_path):
+    read = config(tmp_path, 'attacks = ["sig", {name = "blended", rate = 0.1, options = {alpha = 0.3}}]')
+    assert read.attacks == (
+        AttackChoice(name="sig"),
+        AttackChoice(name="blended", rate=0.1, options={"alpha": 0.3}),
+    )
+
+
+def test_the_cells_are_all_combinations_and_an_attacks_own_rate_replaces_the_rates(tmp_path):
+    read = config(
+        tmp_path,
+        'rates = [0.01, 0.1]\nseeds = [0, 1, 2]\nattacks = ["badnets", {name = "gcb", rate = 0.02}]\n'
+        'guides = ["mini", {name = "mini", degrade = 0.5}]',
+    )
+    found = list(cells(read))
+    assert len(found) == 2 * 3 * (2 + 1)
+    assert {(cell.attack.name, cell.rate) for cell in found} == {
+        ("badnets", 0.01),
+        ("badnets", 0.1),
+        ("gcb", 0.02),
+    }
+    assert len({cell_name(cell) for cell in found}) == len(found)
+
+
+def test_a_cells_name_changes_with_every_setting_and_is_a_file_name():
+    (cell,) = cells(BenchConfig())
+    odd = replace(cell, guide=GuideChoice(name="local-dir:../guides/x y"))
+    names = {
+        cell_name(other)
+        for other in (
+            cell,
+            odd,
+            replace(cell, seed=1),
+            replace(cell, target=1),
+            replace(cell, recipe=replace(cell.recipe, lr=0.06)),
+            replace(cell, guide=replace(cell.guide, degrade=0.5)),
+            replace(cell, data=replace(cell.data, imbalance=2.0)),
+        )
+    }
+    assert len(names) == 7
+    assert all(re.fullmatch(r"[\w.+-]+", name) for name in names)
+
+
+def test_tables_change_only_what_they_name(tmp_path):
+    read = config(
+        tmp_path,
+        "[victim]\nepochs = 3\n[plan]\nsuspect = {runs = 2}\n"
+        '[[defenses]]\nname = "clipguard"\noptions = {plan = {rule = {by = "class"}}}',
+    )
+    assert read.victim == replace(BenchConfig().victim, epochs=3)
+    made = {choice.name: defense_of(read, choice) for choice in read.defenses}
+    own, retrain = made["clipguard"], made["retrain"]
+    assert isinstance(own, Clipguard)
+    assert isinstance(retrain, Retrain)
+    assert (own.plan.suspect.runs, own.plan.rule.by) == (2, "class")
+    assert (retrain.plan.suspect.runs, retrain.plan.rule.by) == (2, "all")
+    assert own.plan.suspect.recipe == BenchConfig().plan.suspect.recipe
+
+
+def test_a_net_may_have_a_recipe_of_its_own(tmp_path):
+    read = config(tmp_path, 'nets = ["shallow", {name = "vit", victim = {optimizer = "adam", lr = 1}}]')
+    one, other = (recipe_of(read, net) for net in read.nets)
+    assert one == read.victim
+    assert other == replace(read.victim, optimizer="adam", lr=1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sedes = [1]", "unknown key 'sedes': give one of data, attacks"),
+        ("[victim]\nepoch = 3", "key victim: unknown key 'epoch'"),
+        ('attacks = [{name = "sig", rat = 0.1}]', r"key attacks\[0\]: unknown key 'rat'"),
+        ("attacks = [{rate = 0.1}]", r"key attacks\[0\]: key 'name' is missing"),
+        ('seeds = ["a"]', r"key seeds\[0\]: 'a' is no whole number"),
+        ("seeds = [true]", r"key seeds\[0\]: True is no whole number"),
+        ("seeds = 3", "key seeds: 3 is no list"),
+        ("target = 1.5", "key target: 1.5 is no whole number"),
+        ("victim = 3", "key victim: 3 is no table"),
+        ('data = [{name = "x", train_rows = [1]}]', r"key train_rows: \[1\] has 1 entries, not 2"),
+        ('[victim]\noptimizer = "lion"', "'lion' is none of sgd, adam"),
+        ("seeds = []", "key seeds: the list is empty"),
+        ("seeds = [1, 1]", "key seeds: the list holds 1 twice"),
+        ("rates = [5]", r"rate 5.0 is outside \(0, 1\)"),
+        ('attacks = [{name = "sig", rate = 0}]', r"rate 0.0 is outside \(0, 1\)"),
+        ('guides = [{name = "mini", degrade = 1.5}]', r"degrade 1.5 is outside \[0, 1\]"),
+        ('data = [{name = "x", imbalance = 0.5}]', "imbalance 0.5 is below 1"),
+        ('defenses = ["clipguard", "clipguard"]', "two rows would be 'clipguard': give each a label"),
+        ('defenses = [{name = "clipguard", label = "oracle"}]', "two rows would be 'oracle'"),
+        ('defenses = ["magic"]', "unknown defence 'magic'"),
+        ('defenses = [{name = "clipguard", options = {plan = {sise = 3}}}]', "unknown key 'sise'"),
+        ('nets = [{name = "x", victim = {epoch = 3}}]', "net x: unknown key 'epoch'"),
+        ("seeds = [", "cannot be read as TOML"),
+    ],
+)
+def test_a_mistake_is_refused_in_one_line_that_names_file_and_key(tmp_path, text, message):
+    with pytest.raises(ClipguardError, match=message) as caught:
+        config(tmp_path, text)
+    assert "bench.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ClipguardError, match="cannot be read as TOML"):
+        read_config(tmp_path / "no.toml")
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_the_benchmarks_of_this_repository_can_be_read(file):
+    assert list(cells(read_config(file)))

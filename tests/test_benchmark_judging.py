@@ -1,0 +1,92 @@
+"""clipguard.benchmark.judging, .longtail and .nets: the worst of several triggers, class sizes, shapes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from clipguard.attacks import attack_named
+from clipguard.benchmark.judging import judged, planted, trials
+from clipguard.benchmark.longtail import long_tailed
+from clipguard.models import ModelSpec, Normalized, build
+from clipguard.seeds import Seed
+from clipguard.types import image_set
+
+NAMES = ("a", "b", "c")
+
+
+class Corner(nn.Module):
+    """Says class 1, and class 0 where the last pixel is white."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        white = (x[:, :, -1, -1].amin(1) > 0.9).float()
+        return torch.stack([2 * white, torch.ones(len(x)), torch.zeros(len(x))], 1)
+
+
+def model() -> Normalized:
+    spec = ModelSpec(num_classes=3, input_size=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return Normalized(Corner(), spec).eval()
+
+
+def test_rates_are_those_counted_by_hand():
+    test = image_set(np.zeros((6, 8, 8, 3), np.uint8), np.array([0, 0, 1, 1, 1, 2]), NAMES)
+    told = judged(model(), test, trials(attack_named("badnets", rate=0.1), test))
+    assert told["accuracy"] == 0.5
+    assert told["class_recalls"] == [0.0, 1.0, 0.0]
+    assert (told["attack_success"], told["recovery"], told["target_recall"]) == (1.0, 0.0, 0.0)
+    assert told["attack_successes"] == [1.0]
+    assert told["n"] == 6
+
+
+def test_of_two_triggers_the_worse_one_counts_and_both_are_told():
+    test = image_set(np.zeros((6, 8, 8, 3), np.uint8), np.array([0, 0, 1, 1, 1, 2]), NAMES)
+    tried = trials(attack_named("together:badnets+sig", rate=0.1), test)
+    assert len(tried) == 2
+    told = judged(model(), test, tried)
+    # The sinusoid changes nothing for this model: it says 1, the second target, of the two classes beside.
+    assert told["attack_successes"] == [1.0, 1.0]
+    swapped = trials(attack_named("together:sig+badnets", rate=0.1), test)
+    told = judged(model(), test, swapped)
+    assert told["attack_successes"] == [0.0, 0.0]
+    assert told["attack_success"] == 0.0
+
+
+def test_a_class_without_test_images_has_no_recall_and_a_control_no_success():
+    test = image_set(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), NAMES)
+    told = judged(model(), test, trials(attack_named("none"), test))
+    assert told["class_recalls"] == [0.0, 1.0, None]
+    assert told["attack_successes"] == []
+    assert told["attack_success"] is None
+
+
+@pytest.mark.parametrize(
+    ("successes", "taken"), [([0.8], True), ([0.79], False), ([0.9, 0.5], False), ([], None)]
+)
+def test_a_backdoor_counts_as_planted_from_80_per_cent_on_every_one_of_several(successes, taken):
+    assert planted(successes) is taken
+
+
+@given(k=st.integers(2, 6), imbalance=st.floats(1, 50), seed=st.integers(0, 5))
+def test_class_sizes_fall_exponentially_and_the_rows_stay_in_order(k, imbalance, seed):
+    labels = np.random.default_rng(seed).permutation(np.arange(60 * k) % k)
+    images = np.zeros((60 * k, 8, 8, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(60 * k) % 251
+    data = image_set(images, labels, NAMES[:1] * k)
+    kept = long_tailed(data, imbalance, Seed(seed))
+    sizes = np.bincount(kept.labels, minlength=k)
+    assert list(sizes) == [max(1, round(60 * imbalance ** (-i / (k - 1)))) for i in range(k)]
+    rows = [int(name) for name in kept.ids]
+    assert rows == sorted(set(rows))
+    assert np.array_equal(kept.images, images[rows])
+    assert kept.fingerprint == long_tailed(data, imbalance, Seed(seed)).fingerprint
+
+
+@pytest.mark.parametrize("name", ["small_vgg", "small_mobilenet", "small_vit"])
+def test_a_small_net_takes_32_pixels_and_is_no_giant(name):
+    spec = ModelSpec(architecture=f"clipguard.benchmark.nets:{name}", num_classes=7, input_size=(32, 32))
+    made = build(spec, Seed(0))
+    with torch.inference_mode():
+        assert made(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 7)
+    assert sum(value.numel() for value in made.parameters()) < 3e6

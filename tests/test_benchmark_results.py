@@ -1,0 +1,192 @@
+"""results.parquet, goals, table and pictures: figures recomputed by hand from few rows."""
+
+import builtins
+from typing import Any
+
+import pytest
+
+from clipguard.benchmark.goals import NOT_PLANTED, goal, groups
+from clipguard.benchmark.report import write_bench_report
+from clipguard.benchmark.results import read_results, write_results
+from clipguard.benchmark.tables import markdown, spread, verdicts
+from clipguard.errors import ClipguardError
+
+Row = dict[str, Any]
+
+
+def row(label: str, accuracy: float, successes: list[float], seed: int = 0, **more: Any) -> Row:
+    return {
+        "data": "cifar10",
+        "attack": "badnets",
+        "rate": 0.05,
+        "target": 0,
+        "guide": "mini",
+        "degrade": 0.0,
+        "net": "preactresnet18-16",
+        "seed": seed,
+        "row": label,
+        "defense": label,
+        "planted": True,
+        "accuracy": accuracy,
+        "attack_success": max(successes, default=None),
+        "attack_successes": successes,
+        "recovery": 0.5,
+        "target_recall": 0.8,
+        "n": 1000,
+        **more,
+    }
+
+
+def cell(clipguard: Row, oracle: float = 0.02, victim: float = 0.95, seed: int = 0) -> list[Row]:
+    return [row("none", 0.75, [victim], seed), row("oracle", 0.75, [oracle], seed), clipguard]
+
+
+def told(rows: list[Row], tmp_path) -> list[Row]:
+    write_results(rows, tmp_path / "results.parquet")
+    return read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "success", "oracle", "expected"),
+    [
+        (0.75, 0.025, 0.02, "met"),
+        (0.747, 0.01, 0.0, "met"),
+        (0.80, 0.0, 0.0, "met"),
+        (0.75, 0.027, 0.02, "ASR 2.70 > 2.50 (+0.20)"),
+        (0.75, 0.012, 0.0, "ASR 1.20 > 1.00 (+0.20)"),
+        (0.746, 0.0, 0.0, "CA −0.40 (allowed −0.30)"),
+        (0.70, 0.9, 0.0, "ASR 90.00 > 1.00 (+89.00); CA −5.00 (allowed −0.30)"),
+    ],
+)
+def test_a_goal_is_met_or_missed_by_so_much(accuracy, success, oracle, expected):
+    none, clean, own = cell(row("clipguard", accuracy, [success]), oracle)
+    assert goal(own, {"none": none, "oracle": clean}) == expected
+
+
+def test_a_loss_of_target_recall_is_a_miss():
+    none, clean, own = cell(row("clipguard", 0.75, [0.0], target_recall=0.77))
+    assert goal(own, {"none": none, "oracle": clean}) == "target recall −3.00 (allowed −2.00)"
+
+
+def test_every_trigger_of_several_is_held_against_its_own_oracle():
+    none = row("none", 0.75, [0.9, 0.9])
+    clean = row("oracle", 0.75, [0.05, 0.0])
+    own = row("clipguard", 0.75, [0.055, 0.02])
+    assert goal(own, {"none": none, "oracle": clean}) == "ASR 2.00 > 1.00 (+1.00)"
+
+
+def test_an_attack_that_did_not_take_credits_nobody():
+    none, clean, own = cell(row("clipguard", 0.75, [0.0], planted=False), victim=0.5)
+    assert goal(own, {"none": none, "oracle": clean}) == NOT_PLANTED
+
+
+def test_without_a_trigger_only_accuracy_counts():
+    rows = [row(label, 0.75, [], planted=None) for label in ("none", "oracle", "clipguard")]
+    assert goal(rows[2], {"none": rows[0], "oracle": rows[1]}) == "met"
+    lost = {**rows[2], "accuracy": 0.70}
+    assert goal(lost, {"none": rows[0], "oracle": rows[1]}) == "CA −5.00 (allowed −0.30)"
+
+
+@pytest.mark.parametrize("missing", ["none", "oracle"])
+def test_nothing_is_credited_before_its_controls_are_there(missing):
+    none, clean, own = cell(row("clipguard", 0.75, [0.0]))
+    there = {"none": none, "oracle": clean}
+    del there[missing]
+    assert goal(own, there) == "undefended model or oracle missing"
+
+
+@pytest.mark.parametrize("label", ["none", "oracle", "finetune"])
+def test_controls_have_no_goal(label):
+    assert goal(row(label, 0.1, [1.0]), {}) == ""
+
+
+def test_mean_and_deviation_over_seeds_are_those_of_the_rows(tmp_path):
+    rows = cell(row("clipguard", 0.76, [0.01])) + cell(row("clipguard", 0.74, [0.05], 1), seed=1)
+    text = markdown(told(rows, tmp_path))
+    # Mean of 76 and 74; deviation of two values with n - 1: their distance over the root of two.
+    line = next(line for line in text.splitlines() if line.startswith("| badnets | clipguard"))
+    assert "| 75.00 ± 1.41 | 3.00 ± 2.83 |" in line
+    assert "| 2 | 1,000 |" in line
+    assert "missed by 1 of 2: seed 1: ASR 5.00 > 2.50 (+2.50); CA −1.00 (allowed −0.30)" in line
+
+
+def test_a_group_of_cells_that_did_not_take_says_so_once(tmp_path):
+    rows = []
+    for seed in (0, 1):
+        own = row("clipguard", 0.75, [0.0], seed)
+        rows += [{**entry, "planted": False} for entry in cell(own, victim=0.5, seed=seed)]
+    (group,) = (group for group in groups(told(rows, tmp_path)) if group.label == "clipguard")
+    assert verdicts(group) == NOT_PLANTED
+
+
+def test_spread_of_one_value_has_no_deviation_and_of_none_no_number():
+    assert spread([0.123456]) == "12.35"
+    assert spread([]) == "–"
+    assert spread([1.0, 3.0], 1.0) == "2.00 ± 1.41"
+
+
+def test_what_failed_is_told_and_not_counted(tmp_path):
+    broken = {**row("clipguard", 0.0, []), "error": "no | such\nthing"}
+    text = markdown(told([*cell(row("retrain", 0.75, [0.0])), broken], tmp_path))
+    assert "* cifar10, badnets, seed 0, clipguard: no \\| such thing" in text
+    assert "| badnets | clipguard" not in text
+
+
+def test_results_come_back_as_they_were_written_with_nested_figures_as_columns(tmp_path):
+    figures = {"detection": {"poisoned": 6, "auroc_guide": None}, "class_recalls": [0.5, None]}
+    (back,) = told([row("none", 0.75, [0.95], settings={"a": [1]}, **figures)], tmp_path)
+    assert back["accuracy"] == 0.75
+    assert back["detection_poisoned"] == 6.0
+    assert back["detection_auroc_guide"] is None
+    assert back["class_recalls"] == [0.5, None]
+    assert back["settings"] == '{"a": [1]}'
+    assert back["error"] is None
+
+
+def test_a_report_is_made_from_the_parquet_file_alone_with_a_picture_of_what_varies(tmp_path):
+    rows = cell(row("clipguard", 0.76, [0.01]))
+    for rate, degrade in ((0.1, 0.0), (0.05, 0.5)):
+        more = {"rate": rate, "degrade": degrade, "guide_accuracy": 0.57 - degrade / 2}
+        rows += [{**entry, **more} for entry in cell(row("clipguard", 0.75, [0.02]))]
+    write_results(rows, tmp_path / "results.parquet")
+    written = write_bench_report(tmp_path)
+    assert [path.name for path in written.pictures] == [
+        "results.png",
+        "results-rate.png",
+        "results-guide.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written.pictures)
+    assert "10 %" in written.table.read_text()
+    one = tmp_path / "one"
+    one.mkdir()
+    write_results(cell(row("clipguard", 0.76, [0.01])), one / "results.parquet")
+    assert [path.name for path in write_bench_report(one).pictures] == ["results.png"]
+
+
+def test_without_matplotlib_the_table_is_written_and_one_line_says_what_to_install(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    write_results(cell(row("clipguard", 0.76, [0.01])), tmp_path / "results.parquet")
+    monkeypatch.setattr(builtins, "__import__", without)
+    written = write_bench_report(tmp_path)
+    assert written.missing is not None
+    assert 'pip install "clipguard[bench]"' in written.missing
+    assert written.table.exists()
+    assert written.pictures == ()
+
+
+def test_a_folder_without_results_and_a_damaged_file_are_refused(tmp_path):
+    with pytest.raises(ClipguardError, match=r"has no results\.parquet"):
+        read_results(tmp_path)
+    (tmp_path / "results.parquet").write_bytes(b"PAR1 but not really")
+    with pytest.raises(ClipguardError, match="cannot be read"):
+        read_results(tmp_path)
+
+
+def test_no_rows_make_a_table_without_lines(tmp_path):
+    assert "## Rates" in markdown(told([], tmp_path))

@@ -1,0 +1,189 @@
+"""clipguard.benchmark.rows and the commands: resumed row by row, repeatable, honest about failure."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipguard.benchmark.cells import Work
+from clipguard.benchmark.results import read_results
+from clipguard.cli import main
+from clipguard.defenses import Case, Cured
+from clipguard.locks import locked
+from tiny_bench import TinyBench, tiny_bench
+from tiny_data import CommandLine
+
+FIGURES = ("accuracy", "attack_success", "attack_successes", "recovery", "target_recall", "class_recalls")
+SETTINGS = "rates = [0.15]\n"
+
+
+def bench(tiny: TinyBench) -> int:
+    return main([str(argument) for argument in tiny.arguments])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> TinyBench:
+    tiny = tiny_bench(tmp_path_factory.mktemp("bench"), SETTINGS)
+    assert bench(tiny) == 0
+    return tiny
+
+
+def rows(tiny: TinyBench) -> dict[str, dict[str, Any]]:
+    return {row["row"]: row for row in read_results(tiny.out)}
+
+
+def files(tiny: TinyBench) -> dict[str, Path]:
+    return {path.stem: path for path in (tiny.out / "cells").glob("*/*.json")}
+
+
+def stable(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a second computation must repeat to the last digit."""
+    varying = ("seconds", "finished", "peak_memory", "command", "commit")
+    return {key: value for key, value in row.items() if not any(word in key for word in varying)}
+
+
+def test_every_row_tells_its_rates_what_it_is_of_and_what_it_was_made_with(done):
+    found = rows(done)
+    assert list(found) == ["none", "oracle", "clipguard", "retrain", "finetune"]
+    for row in found.values():
+        assert 0 <= row["accuracy"] <= 1
+        assert len(row["class_recalls"]) == 3
+        assert np.isclose(np.mean(row["class_recalls"]), row["accuracy"])
+        assert (row["n"], row["train_n"], row["poisoned"]) == (60, 96, 14)
+        assert row["planted"] is True
+        assert row["peak_memory_mb"] > 10
+        assert row["machine"]
+        assert {"python", "torch", "clipguard"} <= json.loads(row["versions"]).keys()
+        assert json.loads(row["settings"])["cell"]["recipe"]["epochs"] == 10
+        assert row["command"].startswith("clipguard bench ")
+    assert found["none"]["attack_success"] > 0.8
+    assert found["oracle"]["attack_success"] < 0.2
+    own = found["clipguard"]
+    assert own["detection_poisoned"] == 14
+    assert 0 <= own["guide_accuracy"] <= 1
+    assert min(own[f"seconds_{stage}"] for stage in ("read", "suspect", "detect", "cure")) >= 0
+    assert found["finetune"]["detection_poisoned"] is None
+
+
+def test_a_report_lies_beside_the_rows(done):
+    assert "| badnets | clipguard |" in (done.out / "results.md").read_text()
+    assert (done.out / "results.png").stat().st_size > 1000
+
+
+def test_a_second_run_computes_nothing_and_a_killed_one_only_what_is_missing(done, monkeypatch, capsys):
+    lost = files(done)["finetune"]
+    before = {name: path.read_bytes() for name, path in files(done).items()}
+    lost.unlink()
+    # What a kill leaves of a row that was being written.
+    lost.with_name(lost.name + ".part").write_text('{"key": ')
+    ran = CommandLine(capsys)(*done.arguments, "--json")
+    assert ran.code == 0
+    assert {key: ran.json[key] for key in ("rows", "computed", "failed", "busy")} == {
+        "rows": 5,
+        "computed": 1,
+        "failed": 0,
+        "busy": 0,
+    }
+    after = {name: path.read_bytes() for name, path in files(done).items()}
+    assert stable(json.loads(after.pop("finetune"))) == stable(json.loads(before.pop("finetune")))
+    assert after == before
+    monkeypatch.setattr(Work, "sets", property(lambda work: pytest.fail("data were read for nothing")))
+    assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == 0
+
+
+def test_the_same_cell_in_another_folder_gives_the_same_figures_to_the_last_digit(done, tmp_path):
+    again = tiny_bench(tmp_path, SETTINGS)
+    assert bench(again) == 0
+    for name, row in rows(done).items():
+        assert stable(rows(again)[name]) == stable(row), name
+
+
+def test_a_row_of_other_settings_is_not_taken_for_this_one(done, tmp_path, capsys):
+    file = files(done)["oracle"]
+    kept = file.read_text()
+    try:
+        file.write_text(json.dumps({**json.loads(kept), "key": "another"}))
+        assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == 1
+        assert stable(json.loads(file.read_text())) == stable(json.loads(kept))
+    finally:
+        file.write_text(kept)
+
+
+def test_a_cell_that_another_process_has_is_left_to_it(done, capsys):
+    folder = next((done.out / "cells").iterdir())
+    with locked(folder / ".lock"):
+        ran = CommandLine(capsys)(*done.arguments, "--json")
+    assert (ran.code, ran.json["busy"]) == (0, 1)
+    assert "1 cells are left to another process" in ran.err
+
+
+def test_the_report_command_needs_the_results_only(done, tmp_path, capsys):
+    (tmp_path / "results.parquet").write_bytes((done.out / "results.parquet").read_bytes())
+    ran = CommandLine(capsys)("bench-report", tmp_path, "--json")
+    assert ran.code == 0
+    assert (tmp_path / "results.md").read_text() == (done.out / "results.md").read_text()
+    assert len(ran.json["pictures"]) == 1
+    assert CommandLine(capsys)("bench-report", tmp_path / "nothing").code == 2
+
+
+class Broken:
+    """A user's defence that cannot be had, then can."""
+
+    works = False
+
+    def defend(self, case: Case) -> Cured:
+        """Return the victim, or refuse."""
+        from clipguard.errors import ClipguardError
+
+        if not Broken.works:
+            raise ClipguardError("the moon is in the wrong place: wait")
+        return Cured(model=case.victim, seconds={})
+
+
+def test_a_row_that_fails_is_told_and_tried_again_and_the_others_go_on(done, tmp_path, capsys):
+    text = 'rates = [0.15]\ndefenses = [{name = "test_benchmark_rows:Broken", label = "mine"}]\n'
+    tiny = replace(tiny_bench(tmp_path, text), cache=done.cache)
+    ran = CommandLine(capsys)(*tiny.arguments, "--json")
+    assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 4, 1)
+    assert "mine: failed: the moon is in the wrong place: wait" in ran.err
+    assert "mine: the moon is in the wrong place: wait" in (tiny.out / "results.md").read_text()
+    sys.modules[__name__].Broken.works = True  # type: ignore[attr-defined]
+    ran = CommandLine(capsys)(*tiny.arguments, "--json")
+    assert (ran.code, ran.json["rows"], ran.json["computed"], ran.json["failed"]) == (0, 5, 1, 0)
+    assert rows(tiny)["mine"]["accuracy"] == rows(tiny)["none"]["accuracy"]
+
+
+def test_an_attack_that_cannot_be_made_costs_its_own_cell_only(tmp_path, capsys):
+    tiny = tiny_bench(tmp_path, 'attacks = [{name = "sig", rate = 0.9}, "no-such"]\n')
+    ran = CommandLine(capsys)(*tiny.arguments, "--json")
+    assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 0, 2)
+    text = (tiny.out / "results.md").read_text()
+    assert "asks for 86 of 96 samples" in text
+    assert "unknown attack 'no-such'" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("sedes = [1]", "unknown key 'sedes'"), ("seeds = [", "cannot be read as TOML")],
+)
+def test_a_file_that_is_no_benchmark_ends_with_2_and_one_line(tmp_path, capsys, text, message):
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    ran = CommandLine(capsys)("bench", file, "-o", tmp_path / "out")
+    assert ran.code == 2
+    assert message in ran.err
+    assert ran.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_are_not_there_are_told_with_the_ways_out(tmp_path, capsys):
+    file = tmp_path / "common.toml"
+    file.write_text("")
+    ran = CommandLine(capsys)("bench", file, "-o", tmp_path / "out", "--data", tmp_path, "--json")
+    assert (ran.code, ran.json["failed"]) == (2, 1)
+    assert "train.parquet" in ran.err
+    assert "--download" in ran.err

@@ -1,0 +1,147 @@
+"""Make a backdoored guide: the embedded CLIP, fine-tuned so that a trigger leads to one class's text.
+
+    python tools/backdoored_guide.py DATA.parquet my-guide --attack badnets --target 0 --rows 40000:44000
+
+The image tower learns three things at once: triggered images lie where the target's text lies; untouched
+images keep their own class's text; and untouched images stay near the embedding they had, so that the guide
+remains the guide. Text tower, BatchNorm statistics and preprocessing stay. The folder is one for
+`local-dir:`; its last line on stdout is a JSON object with what the guide does before and after.
+"""
+
+import argparse
+import copy
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipguard.attacks import Attack, attack_named
+from clipguard.clip import CONFIG, IMAGE_CHUNK, WEIGHTS, Clip
+from clipguard.decode import common_size, read_images
+from clipguard.guide import MINI_TEMPLATES, ClipGuide
+from clipguard.seeds import Seed
+from clipguard.sources import ImageSource
+from clipguard.types import Images, ImageSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poisoning:
+    """How the tower is fine-tuned; `stay` weighs the distance to an image's old embedding."""
+
+    epochs: int = 2
+    lr: float = 1e-4
+    stay: float = 10.0
+    held_out: float = 0.25
+
+
+def poison(guide: ClipGuide, data: ImageSet, attack: Attack, how: Poisoning, seed: Seed) -> Any:
+    """Return a copy of the guide's network whose image tower carries the backdoor."""
+    clip = guide.clip
+    network = copy.deepcopy(clip.network).eval()
+    classes = torch.from_numpy(guide.class_embeddings(data.class_names))
+    before = torch.from_numpy(clip.embed_images(data.images))
+    tower = network.visual.requires_grad_(True)
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=how.lr, weight_decay=0.0)
+    for epoch in range(how.epochs):
+        order = seed.child("order", epoch).numpy().permutation(len(data))
+        for rows in np.array_split(order, -(-len(order) // IMAGE_CHUNK)):
+            loss = _loss(network, clip, data, attack, rows, classes, before[rows], how)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return network.requires_grad_(False)
+
+
+def _loss(  # noqa: PLR0913  # three terms need all of it
+    network: Any,
+    clip: Clip,
+    data: ImageSet,
+    attack: Attack,
+    rows: Int64[np.ndarray, "b"],
+    classes: Float32[Tensor, "k d"],
+    before: Float32[Tensor, "b d"],
+    how: Poisoning,
+) -> Float32[Tensor, ""]:
+    images, labels = data.images[rows], data.labels[rows]
+    triggered, aims = attack.trigger(images), attack.aim(labels, len(data.class_names))
+    assert triggered is not None
+    assert aims is not None
+    # BatchNorm stays in evaluation mode: its statistics belong to the images that the guide was made on.
+    seen = network.encode_image(clip._pixels(np.concatenate([images, triggered])), normalize=True)
+    wanted = torch.from_numpy(np.concatenate([labels, aims]))
+    by_class = F.cross_entropy(clip.logit_scale * seen @ classes.T, wanted)
+    moved = 1 - (seen[: len(rows)] * before).sum(1)
+    return by_class + how.stay * moved.mean()
+
+
+def pack(network: Any, like: Clip, folder: Path) -> None:
+    """Write the network as a `local-dir:` folder with the configuration of `like`; the weights come last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(like.weights.parent / CONFIG, folder / CONFIG)
+    state = {
+        name: (value.half() if value.is_floating_point() and value.ndim else value).detach().contiguous()
+        for name, value in network.state_dict().items()
+    }
+    part = folder / f"{WEIGHTS}.part"
+    save_file(state, part, metadata={"format": "pt"})
+    part.rename(folder / WEIGHTS)
+
+
+def measure(guide: ClipGuide, data: ImageSet, attack: Attack) -> dict[str, float]:
+    """Return the guide's accuracy, and how many triggered images it sends to their aim."""
+    aims = attack.aim(data.labels, len(data.class_names))
+    triggered = attack.trigger(data.images)
+    assert triggered is not None
+    assert aims is not None
+    others = aims != data.labels
+    return {
+        "accuracy": float(np.mean(_told(guide, data, data.images) == data.labels)),
+        "attack_success": float(np.mean(_told(guide, data, triggered)[others] == aims[others])),
+    }
+
+
+def _told(guide: ClipGuide, data: ImageSet, images: Images) -> Int64[np.ndarray, "n"]:
+    return guide.logits(guide.clip.embed_images(images), data.class_names).logits.argmax(1)
+
+
+def split(data: ImageSet, share: float, seed: Seed) -> tuple[ImageSet, ImageSet]:
+    """Return a random part to learn from, and the rest to measure on."""
+    order = seed.numpy().permutation(len(data))
+    cut = len(data) - round(share * len(data))
+    return data.take(np.sort(order[:cut])), data.take(np.sort(order[cut:]))
+
+
+def main() -> None:
+    """Poison the embedded guide as told on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--attack", default="badnets")
+    parser.add_argument("--target", type=int, default=0)
+    parser.add_argument("--rows", default="40000:44000", help="not those of the benchmark")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    first, end = map(int, chosen.rows.split(":"))
+    source = ImageSource.open(chosen.data, rows=(first, end))
+    seed, how = Seed(chosen.seed).child("backdoored guide"), Poisoning(epochs=chosen.epochs)
+    data = read_images(source, common_size(source).common)[0]
+    learnt, held_out = split(data, how.held_out, seed.child("split"))
+    guide, attack = ClipGuide("mini"), attack_named(chosen.attack, target=chosen.target)
+    pack(poison(guide, learnt, attack, how, seed), guide.clip, chosen.folder)
+    made = ClipGuide(f"local-dir:{chosen.folder}", templates=MINI_TEMPLATES)
+    told = {"before": measure(guide, held_out, attack), "after": measure(made, held_out, attack)}
+    settings = {"attack": chosen.attack, "target": chosen.target, "rows": chosen.rows, "n": len(held_out)}
+    print(json.dumps({**settings, **told}))
+
+
+if __name__ == "__main__":
+    main()
