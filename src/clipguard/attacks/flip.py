@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from clipguard.attacks.cache import Tensors, key_of, learnt
@@ -96,10 +96,10 @@ class FLIP:
 class _Pairs:
     """What the expert trains on, and beside each entry the clean row that the student sees in its place."""
 
-    images: Images
+    images: UInt8[np.ndarray, "m h w 3"]
     labels: Int64[np.ndarray, "m"]
     rows: Int64[np.ndarray, "m"]
-    clean: Images
+    clean: UInt8[np.ndarray, "n h w 3"]
     classes: int
 
     def wanted(self, chosen: Int64[np.ndarray, "b"]) -> Float[Tensor, "b k"]:
