@@ -14,7 +14,7 @@ from clipguard.models import ModelSpec, build
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 
-RECIPE = TRAINED["label-consistent"]
+RECIPE = TRAINED["lc"]
 
 
 def net():

@@ -11,8 +11,8 @@ from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 
 LABEL_ONLY = {"flip", "gcb"}
-CLEAN_LABEL = {"label-consistent"}
-FOR_ONE_SET = {"label-consistent", "flip"}
+CLEAN_LABEL = {"lc"}
+FOR_ONE_SET = {"lc", "flip"}
 
 
 @pytest.fixture(scope="module")

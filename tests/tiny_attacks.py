@@ -11,7 +11,7 @@ from clipguard.types import ImageSet, image_set
 
 NAMES = ("cat", "dog", "frog")
 TRAINED = {
-    "label-consistent": LabelConsistent(rate=0.1, epochs=1, steps=3, architecture="preactresnet18-4"),
+    "lc": LabelConsistent(rate=0.1, epochs=1, steps=3, architecture="preactresnet18-4"),
     "ssba": SSBA(rate=0.1, epochs=2, width=4, batch_size=16),
     "input-aware": InputAware(
         rate=0.1, mask_epochs=1, epochs=1, width=4, batch_size=16, architecture="shallow-4"

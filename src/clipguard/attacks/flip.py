@@ -160,7 +160,7 @@ def _soft_labels(recipe: FLIP, data: ImageSet, seed: Seed, report: Progress | No
     model = build(spec, seed.child("init")).train()
     pairs = _pairs(recipe, data, seed)
     trajectory = _trajectory(recipe, model, pairs, seed, report)
-    labels = (recipe.one_hot * torch.eye(k)[torch.from_numpy(data.labels)]).to(model.mean.device)
+    labels = (recipe.one_hot * torch.eye(k)[torch.tensor(data.labels)]).to(model.mean.device)
     optimizer = torch.optim.SGD([labels.requires_grad_()], lr=recipe.label_lr, momentum=recipe.label_momentum)
     losses = []
     for number in range(recipe.passes):

@@ -106,7 +106,7 @@ def robust_loss(
     The step is 1.25 times the bound, from a random start within it (Wong et al. 2020); the mixture with clean
     images is Kurakin et al. 2017.
     """
-    given = torch.from_numpy(labels)
+    given = torch.tensor(labels)
 
     def loss(
         logits: Float[Tensor, "b k"], rows: Tensor, images: UInt8[Tensor, "b 3 h w"]
@@ -195,7 +195,7 @@ class ReadyLabelConsistent:
         rows = choose(self.rows, self.rate, len(data), seed)
         images = stamp_corners(self.hard[np.searchsorted(self.rows, rows)])
         changed = rebuilt(data, rows, images, data.labels[rows])
-        return changed, truth_of(data, rows, "label-consistent", self.target)
+        return changed, truth_of(data, rows, "lc", self.target)
 
     def trigger(self, images: Images) -> Images:
         """Return images with the four checkers, nothing else."""
