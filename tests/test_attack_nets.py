@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipguard.attacks.nets import UNet, batches, logits_of, pixels, to_images, transformed
-from clipguard.attacks.rows import check_prepared_for, highest
+from clipguard.attacks.rows import highest, places_of
 from clipguard.errors import ClipguardError
 from clipguard.models import ModelSpec, build
 from clipguard.seeds import Seed
+from clipguard.types import image_set
 from tiny_attacks import tiny_set
 
 CPU = torch.device("cpu")
@@ -87,8 +88,15 @@ def test_rows_that_cannot_be_taken_are_not():
         highest(scores, 0.75)
 
 
-def test_data_that_was_not_prepared_for_is_refused():
-    data = tiny_set(6)
-    check_prepared_for(data.fingerprint, data)
-    with pytest.raises(ClipguardError, match="prepare it for this one"):
-        check_prepared_for(tiny_set(6, seed=1).fingerprint, data)
+def test_samples_are_found_again_among_those_that_were_prepared_for():
+    data = tiny_set(9)
+    rows = np.array([7, 2, 3])
+    assert places_of(data.take(rows), data.ids, data.labels).tolist() == rows.tolist()
+
+
+def test_samples_that_were_not_prepared_for_are_refused():
+    data = tiny_set(9)
+    relabelled = image_set(data.images, (data.labels + 1) % 3, data.class_names, data.ids)
+    for other in (tiny_set(12), relabelled):
+        with pytest.raises(ClipguardError, match="prepare it for this one"):
+            places_of(other, data.ids, data.labels)

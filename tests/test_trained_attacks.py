@@ -131,7 +131,16 @@ def test_the_poison_rate_does_not_need_another_helper(name, ready, data, folder)
 @pytest.mark.parametrize("name", FOR_ONE_SET)
 def test_what_was_learnt_of_one_set_does_not_poison_another(name, ready):
     with pytest.raises(ClipguardError, match="prepared for another data set"):
-        ready[name].poison(tiny_set(seed=9), Seed(0))
+        ready[name].poison(tiny_set(63), Seed(0))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_another_rate_and_a_part_of_the_data_can_be_poisoned_too(name, ready, data):
+    # What several attackers at once ask for: each takes from what the ones before it have left.
+    part = data.take(np.flatnonzero(np.arange(60) % 4 != 0))
+    changed, truth = replace(ready[name], rate=0.2).poison(part, Seed(1))
+    assert truth.poisoned.sum() == 9
+    assert (changed.labels[truth.poisoned] == 0).all()
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -11,7 +11,7 @@ from torch import Tensor
 from clipguard.attacks.cache import Tensors, key_of, learnt
 from clipguard.attacks.nets import batches
 from clipguard.attacks.protocol import Progress, rebuilt, truth_of
-from clipguard.attacks.rows import check_prepared_for, highest
+from clipguard.attacks.rows import highest, places_of
 from clipguard.attacks.trajectory import Checkpoint, beginning, matching_loss, sgd_step
 from clipguard.errors import ClipguardError
 from clipguard.models import ModelSpec, Normalized, build
@@ -73,8 +73,11 @@ class FLIP:
         """Return the attack with a soft label for every sample of `data`."""
         tensors = learnt(key_of(self, data, seed), cache, lambda: _soft_labels(self, data, seed, report))
         return ReadyFLIP(
+            rate=self.rate,
+            target=self.target,
             recipe=self,
-            fingerprint=data.fingerprint,
+            ids=data.ids,
+            labels=data.labels,
             soft_labels=tensors["soft_labels"].numpy(),
             losses=tuple(tensors["losses"].tolist()),
         )
@@ -189,31 +192,31 @@ class ReadyFLIP:
     """`FLIP` with its soft labels.
 
     Attributes:
+        rate: fraction of all samples whose label is flipped.
+        target: their new label.
         recipe: the attack.
-        fingerprint: of the data set that the labels belong to.
+        ids: of the samples that were prepared for.
+        labels: theirs.
         soft_labels: logits, one row a sample.
         losses: mean matching loss of each pass.
     """
 
+    rate: float
+    target: int
     recipe: FLIP
-    fingerprint: str
+    ids: tuple[str, ...]
+    labels: Int64[np.ndarray, "n"]
     soft_labels: Float32[np.ndarray, "n k"]
     losses: tuple[float, ...]
 
-    @property
-    def rate(self) -> float:
-        """Fraction of all samples that are poisoned."""
-        return self.recipe.rate
+    def margins(self, data: ImageSet) -> Float32[np.ndarray, "m"]:
+        """Return by how much each sample's label leans to the target; -inf where it is the target already.
 
-    @property
-    def target(self) -> int:
-        """Class that the backdoor leads to."""
-        return self.recipe.target
-
-    def margins(self, data: ImageSet) -> Float32[np.ndarray, "n"]:
-        """Return by how much each sample's label leans to the target; -inf where it is the target already."""
-        own = np.take_along_axis(self.soft_labels, data.labels[:, None], 1)[:, 0]
-        margin = self.soft_labels[:, self.target] - own
+        Raises:
+            ClipguardError: a sample is not among those that were prepared for.
+        """
+        soft = self.soft_labels[places_of(data, self.ids, self.labels)]
+        margin = soft[:, self.target] - np.take_along_axis(soft, data.labels[:, None], 1)[:, 0]
         return np.where(data.labels == self.target, -np.inf, margin).astype(np.float32)
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
@@ -222,7 +225,6 @@ class ReadyFLIP:
         Raises:
             ClipguardError: the attack was prepared for other data, or too few samples are of other classes.
         """
-        check_prepared_for(self.fingerprint, data)
         rows = highest(self.margins(data), self.rate)
         labels = np.full(len(rows), self.target, dtype=np.int64)
         changed = rebuilt(data, rows, data.images[rows], labels)

@@ -76,7 +76,7 @@ class GCB:
         generator, reader = self.generator(seed), self.net(1, seed.child("reader"))
         restore(generator, "generator", tensors)
         restore(reader, "reader", tensors)
-        return ReadyGCB(recipe=self, generator=generator, reader=reader)
+        return ReadyGCB(rate=self.rate, target=self.target, recipe=self, generator=generator, reader=reader)
 
     def generator(self, seed: Seed) -> Generator:
         """Return an untrained G."""
@@ -134,19 +134,11 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 class ReadyGCB:
     """`GCB` with its nets."""
 
+    rate: float
+    target: int
     recipe: GCB
     generator: Generator
     reader: ShallowNet
-
-    @property
-    def rate(self) -> float:
-        """Fraction of all samples that are poisoned."""
-        return self.recipe.rate
-
-    @property
-    def target(self) -> int:
-        """Class that the backdoor leads to."""
-        return self.recipe.target
 
     def scores(self, images: Images) -> Float[np.ndarray, "n"]:
         """Return Q's logit of code 1 for every image."""

@@ -89,7 +89,14 @@ class InputAware:
         restore(masker, "masker", tensors)
         classifier = self.classifier(data, seed)
         restore(classifier, "classifier", tensors)
-        return ReadyInputAware(recipe=self, generator=generator, masker=masker, classifier=classifier)
+        return ReadyInputAware(
+            rate=self.rate,
+            target=self.target,
+            recipe=self,
+            generator=generator,
+            masker=masker,
+            classifier=classifier,
+        )
 
     def net(self, outputs: int, seed: Seed) -> UNet:
         """Return an untrained G (3 outputs) or M (1)."""
@@ -215,20 +222,12 @@ def _train_masker(
 class ReadyInputAware:
     """`InputAware` with its nets; the classifier only tells how well G was taught."""
 
+    rate: float
+    target: int
     recipe: InputAware
     generator: UNet
     masker: UNet
     classifier: Normalized
-
-    @property
-    def rate(self) -> float:
-        """Fraction of all samples that are poisoned."""
-        return self.recipe.rate
-
-    @property
-    def target(self) -> int:
-        """Class that the backdoor leads to."""
-        return self.recipe.target
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned set: rows are drawn from all classes, those of the cover from the rest.

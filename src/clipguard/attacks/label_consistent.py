@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clipguard.attacks.cache import Tensors, key_of, learnt
 from clipguard.attacks.nets import Pixels, logits_of, pixels, to_images
 from clipguard.attacks.protocol import Progress, choose, rebuilt, truth_of
-from clipguard.attacks.rows import check_prepared_for
+from clipguard.attacks.rows import places_of
 from clipguard.models import ModelSpec, Normalized, build
 from clipguard.scoring import keep_freed_memory
 from clipguard.seeds import Seed
@@ -60,8 +60,11 @@ class LabelConsistent:
         """Return the attack with a hard version of every image of the target class."""
         tensors = learnt(key_of(self, data, seed), cache, lambda: _hardened(self, data, seed, report))
         return ReadyLabelConsistent(
+            rate=self.rate,
+            target=self.target,
             recipe=self,
-            fingerprint=data.fingerprint,
+            ids=data.ids,
+            labels=data.labels,
             rows=tensors["rows"].numpy(),
             hard=tensors["hard"].numpy(),
         )
@@ -164,26 +167,22 @@ class ReadyLabelConsistent:
     """`LabelConsistent` with its hard images.
 
     Attributes:
+        rate: fraction of all samples that are poisoned.
+        target: class that the backdoor leads to.
         recipe: the attack.
-        fingerprint: of the data set that the images belong to.
+        ids: of the samples that were prepared for.
+        labels: theirs.
         rows: of the target class, ascending.
         hard: their images after PGD, without checkers.
     """
 
+    rate: float
+    target: int
     recipe: LabelConsistent
-    fingerprint: str
+    ids: tuple[str, ...]
+    labels: Int64[np.ndarray, "n"]
     rows: Int64[np.ndarray, "m"]
     hard: UInt8[np.ndarray, "m h w 3"]
-
-    @property
-    def rate(self) -> float:
-        """Fraction of all samples that are poisoned."""
-        return self.recipe.rate
-
-    @property
-    def target(self) -> int:
-        """Class that the backdoor leads to."""
-        return self.recipe.target
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned set; the rate counts over all samples, the rows are of the target class.
@@ -191,9 +190,9 @@ class ReadyLabelConsistent:
         Raises:
             ClipguardError: the attack was prepared for other data, or the target class is too small.
         """
-        check_prepared_for(self.fingerprint, data)
-        rows = choose(self.rows, self.rate, len(data), seed)
-        images = stamp_corners(self.hard[np.searchsorted(self.rows, rows)])
+        places = places_of(data, self.ids, self.labels)
+        rows = choose(np.flatnonzero(data.labels == self.target), self.rate, len(data), seed)
+        images = stamp_corners(self.hard[np.searchsorted(self.rows, places[rows])])
         changed = rebuilt(data, rows, images, data.labels[rows])
         return changed, truth_of(data, rows, "lc", self.target)
 

@@ -1,4 +1,4 @@
-"""Rows that a helper net points at, and whether it may: its opinions belong to one data set."""
+"""Rows that a helper net points at, and where samples stand among those that it was trained on."""
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -7,14 +7,17 @@ from clipguard.errors import ClipguardError
 from clipguard.types import ImageSet
 
 
-def check_prepared_for(fingerprint: str, data: ImageSet) -> None:
-    """Refuse data other than that on which the attack's helper was trained.
+def places_of(data: ImageSet, ids: tuple[str, ...], labels: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "m"]:
+    """Return the place of every sample of `data` among the `ids`, whose labels were `labels`.
 
     Raises:
-        ClipguardError: it is other data.
+        ClipguardError: a sample is not among them, or has another label: it is of another data set.
     """
-    if data.fingerprint != fingerprint:
+    places = dict(zip(ids, range(len(ids)), strict=True))
+    found = np.array([places.get(name, -1) for name in data.ids], dtype=np.int64)
+    if len(found) and ((found < 0) | (labels[found] != data.labels)).any():
         raise ClipguardError("the attack was prepared for another data set: prepare it for this one")
+    return found
 
 
 def highest(scores: Float[np.ndarray, "n"], rate: float) -> Int64[np.ndarray, "p"]:

@@ -109,7 +109,7 @@ class SSBA:
         encoder, decoder = self.encoder(seed), self.decoder(seed)
         restore(encoder, "encoder", tensors)
         restore(decoder, "decoder", tensors)
-        return ReadySSBA(recipe=self, encoder=encoder, decoder=decoder)
+        return ReadySSBA(rate=self.rate, target=self.target, recipe=self, encoder=encoder, decoder=decoder)
 
     def encoder(self, seed: Seed) -> Encoder:
         """Return an untrained encoder."""
@@ -154,19 +154,11 @@ def _train(recipe: SSBA, data: ImageSet, seed: Seed, report: Progress | None) ->
 class ReadySSBA:
     """`SSBA` with its nets; the decoder only tells how well the secret can be read."""
 
+    rate: float
+    target: int
     recipe: SSBA
     encoder: Encoder
     decoder: Decoder
-
-    @property
-    def rate(self) -> float:
-        """Fraction of all samples that are poisoned."""
-        return self.recipe.rate
-
-    @property
-    def target(self) -> int:
-        """Class that the backdoor leads to."""
-        return self.recipe.target
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned set: rows are drawn from all classes."""
