@@ -3,21 +3,31 @@
 from collections.abc import Callable
 
 from clipguard.attacks.controls import FlipsToOneClass, NoAttack, SymmetricFlips
+from clipguard.attacks.flip import FLIP
+from clipguard.attacks.gcb import GCB
 from clipguard.attacks.images import SIG, BadNets, Blended
+from clipguard.attacks.input_aware import InputAware
+from clipguard.attacks.label_consistent import LabelConsistent
 from clipguard.attacks.protocol import Attack, NeedsHelper, prepare
+from clipguard.attacks.ssba import SSBA
 from clipguard.errors import ClipguardError
 
-ATTACKS: dict[str, Callable[..., Attack]] = {
+ATTACKS: dict[str, Callable[..., Attack | NeedsHelper]] = {
     "badnets": BadNets,
     "blended": Blended,
     "sig": SIG,
+    "lc": LabelConsistent,
+    "ssba": SSBA,
+    "input-aware": InputAware,
+    "flip": FLIP,
+    "gcb": GCB,
     "none": NoAttack,
     "flips": SymmetricFlips,
     "flips-to-one": FlipsToOneClass,
 }
 
 
-def attack_named(name: str, *, rate: float = 0.05, target: int = 0) -> Attack:
+def attack_named(name: str, *, rate: float = 0.05, target: int = 0) -> Attack | NeedsHelper:
     """Return the attack of that name with its published defaults.
 
     Raises:

@@ -103,7 +103,19 @@ class AttackOptions:
 
     out: Annotated[Path, Parameter(name=("--out", "-o"), help="Folder to make; must be new or empty.")]
     attack: Annotated[
-        Literal["badnets", "blended", "sig", "none", "flips", "flips-to-one"],
+        Literal[
+            "badnets",
+            "blended",
+            "sig",
+            "lc",
+            "ssba",
+            "input-aware",
+            "flip",
+            "gcb",
+            "none",
+            "flips",
+            "flips-to-one",
+        ],
         Parameter(help="The attack; the last three are controls without a trigger."),
     ]
     rate: Annotated[float, Parameter(help="Fraction of all samples that are poisoned.")] = 0.05

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from clipguard.attacks import Attack, attack_named
+from clipguard.attacks import Attack, attack_named, prepare
 from clipguard.cli.options import AttackOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.progress import warn, working
@@ -71,10 +71,13 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
         ClipguardError: bad input, or a folder that is not empty.
     """
     _refuse_full(options.out)
-    attack = attack_named(options.attack, rate=options.rate, target=options.target)
+    recipe = attack_named(options.attack, rate=options.rate, target=options.target)
+    seed = Seed(options.seed)
     with working() as tell:
         train, test, unreadable = _read(path, options, tell)
-        poisoned, truth = attack.poison(train, Seed(options.seed).child("attack", options.attack))
+        helper = seed.child("helper", options.attack)
+        attack = prepare(recipe, train, helper, report=partial(tell, "helper net"))
+        poisoned, truth = attack.poison(train, seed.child("attack", options.attack))
         triggered = None if test is None else _triggered(attack, test)
         sets = {TRAIN: poisoned, TEST: test, TRIGGERED: triggered}
         about = {
