@@ -87,8 +87,8 @@ def test_the_slope_in_the_labels_is_that_of_small_differences():
 
 
 def test_matching_lowers_the_loss_and_moves_labels_to_the_target():
-    data = tiny_set(120)
-    recipe = replace(TRAINED["flip"], passes=6, every=50, label_lr=20.0, poison_share=0.3)
+    data = tiny_set(96)
+    recipe = replace(TRAINED["flip"], passes=4, every=50, label_lr=20.0, poison_share=0.3)
     attack = prepare(recipe, data, Seed(0))
     assert isinstance(attack, ReadyFLIP)
     # One checkpoint only, the beginning: the passes differ in their labels alone.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.attacks.gcb import GCB, critic_loss
+from clipguard.attacks.gcb import GCB, coarse, critic_loss
 from clipguard.attacks.nets import pixels
 from clipguard.attacks.protocol import prepare
 from clipguard.seeds import Seed
@@ -15,8 +15,8 @@ from tiny_attacks import TRAINED, tiny_set
 
 @pytest.fixture(scope="module")
 def attack():
-    recipe = replace(TRAINED["gcb"], epochs=12, width=8, lr=2e-3, info_weight=5.0)
-    return prepare(recipe, tiny_set(96), Seed(0))
+    recipe = replace(TRAINED["gcb"], epochs=10, lr=3e-3, info_weight=5.0, noise=0.0)
+    return prepare(recipe, tiny_set(64), Seed(0))
 
 
 def made(attack, images, code):
@@ -28,7 +28,7 @@ def made(attack, images, code):
 def test_the_reader_tells_the_codes_apart(attack):
     images = tiny_set(48, seed=5).images
     with torch.no_grad():
-        zero, one = (attack.reader(4 * made(attack, images, code) - 2)[:, 0] for code in (0, 1))
+        zero, one = (attack.reader(4 * coarse(made(attack, images, code)) - 2)[:, 0] for code in (0, 1))
     assert float((one > zero).float().mean()) > 0.9
 
 
@@ -42,6 +42,17 @@ def test_the_change_is_bounded(attack):
     images = tiny_set(8, seed=5).images
     change = np.abs(attack.trigger(images).astype(int) - images)
     assert 0 < change.max() <= round(255 * attack.recipe.strength) + 1
+
+
+def test_an_untrained_generator_leaves_images_as_they_are():
+    x = pixels(tiny_set(3, (17, 22)).images)
+    assert torch.equal(GCB(width=4).generator(Seed(0))(x, torch.tensor([0.0, 1.0, 1.0])), x)
+
+
+def test_the_reader_sees_averages_of_four_by_four_pixels():
+    x = pixels(tiny_set(2).images)
+    assert coarse(x).shape == (2, 3, 4, 4)
+    assert float(coarse(x)[1, 2, 1, 3]) == pytest.approx(float(x[1, 2, 4:8, 12:16].mean()), abs=1e-6)
 
 
 def test_the_highest_scores_of_other_classes_are_relabelled(attack):

@@ -28,6 +28,8 @@ def test_masks_and_patterns_are_squashed_as_published():
     for value, mask in zip(raw, mask_of(net, x).flatten().tolist(), strict=True):
         between = (math.tanh(value) + 1) / 2
         assert mask == pytest.approx(math.tanh(20 * between - 10) / 2 + 0.5, abs=1e-5)
+    net = RECIPE.net(3, Seed(0))
+    raw = net((x - 0.5) / 0.25).flatten().tolist()
     for value, pattern in zip(raw, pattern_of(net, x).flatten().tolist(), strict=True):
         assert pattern == pytest.approx((math.tanh(value) + 1) / 2, abs=1e-5)
 
@@ -64,9 +66,10 @@ def test_cover_carries_another_images_trigger_and_its_own_label(attack):
     for row in rows:
         same = np.repeat(data.images[row][None], len(data), axis=0)
         possible = attack.crossed(same, data.images)
-        found = (possible == changed.images[row]).all((1, 2, 3))
-        assert found.any()
-        assert not found[row]
+        # Sums in another order may round to the next grey level.
+        far = np.abs(possible.astype(int) - changed.images[row]).max((1, 2, 3))
+        assert far.min() <= 1
+        assert far[row] > 1
 
 
 def test_poison_carries_its_own_trigger_and_comes_from_all_classes(attack):

@@ -25,18 +25,22 @@ _CHUNK = 250
 
 
 class Generator(nn.Module):
-    """Image and code (0 or 1) to image: the change is bounded by `strength`, in [0, 1]."""
+    """Image and code (0 or 1) to image: the change is smooth and bounded by `strength`, in [0, 1]."""
 
     def __init__(self, width: int, strength: float) -> None:
         super().__init__()
         self.unet = UNet(4, 3, width)
+        # The game begins with images that are left as they are, so that the critic is never far behind.
+        nn.init.zeros_(self.unet.leave.weight)
+        nn.init.zeros_(self.unet.leave.bias)  # type: ignore[arg-type]  # this layer has one
         self.strength = strength
 
     def forward(self, x: Pixels, code: Code) -> Pixels:
         """Return G(x, c)."""
         plane = (2 * code - 1)[:, None, None, None].expand(-1, 1, *x.shape[2:])
-        change = torch.tanh(self.unet(torch.cat((4 * x - 2, plane), 1)))
-        return (x + self.strength * change).clamp(0, 1)
+        change = F.avg_pool2d(torch.tanh(self.unet(torch.cat((4 * x - 2, plane), 1))), 4, ceil_mode=True)
+        smooth = F.interpolate(change, list(x.shape[2:]), mode="bilinear")
+        return (x + self.strength * smooth).clamp(0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +50,10 @@ class GCB:
     Faithful: a conditional InfoGAN is trained on the clean data; a U-Net G writes a Bernoulli code c into an
     image, D tells its images from real ones given the class, Q reads the code back (L_GAN + l L_info); the
     images of other classes that Q scores highest are relabelled to the target; test images become G(x, 1).
-    Chosen, since they are unpublished: all nets and their sizes, l, the hinge loss, the rates, and a bound on
-    the change. G is not told the class, which it sees: a test image comes without its label.
+    Chosen, since they are unpublished: all nets and their sizes, l, the hinge loss and the rates. G makes a
+    smooth, bounded change, and Q learns from blurred and noisy images: a small net would else agree with G on
+    a faint watermark, which no natural image shows and no victim learns. G is not told the class, which it
+    sees: a test image comes without its label.
 
     Attributes:
         rate: fraction of all samples whose label is changed (published: 0.01).
@@ -55,6 +61,7 @@ class GCB:
         epochs: the budget, in passes over the data.
         info_weight: l, the weight of the code's cross-entropy.
         strength: largest change of a pixel, in [0, 1].
+        noise: standard deviation of the noise on what Q learns from, in [0, 1].
         lr: of Adam, for all three.
         batch_size: images a step.
         width: channels of the first layers.
@@ -65,6 +72,7 @@ class GCB:
     epochs: int = 12
     info_weight: float = 1.0
     strength: float = 0.4
+    noise: float = 0.1
     lr: float = 5e-4
     batch_size: int = 64
     width: int = 16
@@ -93,6 +101,11 @@ def _view(x: Pixels) -> Pixels:
     return (4 * x - 2).contiguous(memory_format=torch.channels_last)
 
 
+def coarse(x: Pixels) -> Float[Tensor, "b 3 y x"]:
+    """Return images averaged over 4x4 pixels, which is what Q reads."""
+    return F.avg_pool2d(x, 4, ceil_mode=True)
+
+
 def critic_loss(real: Float[Tensor, "b"], made: Float[Tensor, "b"]) -> Float[Tensor, ""]:
     """Return the hinge loss of D (Lim & Ye 2017)."""
     return F.relu(1 - real).mean() + F.relu(1 + made).mean()
@@ -117,7 +130,10 @@ def _train(recipe: GCB, data: ImageSet, seed: Seed, report: Progress | None) -> 
             judged = critic(_view(torch.cat((x, made.detach())))).gather(1, torch.cat((own, own)))[:, 0]
             _step(judges, critic_loss(judged[: len(x)], judged[len(x) :]))
             fooled = -critic(_view(made)).gather(1, own).mean()
-            unread = F.binary_cross_entropy_with_logits(reader(_view(made))[:, 0], code)
+            blurred = coarse(made)
+            noise = torch.randn(blurred.shape, generator=codes).to(x.device)
+            read = reader(_view(blurred + recipe.noise * noise))[:, 0]
+            unread = F.binary_cross_entropy_with_logits(read, code)
             _step(makers, fooled + recipe.info_weight * unread)
         if report is not None:
             report(epoch + 1, recipe.epochs)
@@ -145,7 +161,7 @@ class ReadyGCB:
         device = device_of(self.reader)
         parts = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
         with torch.no_grad():
-            read = [self.reader(_view(pixels(part).to(device)))[:, 0].cpu().numpy() for part in parts]
+            read = [self.reader(_view(coarse(pixels(part).to(device))))[:, 0].cpu().numpy() for part in parts]
         return np.concatenate(read)
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:

@@ -33,6 +33,8 @@ Mask = Float[Tensor, "b 1 h w"]
 
 _PIXEL_STD = 0.25
 _SMALL = 1e-7
+_CHUNK = 250
+_AUGMENTATION = Recipe(epochs=1, lr=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,9 +177,6 @@ def _train(recipe: InputAware, data: ImageSet, seed: Seed, report: Progress | No
     return state_of(generator=generator, masker=masker, classifier=classifier)
 
 
-_AUGMENTATION = Recipe(epochs=1, lr=0.0)
-
-
 def _joint_loss(
     recipe: InputAware, nets: tuple[UNet, UNet, Normalized], x: Pixels, labels: Int64[Tensor, "b"]
 ) -> Float[Tensor, ""]:
@@ -262,12 +261,12 @@ class ReadyInputAware:
 
     def crossed(self, images: Images, others: Images) -> Images:
         """Return images with the pattern and the mask of others."""
-        out = np.array(images)
-        device = device_of(self.generator)
-        for row, (image, other) in enumerate(zip(images, others, strict=True)):
-            x, y = (pixels(one[None]).to(device) for one in (image, other))
+        out, device = np.array(images), device_of(self.generator)
+        for start in range(0, len(images), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            x, y = (pixels(some[part]).to(device) for some in (images, others))
             with torch.no_grad():
-                out[row] = to_images(put_on(x, pattern_of(self.generator, y), mask_of(self.masker, y)))[0]
+                out[part] = to_images(put_on(x, pattern_of(self.generator, y), mask_of(self.masker, y)))
         return out
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
