@@ -91,7 +91,7 @@ def test_matching_lowers_the_loss_and_moves_labels_to_the_target():
     recipe = replace(TRAINED["flip"], passes=4, every=50, label_lr=20.0, poison_share=0.3)
     attack = prepare(recipe, data, Seed(0))
     assert isinstance(attack, ReadyFLIP)
-    # One checkpoint only, the beginning: the passes differ in their labels alone.
+    # One checkpoint only, the expert's end: the passes differ in their labels alone.
     assert attack.losses[-1] < attack.losses[0]
     margins = attack.margins(data)
     others = data.labels != 0

@@ -154,6 +154,14 @@ def test_a_rate_beyond_what_can_carry_the_poison_is_refused(name, data, folder):
 
 
 @pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("target", [-1, 3])
+def test_a_target_that_is_no_class_is_refused_before_anything_is_trained(name, target, data, tmp_path):
+    with pytest.raises(ClipguardError, match=rf"target class {target} does not exist: choose one of 0 to 2"):
+        prepare(replace(TRAINED[name], target=target), data, Seed(0), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_odd_sizes_work(name):
     odd = tiny_set(24, (17, 22))
     attack = prepare(TRAINED[name], odd, Seed(0))

@@ -11,7 +11,7 @@ from torch import Tensor
 from clipguard.attacks.cache import Tensors, key_of, learnt
 from clipguard.attacks.nets import batches
 from clipguard.attacks.protocol import Progress, rebuilt, truth_of
-from clipguard.attacks.rows import highest, places_of
+from clipguard.attacks.rows import check_target, highest, places_of
 from clipguard.attacks.trajectory import Checkpoint, beginning, matching_loss, sgd_step
 from clipguard.errors import ClipguardError
 from clipguard.models import ModelSpec, Normalized, build
@@ -57,7 +57,7 @@ class FLIP:
     target: int = 0
     epochs: int = 20
     passes: int = 15
-    architecture: str = "shallow-32"
+    architecture: str = "shallow-16"
     batch_size: int = 256
     lr: float = 0.1
     weight_decay: float = 2e-4
@@ -70,7 +70,12 @@ class FLIP:
     frequency: float = 16.0
 
     def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> "ReadyFLIP":
-        """Return the attack with a soft label for every sample of `data`."""
+        """Return the attack with a soft label for every sample of `data`.
+
+        Raises:
+            ClipguardError: the target is no class of `data`, or the training diverged.
+        """
+        check_target(self.target, data)
         tensors = learnt(key_of(self, data, seed), cache, lambda: _soft_labels(self, data, seed, report))
         return ReadyFLIP(
             rate=self.rate,
@@ -140,7 +145,8 @@ def _trajectory(
 ) -> list[Checkpoint]:
     """Return where the expert stood every so many steps of its training."""
     now = beginning(model)
-    kept, steps = [now], 0
+    kept: list[Checkpoint] = []
+    steps = 0
     for epoch in range(recipe.epochs):
         stream = seed.child("expert", epoch)
         for chosen in batches(len(pairs.labels), recipe.batch_size, stream):
@@ -152,7 +158,8 @@ def _trajectory(
                 kept.append(now)
         if report is not None:
             report(epoch + 1, recipe.epochs + recipe.passes)
-    return kept
+    # A training shorter than that has its end only.
+    return kept or [now]
 
 
 def _soft_labels(recipe: FLIP, data: ImageSet, seed: Seed, report: Progress | None) -> Tensors:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clipguard.attacks.cache import Tensors, key_of, learnt, restore, state_of
 from clipguard.attacks.nets import Pixels, UNet, batches, device_of, pixels, transformed
 from clipguard.attacks.protocol import Progress, rebuilt, truth_of
-from clipguard.attacks.rows import highest
+from clipguard.attacks.rows import check_target, highest
 from clipguard.models import ShallowNet
 from clipguard.scoring import keep_freed_memory
 from clipguard.seeds import Seed
@@ -78,7 +78,12 @@ class GCB:
     width: int = 16
 
     def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> "ReadyGCB":
-        """Return the attack with its generator and its reader Q."""
+        """Return the attack with its generator and its reader Q.
+
+        Raises:
+            ClipguardError: the target is no class of `data`, or the training diverged.
+        """
+        check_target(self.target, data)
         key = key_of(self, data, seed, ("rate", "target"))
         tensors = learnt(key, cache, lambda: _train(self, data, seed, report))
         generator, reader = self.generator(seed), self.net(1, seed.child("reader"))

@@ -21,6 +21,7 @@ from clipguard.attacks.nets import (
     transformed,
 )
 from clipguard.attacks.protocol import Progress, choose, rebuilt
+from clipguard.attacks.rows import check_target
 from clipguard.errors import ClipguardError
 from clipguard.models import ModelSpec, Normalized, build
 from clipguard.scoring import keep_freed_memory
@@ -83,7 +84,12 @@ class InputAware:
     def prepare(
         self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None
     ) -> "ReadyInputAware":
-        """Return the attack with its nets."""
+        """Return the attack with its nets.
+
+        Raises:
+            ClipguardError: the target is no class of `data`, or the training diverged.
+        """
+        check_target(self.target, data)
         key = key_of(self, data, seed, ("rate", "cover_ratio"))
         tensors = learnt(key, cache, lambda: _train(self, data, seed, report))
         generator, masker = self.net(3, seed.child("generator")), self.net(1, seed.child("masker"))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clipguard.attacks.cache import Tensors, key_of, learnt
 from clipguard.attacks.nets import Pixels, logits_of, pixels, to_images
 from clipguard.attacks.protocol import Progress, choose, rebuilt, truth_of
-from clipguard.attacks.rows import places_of
+from clipguard.attacks.rows import check_target, places_of
 from clipguard.models import ModelSpec, Normalized, build
 from clipguard.scoring import keep_freed_memory
 from clipguard.seeds import Seed
@@ -57,7 +57,12 @@ class LabelConsistent:
     def prepare(
         self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None
     ) -> "ReadyLabelConsistent":
-        """Return the attack with a hard version of every image of the target class."""
+        """Return the attack with a hard version of every image of the target class.
+
+        Raises:
+            ClipguardError: the target is no class of `data`, or the training diverged.
+        """
+        check_target(self.target, data)
         tensors = learnt(key_of(self, data, seed), cache, lambda: _hardened(self, data, seed, report))
         return ReadyLabelConsistent(
             rate=self.rate,

@@ -7,6 +7,17 @@ from clipguard.errors import ClipguardError
 from clipguard.types import ImageSet
 
 
+def check_target(target: int, data: ImageSet) -> None:
+    """Refuse a target that is no class, before a helper net is trained for it.
+
+    Raises:
+        ClipguardError: there is no such class.
+    """
+    if not 0 <= target < len(data.class_names):
+        last = len(data.class_names) - 1
+        raise ClipguardError(f"target class {target} does not exist: choose one of 0 to {last}")
+
+
 def places_of(data: ImageSet, ids: tuple[str, ...], labels: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "m"]:
     """Return the place of every sample of `data` among the `ids`, whose labels were `labels`.
 

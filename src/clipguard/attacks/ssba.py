@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from clipguard.attacks.cache import key_of, learnt, restore, state_of
 from clipguard.attacks.nets import Pixels, UNet, batches, device_of, pixels, transformed
 from clipguard.attacks.protocol import Progress, choose, rebuilt, truth_of
+from clipguard.attacks.rows import check_target
 from clipguard.scoring import keep_freed_memory
 from clipguard.seeds import Seed
 from clipguard.truth import PoisonTruth
@@ -103,7 +104,12 @@ class SSBA:
     width: int = 16
 
     def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> "ReadySSBA":
-        """Return the attack with its encoder."""
+        """Return the attack with its encoder.
+
+        Raises:
+            ClipguardError: the target is no class of `data`, or the training diverged.
+        """
+        check_target(self.target, data)
         key = key_of(self, data, seed, ("rate", "target", "secret_seed"))
         tensors = learnt(key, cache, lambda: state_of(**_train(self, data, seed, report)))
         encoder, decoder = self.encoder(seed), self.decoder(seed)

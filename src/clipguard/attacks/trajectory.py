@@ -31,7 +31,7 @@ class Checkpoint:
 
 def beginning(model: Normalized) -> Checkpoint:
     """Return the model's own weights and no momentum."""
-    weights = dict(model.network.named_parameters())
+    weights: Weights = dict(model.network.named_parameters())
     return Checkpoint(weights, {name: torch.zeros_like(value) for name, value in weights.items()}).detached()
 
 
