@@ -71,7 +71,7 @@ class GCB:
     target: int = 0
     epochs: int = 12
     info_weight: float = 1.0
-    strength: float = 0.4
+    strength: float = 0.25
     noise: float = 0.1
     lr: float = 5e-4
     batch_size: int = 64
