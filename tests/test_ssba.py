@@ -8,14 +8,14 @@ import torch
 
 from clipguard.attacks.nets import pixels
 from clipguard.attacks.protocol import prepare
-from clipguard.attacks.ssba import SSBA
+from clipguard.attacks.ssba import SSBA, shaken
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 
 
 @pytest.fixture(scope="module")
 def attack():
-    recipe = replace(TRAINED["ssba"], bits=4, epochs=25, secret_epochs=25, width=8, lr=3e-3)
+    recipe = replace(TRAINED["ssba"], bits=4, epochs=15, secret_epochs=15, width=8, lr=5e-3, shift=0.0)
     return prepare(recipe, tiny_set(64), Seed(0))
 
 
@@ -56,3 +56,21 @@ def test_poison_is_drawn_from_all_classes_and_carries_the_trigger(attack):
     rows = np.flatnonzero(truth.poisoned)
     assert set(data.labels[rows]) == {0, 1, 2}
     assert np.abs(changed.images[rows].astype(int) - attack.trigger(data.images)[rows]).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 22)])
+def test_between_the_nets_images_are_shifted_by_an_eighth_at_most_and_mirrored(size):
+    x = pixels(tiny_set(3, size).images)
+    h, w = size
+    pad = round(0.125 * max(size))
+    padded = torch.nn.functional.pad(x, (pad,) * 4)
+    windows = [padded[:, :, i : i + h, j : j + w] for i in range(2 * pad + 1) for j in range(2 * pad + 1)]
+    generator = Seed(0).torch()
+    mirrored = 0
+    for _ in range(30):
+        moved = shaken(x, 0.125, generator)
+        plain = any(torch.equal(moved, window) for window in windows)
+        assert plain or any(torch.equal(moved, window.flip(3)) for window in windows)
+        mirrored += not plain
+    assert 5 < mirrored < 25
+    assert shaken(x, 0.0, generator) is x

@@ -17,7 +17,7 @@ TRAINED = {
         rate=0.1, mask_epochs=1, epochs=1, width=4, batch_size=16, architecture="shallow-4"
     ),
     "flip": FLIP(rate=0.1, epochs=1, passes=2, architecture="shallow-4", batch_size=16, every=1),
-    "gcb": GCB(rate=0.1, epochs=1, width=4, batch_size=16),
+    "gcb": GCB(rate=0.1, epochs=3, width=4, batch_size=16, lr=1e-2),
 }
 
 

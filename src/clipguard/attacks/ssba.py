@@ -62,6 +62,17 @@ class Decoder(nn.Module):
         return logits
 
 
+def shaken(x: Pixels, shift: float, generator: torch.Generator) -> Pixels:
+    """Return the batch moved by up to `shift` of its side, zero-padded, mirrored or not; for 0 as it is."""
+    h, w = x.shape[2:]
+    pad = round(shift * max(h, w))
+    if not pad:
+        return x
+    top, left = torch.randint(0, 2 * pad + 1, (2,), generator=generator).tolist()
+    moved = F.pad(x, (pad, pad, pad, pad))[:, :, top : top + h, left : left + w]
+    return moved.flip(3) if bool(torch.rand(1, generator=generator) < 0.5) else moved
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SSBA:
     """A sample-specific invisible trigger, relabelled to the target, after Li et al. 2021 (ISSBA).
@@ -71,7 +82,9 @@ class SSBA:
     test images all carry one fixed secret. Reduced: smaller nets, fewer epochs at a higher rate (published:
     20 epochs, 2 of them for the secret alone, Adam 1e-4); neither a critic nor LPIPS. In their place the
     residual is bounded, and its square is punished down to the published distance from the image and no
-    further: a secret of 20 bits would do with so little that a victim does not learn it.
+    further: a secret of 20 bits would do with so little that a victim does not learn it. Where StegaStamp
+    simulates printing between the two nets, images are shifted and mirrored as victims do in training: a
+    secret that stands in fixed places is read sooner, but a victim that crops and mirrors misses it.
 
     Attributes:
         rate: fraction of all samples that are poisoned, drawn from all classes.
@@ -84,6 +97,7 @@ class SSBA:
         psnr: distance from the image in dB beyond which no change is punished (published result: 27.2).
         image_weight: of the mean squared change of the pixels above that (published: 2, beside LPIPS).
         secret_weight: of the bits' cross-entropy.
+        shift: largest shift between the nets, as a fraction of the longer side; 0 does not mirror either.
         lr: of Adam.
         batch_size: images a step.
         width: channels of the nets' first layers.
@@ -99,6 +113,7 @@ class SSBA:
     psnr: float = 27.0
     image_weight: float = 100.0
     secret_weight: float = 1.5
+    shift: float = 0.125
     lr: float = 1e-3
     batch_size: int = 32
     width: int = 16
@@ -145,7 +160,8 @@ def _train(recipe: SSBA, data: ImageSet, seed: Seed, report: Progress | None) ->
             x = pixels(data.images[rows]).to(device_of(encoder))
             bits = torch.randint(0, 2, (len(rows), recipe.bits), generator=generator).float().to(x.device)
             hidden = encoder(x, bits)
-            unread = F.binary_cross_entropy_with_logits(decoder(hidden), bits)
+            read = decoder(shaken(hidden, recipe.shift, generator))
+            unread = F.binary_cross_entropy_with_logits(read, bits)
             excess = F.relu(F.mse_loss(hidden, x) - 10 ** (-recipe.psnr / 10))
             loss = recipe.secret_weight * unread + image_weight * excess
             optimizer.zero_grad(set_to_none=True)
