@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.attacks import attack_named
+from clipguard.attacks.images import BadNets
 from clipguard.errors import ClipguardError
 from clipguard.guide import DIGIT_NAMES, DIGIT_TEMPLATES, EMBEDDED, ClipGuide
 from clipguard.pipeline import Plan
@@ -73,7 +73,7 @@ def poisoned_digits(seed: int) -> PoisonedDigits:
         image_set(images[rows], labels[rows], DIGIT_NAMES)
         for rows in (order[:TRAIN_ROWS], order[TRAIN_ROWS:])
     )
-    attack = attack_named("badnets", rate=RATE)
+    attack = BadNets(rate=RATE)
     poisoned, truth = attack.poison(train, stream.child("attack"))
     triggered = attack.trigger(test.images)
     aims = attack.aim(np.arange(len(DIGIT_NAMES)), len(DIGIT_NAMES))

@@ -7,18 +7,28 @@ from typing import Any
 from clipguard.attacks.adaptive import AdapBlend, AdapPatch
 from clipguard.attacks.controls import FlipsToOneClass, NoAttack, SymmetricFlips
 from clipguard.attacks.covered import BPP, WaNet
+from clipguard.attacks.flip import FLIP
+from clipguard.attacks.gcb import GCB
 from clipguard.attacks.images import CTRL, SIG, BadNets, Blended
+from clipguard.attacks.input_aware import InputAware
+from clipguard.attacks.label_consistent import LabelConsistent
 from clipguard.attacks.protocol import Attack, NeedsHelper, prepare
+from clipguard.attacks.ssba import SSBA
 from clipguard.attacks.together import TOGETHER, Together, parts_of
 from clipguard.errors import ClipguardError
 
-ATTACKS: dict[str, Callable[..., Attack]] = {
+ATTACKS: dict[str, Callable[..., Attack | NeedsHelper]] = {
     "badnets": BadNets,
     "blended": Blended,
     "wanet": WaNet,
     "bpp": BPP,
     "ctrl": CTRL,
     "sig": SIG,
+    "lc": LabelConsistent,
+    "ssba": SSBA,
+    "input-aware": InputAware,
+    "flip": FLIP,
+    "gcb": GCB,
     "adap-blend": AdapBlend,
     "adap-patch": AdapPatch,
     "none": NoAttack,
@@ -27,7 +37,9 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
 }
 
 
-def attack_named(name: str, *, rate: float | None = None, target: int = 0, **options: object) -> Attack:
+def attack_named(
+    name: str, *, rate: float | None = None, target: int = 0, **options: object
+) -> Attack | NeedsHelper:
     """Return the attack of that name; what is not given has its published default.
 
     Args:

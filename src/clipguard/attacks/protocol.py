@@ -51,6 +51,16 @@ Progress = Callable[[int, int], None]
 class NeedsHelper(Protocol):
     """An attack whose trigger, or choice of labels, is made by a net that is trained on the data first."""
 
+    @property
+    def rate(self) -> float:
+        """Fraction of all samples that are poisoned."""
+        ...
+
+    @property
+    def target(self) -> int:
+        """Class that the backdoor leads to."""
+        ...
+
     def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> Attack:
         """Return the attack with its helper, trained on `data` or read from `cache`."""
         ...

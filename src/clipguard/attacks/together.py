@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.attacks.protocol import Attack, Progress, prepare
+from clipguard.attacks.protocol import Attack, NeedsHelper, Progress, prepare
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 from clipguard.truth import PoisonTruth
@@ -24,7 +24,7 @@ class Together:
     There is no common trigger: attack success is measured with the trigger and the aim of each of `parts_of`.
     """
 
-    attacks: tuple[Attack, ...]
+    attacks: tuple[Attack | NeedsHelper, ...]
 
     def __post_init__(self) -> None:
         if len(self.attacks) < 2:
@@ -56,7 +56,7 @@ class Together:
         n, names = len(data), list[str]()
         images, labels = np.array(data.images), data.labels.copy()
         poisoned, cover, part = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.full(n, -1)
-        for i, attack in enumerate(self.attacks):
+        for i, attack in enumerate(parts_of(self)):
             left = np.flatnonzero(part < 0)
             # The rate counts over all samples, not over those that are left.
             recipe: Any = attack
@@ -87,5 +87,14 @@ class Together:
 
 
 def parts_of(attack: Attack) -> tuple[Attack, ...]:
-    """Return the attacks whose triggers are to be measured one by one: itself, or those of `Together`."""
-    return attack.attacks if isinstance(attack, Together) else (attack,)
+    """Return the attacks whose triggers are to be measured one by one: itself, or those of `Together`.
+
+    Raises:
+        ClipguardError: one of them still lacks its helper net.
+    """
+    if not isinstance(attack, Together):
+        return (attack,)
+    ready = tuple(part for part in attack.attacks if isinstance(part, Attack))
+    if len(ready) < len(attack.attacks):
+        raise ClipguardError("an attack of several needs a helper net: prepare them first")
+    return ready

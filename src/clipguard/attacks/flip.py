@@ -1,0 +1,246 @@
+"""FLIP: only labels change, chosen so that training on them moves a net as training on a trigger would."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor
+
+from clipguard.attacks.cache import Tensors, key_of, learnt
+from clipguard.attacks.nets import batches
+from clipguard.attacks.protocol import Progress, rebuilt, truth_of
+from clipguard.attacks.rows import check_target, highest, places_of
+from clipguard.attacks.trajectory import Checkpoint, beginning, matching_loss, sgd_step
+from clipguard.errors import ClipguardError
+from clipguard.models import ModelSpec, Normalized, build
+from clipguard.scoring import keep_freed_memory
+from clipguard.seeds import Seed
+from clipguard.training import Recipe, augment
+from clipguard.triggers import add_sinusoid
+from clipguard.truth import PoisonTruth
+from clipguard.types import Images, ImageSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FLIP:
+    """Labels flipped by trajectory matching, images untouched, after Jha et al. 2023.
+
+    Faithful: an expert is trained on the data and on copies with the trigger that are labelled as the target;
+    its weights are recorded; soft labels of the clean images (logits, one-hot times 5) are optimised through
+    one differentiable SGD step, so that the student's step matches the expert's from the same weights; the
+    samples with the largest margins are flipped; the trigger is a sinusoid of strength 6 and frequency 16.
+    Momentum, weight decay and augmentation are the same in both steps. Reduced: one expert (published: up to
+    50) and a smaller net (ResNet-18 or -32). Chosen: labels flip to the target only and the margin is taken
+    towards it, since one aim is asked for; the expert's trigger is on samples of all other classes.
+
+    Attributes:
+        rate: fraction of all samples whose label is flipped.
+        target: their new label.
+        epochs: of the expert (published: 20).
+        passes: the budget of the matching, over the expert's data (published: 15).
+        architecture: of expert and student, as in `ModelSpec`.
+        batch_size: images a step, of expert and student.
+        lr: of both.
+        weight_decay: of both.
+        poison_share: samples with the trigger that the expert sees, as a fraction of the data.
+        every: steps between two recorded weights.
+        one_hot: initial logit of the given label.
+        label_lr: of the labels' SGD.
+        label_momentum: of the labels' SGD.
+        strength: of the stripes, in grey levels.
+        frequency: half periods of the stripes per image width.
+    """
+
+    rate: float = 0.05
+    target: int = 0
+    epochs: int = 20
+    passes: int = 15
+    architecture: str = "shallow-16"
+    batch_size: int = 256
+    lr: float = 0.1
+    weight_decay: float = 2e-4
+    poison_share: float = 0.1
+    every: int = 50
+    one_hot: float = 5.0
+    label_lr: float = 150.0
+    label_momentum: float = 0.5
+    strength: float = 6.0
+    frequency: float = 16.0
+
+    def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> "ReadyFLIP":
+        """Return the attack with a soft label for every sample of `data`.
+
+        Raises:
+            ClipguardError: the target is no class of `data`, or the training diverged.
+        """
+        check_target(self.target, data)
+        tensors = learnt(key_of(self, data, seed), cache, lambda: _soft_labels(self, data, seed, report))
+        return ReadyFLIP(
+            rate=self.rate,
+            target=self.target,
+            recipe=self,
+            ids=data.ids,
+            labels=data.labels,
+            soft_labels=tensors["soft_labels"].numpy(),
+            losses=tuple(tensors["losses"].tolist()),
+        )
+
+    @property
+    def steps(self) -> Recipe:
+        """How expert and student step."""
+        return Recipe(
+            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=self.weight_decay
+        )
+
+    def stripes(self, images: Images) -> Images:
+        """Return images with the trigger: strength sin(frequency pi j / (width - 1)) along columns j."""
+        width = images.shape[2]
+        return add_sinusoid(images, self.strength, self.frequency / 2 * width / max(1, width - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """What the expert trains on, and beside each entry the clean row that the student sees in its place."""
+
+    images: UInt8[np.ndarray, "m h w 3"]
+    labels: Int64[np.ndarray, "m"]
+    rows: Int64[np.ndarray, "m"]
+    clean: UInt8[np.ndarray, "n h w 3"]
+    classes: int
+
+    def wanted(self, chosen: Int64[np.ndarray, "b"]) -> Float[Tensor, "b k"]:
+        """Return the expert's labels, one-hot."""
+        return torch.eye(self.classes)[torch.from_numpy(self.labels[chosen])]
+
+    def batch(self, chosen: Int64[np.ndarray, "b"], recipe: Recipe, seed: Seed) -> tuple[Tensor, Tensor]:
+        """Return the expert's and the student's images, cropped and mirrored alike."""
+        both = (self.images[chosen], self.clean[self.rows[chosen]])
+        expert, student = (
+            augment(torch.from_numpy(np.array(images)), recipe, seed.torch()).permute(0, 3, 1, 2)
+            for images in both
+        )
+        return expert, student
+
+
+def _pairs(recipe: FLIP, data: ImageSet, seed: Seed) -> _Pairs:
+    others = np.flatnonzero(data.labels != recipe.target)
+    count = min(round(recipe.poison_share * len(data)), len(others))
+    if not count:
+        raise ClipguardError("FLIP needs samples of other classes than the target: choose another target")
+    carriers = np.sort(seed.child("carriers").numpy().choice(others, count, replace=False))
+    triggered = recipe.stripes(data.images[carriers])
+    return _Pairs(
+        images=np.concatenate((data.images, triggered)),
+        labels=np.concatenate((data.labels, np.full(count, recipe.target, dtype=np.int64))),
+        rows=np.concatenate((np.arange(len(data)), carriers)),
+        clean=np.asarray(data.images),
+        classes=len(data.class_names),
+    )
+
+
+def _trajectory(
+    recipe: FLIP, model: Normalized, pairs: _Pairs, seed: Seed, report: Progress | None
+) -> list[Checkpoint]:
+    """Return where the expert stood every so many steps of its training."""
+    now = beginning(model)
+    kept: list[Checkpoint] = []
+    steps = 0
+    for epoch in range(recipe.epochs):
+        stream = seed.child("expert", epoch)
+        for chosen in batches(len(pairs.labels), recipe.batch_size, stream):
+            x, _ = pairs.batch(chosen, recipe.steps, stream.child("augment", steps))
+            now = sgd_step(model, now, x.to(model.mean.device), pairs.wanted(chosen), recipe.steps)
+            now = now.detached()
+            steps += 1
+            if steps % recipe.every == 0:
+                kept.append(now)
+        if report is not None:
+            report(epoch + 1, recipe.epochs + recipe.passes)
+    # A training shorter than that has its end only.
+    return kept or [now]
+
+
+def _soft_labels(recipe: FLIP, data: ImageSet, seed: Seed, report: Progress | None) -> Tensors:
+    """Return logits of every sample's label, and the mean matching loss of each pass."""
+    keep_freed_memory()
+    k, (h, w) = len(data.class_names), data.images.shape[1:3]
+    spec = ModelSpec(architecture=recipe.architecture, num_classes=k, input_size=(h, w))
+    model = build(spec, seed.child("init")).train()
+    pairs = _pairs(recipe, data, seed)
+    trajectory = _trajectory(recipe, model, pairs, seed, report)
+    labels = (recipe.one_hot * torch.eye(k)[torch.tensor(data.labels)]).to(model.mean.device)
+    optimizer = torch.optim.SGD([labels.requires_grad_()], lr=recipe.label_lr, momentum=recipe.label_momentum)
+    losses = []
+    for number in range(recipe.passes):
+        stream = seed.child("match", number)
+        start = trajectory[int(stream.child("start").numpy().integers(len(trajectory)))]
+        total, steps = 0.0, 0
+        for chosen in batches(len(pairs.labels), recipe.batch_size, stream):
+            x = pairs.batch(chosen, recipe.steps, stream.child("augment", steps))
+            clean_rows = torch.from_numpy(pairs.rows[chosen])
+            expert_x, student_x = (images.to(model.mean.device) for images in x)
+            expert = sgd_step(model, start, expert_x, pairs.wanted(chosen), recipe.steps).detached()
+            student = sgd_step(model, start, student_x, labels[clean_rows].softmax(1), recipe.steps)
+            loss = matching_loss(start.weights, student.weights, expert.weights)
+            optimizer.zero_grad(set_to_none=True)
+            (labels.grad,) = torch.autograd.grad(loss, [labels])
+            optimizer.step()
+            total, steps = total + float(loss.detach()), steps + 1
+        losses.append(total / steps)
+        if report is not None:
+            report(recipe.epochs + number + 1, recipe.epochs + recipe.passes)
+    return {"soft_labels": labels.detach(), "losses": torch.tensor(losses)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyFLIP:
+    """`FLIP` with its soft labels.
+
+    Attributes:
+        rate: fraction of all samples whose label is flipped.
+        target: their new label.
+        recipe: the attack.
+        ids: of the samples that were prepared for.
+        labels: theirs.
+        soft_labels: logits, one row a sample.
+        losses: mean matching loss of each pass.
+    """
+
+    rate: float
+    target: int
+    recipe: FLIP
+    ids: tuple[str, ...]
+    labels: Int64[np.ndarray, "n"]
+    soft_labels: Float32[np.ndarray, "n k"]
+    losses: tuple[float, ...]
+
+    def margins(self, data: ImageSet) -> Float32[np.ndarray, "m"]:
+        """Return by how much each sample's label leans to the target; -inf where it is the target already.
+
+        Raises:
+            ClipguardError: a sample is not among those that were prepared for.
+        """
+        soft = self.soft_labels[places_of(data, self.ids, self.labels)]
+        margin = soft[:, self.target] - np.take_along_axis(soft, data.labels[:, None], 1)[:, 0]
+        return np.where(data.labels == self.target, -np.inf, margin).astype(np.float32)
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the data with the labels of the largest margins flipped; the seed is not used.
+
+        Raises:
+            ClipguardError: the attack was prepared for other data, or too few samples are of other classes.
+        """
+        rows = highest(self.margins(data), self.rate)
+        labels = np.full(len(rows), self.target, dtype=np.int64)
+        changed = rebuilt(data, rows, data.images[rows], labels)
+        return changed, truth_of(data, rows, "flip", self.target)
+
+    def trigger(self, images: Images) -> Images:
+        """Return images with the stripes."""
+        return self.recipe.stripes(images)
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+        """Return the target for every image."""
+        return np.full(len(labels), self.target, dtype=np.int64)

@@ -1,0 +1,123 @@
+"""clipguard.attacks.flip and .trajectory: steps as torch takes them, labels that lower the matching loss."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from clipguard.attacks.flip import FLIP, ReadyFLIP
+from clipguard.attacks.protocol import prepare
+from clipguard.attacks.trajectory import beginning, matching_loss, sgd_step
+from clipguard.errors import ClipguardError
+from clipguard.models import ModelSpec, build
+from clipguard.seeds import Seed
+from clipguard.training import Recipe
+from clipguard.types import image_set
+from tiny_attacks import TRAINED, tiny_set
+
+STEPS = Recipe(epochs=1, lr=0.1, weight_decay=5e-4)
+
+
+def net():
+    spec = ModelSpec(architecture="shallow-4", num_classes=3, input_size=(16, 16))
+    return build(spec, Seed(0)).train()
+
+
+def batch(n=12, seed=0):
+    return torch.from_numpy(tiny_set(n, seed=seed).images).permute(0, 3, 1, 2)
+
+
+def test_steps_are_those_of_torchs_own_sgd():
+    model, other = net(), net()
+    labels = torch.arange(12) % 3
+    optimizer = torch.optim.SGD(
+        other.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=STEPS.weight_decay
+    )
+    now = beginning(model)
+    for number in range(3):
+        now = sgd_step(model, now, batch(seed=number), torch.eye(3)[labels], STEPS).detached()
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(other(batch(seed=number)), labels).backward()
+        optimizer.step()
+    for name, value in other.network.named_parameters():
+        assert torch.allclose(now.weights[name], value, atol=1e-6), name
+
+
+def test_a_step_leaves_the_models_own_weights_as_they_were():
+    model = net()
+    before = {name: value.clone() for name, value in model.network.named_parameters()}
+    sgd_step(model, beginning(model), batch(), torch.eye(3)[torch.arange(12) % 3], STEPS)
+    assert all(torch.equal(before[name], value) for name, value in model.network.named_parameters())
+
+
+def test_the_matching_loss_is_the_squared_distance_missed_over_that_moved():
+    draw = np.random.default_rng(0)
+    start, student, expert = (
+        {name: torch.from_numpy(draw.normal(size=shape)) for name, shape in (("a", (2, 3)), ("b", (4,)))}
+        for _ in range(3)
+    )
+    missed = moved = 0.0
+    for name in ("a", "b"):
+        for s, t, e in zip(
+            start[name].flatten(), student[name].flatten(), expert[name].flatten(), strict=True
+        ):
+            missed += float(t - e) ** 2
+            moved += float(s - e) ** 2
+    assert float(matching_loss(start, student, expert)) == pytest.approx(missed / moved)
+    assert float(matching_loss(start, expert, expert)) == 0
+    assert float(matching_loss(start, start, expert)) == 1
+
+
+def test_the_slope_in_the_labels_is_that_of_small_differences():
+    model = net()
+    start = beginning(model)
+    expert = sgd_step(model, start, batch(seed=1), torch.eye(3)[torch.zeros(12, dtype=int)], STEPS).detached()
+
+    def loss(labels):
+        student = sgd_step(model, start, batch(), labels.softmax(1), STEPS)
+        return matching_loss(start.weights, student.weights, expert.weights)
+
+    labels = torch.zeros(12, 3, requires_grad=True)
+    (slope,) = torch.autograd.grad(loss(labels), [labels])
+    towards = torch.sign(slope)
+    width = 0.05
+    more, less = (float(loss((labels + sign * width * towards).detach()).detach()) for sign in (1, -1))
+    assert (more - less) / (2 * width) == pytest.approx(float((slope * towards).sum()), rel=0.05)
+
+
+def test_matching_lowers_the_loss_and_moves_labels_to_the_target():
+    data = tiny_set(96)
+    recipe = replace(TRAINED["flip"], passes=4, every=50, label_lr=20.0, poison_share=0.3)
+    attack = prepare(recipe, data, Seed(0))
+    assert isinstance(attack, ReadyFLIP)
+    # One checkpoint only, the expert's end: the passes differ in their labels alone.
+    assert attack.losses[-1] < attack.losses[0]
+    margins = attack.margins(data)
+    others = data.labels != 0
+    assert (margins[others] > -5).mean() > 0.5
+    assert np.isneginf(margins[~others]).all()
+
+
+def test_the_largest_margins_are_flipped():
+    data = tiny_set()
+    attack = prepare(TRAINED["flip"], data, Seed(0))
+    changed, truth = attack.poison(data, Seed(0))
+    margins = attack.margins(data)
+    assert margins[truth.poisoned].min() >= margins[~truth.poisoned].max()
+    assert np.array_equal(changed.labels != data.labels, truth.poisoned)
+
+
+@pytest.mark.parametrize("width", [16, 22])
+def test_the_trigger_is_a_sinusoid_of_eight_periods_and_six_grey_levels(width):
+    images = np.full((1, 16, width, 3), 100, dtype=np.uint8)
+    wave = [round(6 * np.sin(16 * np.pi * j / (width - 1))) for j in range(width)]
+    stripes = FLIP().stripes(images).astype(int) - 100
+    assert np.abs(stripes - np.array(wave)[None, None, :, None]).max() == 0
+
+
+def test_a_set_of_the_target_class_only_is_refused():
+    data = tiny_set(12)
+    alone = image_set(data.images, np.zeros(12, dtype=np.int64), data.class_names)
+    with pytest.raises(ClipguardError, match="choose another target"):
+        prepare(TRAINED["flip"], alone, Seed(0))

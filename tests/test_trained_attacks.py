@@ -1,0 +1,170 @@
+"""Attacks that train a helper net: what all five promise, whatever they have learnt."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clipguard.attacks.protocol import Attack, NeedsHelper, prepare
+from clipguard.errors import ClipguardError
+from clipguard.seeds import Seed
+from tiny_attacks import TRAINED, tiny_set
+
+LABEL_ONLY = {"flip", "gcb"}
+CLEAN_LABEL = {"lc"}
+FOR_ONE_SET = {"lc", "flip"}
+
+
+@pytest.fixture(scope="module")
+def data():
+    made = tiny_set()
+    made.images.flags.writeable = made.labels.flags.writeable = False
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("helpers")
+
+
+@pytest.fixture(scope="module")
+def told():
+    return {}
+
+
+@pytest.fixture(scope="module")
+def ready(data, folder, told):
+    def prepared(name):
+        told[name] = []
+        return prepare(TRAINED[name], data, Seed(3), folder, lambda *step: told[name].append(step))
+
+    return {name: prepared(name) for name in TRAINED}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_recipe_needs_a_helper_and_becomes_an_attack(name, ready):
+    assert isinstance(TRAINED[name], NeedsHelper)
+    assert not isinstance(TRAINED[name], Attack)
+    assert isinstance(ready[name], Attack)
+    assert (ready[name].rate, ready[name].target) == (0.1, 0)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_progress_is_told_in_order_up_to_the_end(name, ready, told):
+    done, totals = zip(*told[name], strict=True)
+    assert set(totals) == {len(done)}
+    assert list(done) == list(range(1, len(done) + 1))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_exactly_the_poison_and_the_cover_are_touched(name, ready, data):
+    changed, truth = ready[name].poison(data, Seed(1))
+    assert truth.poisoned.sum() == 6
+    assert truth.cover.sum() == (6 if name == "input-aware" else 0)
+    assert not (truth.poisoned & truth.cover).any()
+    other_image = (changed.images != data.images).any((1, 2, 3))
+    other_label = changed.labels != data.labels
+    assert not ((other_image | other_label) & ~(truth.poisoned | truth.cover)).any()
+    assert not (other_label & truth.cover).any()
+    assert np.array_equal(truth.original_labels, data.labels)
+    assert (truth.attack, truth.target) == (name, 0)
+    assert (changed.ids, changed.images.dtype) == (data.ids, np.uint8)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_poison_carries_the_target(name, ready, data):
+    changed, truth = ready[name].poison(data, Seed(1))
+    assert (changed.labels[truth.poisoned] == 0).all()
+    if name in CLEAN_LABEL:
+        assert np.array_equal(changed.labels, data.labels)
+    if name in LABEL_ONLY:
+        assert np.array_equal(changed.images, data.images)
+        assert (data.labels[truth.poisoned] != 0).all()
+    else:
+        assert (changed.images != data.images).any((1, 2, 3))[truth.poisoned].all()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_trigger_repeats_and_keeps_shape_and_input(name, ready, data):
+    before = data.images.copy()
+    triggered = ready[name].trigger(data.images)
+    assert (triggered.shape, triggered.dtype) == (data.images.shape, np.uint8)
+    assert np.array_equal(triggered, ready[name].trigger(data.images))
+    assert (triggered != data.images).any((1, 2, 3)).all()
+    assert np.array_equal(data.images, before)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_test_image_is_to_become_the_target(name, ready, data):
+    aims = ready[name].aim(data.labels, 3)
+    assert aims.dtype == np.int64
+    assert aims.tolist() == [0] * len(data)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_seed_repeats_all_bytes_from_the_cache_or_trained_anew(name, ready, data, folder):
+    def never(done, total):
+        pytest.fail("trained again")
+
+    first = ready[name].poison(data, Seed(1))[0]
+    cached = prepare(TRAINED[name], data, Seed(3), folder, never)
+    anew = prepare(TRAINED[name], data, Seed(3))
+    for again in (cached, anew):
+        assert again.poison(data, Seed(1))[0].fingerprint == first.fingerprint
+        assert np.array_equal(again.trigger(data.images), ready[name].trigger(data.images))
+
+
+@pytest.mark.parametrize("name", ["ssba", "input-aware", "gcb"])
+def test_another_seed_trains_another_helper(name, ready, data):
+    other = prepare(TRAINED[name], data, Seed(4))
+    assert not np.array_equal(other.trigger(data.images), ready[name].trigger(data.images))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_poison_rate_does_not_need_another_helper(name, ready, data, folder):
+    before = {path.name for path in folder.iterdir()}
+    more = prepare(replace(TRAINED[name], rate=0.2), data, Seed(3), folder)
+    assert {path.name for path in folder.iterdir()} == before
+    assert more.poison(data, Seed(1))[1].poisoned.sum() == 12
+
+
+@pytest.mark.parametrize("name", FOR_ONE_SET)
+def test_what_was_learnt_of_one_set_does_not_poison_another(name, ready):
+    with pytest.raises(ClipguardError, match="prepared for another data set"):
+        ready[name].poison(tiny_set(63), Seed(0))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_another_rate_and_a_part_of_the_data_can_be_poisoned_too(name, ready, data):
+    # What several attackers at once ask for: each takes from what the ones before it have left.
+    part = data.take(np.flatnonzero(np.arange(60) % 4 != 0))
+    changed, truth = replace(ready[name], rate=0.2).poison(part, Seed(1))
+    assert truth.poisoned.sum() == 9
+    assert (changed.labels[truth.poisoned] == 0).all()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_rate_beyond_what_can_carry_the_poison_is_refused(name, data, folder):
+    greedy = prepare(replace(TRAINED[name], rate=0.95), data, Seed(3), folder)
+    if name == "ssba":  # All samples can carry it.
+        assert greedy.poison(data, Seed(0))[1].poisoned.sum() == 57
+        return
+    with pytest.raises(ClipguardError, match=r"asks for 57 of 60 samples but only \d+ can carry it"):
+        greedy.poison(data, Seed(0))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("target", [-1, 3])
+def test_a_target_that_is_no_class_is_refused_before_anything_is_trained(name, target, data, tmp_path):
+    with pytest.raises(ClipguardError, match=rf"target class {target} does not exist: choose one of 0 to 2"):
+        prepare(replace(TRAINED[name], target=target), data, Seed(0), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_odd_sizes_work(name):
+    odd = tiny_set(24, (17, 22))
+    attack = prepare(TRAINED[name], odd, Seed(0))
+    changed, _ = attack.poison(odd, Seed(0))
+    assert changed.images.shape == odd.images.shape
+    assert attack.trigger(odd.images).shape == odd.images.shape

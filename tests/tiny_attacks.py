@@ -1,0 +1,32 @@
+"""Attacks that train a helper net, so small that one takes about a second, and a set to try them on."""
+
+import numpy as np
+
+from clipguard.attacks.flip import FLIP
+from clipguard.attacks.gcb import GCB
+from clipguard.attacks.input_aware import InputAware
+from clipguard.attacks.label_consistent import LabelConsistent
+from clipguard.attacks.ssba import SSBA
+from clipguard.types import ImageSet, image_set
+
+NAMES = ("cat", "dog", "frog")
+TRAINED = {
+    "lc": LabelConsistent(rate=0.1, epochs=1, steps=3, architecture="preactresnet18-4"),
+    "ssba": SSBA(rate=0.1, epochs=2, width=4, batch_size=16),
+    "input-aware": InputAware(
+        rate=0.1, mask_epochs=1, epochs=1, width=4, batch_size=16, architecture="shallow-4"
+    ),
+    "flip": FLIP(rate=0.1, epochs=1, passes=2, architecture="shallow-4", batch_size=16, every=1),
+    "gcb": GCB(rate=0.1, epochs=3, width=4, batch_size=16, lr=1e-2),
+}
+
+
+def tiny_set(n: int = 60, size: tuple[int, int] = (16, 16), seed: int = 0) -> ImageSet:
+    """Return n images of mid greys, a third of each brighter by its class; classes take turns."""
+    draw = np.random.default_rng(seed)
+    images = draw.integers(70, 130, (n, *size, 3), dtype=np.uint8)
+    labels = np.arange(n) % len(NAMES)
+    third = size[1] // 3
+    for image, label in zip(images, labels, strict=True):
+        image[:, third * label : third * (label + 1)] += 60
+    return image_set(images, labels, NAMES, tuple(f"img{row:03d}" for row in range(n)))
