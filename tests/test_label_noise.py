@@ -21,11 +21,11 @@ def blobs(sizes=(300,) * K, spread=1.0, seed=0):
     return (centres[labels] + spread * draw.normal(size=(len(labels), 12))).astype(np.float32), labels
 
 
-def judged(embeddings, labels, guide_nll=None, noise=NOISE, seed=0, reserved=None):
-    nobody = np.zeros(len(labels), dtype=bool) if reserved is None else reserved
-    odds = probe_log_odds(embeddings, labels, K, nobody, noise, Seed(seed))
+def judged(embeddings, labels, guide_nll=None, unexplained=None):
+    everyone = np.ones(len(labels), dtype=bool)
+    odds = probe_log_odds(embeddings, labels, K, ~everyone, NOISE, Seed(0))
     own = -odds[np.arange(len(labels)), labels] if guide_nll is None else guide_nll
-    return planted_labels(own, odds, labels, noise)
+    return planted_labels(own, odds, labels, everyone if unexplained is None else unexplained, NOISE)
 
 
 def flipped(labels, count, target=0, seed=1):
@@ -66,6 +66,13 @@ def test_labels_that_the_guide_believes_are_left_alone():
     embeddings, labels = blobs()
     changed, _ = flipped(labels, 60)
     assert not judged(embeddings, changed, guide_nll=np.zeros(len(labels)))[0].any()
+
+
+def test_where_a_trigger_explains_the_wrong_labels_no_more_are_flagged():
+    embeddings, labels = blobs()
+    changed, bad = flipped(labels, 60)
+    explained = bad & (np.random.default_rng(2).random(len(bad)) < 0.95)
+    assert not judged(embeddings, changed, unexplained=~explained)[0].any()
 
 
 def test_a_sample_is_judged_by_a_probe_that_has_not_seen_it():
@@ -113,13 +120,14 @@ def test_the_surplus_is_the_difference_of_rates_in_standard_errors(seed, k):
     n = 50
     labels = draw.integers(0, k, n)
     odds, guide = draw.normal(-3, 3, (n, k)), draw.exponential(4, n)
-    found, surplus = planted_labels(guide, odds, labels, NOISE)
-    size = [max(1, sum(labels == c)) for c in range(k)]
+    left = draw.random(n) < 0.8
+    found, surplus = planted_labels(guide, odds, labels, left, NOISE)
+    size = [max(1, sum(left & (labels == c))) for c in range(k)]
     for c in range(k):
         into, out, variance = 0.0, 0.0, 0.0
         for i in range(n):
             said = int(np.argmax(odds[i]))
-            if said != labels[i] and guide[i] > 3 and -odds[i, labels[i]] > 3:
+            if left[i] and said != labels[i] and guide[i] > 3 and -odds[i, labels[i]] > 3:
                 if labels[i] == c:
                     into += 1 / size[c]
                     variance += 1 / size[c] ** 2

@@ -66,6 +66,7 @@ def planted_labels(
     guide_nll: Float64[np.ndarray, "n"],
     odds: Float64[np.ndarray, "n k"],
     labels: Int64[np.ndarray, "n"],
+    unexplained: Bool[np.ndarray, "n"],
     noise: LabelNoise,
 ) -> tuple[Bool[np.ndarray, "n"], Float64[np.ndarray, "k"]]:
     """Return which labels look planted, and each class's surplus of implausible labels in standard errors.
@@ -76,15 +77,18 @@ def planted_labels(
     class sizes, class a is fed where sum_b C_ab / n_a - sum_b C_ba / n_b exceeds `surplus` of its standard
     errors (Poisson counts). The implausible labels of fed classes look planted; all others are left alone, so
     that symmetric noise and classes that the guide reads badly are not called an attack.
+
+    Only `unexplained` samples count: where a trigger accounts for the wrong labels of a class, what is left in
+    it are honest mistakes, and unlearning those would cost its recall.
     """
     k = odds.shape[1]
     own, said = odds[np.arange(len(labels)), labels], odds.argmax(1)
     # A class without a say disbelieves nothing and is told nothing.
-    judged = own > NO_SAY
+    judged = unexplained & (own > NO_SAY)
     implausible = judged & (said != labels) & (np.minimum(guide_nll, -own) > noise.implausible)
     counts = np.zeros((k, k))
     np.add.at(counts, (labels[implausible], said[implausible]), 1)
-    size = np.maximum(np.bincount(labels, minlength=k), 1)[:, None]
+    size = np.maximum(np.bincount(labels[unexplained], minlength=k), 1)[:, None]
     rate = counts / size
     # One more count in each row and column keeps a class with none of them from a standard error of 0.
     variance = (counts + 1 / k) / size**2
