@@ -78,8 +78,8 @@ def planted_labels(
     errors (Poisson counts). The implausible labels of fed classes look planted; all others are left alone, so
     that symmetric noise and classes that the guide reads badly are not called an attack.
 
-    Only `unexplained` samples count: where a trigger accounts for the wrong labels of a class, what is left in
-    it are honest mistakes, and unlearning those would cost its recall.
+    Only `unexplained` samples count: where a trigger accounts for the wrong labels of a class, what is left
+    in it are honest mistakes, and unlearning those would cost its recall.
     """
     k = odds.shape[1]
     own, said = odds[np.arange(len(labels)), labels], odds.argmax(1)
