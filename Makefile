@@ -29,7 +29,7 @@ demo: $(VENV)/.installed-demo
 	@echo 'Report: $(abspath $(RUN))/report.html'
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
