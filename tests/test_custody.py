@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipguard.custody import check_inputs, watched, write_inputs
-from clipguard.defender import Defender
+from clipguard.defender import Defender, write_summary
 from clipguard.detector import Detector
 from clipguard.errors import ClipguardError
 from clipguard.guide import EMBEDDED_SHA256, ClipGuide
@@ -182,6 +182,7 @@ def finished(tmp_path_factory):
     save(build(spec, Seed(0)), spec, root / "model.safetensors")
     defender = Defender(ClipGuide("mini"), root / "run", plan=QUICKEST)
     defender.fit(root / "data", model=root / "model.safetensors")
+    write_summary(defender, "defend", {})
     return root
 
 

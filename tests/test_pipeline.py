@@ -346,6 +346,26 @@ def test_a_killed_cure_is_done_again_and_gives_the_same_model(elsewhere):
     assert cure(here, *small_victim(), "origin", PLAN).cached
 
 
+@pytest.mark.parametrize("name", ["victim", "retrain"])
+def test_a_killed_training_keeps_its_epochs_and_gives_the_same_model(elsewhere, found, name):
+    _, whole = train_on(elsewhere("whole"), ~found.reserved, name, PLAN, None)
+    here = elsewhere("killed")
+
+    def kill(stage, done, _total):
+        if (stage, done) == (name, 1):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_on(here, ~found.reserved, name, PLAN, kill)
+    (kept,) = here.run.path.rglob("checkpoint.safetensors")
+    assert kept.parts[-3].startswith(f".{name}-")
+    _, stage = train_on(here, ~found.reserved, name, PLAN, None)
+    assert weights(stage) == weights(whole)
+    losses = [read_table(of.path / "history.parquet")["loss"].tolist() for of in (stage, whole)]
+    assert losses[0] == losses[1]
+    assert not list(here.run.path.rglob("checkpoint.safetensors"))
+
+
 def test_a_cure_is_done_anew_for_another_victim_or_other_settings(elsewhere):
     here = elsewhere("run")
 

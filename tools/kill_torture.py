@@ -51,7 +51,7 @@ def tiny_plan() -> Plan:
         suspect=probe,
         detector=Detector(probe=probe, triggered=1.0, clean=1.0),
         architecture="preactresnet18-4",
-        victim=replace(quick, epochs=8),
+        victim=replace(quick, epochs=4),
         cure=Cure(recipe=quick),
     )
 
