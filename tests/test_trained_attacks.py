@@ -12,7 +12,7 @@ from tiny_attacks import TRAINED, tiny_set
 
 LABEL_ONLY = {"flip", "gcb"}
 CLEAN_LABEL = {"lc"}
-FOR_ONE_SET = {"lc", "flip"}
+FOR_ONE_SET = ("lc", "flip")
 
 
 @pytest.fixture(scope="module")
