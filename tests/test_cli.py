@@ -329,7 +329,9 @@ def test_attack_tells_what_it_wrote(clipguard, tmp_path, attack):
     ran = clipguard("attack", data, "-o", out, "--attack", attack, "--rate", 0.1, "--test", test, "--json")
     has_trigger = attack not in ("none", "flips", "flips-to-one")
     counts = {"train": 40, "poisoned": 0 if attack == "none" else 4, "test": 10, "unreadable": 0}
-    counts["cover"] = {"wanet": 8, "bpp": 4, "adap-blend": 4, "adap-patch": 8}.get(attack, 0)
+    counts["cover"] = {"wanet": 8, "bpp": 4, "input-aware": 4, "adap-blend": 4, "adap-patch": 8}.get(
+        attack, 0
+    )
     assert ran.code == 0
     assert ran.json["counts"] == {**counts, "triggered": 10 if has_trigger else 0}
     files = {"train.parquet", "test.parquet", "truth.parquet", "attack.json"}

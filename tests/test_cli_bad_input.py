@@ -248,7 +248,6 @@ def test_an_option_that_makes_no_sense(refused, data, tmp_path, arguments, says)
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--size", "16"], "--size"),
         (["--epochs", "3"], "--epochs"),
         (["--mean", "0,0"], "--mean"),
         (["--std", "0,1,1"], "--std"),

@@ -188,6 +188,8 @@ def test_a_folder_in_which_another_process_works_is_left_to_it(scanned, tmp_path
 def test_a_signal_ends_a_run_in_one_line_and_the_same_command_resumes(
     clipguard, scanned, whole, data, tmp_path, monkeypatch, number, code
 ):
+    # Whoever started the tests in the background may have switched Ctrl-C off.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
     told, real = [], Lines.__call__
 
@@ -200,6 +202,7 @@ def test_a_signal_ends_a_run_in_one_line_and_the_same_command_resumes(
     with monkeypatch.context() as patch:
         patch.setattr(Lines, "__call__", signalled)
         ran = clipguard("scan", data, "-o", tmp_path / "run", "--guide", "mini")
+    signal.signal(signal.SIGINT, interrupt)
     assert (ran.code, ran.out) == (code, "")
     assert ran.err.splitlines()[-1].endswith("the same command resumes where it stopped")
     assert signal.getsignal(signal.SIGTERM) is before

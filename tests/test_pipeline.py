@@ -28,34 +28,16 @@ from clipguard.pipeline import (
 )
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
-from clipguard.store import RunFolder, SourceInfo, Stage, read_array, read_table
+from clipguard.store import Stage, read_array, read_table
 from clipguard.types import image_set
-from tiny_runs import NAMES, PLAN, poisoned_set, source_of
+from tiny_runs import NAMES, PLAN, folder_of, other_at, poisoned_set, source_of
 
 GUIDE = ClipGuide("mini")
-
-
-def folder_of(path, source):
-    info = SourceInfo(
-        kind=source.kind,
-        location=source.location,
-        fingerprint=source.fingerprint,
-        n=len(source),
-        class_names=source.class_names,
-    )
-    return RunFolder.open(path, info, {}, 0)
 
 
 def scanned(path, data, plan=PLAN, reserve=True, report=None, guide=GUIDE):
     source = source_of(data)
     return scan(source, guide, folder_of(path, source), plan, reserve, report)
-
-
-def other_at(data, rows):
-    """Return the data with other pixels and labels at the rows."""
-    images, labels = data.images.copy(), data.labels.copy()
-    images[rows], labels[rows] = 255 - images[rows], (labels[rows] + 1) % 3
-    return image_set(images, labels, data.class_names, data.ids)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A poisoned set of tiny images and a plan that defends it in some seconds."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from clipguard.entropy import SplitRule
 from clipguard.pipeline import Plan
 from clipguard.probes import Probe
 from clipguard.sources import ImageSource
+from clipguard.store import RunFolder, SourceInfo
 from clipguard.training import Recipe
 from clipguard.types import ImageSet, image_set
 from clipguard.unlearn import Cure
@@ -58,3 +60,22 @@ def poisoned_set(n: int = 240, share: float = 0.1, seed: int = 0) -> tuple[Image
 def source_of(data: ImageSet) -> ImageSource:
     """Return the set as a source of arrays."""
     return ImageSource.open((data.images, data.labels), classes=data.class_names)
+
+
+def folder_of(path: Path, source: ImageSource) -> RunFolder:
+    """Return a run folder for the source."""
+    info = SourceInfo(
+        kind=source.kind,
+        location=source.location,
+        fingerprint=source.fingerprint,
+        n=len(source),
+        class_names=source.class_names,
+    )
+    return RunFolder.open(path, info, {}, 0)
+
+
+def other_at(data: ImageSet, rows: np.ndarray) -> ImageSet:
+    """Return the data with other pixels and labels at the rows."""
+    images, labels = data.images.copy(), data.labels.copy()
+    images[rows], labels[rows] = 255 - images[rows], (labels[rows] + 1) % 3
+    return image_set(images, labels, data.class_names, data.ids)

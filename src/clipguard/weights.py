@@ -2,12 +2,14 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
 
 from clipguard.errors import ClipguardError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Beside its own error, safetensors raises these for types that torch does not have, and for absurd headers.
 SAFETENSORS_ERRORS = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError)
@@ -51,12 +53,14 @@ def metadata(path: Path) -> dict[str, str]:
         raise _refused(path, error) from error
 
 
-def state(path: Path) -> dict[str, Tensor]:
+def state(path: Path) -> "dict[str, Tensor]":
     """Return the tensors.
 
     Raises:
         ClipguardError: not a whole safetensors file, or NaN or Inf among the numbers.
     """
+    from safetensors.torch import load_file
+
     _check_regular(path)
     try:
         found: dict[str, Tensor] = load_file(path)
@@ -68,7 +72,7 @@ def state(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _finite(value: Tensor) -> bool:
+def _finite(value: "Tensor") -> bool:
     if value.is_complex():
         raise TypeError("complex numbers")
     return not value.is_floating_point() or math.isfinite(float(value.float().abs().sum()))
