@@ -66,6 +66,20 @@ def test_what_is_flagged_without_a_trigger_gives_next_to_nothing_even_if_it_is_a
     assert np.abs(found.put(images).astype(float) - images).mean() < 7
 
 
+def test_strokes_on_black_survive_a_patch_elsewhere():
+    # Most values are 0: a median deviation of 0 must not be read as a trigger that hides them.
+    data, part, guide = flagged_set(lambda x: x, n=2400)
+    draw = np.random.default_rng(8)
+    images = np.where(draw.random(data.images.shape) < 0.48, 230, 0).astype(np.uint8)
+    images[:, -2:, -2:] = 0
+    images[part.triggered] = stamp_patch(images[part.triggered], 2)
+    found = recover_trigger(image_set(images, data.labels, NAMES), part, guide, Seed(1))
+    assert found is not None
+    moved = found.put(images[part.clean])
+    assert (moved[:, -2:, -2:] == 255).all()
+    assert np.abs(moved[:, :-2].astype(float) - images[part.clean][:, :-2]).mean() < 12
+
+
 @pytest.mark.parametrize("side", ["triggered", "clean"])
 def test_too_few_samples_on_either_side_say_nothing(side):
     data, part, guide = flagged_set(lambda x: stamp_patch(x, 2))

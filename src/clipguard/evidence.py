@@ -1,7 +1,7 @@
 """Evidence: what the flagged samples share, recovered as a trigger that can be put on other images."""
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64, UInt8
 from scipy.special import softmax
 
 from clipguard.seeds import Seed
@@ -12,6 +12,9 @@ FEWEST = 30
 
 MOST = 2000
 """Samples drawn a side; more would not change a median visibly."""
+
+DISTANT = 0.4
+"""Kolmogorov-Smirnov distance above which a value whose median deviation is near 0 is taken as changed."""
 
 
 def recover_trigger(data: ImageSet, split: Split, guide: Scores, seed: Seed) -> AffineTrigger | None:
@@ -37,8 +40,14 @@ def recover_trigger(data: ImageSet, split: Split, guide: Scores, seed: Seed) -> 
     middle, spread = _median_and_mad(data.images, flagged)
     plain_middle, plain_spread = _median_and_mad(data.images, reference)
     # A trigger hides what is beneath; it does not add contrast. A dead pixel has no contrast to compare.
-    scale = np.minimum(spread / np.maximum(plain_spread, 1), 1)
-    return AffineTrigger(scale=scale, shift=middle - scale * plain_middle)
+    scale = np.where(plain_spread < 1, 1, np.minimum(spread / np.maximum(plain_spread, 1), 1))
+    # Where half of the values are equal, as in the black around digits, a median and its deviation jump at
+    # the slightest change: there, most of the flagged values must be others than the trusted ones.
+    dull = np.minimum(spread, plain_spread) < 1
+    same = dull & (_distance(data.images, flagged, reference) < DISTANT)
+    scale = np.where(same, 1, scale).astype(np.float32)
+    shift = np.where(same, 0, middle - scale * plain_middle).astype(np.float32)
+    return AffineTrigger(scale=scale, shift=shift)
 
 
 def _median_and_mad(
@@ -51,3 +60,23 @@ def _median_and_mad(
         middle[line] = np.median(values, axis=0)
         spread[line] = np.median(np.abs(values - middle[line]), axis=0)
     return middle, spread
+
+
+def _distance(
+    images: Images, some: Int64[np.ndarray, "m"], others: Int64[np.ndarray, "l"]
+) -> Float32[np.ndarray, "h w 3"]:
+    """Return the Kolmogorov-Smirnov distance of each value's two distributions, in [0, 1]."""
+    out = np.empty(images.shape[1:], dtype=np.float32)
+    for line in range(images.shape[1]):
+        first, second = (_cumulated(images[rows, line]) for rows in (some, others))
+        out[line] = np.abs(first - second).max(-1)
+    return out
+
+
+def _cumulated(values: UInt8[np.ndarray, "m w 3"]) -> Float64[np.ndarray, "w 3 256"]:
+    """Return the share of samples at or below each grey level."""
+    m, w, channels = values.shape
+    place = 256 * np.arange(w * channels).reshape(1, w, channels) + values
+    counts = np.bincount(place.ravel(), minlength=256 * w * channels).reshape(w, channels, 256)
+    shares: Float64[np.ndarray, "w 3 256"] = counts.cumsum(-1) / m
+    return shares
