@@ -54,6 +54,20 @@ def test_an_untouched_set_has_no_planted_label_even_if_classes_overlap_and_diffe
         assert surplus.max() < NOISE.surplus
 
 
+def test_a_leaning_that_all_classes_share_in_some_measure_is_no_attack_however_large_the_set():
+    # Each class is taken for its lower neighbour more often than the other way round, more or less so.
+    draw = np.random.default_rng(4)
+    n, k = 80_000, 10
+    labels = draw.integers(0, k, n)
+    leaning = draw.uniform(0.0, 0.04, k)
+    odds = np.where(np.eye(k, dtype=bool)[labels], 0.0, -9.0)
+    wrong = draw.random(n) < leaning[labels]
+    odds[wrong] = np.where(np.eye(k, dtype=bool)[(labels[wrong] - 1) % k], 0.0, -9.0)
+    found, surplus = planted_labels(np.full(n, 9.0), odds, labels, np.ones(n, bool), NOISE)
+    assert surplus.max() > NOISE.surplus
+    assert not found.any()
+
+
 def test_symmetric_noise_is_not_called_an_attack():
     embeddings, labels = blobs()
     draw = np.random.default_rng(3)

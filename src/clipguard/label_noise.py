@@ -20,11 +20,13 @@ class LabelNoise:
         folds: each sample is judged by a probe that was fitted without its fold.
         implausible: nats; both the guide and the probe must give the label a larger loss than this.
         surplus: standard errors by which a class must take in more implausible labels than it gives out.
+        outlier: robust standard deviations by which its surplus must exceed that of the median class.
     """
 
     folds: int = 5
     implausible: float = 3.0
     surplus: float = 4.0
+    outlier: float = 2.5
 
 
 def probe_log_odds(
@@ -78,6 +80,10 @@ def planted_labels(
     errors (Poisson counts). The implausible labels of fed classes look planted; all others are left alone, so
     that symmetric noise and classes that the guide reads badly are not called an attack.
 
+    Guide and probe have leanings of their own, which any large data set makes significant. So a fed class
+    must also stand out from the others, by median and median absolute deviation of all surpluses (taken as
+    at least 1): that does not grow with n. Of two classes, neither can.
+
     Only `unexplained` samples count: where a trigger accounts for the wrong labels of a class, what is left
     in it are honest mistakes, and unlearning those would cost its recall.
     """
@@ -93,7 +99,10 @@ def planted_labels(
     # One more count in each row and column keeps a class with none of them from a standard error of 0.
     variance = (counts + 1 / k) / size**2
     surplus = (rate.sum(1) - rate.sum(0)) / np.sqrt(variance.sum(1) + variance.sum(0))
-    return implausible & (surplus > noise.surplus)[labels], surplus
+    middle = np.median(surplus)
+    usual = max(1.0, 1.4826 * float(np.median(np.abs(surplus - middle))))
+    fed = (surplus > noise.surplus) & (surplus - middle > noise.outlier * usual)
+    return implausible & fed[labels], surplus
 
 
 def with_planted(split: Split, planted: Bool[np.ndarray, "n"]) -> Split:

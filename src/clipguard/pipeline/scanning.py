@@ -239,8 +239,8 @@ def _write_samples(found: Scan, trigger: Float64[np.ndarray, " n"], plan: Plan) 
         write_table(folder / "samples.parquet", columns)
 
     inputs = [stage.key for stage in found.stages.values()]
-    thresholds = [plan.detector.clean, plan.detector.triggered, plan.noise.implausible, plan.noise.surplus]
-    config = {"columns": sorted(columns), "thresholds": thresholds}
+    thresholds = [plan.detector.clean, plan.detector.triggered]
+    config = {"columns": sorted(columns), "thresholds": thresholds, "noise": asdict(plan.noise)}
     stage = found.run.stage("samples", config=config, inputs=inputs, compute=compute)
     found.run.publish(stage.path / "samples.parquet", "samples.parquet")
     return stage
