@@ -92,7 +92,8 @@ def _read_shard(opened: "pq.ParquetFile", wanted: Int64[np.ndarray, "m"]) -> Ite
 
 def _batch_rows(group: "pq.RowGroupMetaData") -> int:
     """Return how many rows of a row group are read at once: few where its cells are huge."""
-    mean = max(1, group.total_byte_size // max(1, group.num_rows))
+    size, rows = int(group.total_byte_size), int(group.num_rows)
+    mean = max(1, size // max(1, rows))
     return max(1, min(BATCH_ROWS, BATCH_BYTES // mean))
 
 
