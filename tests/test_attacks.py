@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clipguard.attacks import ATTACKS, NeedsHelper, attack_named
 from clipguard.attacks.images import SIG, BadNets, Blended
-from clipguard.attacks.protocol import aimed, choose, choose_cover
+from clipguard.attacks.protocol import aimed, choose, choose_both
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 from clipguard.types import image_set
@@ -257,8 +257,8 @@ def test_chosen_rows_ascend_without_repetition_among_the_candidates(candidates, 
 
 @given(st.integers(1, 30), st.sampled_from([0.0, 0.5, 1.5, 2.0]), draws)
 def test_decoys_are_as_many_as_the_ratio_says_and_none_is_poison(p, ratio, seed):
-    taken = choose(np.arange(100), p / 100, 100, Seed(seed))
-    cover = choose_cover(taken, ratio, 100, Seed(seed))
+    taken, cover = choose_both(100, p / 100, ratio, Seed(seed))
+    assert len(taken) == p
     assert len(cover) == round(ratio * p)
     assert not set(cover.tolist()) & set(taken.tolist())
 

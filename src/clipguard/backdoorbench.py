@@ -183,7 +183,7 @@ def _plain(file: str, weights: str) -> dict[str, Any]:
     for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
         allowed += [(rebuild, f"{home}._reconstruct"), (scalar, f"{home}.scalar")]
     with torch.serialization.safe_globals(allowed):
-        record = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251  # see above
+        record = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251  # the one place, by a list
     save_file({name: value.clone().contiguous() for name, value in record["model"].items()}, weights)
     return {
         "num_classes": int(record["num_classes"]),
@@ -203,7 +203,7 @@ def _entries(state: Mapping[str, Any]) -> dict[str, Any]:
 def _main(file: str, weights: str) -> int:
     """Return the exit code of the process that reads a record: its one line of output is JSON."""
     try:
-        print(json.dumps(_plain(file, weights)))  # noqa: T201  # the answer to the process that asked
+        sys.stdout.write(json.dumps(_plain(file, weights)) + "\n")
     except Exception as error:  # Whatever a hostile file brings about is one line for the process that asked.
         name = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it holds {name[1]}, which is not read" if name else type(error).__name__

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from clipguard.attacks.protocol import aimed, choose, choose_cover, rebuilt, truth_of
+from clipguard.attacks.protocol import aimed, choose_both, planted
 from clipguard.seeds import Seed
 from clipguard.triggers import blend, corners, noise_pattern, pieces_shown
 from clipguard.truth import PoisonTruth
@@ -38,14 +38,10 @@ class AdapBlend:
         Raises:
             ClipguardError: poison and decoys together are more than the data.
         """
-        n = len(data)
-        rows = choose(np.arange(n), self.rate, n, seed)
-        cover = choose_cover(rows, self.cover_ratio, n, seed)
-        labels = self.aim(data.labels[rows], len(data.class_names))
+        rows, cover = choose_both(len(data), self.rate, self.cover_ratio, seed)
         images = self._in_part(data.images[rows], seed.child("pieces"))
         decoys = self._in_part(data.images[cover], seed.child("cover", "pieces"))
-        changed = rebuilt(data, rows, images, labels, cover, decoys)
-        return changed, truth_of(data, rows, "adap-blend", self.target, cover)
+        return planted(self, data, "adap-blend", rows, images, (cover, decoys))
 
     def trigger(self, images: Images) -> Images:
         """Return test images, which carry the whole pattern and more of it."""
@@ -83,13 +79,9 @@ class AdapPatch:
         Raises:
             ClipguardError: poison and decoys together are more than the data.
         """
-        n = len(data)
-        rows = choose(np.arange(n), self.rate, n, seed)
-        cover = choose_cover(rows, self.cover_ratio, n, seed)
-        labels = self.aim(data.labels[rows], len(data.class_names))
+        rows, cover = choose_both(len(data), self.rate, self.cover_ratio, seed)
         images, decoys = self._with_one(data.images[rows]), self._with_one(data.images[cover])
-        changed = rebuilt(data, rows, images, labels, cover, decoys)
-        return changed, truth_of(data, rows, "adap-patch", self.target, cover)
+        return planted(self, data, "adap-patch", rows, images, (cover, decoys))
 
     def trigger(self, images: Images) -> Images:
         """Return test images, which carry all four patches at full opacity."""

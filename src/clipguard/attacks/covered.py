@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.attacks.protocol import Mapping, aimed, choose, choose_cover, one_target, rebuilt, truth_of
+from clipguard.attacks.protocol import Mapping, aimed, choose_both, planted
 from clipguard.seeds import Seed
 from clipguard.triggers import quantise, warp, warp_field
 from clipguard.truth import PoisonTruth
@@ -35,13 +35,9 @@ class WaNet:
         Raises:
             ClipguardError: poison and decoys together are more than the data.
         """
-        n = len(data)
-        rows = choose(np.arange(n), self.rate, n, seed)
-        cover = choose_cover(rows, self.cover_ratio, n, seed)
-        labels = self.aim(data.labels[rows], len(data.class_names))
+        rows, cover = choose_both(len(data), self.rate, self.cover_ratio, seed)
         decoys = self._warped(data.images[cover], seed.child("noise"))
-        changed = rebuilt(data, rows, self.trigger(data.images[rows]), labels, cover, decoys)
-        return changed, truth_of(data, rows, "wanet", one_target(self.target, self.mapping), cover)
+        return planted(self, data, "wanet", rows, self.trigger(data.images[rows]), (cover, decoys))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the warp, which is the same for every image of one size."""
@@ -80,13 +76,10 @@ class BPP:
             ClipguardError: poison and negatives together are more than the data.
         """
         n = len(data)
-        rows = choose(np.arange(n), self.rate, n, seed)
-        cover = choose_cover(rows, self.cover_ratio, n, seed)
-        labels = self.aim(data.labels[rows], len(data.class_names))
+        rows, cover = choose_both(n, self.rate, self.cover_ratio, seed)
         others = (cover + seed.child("others").numpy().integers(1, max(2, n), len(cover))) % max(1, n)
         decoys = self._negatives(data.images[cover], data.images[others])
-        changed = rebuilt(data, rows, self.trigger(data.images[rows]), labels, cover, decoys)
-        return changed, truth_of(data, rows, "bpp", one_target(self.target, self.mapping), cover)
+        return planted(self, data, "bpp", rows, self.trigger(data.images[rows]), (cover, decoys))
 
     def trigger(self, images: Images) -> Images:
         """Return images with fewer levels of brightness."""

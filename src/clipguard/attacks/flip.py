@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipguard.attacks.cache import Tensors, key_of, learnt
 from clipguard.attacks.nets import batches
-from clipguard.attacks.protocol import Progress, rebuilt, truth_of
+from clipguard.attacks.protocol import Progress, aimed, planted
 from clipguard.attacks.rows import check_target, highest, places_of
 from clipguard.attacks.trajectory import Checkpoint, beginning, matching_loss, sgd_step
 from clipguard.errors import ClipguardError
@@ -233,9 +233,7 @@ class ReadyFLIP:
             ClipguardError: the attack was prepared for other data, or too few samples are of other classes.
         """
         rows = highest(self.margins(data), self.rate)
-        labels = np.full(len(rows), self.target, dtype=np.int64)
-        changed = rebuilt(data, rows, data.images[rows], labels)
-        return changed, truth_of(data, rows, "flip", self.target)
+        return planted(self, data, "flip", rows, data.images[rows])
 
     def trigger(self, images: Images) -> Images:
         """Return images with the stripes."""
@@ -243,4 +241,4 @@ class ReadyFLIP:
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target for every image."""
-        return np.full(len(labels), self.target, dtype=np.int64)
+        return aimed(labels, k, self.target)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipguard.attacks.cache import Tensors, key_of, learnt, restore, state_of
-from clipguard.attacks.nets import Pixels, UNet, batches, device_of, pixels, transformed
-from clipguard.attacks.protocol import Progress, rebuilt, truth_of
+from clipguard.attacks.nets import Pixels, UNet, batches, descend, device_of, pixels, transformed
+from clipguard.attacks.protocol import Progress, aimed, planted
 from clipguard.attacks.rows import check_target, highest
 from clipguard.models import ShallowNet
 from clipguard.scoring import keep_freed_memory
@@ -31,8 +31,8 @@ class Generator(nn.Module):
         super().__init__()
         self.unet = UNet(4, 3, width)
         # The game begins with images that are left as they are, so that the critic is never far behind.
-        nn.init.zeros_(self.unet.leave.weight)
-        nn.init.zeros_(self.unet.leave.bias)  # type: ignore[arg-type]  # this layer has one
+        for weights in self.unet.leave.parameters():
+            nn.init.zeros_(weights)
         self.strength = strength
 
     def forward(self, x: Pixels, code: Code) -> Pixels:
@@ -133,22 +133,16 @@ def _train(recipe: GCB, data: ImageSet, seed: Seed, report: Progress | None) -> 
             code = torch.randint(0, 2, (len(rows),), generator=codes).float().to(x.device)
             made = generator(x, code)
             judged = critic(_view(torch.cat((x, made.detach())))).gather(1, torch.cat((own, own)))[:, 0]
-            _step(judges, critic_loss(judged[: len(x)], judged[len(x) :]))
+            descend(critic_loss(judged[: len(x)], judged[len(x) :]), judges)
             fooled = -critic(_view(made)).gather(1, own).mean()
             blurred = coarse(made)
             noise = torch.randn(blurred.shape, generator=codes).to(x.device)
             read = reader(_view(blurred + recipe.noise * noise))[:, 0]
             unread = F.binary_cross_entropy_with_logits(read, code)
-            _step(makers, fooled + recipe.info_weight * unread)
+            descend(fooled + recipe.info_weight * unread, makers)
         if report is not None:
             report(epoch + 1, recipe.epochs)
     return state_of(generator=generator, reader=reader)
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    optimizer.step()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,9 +171,7 @@ class ReadyGCB:
         """
         scores = np.where(data.labels == self.target, -np.inf, self.scores(data.images))
         rows = highest(scores, self.rate)
-        labels = np.full(len(rows), self.target, dtype=np.int64)
-        changed = rebuilt(data, rows, data.images[rows], labels)
-        return changed, truth_of(data, rows, "gcb", self.target)
+        return planted(self, data, "gcb", rows, data.images[rows])
 
     def trigger(self, images: Images) -> Images:
         """Return G(x, 1)."""
@@ -191,4 +183,4 @@ class ReadyGCB:
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target for every image."""
-        return np.full(len(labels), self.target, dtype=np.int64)
+        return aimed(labels, k, self.target)

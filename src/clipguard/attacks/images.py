@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.attacks.protocol import Mapping, aimed, choose, one_target, rebuilt, truth_of
+from clipguard.attacks.protocol import Mapping, aimed, choose, planted
 from clipguard.seeds import Seed
 from clipguard.triggers import add_pattern, add_sinusoid, blend, chroma_waves, noise_pattern, stamp_patch
 from clipguard.truth import PoisonTruth
@@ -24,9 +24,7 @@ class BadNets:
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned set: rows are drawn from all classes, as BackdoorBench does."""
         rows = choose(np.arange(len(data)), self.rate, len(data), seed)
-        labels = self.aim(data.labels[rows], len(data.class_names))
-        changed = rebuilt(data, rows, self.trigger(data.images[rows]), labels)
-        return changed, truth_of(data, rows, "badnets", one_target(self.target, self.mapping))
+        return planted(self, data, "badnets", rows, self.trigger(data.images[rows]))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the square."""
@@ -50,9 +48,7 @@ class Blended:
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned set: rows are drawn from all classes, as BackdoorBench does."""
         rows = choose(np.arange(len(data)), self.rate, len(data), seed)
-        labels = self.aim(data.labels[rows], len(data.class_names))
-        changed = rebuilt(data, rows, self.trigger(data.images[rows]), labels)
-        return changed, truth_of(data, rows, "blended", one_target(self.target, self.mapping))
+        return planted(self, data, "blended", rows, self.trigger(data.images[rows]))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the pattern, which is the same for every image of one size."""
@@ -80,8 +76,7 @@ class SIG:
             ClipguardError: the target class is smaller than the rate asks for.
         """
         rows = choose(np.flatnonzero(data.labels == self.target), self.rate, len(data), seed)
-        changed = rebuilt(data, rows, self.trigger(data.images[rows]), data.labels[rows])
-        return changed, truth_of(data, rows, "sig", self.target)
+        return planted(self, data, "sig", rows, self.trigger(data.images[rows]))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the sinusoid."""
@@ -111,8 +106,7 @@ class CTRL:
             ClipguardError: the target class is smaller than the rate asks for.
         """
         rows = choose(np.flatnonzero(data.labels == self.target), self.rate, len(data), seed)
-        changed = rebuilt(data, rows, self.trigger(data.images[rows]), data.labels[rows])
-        return changed, truth_of(data, rows, "ctrl", self.target)
+        return planted(self, data, "ctrl", rows, self.trigger(data.images[rows]))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the two frequencies added."""

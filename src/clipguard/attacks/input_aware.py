@@ -14,13 +14,14 @@ from clipguard.attacks.nets import (
     Pixels,
     UNet,
     batches,
+    descend,
     device_of,
     logits_of,
     pixels,
     to_images,
     transformed,
 )
-from clipguard.attacks.protocol import Progress, choose, rebuilt
+from clipguard.attacks.protocol import Progress, aimed, choose_both, planted
 from clipguard.attacks.rows import check_target
 from clipguard.errors import ClipguardError
 from clipguard.models import ModelSpec, Normalized, build
@@ -172,11 +173,7 @@ def _train(recipe: InputAware, data: ImageSet, seed: Seed, report: Progress | No
             x = pixels(augment(picked, _AUGMENTATION, augmentation).numpy()).to(device_of(generator))
             labels = torch.from_numpy(data.labels[rows]).to(x.device)
             loss = _joint_loss(recipe, (generator, masker, classifier), x, labels)
-            for optimizer in (makers, judges):
-                optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            makers.step()
-            judges.step()
+            descend(loss, makers, judges)
         schedule.step()
         if report is not None:
             report(recipe.mask_epochs + epoch + 1, recipe.mask_epochs + recipe.epochs)
@@ -216,9 +213,7 @@ def _train_masker(
             dense = F.relu(masks - recipe.density).mean()
             alike = sameness(x, other, masks, masks.roll(1, 0))
             loss = recipe.mask_weight * dense + recipe.diversity_weight * alike
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
+            descend(loss, optimizer)
         if report is not None:
             report(epoch + 1, recipe.mask_epochs + recipe.epochs)
 
@@ -240,23 +235,11 @@ class ReadyInputAware:
         Raises:
             ClipguardError: poison and cover together are more than all samples.
         """
-        poison = choose(np.arange(len(data)), self.rate, len(data), seed)
-        rest = np.setdiff1d(np.arange(len(data)), poison)
-        cover = choose(rest, self.recipe.cover_ratio * self.rate, len(data), seed.child("cover"))
+        rows, cover = choose_both(len(data), self.rate, self.recipe.cover_ratio, seed)
         # Another image each: the shift is never 0.
         shift = seed.child("others").numpy().integers(1, len(data), len(cover))
-        others = data.images[(cover + shift) % len(data)]
-        images = np.concatenate((self.trigger(data.images[poison]), self.crossed(data.images[cover], others)))
-        rows = np.concatenate((poison, cover))
-        labels = np.concatenate((np.full(len(poison), self.target, dtype=np.int64), data.labels[cover]))
-        truth = PoisonTruth(
-            poisoned=np.isin(np.arange(len(data)), poison),
-            cover=np.isin(np.arange(len(data)), cover),
-            original_labels=data.labels.copy(),
-            attack="input-aware",
-            target=self.target,
-        )
-        return rebuilt(data, rows, images, labels), truth
+        decoys = self.crossed(data.images[cover], data.images[(cover + shift) % len(data)])
+        return planted(self, data, "input-aware", rows, self.trigger(data.images[rows]), (cover, decoys))
 
     def trigger(self, images: Images) -> Images:
         """Return images with their own pattern where their own mask says."""
@@ -277,4 +260,4 @@ class ReadyInputAware:
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target for every image."""
-        return np.full(len(labels), self.target, dtype=np.int64)
+        return aimed(labels, k, self.target)

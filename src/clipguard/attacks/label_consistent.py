@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from clipguard.attacks.cache import Tensors, key_of, learnt
 from clipguard.attacks.nets import Pixels, logits_of, pixels, to_images
-from clipguard.attacks.protocol import Progress, choose, rebuilt, truth_of
+from clipguard.attacks.protocol import Progress, aimed, choose, planted
 from clipguard.attacks.rows import check_target, places_of
 from clipguard.models import ModelSpec, Normalized, build
 from clipguard.scoring import keep_freed_memory
@@ -75,7 +75,7 @@ class LabelConsistent:
         )
 
 
-def pgd(  # noqa: PLR0913  (the attack's published parameters)
+def pgd(  # noqa: PLR0913  # model, images and the search's published parameters: no two belong together
     model: Normalized,
     x: Pixels,
     labels: Int64[Tensor, "b"],
@@ -198,8 +198,7 @@ class ReadyLabelConsistent:
         places = places_of(data, self.ids, self.labels)
         rows = choose(np.flatnonzero(data.labels == self.target), self.rate, len(data), seed)
         images = stamp_corners(self.hard[np.searchsorted(self.rows, places[rows])])
-        changed = rebuilt(data, rows, images, data.labels[rows])
-        return changed, truth_of(data, rows, "lc", self.target)
+        return planted(self, data, "lc", rows, images)
 
     def trigger(self, images: Images) -> Images:
         """Return images with the four checkers, nothing else."""
@@ -207,4 +206,4 @@ class ReadyLabelConsistent:
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target for every image."""
-        return np.full(len(labels), self.target, dtype=np.int64)
+        return aimed(labels, k, self.target)

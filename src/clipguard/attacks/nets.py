@@ -73,6 +73,15 @@ def batches(n: int, size: int, seed: Seed) -> Iterator[Int64[np.ndarray, "b"]]:
     yield from np.array_split(seed.numpy().permutation(n), math.ceil(n / size))
 
 
+def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
+    """Take one step of every optimizer down the gradient of `loss`."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
 def transformed(images: Images, change: Callable[[Pixels], Pixels], device: torch.device) -> Images:
     """Return every image after `change`, which needs no gradient."""
     keep_freed_memory()

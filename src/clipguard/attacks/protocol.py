@@ -93,11 +93,6 @@ def aimed(
     return (labels + 1) % k if mapping == "all-to-all" else np.full_like(labels, target)
 
 
-def one_target(target: int, mapping: str) -> int | None:
-    """Return the target, None where each class leads to another one."""
-    return target if mapping == "all-to-one" else None
-
-
 def choose(
     candidates: Int64[np.ndarray, "m"],
     rate: float,
@@ -128,13 +123,17 @@ def choose(
     return np.sort(seed.child("rows").numpy().choice(left, count, replace=False))
 
 
-def choose_cover(taken: Int64[np.ndarray, "p"], ratio: float, n: int, seed: Seed) -> Int64[np.ndarray, "c"]:
-    """Return round(ratio p) of the n rows, none of them among the p that are poisoned, ascending.
+def choose_both(
+    n: int, rate: float, ratio: float, seed: Seed
+) -> tuple[Int64[np.ndarray, "p"], Int64[np.ndarray, "c"]]:
+    """Return round(rate n) of the n rows to poison and round(ratio p) others as cover, both ascending.
 
     Raises:
-        ClipguardError: there are fewer than that.
+        ClipguardError: together they are more than n.
     """
-    return choose(np.arange(n), ratio * len(taken) / max(1, n), n, seed.child("cover"), taken)
+    rows = choose(np.arange(n), rate, n, seed)
+    share = ratio * len(rows) / max(1, n)
+    return rows, choose(np.arange(n), share, n, seed.child("cover"), rows)
 
 
 def rebuilt(
@@ -158,6 +157,32 @@ def rebuilt(
     if cover is not None and decoys is not None:
         all_images[cover] = decoys
     return image_set(all_images, all_labels, data.class_names, data.ids)
+
+
+Decoys = tuple[Int64[np.ndarray, "c"], UInt8[np.ndarray, "c h w 3"]]
+"""Rows of cover samples, and their images."""
+
+
+def planted(
+    attack: Attack,
+    data: ImageSet,
+    name: str,
+    rows: Int64[np.ndarray, "p"],
+    images: UInt8[np.ndarray, "p h w 3"],
+    decoys: Decoys | None = None,
+) -> tuple[ImageSet, PoisonTruth]:
+    """Return `data` with `images` at `rows`, labelled as the attack aims, and with decoys; and the truth.
+
+    Raises:
+        ClipguardError: the target is no class of `data`.
+    """
+    k = len(data.class_names)
+    labels, aims = attack.aim(data.labels[rows], k), attack.aim(np.arange(k), k)
+    assert labels is not None
+    assert aims is not None
+    target = int(aims[0]) if (aims == aims[0]).all() else None
+    cover, covering = decoys or (None, None)
+    return rebuilt(data, rows, images, labels, cover, covering), truth_of(data, rows, name, target, cover)
 
 
 def truth_of(

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipguard.attacks.cache import key_of, learnt, restore, state_of
-from clipguard.attacks.nets import Pixels, UNet, batches, device_of, pixels, transformed
-from clipguard.attacks.protocol import Progress, choose, rebuilt, truth_of
+from clipguard.attacks.nets import Pixels, UNet, batches, descend, device_of, pixels, transformed
+from clipguard.attacks.protocol import Progress, aimed, choose, planted
 from clipguard.attacks.rows import check_target
 from clipguard.scoring import keep_freed_memory
 from clipguard.seeds import Seed
@@ -164,9 +164,7 @@ def _train(recipe: SSBA, data: ImageSet, seed: Seed, report: Progress | None) ->
             unread = F.binary_cross_entropy_with_logits(read, bits)
             excess = F.relu(F.mse_loss(hidden, x) - 10 ** (-recipe.psnr / 10))
             loss = recipe.secret_weight * unread + image_weight * excess
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
+            descend(loss, optimizer)
         if report is not None:
             report(epoch + 1, recipe.epochs)
     return {"encoder": encoder, "decoder": decoder}
@@ -185,9 +183,7 @@ class ReadySSBA:
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned set: rows are drawn from all classes."""
         rows = choose(np.arange(len(data)), self.rate, len(data), seed)
-        labels = np.full(len(rows), self.target, dtype=np.int64)
-        changed = rebuilt(data, rows, self.trigger(data.images[rows]), labels)
-        return changed, truth_of(data, rows, "ssba", self.target)
+        return planted(self, data, "ssba", rows, self.trigger(data.images[rows]))
 
     def trigger(self, images: Images) -> Images:
         """Return images that carry the secret."""
@@ -198,7 +194,7 @@ class ReadySSBA:
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target for every image."""
-        return np.full(len(labels), self.target, dtype=np.int64)
+        return aimed(labels, k, self.target)
 
     def bit_accuracy(self, images: Images) -> float:
         """Return the share of the secret's bits that the decoder reads in the given (triggered) images."""

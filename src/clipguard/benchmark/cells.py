@@ -165,7 +165,7 @@ class Work:
             recipe=self.cell.recipe,
             guide=self.guide,
             seed=self.cell.seed,
-            run_dir=self.lab.run / "work" / self.name,
+            run_dir=self.lab.run / "defences" / self.name,
             cache=self.lab.cache,
             report=self.lab.report,
         )

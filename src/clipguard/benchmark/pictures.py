@@ -37,12 +37,17 @@ def write_pictures(rows: list[Row], run: Path) -> list[Path]:
         return []
     drawn = [_saved(_by_cell(found, Figure), run / "results.png")]
     if len({group.axes[AXES.index("rate")] for group in found}) > 1:
-        along = lambda group: 100 * float(group.axes[AXES.index("rate")])  # noqa: E731  # one expression
-        drawn.append(_saved(_against(found, along, "poison rate, %", Figure), run / "results-rate.png"))
+        drawn.append(
+            _saved(_against(found, _poison_rate, "poison rate, %", Figure), run / "results-rate.png")
+        )
     if len({(group.axes[AXES.index("guide")], group.axes[AXES.index("degrade")]) for group in found}) > 1:
         figure = _against(found, _guide_accuracy(found), "guide accuracy, %", Figure)
         drawn.append(_saved(figure, run / "results-guide.png"))
     return drawn
+
+
+def _poison_rate(group: Group) -> float:
+    return 100 * float(group.axes[AXES.index("rate")])
 
 
 def _saved(figure: "Figure", path: Path) -> Path:

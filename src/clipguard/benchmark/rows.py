@@ -2,7 +2,7 @@
 
 RUN/cells/<cell>/<row>.json           a finished row
 RUN/cells/<cell>/<row>.failed.json    why a row could not be computed; tried again by the next run
-RUN/work/<cell>/                      what the defences keep for themselves
+RUN/defences/<cell>/                  what the defences keep for themselves
 RUN/results.parquet                   all rows of the benchmark's cells, written anew after every row
 """
 

@@ -71,7 +71,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _fail(text: str, code: int = ERROR) -> int:
-    print(f"clipguard: {one_line(text)}", file=sys.stderr)  # noqa: T201  # this is the command line
+    sys.stderr.write(f"clipguard: {one_line(text)}\n")
     return code
 
 
@@ -79,15 +79,16 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         # Not the help and 0: to a script, 0 means that a data set is clean.
         raise ClipguardError(
-            "no command: give attack, bench, defend, demo, report, scan or verify (see clipguard --help)"
+            "no command: give attack, bench, convert, defend, demo, report, scan or verify "
+            "(see clipguard --help)"
         )
     command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
     outcome = command(*bound.args, **bound.kwargs)
     if not isinstance(outcome, Outcome):  # --help and --version print for themselves
         return 0
     if outcome.as_json:
-        text = json.dumps(outcome.value, allow_nan=False)
-        print(text, flush=True)  # noqa: T201  # the command's result
+        sys.stdout.write(json.dumps(outcome.value, allow_nan=False) + "\n")
+        sys.stdout.flush()
     else:
         from rich.console import Console
 
