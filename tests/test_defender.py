@@ -14,7 +14,7 @@ from clipguard.defender import Defender, verdict, write_summary
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
 from clipguard.models import ModelSpec, build, load, read_spec, save
-from clipguard.pipeline import curing
+from clipguard.pipeline import curing, scanning
 from clipguard.scoring import classifier_logits
 from clipguard.seeds import Seed
 from clipguard.store import read_table
@@ -339,3 +339,26 @@ def test_the_summary_adds_up_and_is_what_was_written(fitted):
     assert value["more"] == 1
     table = read_table(fitted.found_.run.path / "samples.parquet")
     assert part["triggered"] == table["is_triggered"].sum()
+
+
+def test_planted_labels_alone_are_above_chance_and_named(fitted):
+    found = flagged(fitted.found_, 30)
+    some = verdict(replace(found, mislabelled=np.arange(len(found.data)) < 30))
+    assert some["reasons"][0].startswith("0 of 240 samples")
+    assert some["reasons"][1].startswith("30 labels without such a pattern look planted")
+    assert not any("nothing above chance" in reason for reason in some["reasons"])
+
+
+def test_the_published_table_says_what_this_run_judged_even_where_settings_stayed_the_same(
+    fitted, source, tmp_path, monkeypatch
+):
+    # As another release of the rule would judge.
+    shutil.copytree(fitted.run_dir, tmp_path / "run")
+    marked = np.arange(len(source)) == 5
+    monkeypatch.setattr(scanning, "planted_labels", lambda *_: (marked, np.zeros(3)))
+    again = Defender(GUIDE, tmp_path / "run", plan=PLAN).fit(source)
+    rows = read_table(tmp_path / "run" / "samples.parquet")
+    assert again.stages_["detect"].cached
+    assert np.array_equal(rows["is_mislabelled"], marked)
+    assert np.array_equal(rows["is_triggered"], again.split_.triggered)
+    assert not again.stages_["cure"].cached

@@ -85,6 +85,7 @@ def make_run(path: Path, n: int = 150, *, names=("cat", "dog", "ship"), ids=None
         "rank": n - np.arange(n),
         "is_clean": np.arange(n) < n // 2,
         "is_triggered": triggered,
+        "is_mislabelled": np.arange(n) == n - 2,
     }
     write_table(path / "samples.parquet", columns, optional=["trigger_score"])
     data = {"location": "./data", "n": n, "classes": list(names), "unreadable": 3, "empty_classes": []}
@@ -131,6 +132,7 @@ def test_the_most_suspicious_come_first_each_with_its_own_picture(tmp_path):
     assert [sample["rank"] for sample in top] == list(range(1, 101))
     assert top[0]["id"] == "train/149.png"
     assert (top[0]["suspicion"], top[0]["trigger"], top[0]["flagged"]) == (1.0, None, True)
+    assert [sample["mislabelled"] for sample in top[:3]] == [False, True, False]
     pixels = np.load(tmp_path / "run/stages/read/images.npy")
     for row, sample in zip(range(149, 49, -1), top, strict=True):
         encoded = sample["thumbnail"].removeprefix("data:image/png;base64,")

@@ -210,15 +210,14 @@ def verdict(found: Scan) -> dict[str, Any]:
     flagged, n = int(found.split.triggered.sum()) - labels, len(found.data)
     agreement = float(np.mean(found.guide.logits.argmax(1) == found.data.labels))
     chance = 1 / len(found.data.class_names)
-    if flagged < CERTAIN_SHARE * n:
+    reasons = [f"{flagged} of {n} samples ({flagged / n:.1%}) share a pattern that the others lack"]
+    if flagged < CERTAIN_SHARE * n and not labels:
         reasons = [f"nothing above chance: {flagged} of {n} samples share a pattern that the others lack"]
-    else:
-        reasons = [f"{flagged} of {n} samples ({flagged / n:.1%}) share a pattern that the others lack"]
     if labels:
         fed = sorted({found.data.class_names[i] for i in found.data.labels[found.mislabelled]})
         reasons.append(
-            f"{labels} more labels look planted: {', '.join(fed[:3])} took in far more implausible labels "
-            "than it gave out"
+            f"{labels} labels without such a pattern look planted: far more implausible ones lead into "
+            f"{', '.join(fed[:3])} than out of it"
         )
     if agreement < 2 * chance:
         reasons.append(

@@ -1,5 +1,6 @@
 """What a data set looks like to guide, small nets and detector: from the source to the split."""
 
+import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -238,7 +239,11 @@ def _write_samples(found: Scan, trigger: Float64[np.ndarray, " n"], plan: Plan) 
     def compute(folder: Path) -> None:
         write_table(folder / "samples.parquet", columns)
 
-    inputs = [stage.key for stage in found.stages.values()]
+    # Judged anew in every run, and what is judged is part of the key: another release may judge otherwise.
+    judged = hashlib.sha256()
+    for column in (part.clean, part.triggered, part.suspicion, found.mislabelled):
+        judged.update(column.tobytes())
+    inputs = [*(stage.key for stage in found.stages.values()), judged.hexdigest()]
     thresholds = [plan.detector.clean, plan.detector.triggered]
     config = {"columns": sorted(columns), "thresholds": thresholds, "noise": asdict(plan.noise)}
     stage = found.run.stage("samples", config=config, inputs=inputs, compute=compute)

@@ -31,7 +31,7 @@ Table = dict[str, Shaped[np.ndarray, "..."]]
 
 _TEXTS: Final = {"id", "label_name", "guide_label_name"}
 _NUMBERS: Final = {"label", "guide_nll", "suspect_nll", "guide_rank", "suspect_rank", "trigger_score"}
-_JUDGED: Final = {"suspicion_score", "rank", "is_clean", "is_triggered"}
+_JUDGED: Final = {"suspicion_score", "rank", "is_clean", "is_triggered", "is_mislabelled"}
 
 
 def summarize(run_dir: Path | str) -> dict[str, Any]:
@@ -121,6 +121,7 @@ def _top(samples: Table, order: Int64[np.ndarray, " m"], folder: RunFolder) -> l
             "guide_nll": _number(samples["guide_nll"][i]),
             "suspect_nll": _number(samples["suspect_nll"][i]),
             "flagged": bool(samples["is_triggered"][i]),
+            "mislabelled": bool(samples["is_mislabelled"][i]),
             "thumbnail": picture,
         }
         for i, picture in zip(order, pictures, strict=True)
