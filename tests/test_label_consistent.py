@@ -34,7 +34,7 @@ def test_pgd_raises_the_loss_within_its_bound():
     assert float((moved - x).abs().max()) <= 8 / 255 + 1e-6
     assert float(moved.min()) >= 0
     assert float(moved.max()) <= 1
-    before, after = (float(F.cross_entropy(logits_of(model, images), labels)) for images in (x, moved))
+    before, after = (F.cross_entropy(logits_of(model, images), labels).item() for images in (x, moved))
     assert after > before
 
 
