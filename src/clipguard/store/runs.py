@@ -26,7 +26,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from clipguard import __version__
 from clipguard.errors import ClipguardError, fault_of
 from clipguard.store.files import PART, read_json, replacing, write_json
 from clipguard.store.locks import LOCK, Lock, lock
@@ -307,7 +306,7 @@ def _versions() -> dict[str, str | None]:
 
 def _key(name: str, config: Mapping[str, Any], inputs: Sequence[str]) -> str:
     # With the release, since what computes a stage may change from one to the next.
-    parts = [STORE_FORMAT, __version__, name, config, list(inputs)]
+    parts = [STORE_FORMAT, _versions()["clipguard"], name, config, list(inputs)]
     text = json.dumps(parts, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
