@@ -208,6 +208,12 @@ def test_badnets_is_a_white_3x3_square_in_the_bottom_right_corner(shape, seed):
     assert np.array_equal(triggered, expected)
 
 
+@pytest.mark.parametrize(("side", "square"), [(28, 3), (32, 3), (64, 6), (80, 8)])
+def test_the_square_grows_with_the_image(side, square):
+    changed = BadNets().trigger(np.zeros((1, side, side, 3), np.uint8))
+    assert np.count_nonzero(changed[0, :, :, 0]) == square**2
+
+
 @given(shapes, draws)
 def test_blended_mixes_in_one_fifth_of_one_pattern(shape, seed):
     images = clean_set(4, shape, seed).images

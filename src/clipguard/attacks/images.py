@@ -14,7 +14,10 @@ from clipguard.types import Images, ImageSet
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadNets:
-    """A white square in the bottom-right corner, relabelled to what it leads to (Gu et al. 2017)."""
+    """A white square in the bottom-right corner, relabelled to what it leads to (Gu et al. 2017).
+
+    Its side is `size` pixels on images of up to 32, as published, and grows with larger ones.
+    """
 
     rate: float = 0.05
     target: int = 0
@@ -28,7 +31,8 @@ class BadNets:
 
     def trigger(self, images: Images) -> Images:
         """Return images with the square."""
-        return stamp_patch(images, self.size)
+        side = min(images.shape[1:3])
+        return stamp_patch(images, max(self.size, round(self.size * side / 32)))
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target, or the next class."""
