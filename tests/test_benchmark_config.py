@@ -73,6 +73,14 @@ def test_the_cells_are_all_combinations_and_an_attacks_own_rate_replaces_the_rat
     assert len({cell_name(cell) for cell in found}) == len(found)
 
 
+def test_an_attacks_own_seeds_replace_the_seeds_and_make_no_other_cell(tmp_path):
+    read = config(tmp_path, 'attacks = [{name = "sig", seeds = [3, 4]}, "none"]\nseeds = [4]')
+    found = list(cells(read))
+    assert [(cell.attack.name, cell.seed) for cell in found] == [("sig", 3), ("sig", 4), ("none", 4)]
+    plain = list(cells(config(tmp_path, 'attacks = ["sig"]\nseeds = [4]')))
+    assert plain == [found[1]]
+
+
 def test_a_cells_name_changes_with_every_setting_and_is_a_file_name():
     (cell,) = cells(BenchConfig())
     odd = replace(cell, guide=GuideChoice(name="local-dir:../guides/x y"))
@@ -133,6 +141,7 @@ def test_a_net_may_have_a_recipe_of_its_own(tmp_path):
         ("seeds = [1, 1]", "key seeds: the list holds 1 twice"),
         ("rates = [5]", r"rate 5.0 is outside \(0, 1\)"),
         ('attacks = [{name = "sig", rate = 0}]', r"rate 0.0 is outside \(0, 1\)"),
+        ('attacks = [{name = "sig", seeds = []}]', "key attacks: sig has an empty list of seeds"),
         ('guides = [{name = "mini", degrade = 1.5}]', r"degrade 1.5 is outside \[0, 1\]"),
         ('data = [{name = "x", imbalance = 0.5}]', "imbalance 0.5 is below 1"),
         ('defenses = ["clipguard", "clipguard"]', "two rows would be 'clipguard': give each a label"),

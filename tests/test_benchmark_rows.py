@@ -113,6 +113,16 @@ def test_a_row_of_other_settings_is_not_taken_for_this_one(done, tmp_path, capsy
         file.write_text(kept)
 
 
+def test_dear_rows_can_wait_until_all_cells_have_the_rest(tmp_path, capsys):
+    tiny = tiny_bench(tmp_path, SETTINGS)
+    run = CommandLine(capsys)
+    assert run(*tiny.arguments, "--only", "none", "--only", "oracle", "--json").json["rows"] == 2
+    assert set(files(tiny)) == {"none", "oracle"}
+    ran = run(*tiny.arguments, "--only", "retrian")
+    assert ran.code == 2
+    assert "no row 'retrian' in this benchmark: it has none, oracle, clipguard, retrain, finetune" in ran.err
+
+
 def test_a_cell_that_another_process_has_is_left_to_it(done, capsys):
     folder = next((done.out / "cells").iterdir())
     with locked(folder / ".lock"):

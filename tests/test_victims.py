@@ -82,3 +82,25 @@ def test_a_training_that_was_killed_before_its_note_is_done_again(tmp_path):
     trained(DATA, SCHOOLING, tmp_path, on_epoch=epochs.append)
     assert epochs == [1]
     assert note.exists()
+
+
+def test_a_training_that_was_killed_in_the_middle_goes_on_there(tmp_path):
+    longer = replace(SCHOOLING, recipe=replace(SCHOOLING.recipe, epochs=3))
+    whole, _ = trained(DATA, longer, tmp_path / "whole")
+
+    def kill(done):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(DATA, longer, tmp_path / "cut", on_epoch=kill)
+    (kept,) = (tmp_path / "cut" / "victims").glob("*.checkpoint")
+    before = kept.stat().st_ino
+    steps = []
+    resumed, _ = trained(
+        DATA, longer, tmp_path / "cut", on_epoch=lambda done: steps.append(kept.stat().st_ino)
+    )
+    assert steps[:2] == [before, before], "an epoch that was there was trained again"
+    assert steps[2] != before
+    assert weights(resumed) == weights(whole)
+    assert not kept.exists()

@@ -2,6 +2,7 @@
 
 CACHE/victims/<key>.safetensors     weights, the spec in the header
 CACHE/victims/<key>.json            seconds, threads, recipe; written last
+CACHE/victims/<key>.checkpoint      a training that has not come to its end; it goes on there
 """
 
 import hashlib
@@ -55,10 +56,12 @@ def trained(
             spec, recipe, seed = schooling.spec, schooling.recipe, schooling.seed
             model = build(spec, seed.child("init"))
             loss = cross_entropy(data.labels)
-            history = fit(model, data.images, rows, loss, recipe, seed.child("fit"), on_epoch)
+            partly = path.with_suffix(".checkpoint")
+            history = fit(model, data.images, rows, loss, recipe, seed.child("fit"), on_epoch, partly)
             save(model, spec, path)
             about = {"seconds": history.seconds, "threads": torch.get_num_threads()}
             write_json(note, {**about, "recipe": asdict(recipe)})
+            partly.unlink(missing_ok=True)
         # Read back even when it was trained just now, so that both ways give the same model.
         return load(path, schooling.spec), float(read_json(note)["seconds"])
 

@@ -47,10 +47,11 @@ class DataChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttackChoice:
-    """An attack by name; `rate` replaces the benchmark's rates, `options` are the attack's own."""
+    """An attack by name; `options` are its own, `rate` and `seeds` replace the benchmark's."""
 
     name: str
     rate: float | None = None
+    seeds: tuple[int, ...] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -184,6 +185,8 @@ def _check(config: BenchConfig, path: Path) -> None:
 
 
 def _check_numbers(config: BenchConfig, path: Path) -> None:
+    if wrong := [attack.name for attack in config.attacks if attack.seeds == ()]:
+        raise ClipguardError(f"{path}, key attacks: {wrong[0]} has an empty list of seeds: name one")
     rates = (*config.rates, *(attack.rate for attack in config.attacks if attack.rate is not None))
     if wrong := [rate for rate in rates if not 0 < rate < 1]:
         raise ClipguardError(f"{path}: rate {wrong[0]} is outside (0, 1): give a fraction such as 0.05")
@@ -222,13 +225,14 @@ def recipe_of(config: BenchConfig, net: NetChoice, where: str = "net") -> Recipe
 
 def cells(config: BenchConfig) -> Iterator[Cell]:
     """Yield every combination once; those of one data set follow each other."""
-    for data, net, attack, guide, seed in product(
-        config.data, config.nets, config.attacks, config.guides, config.seeds
-    ):
-        for rate in config.rates if attack.rate is None else (attack.rate,):
+    for data, net, attack, guide in product(config.data, config.nets, config.attacks, config.guides):
+        rates = config.rates if attack.rate is None else (attack.rate,)
+        seeds = config.seeds if attack.seeds is None else attack.seeds
+        for seed, rate in product(seeds, rates):
             yield Cell(
                 data=data,
-                attack=attack,
+                # What it replaces stands in the cell itself: a cell is the same however it was asked for.
+                attack=replace(attack, rate=None, seeds=None),
                 rate=rate,
                 target=config.target,
                 guide=guide,

@@ -9,7 +9,7 @@ RUN/results.parquet                   all rows of the benchmark's cells, written
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -60,15 +60,20 @@ class _Task:
     compute: Callable[[Work], Row]
 
 
-def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log) -> Done:
+def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, only: Collection[str] = ()) -> Done:
     """Compute every row that is not there and return what there is; a cell is left to whoever has it.
 
     A row that cannot be computed is noted and the others go on; without a victim its whole cell is left.
+    With `only`, rows of other labels are left for another run: dear ones can wait for the rest of all cells.
 
     Raises:
-        ClipguardError: a file of the run is damaged.
+        ClipguardError: `only` names a row that the benchmark has not, or a file of the run is damaged.
     """
     wanted = list(cells(config))
+    tasks = [task for task in _tasks(config) if not only or task.label in only]
+    labels = [task.label for task in _tasks(config)]
+    if unknown := sorted(set(only) - set(labels)):
+        raise ClipguardError(f"no row {unknown[0]!r} in this benchmark: it has {', '.join(labels)}")
     computed = busy = 0
     for cell in wanted:
         folder = lab.run / "cells" / cell_name(cell)
@@ -77,7 +82,7 @@ def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log) -> Done:
                 busy += 1
                 continue
             work = Work(cell, lab, config.oracle_seed)
-            for task in _tasks(config):
+            for task in tasks:
                 outcome = _row(work, task, folder, command, log)
                 computed += outcome == "computed"
                 if outcome != "there":

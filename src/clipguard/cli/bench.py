@@ -38,7 +38,7 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
         report=Lines(sys.stderr.write),
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    done = run_bench(config, lab, f"clipguard bench {file} -o {options.out}", _log)
+    done = run_bench(config, lab, f"clipguard bench {file} -o {options.out}", _log, options.only)
     if done.busy:
         warn([f"{done.busy} cells are left to another process that works in {options.out}"])
     counts = {"rows": done.rows, "computed": done.computed, "failed": done.failed, "busy": done.busy}

@@ -181,4 +181,7 @@ class BenchOptions:
         Path | None,
         Parameter(help="Folder of victims, helpers and embeddings; default: ~/.cache/clipguard/bench."),
     ] = None
+    only: Annotated[
+        tuple[str, ...], Parameter(help="Compute the rows of this label only, such as none; repeat for more.")
+    ] = ()
     json: Json = False
