@@ -185,8 +185,8 @@ def _check(config: BenchConfig, path: Path) -> None:
 
 
 def _check_numbers(config: BenchConfig, path: Path) -> None:
-    if wrong := [attack.name for attack in config.attacks if attack.seeds == ()]:
-        raise ClipguardError(f"{path}, key attacks: {wrong[0]} has an empty list of seeds: name one")
+    if seedless := [attack.name for attack in config.attacks if attack.seeds == ()]:
+        raise ClipguardError(f"{path}, key attacks: {seedless[0]} has an empty list of seeds: name one")
     rates = (*config.rates, *(attack.rate for attack in config.attacks if attack.rate is not None))
     if wrong := [rate for rate in rates if not 0 < rate < 1]:
         raise ClipguardError(f"{path}: rate {wrong[0]} is outside (0, 1): give a fraction such as 0.05")
