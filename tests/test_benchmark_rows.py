@@ -121,6 +121,10 @@ def test_dear_rows_can_wait_until_all_cells_have_the_rest(tmp_path, capsys):
     ran = run(*tiny.arguments, "--only", "retrian")
     assert ran.code == 2
     assert "no row 'retrian' in this benchmark: it has none, oracle, clipguard, retrain, finetune" in ran.err
+    assert run(*tiny.arguments, "--cells", "*-badnets-*-s0-*", "--json").json["rows"] == 5
+    ran = run(*tiny.arguments, "--cells", "*-s7-*")
+    assert ran.code == 2
+    assert "no cell is named like '*-s7-*': the first one is tiny-badnets-" in ran.err
 
 
 def test_a_cell_that_another_process_has_is_left_to_it(done, capsys):

@@ -9,9 +9,10 @@ RUN/results.parquet                   all rows of the benchmark's cells, written
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -60,19 +61,34 @@ class _Task:
     compute: Callable[[Work], Row]
 
 
-def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, only: Collection[str] = ()) -> Done:
-    """Compute every row that is not there and return what there is; a cell is left to whoever has it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """The part of a benchmark that one run computes; the rest is left for others.
 
-    A row that cannot be computed is noted and the others go on; without a victim its whole cell is left.
-    With `only`, rows of other labels are left for another run: dear ones can wait for the rest of all cells.
+    Attributes:
+        only: labels of rows; none takes all. Dear rows can wait until all cells have the others.
+        cells: pattern, as of file names, of the names of cells.
+    """
+
+    only: tuple[str, ...] = ()
+    cells: str = "*"
+
+
+def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Share = Share()) -> Done:
+    """Compute every row of `share` that is not there and return what there is.
+
+    A cell that another process works on is left to it. A row that cannot be computed is noted and the others go on; without a victim its whole cell is left.
 
     Raises:
-        ClipguardError: `only` names a row that the benchmark has not, or a file of the run is damaged.
+        ClipguardError: the share names no row or cell, or a file of the run is damaged.
     """
-    wanted = list(cells(config))
-    tasks = [task for task in _tasks(config) if not only or task.label in only]
+    wanted = [cell for cell in cells(config) if fnmatchcase(cell_name(cell), share.cells)]
+    if not wanted:
+        first = cell_name(next(cells(config)))
+        raise ClipguardError(f"no cell is named like {share.cells!r}: the first one is {first}")
+    tasks = [task for task in _tasks(config) if not share.only or task.label in share.only]
     labels = [task.label for task in _tasks(config)]
-    if unknown := sorted(set(only) - set(labels)):
+    if unknown := sorted(set(share.only) - set(labels)):
         raise ClipguardError(f"no row {unknown[0]!r} in this benchmark: it has {', '.join(labels)}")
     computed = busy = 0
     for cell in wanted:

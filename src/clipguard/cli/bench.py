@@ -25,7 +25,7 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
     """
     from clipguard.benchmark.cells import Lab
     from clipguard.benchmark.config import read_config
-    from clipguard.benchmark.rows import run_bench
+    from clipguard.benchmark.rows import Share, run_bench
     from clipguard.sources.named import data_folder
 
     config = read_config(file)
@@ -38,7 +38,8 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
         report=Lines(sys.stderr.write),
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    done = run_bench(config, lab, f"clipguard bench {file} -o {options.out}", _log, options.only)
+    share = Share(only=options.only, cells=options.cells)
+    done = run_bench(config, lab, f"clipguard bench {file} -o {options.out}", _log, share)
     if done.busy:
         warn([f"{done.busy} cells are left to another process that works in {options.out}"])
     counts = {"rows": done.rows, "computed": done.computed, "failed": done.failed, "busy": done.busy}

@@ -184,4 +184,7 @@ class BenchOptions:
     only: Annotated[
         tuple[str, ...], Parameter(help="Compute the rows of this label only, such as none; repeat for more.")
     ] = ()
+    cells: Annotated[
+        str, Parameter(help="Compute only the cells whose name is like this pattern, such as '*-sig-*'.")
+    ] = "*"
     json: Json = False
