@@ -77,7 +77,8 @@ class Share:
 def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Share = Share()) -> Done:
     """Compute every row of `share` that is not there and return what there is.
 
-    A cell that another process works on is left to it. A row that cannot be computed is noted and the others go on; without a victim its whole cell is left.
+    A cell that another process works on is left to it. A row that cannot be computed is noted and the others
+    go on; without a victim its whole cell is left.
 
     Raises:
         ClipguardError: the share names no row or cell, or a file of the run is damaged.
