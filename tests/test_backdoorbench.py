@@ -159,11 +159,22 @@ def test_a_clean_set_in_another_order_is_refused(folder, monkeypatch):
         triggered_by(record, clean.take(np.arange(12)[::-1].copy()))
 
 
-def test_a_missing_image_is_one_line(folder, monkeypatch):
+@pytest.mark.parametrize("put", [lambda path: None, os.mkfifo, os.mkdir], ids=["nothing", "pipe", "folder"])
+def test_what_is_no_image_is_one_line(folder, monkeypatch, put):
     record = in_this_process(folder, monkeypatch)
-    (folder / "bd_train_dataset" / "1" / "4.png").unlink()
+    image = folder / "bd_train_dataset" / "1" / "4.png"
+    image.unlink()
+    put(image)
     with pytest.raises(ClipguardError, match=r"4\.png cannot be read"):
         poisoned_by(record, clean_set())
+
+
+def test_a_link_that_leads_out_of_the_record_is_refused(folder, monkeypatch, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "bd_train_dataset" / "1").rename(elsewhere / "1")
+    (folder / "bd_train_dataset" / "1").symlink_to(elsewhere / "1")
+    with pytest.raises(ClipguardError, match="names an image outside its folder"):
+        in_this_process(folder, monkeypatch)
 
 
 def test_a_class_that_is_sent_to_two_others_cannot_be_judged(folder, monkeypatch):

@@ -19,6 +19,7 @@ from jaxtyping import Int64
 from clipguard.attacks.protocol import rebuilt, truth_of
 from clipguard.decode import UnreadableImage, decode, thumbnail
 from clipguard.errors import ClipguardError
+from clipguard.limits import Limits, read_bounded
 from clipguard.truth import PoisonTruth
 from clipguard.types import Images, ImageSet
 
@@ -114,9 +115,12 @@ def _changes(told: Mapping[str, Any], folder: Path) -> Changes:
 def _beside(path: str, folder: Path) -> Path:
     """Return the image's place below `folder`: the record keeps that of the machine that made it."""
     parts = PurePosixPath(path).parts[-3:]
-    if ".." in parts or len(parts) < 3:
+    found = folder.joinpath(*parts)
+    # Also where a link leads out.
+    inside = found.resolve().is_relative_to(folder.resolve())
+    if ".." in parts or len(parts) < 3 or not inside:
         raise ClipguardError(f"{RECORD} names an image outside its folder, {path!r}: do not use it")
-    return folder.joinpath(*parts)
+    return found
 
 
 def poisoned_by(record: Record, clean: ImageSet) -> tuple[ImageSet, PoisonTruth]:
@@ -163,7 +167,7 @@ def _pixels(changes: Changes, clean: ImageSet) -> Images:
     pixels = np.empty((len(changes.files), height, width, 3), np.uint8)
     for place, file in enumerate(changes.files):
         try:
-            pixels[place] = thumbnail(decode(file.read_bytes()), (height, width))
+            pixels[place] = thumbnail(decode(read_bounded(file, Limits().file_bytes)), (height, width))
         except (OSError, UnreadableImage) as error:
             raise ClipguardError(f"image {file} cannot be read: make the record anew") from error
     return pixels
