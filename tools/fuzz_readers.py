@@ -101,7 +101,7 @@ def targets() -> dict[str, Target]:
 
     from hostile.case import encoded, pixels
     from hostile.images import CODECS, many_pages, small
-    from hostile.tables import PARQUET, zipped
+    from hostile.tables import PARQUET, whole_table, zipped
     from hostile.weight_files import MODELS
     from tar_files import samples, tar_bytes
 
@@ -114,7 +114,7 @@ def targets() -> dict[str, Target]:
         (*made["png"].seeds, encoded(image.convert("P")), small()), read_image, with_png_sums
     )
     made["tiff"] = Target((*made["tiff"].seeds, many_pages(3)), read_image)
-    made["parquet"] = Target((PARQUET["null image"][1](),), read_source)
+    made["parquet"] = Target((whole_table(), PARQUET["null image"][1]()), read_source)
     made["npz"] = Target((zipped(),), read_source)
     made["tar"] = Target(
         (tar_bytes(samples(3)), tar_bytes(samples(3), tarfile.GNU_FORMAT)), read_source, with_tar_sums

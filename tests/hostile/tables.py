@@ -41,6 +41,11 @@ def _table(last: Any, path: Any = "x.png", labels: Any = None, **options: Any) -
     return _written(pa.table({"image": image, "label": given}), **options)
 
 
+def whole_table() -> bytes:
+    """Return a Parquet file in which nothing is wrong."""
+    return _table(good())
+
+
 def _labels(values: list[Any], kind: pa.DataType) -> bytes:
     return _table(good(), labels=pa.array((values * 12)[:12], kind))
 
