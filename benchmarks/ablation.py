@@ -1,8 +1,8 @@
 """Ablations on the development rows (BadNets): suspicious models, and losses of the cure pass by pass.
 
-    python benchmarks/ablation.py suspects      which suspicious model separates best per second
-    python benchmarks/ablation.py losses        reference loss and ours, guide with and without logit scale
-    python benchmarks/ablation.py picture       results/losses.png from the rows that are there
+    python benchmarks/ablation.py suspects [NAME]...   which suspicious model separates best per second
+    python benchmarks/ablation.py losses               reference loss and ours, guide with and without scale
+    python benchmarks/ablation.py picture              results/losses.png from the rows that are there
 
 Each finished row is a JSON file in benchmarks/results/ablation; rows that are there are not computed again.
 """
@@ -14,83 +14,88 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from clipguard.benchmark.cells import Work
+from clipguard.benchmark.judging import judged
+from clipguard.benchmark.machine import commit, machine
 from clipguard.entropy import SplitRule, entropy_map, split
 from clipguard.evaluate import detection
-from clipguard.guide import ClipGuide
 from clipguard.pipeline import Plan, scan
+from clipguard.pipeline.curing import shared_trigger
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.store import RunFolder, SourceInfo
 from clipguard.suspect import SUSPECTS, suspect_scores
 from clipguard.types import Scores, Split
-from clipguard.unlearn import REFERENCE, Cure, unlearn
-from protocol import CACHE, DEVELOPMENT, Cell, figures, victim
-from table import commit, machine
+from clipguard.unlearn import REFERENCE, Cure, stamped_copies, unlearn
+from works import RESULTS, works
 
-RESULTS = Path(__file__).resolve().parent / "results" / "ablation"
-SEED = 100
+FOLDER = RESULTS / "ablation"
 PASSES = 3
+MODELS = {**SUSPECTS, "width-64": replace(SUSPECTS["reference"], runs=1)}
 Row = dict[str, Any]
 
 
-def row(name: str, compute: Callable[[], Row]) -> None:
+def row(name: str, seed: int, compute: Callable[[], Row]) -> None:
     """Write the row unless it is there."""
-    file = RESULTS / f"{name}.json"
+    file = FOLDER / f"{name}.json"
     if file.exists():
         return
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    result = compute() | {"row": name, "seed": SEED, "commit": commit(), "machine": machine()}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    result = compute() | {"row": name, "seed": seed, "commit": commit(), "machine": machine()}
     file.write_text(json.dumps(result, indent=1) + "\n")
     print(name, flush=True)
 
 
-def suspects() -> None:
-    """Score the development rows with each suspicious model, for BadNets and Blended."""
-    for attack, seed in (("badnets", SEED), ("blended", SEED + 1)):
-        for name in ("shallow", "compact", "out-of-fold"):
-            row(f"suspect-{attack}-{name}", partial(separation, attack, seed, name))
+def suspects(names: list[str]) -> None:
+    """Score the development rows with the suspicious models of these names, for BadNets and Blended."""
+    for name in names:
+        for work in works("development"):
+            attack = work.cell.attack.name
+            row(f"suspect-{attack}-{name}", work.cell.seed, partial(separation, work, name))
 
 
-def separation(attack: str, seed: int, name: str) -> Row:
+def separation(work: Work, name: str) -> Row:
     """Return how well one suspicious model separates one attack's poison, and in what time."""
-    data, truth = Cell(attack=attack, seed=seed, rows=DEVELOPMENT).poisoned()
-    guide = scanned(attack, seed).guide
+    data, truth = work.poisoned
+    guide = work.guide.logits(work.guide.clip.embed_images(np.asarray(data.images)), data.class_names)
     began = time.monotonic()
-    scores = suspect_scores(data, SUSPECTS[name], Seed(seed).child("ablation"))
+    scores = suspect_scores(data, MODELS[name], Seed(work.cell.seed).child("ablation"))
     seconds = time.monotonic() - began
     entropy = entropy_map(guide, scores, data.labels)
     first = split(entropy, data.labels, data.class_names, SplitRule())
-    return {**detection(entropy, first, truth), "seconds": round(seconds, 1), "attack": attack}
+    found = detection(entropy, first, truth)
+    return {**found, "seconds": round(seconds, 1), "attack": work.cell.attack.name}
 
 
-def scanned(attack: str, seed: int) -> Any:
-    """Return the scan of a development cell."""
-    data, _ = Cell(attack=attack, seed=seed, rows=DEVELOPMENT).poisoned()
+def scanned(work: Work) -> Any:
+    """Return the scan of a cell."""
+    data, _ = work.poisoned
     source = ImageSource.open((data.images, data.labels), classes=data.class_names)
     info = SourceInfo(
         kind=source.kind,
-        location=attack,
+        location=work.name,
         fingerprint=source.fingerprint,
         n=len(source),
         class_names=source.class_names,
     )
-    run = RunFolder.open(CACHE / "runs" / f"development-{attack}-{seed}", info, {}, seed)
-    return scan(source, ClipGuide("mini"), run, Plan(seed=seed))
+    run = RunFolder.open(work.lab.cache / "runs" / work.name, info, {}, work.cell.seed)
+    return scan(source, work.guide, run, Plan(seed=work.cell.seed))
 
 
 def losses() -> None:
-    """Cure the development victim in each way and write its rates after every pass."""
-    cell = Cell(attack="badnets", seed=SEED, rows=DEVELOPMENT)
-    data, _ = cell.poisoned()
-    test, (model, _, _), found = cell.test(), victim(cell), scanned("badnets", SEED)
+    """Cure the development victim of BadNets in each way and write its rates after every pass."""
+    work = works("development")[0]
+    (data, _), test, model, found = work.poisoned, work.sets[1], work.victim[0], scanned(work)
+    rates = partial(judged, test=test, tried=work.trials)
+    trigger = shared_trigger(found, Plan(seed=work.cell.seed))
     bare = replace(found.guide, scale=1.0)
     first = split(found.entropy, data.labels, data.class_names, SplitRule())
     bare_map = entropy_map(bare, suspect_of(found), data.labels)
@@ -100,6 +105,7 @@ def losses() -> None:
     guided = replace(ours, guide=0.1, temperature=1.0)
     ways: dict[str, tuple[Cure, Split, Scores]] = {
         "ours": (ours, found.split, found.guide),
+        "ours, no copies": (replace(ours, stamp=0.0), found.split, found.guide),
         "ours, guidance term": (guided, found.split, found.guide),
         "ours, guidance term, no logit scale": (guided, found.split, bare),
         "reference": (reference, bare_first, bare),
@@ -109,16 +115,12 @@ def losses() -> None:
     for name, (cure, part, guide) in ways.items():
 
         def compute(cure: Cure = cure, part: Split = part, guide: Scores = guide) -> Row:
-            cured, curve = copy.deepcopy(model), [figures(model, cell, test)]
-            history = unlearn(
-                cured,
-                data,
-                part,
-                guide,
-                cure,
-                Seed(SEED).child("ablation"),
-                on_epoch=lambda _: curve.append(figures(cured, cell, test)),
-            )
+            cured, curve = copy.deepcopy(model), [rates(model)]
+            seed = Seed(work.cell.seed).child("ablation")
+            lesson = data, part, guide
+            if trigger is not None and cure.stamp > 0:
+                lesson = stamped_copies(*lesson, trigger, cure, seed.child("copies"))
+            history = unlearn(cured, *lesson, cure, seed, on_epoch=lambda _: curve.append(rates(cured)))
             sizes = [
                 a + b for a, b in zip(history.columns["clean"], history.columns["triggered"], strict=True)
             ]
@@ -127,7 +129,7 @@ def losses() -> None:
                 steps.append(steps[-1] + -(-size // cure.recipe.batch_size))
             return {"curve": curve, "steps": steps, "cure": asdict(cure)}
 
-        row("loss-" + name.replace(" ", "-").replace(",", ""), compute)
+        row("loss-" + name.replace(" ", "-").replace(",", ""), work.cell.seed, compute)
 
 
 def suspect_of(found: Any) -> Scores:
@@ -141,7 +143,7 @@ def suspect_of(found: Any) -> Scores:
 def picture() -> None:
     """Draw accuracy and attack success over steps, one line a way."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharex=True)
-    for file in sorted(RESULTS.glob("loss-*.json")):
+    for file in sorted(FOLDER.glob("loss-*.json")):
         result = json.loads(file.read_text())
         for axis, rate in zip(axes, ("accuracy", "attack_success"), strict=True):
             values = [100 * point[rate] for point in result["curve"]]
@@ -153,8 +155,16 @@ def picture() -> None:
         axis.grid(alpha=0.3)
     figure.suptitle("Cure of BadNets (5 %), development rows, one seed")
     figure.tight_layout()
-    figure.savefig(RESULTS.parent / "losses.png", dpi=130)
+    figure.savefig(RESULTS / "losses.png", dpi=130)
 
 
 if __name__ == "__main__":
-    {"suspects": suspects, "losses": losses, "picture": picture}[sys.argv[1]]()
+    match sys.argv[1:]:
+        case ["suspects", *chosen]:
+            suspects(chosen or ["shallow", "compact", "averaged", "out-of-fold", "width-64"])
+        case ["losses"]:
+            losses()
+        case ["picture"]:
+            picture()
+        case _:
+            raise SystemExit(__doc__)

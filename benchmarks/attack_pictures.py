@@ -6,6 +6,7 @@ Attacks that need a helper net train it, or take it from the cache, as in cell 0
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -15,8 +16,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from clipguard.attacks import ATTACKS
+from clipguard.benchmark.cells import Work
+from clipguard.benchmark.config import AttackChoice
 from clipguard.types import Images
-from protocol import TABLE, Cell, image_rows
+from works import works
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "attacks.png"
 SHOWN = 4
@@ -42,11 +45,14 @@ def block(clean: Images, triggered: Images) -> np.ndarray:
 
 def main() -> None:
     """Write the picture."""
-    clean = image_rows(TABLE.test_file, (0, SHOWN), TABLE.size).images
+    there = {work.cell.attack.name: work for work in works("table") if work.cell.seed == 0}
+    first = there["badnets"]
+    clean = first.sets[1].images[:SHOWN]
     blocks = {}
     for name in ATTACKS:
-        triggered = Cell(attack=name, seed=0, rows=TABLE).recipe.trigger(clean)
-        if triggered is not None:
+        cell = replace(first.cell, attack=AttackChoice(name=name))
+        work = there.get(name) or Work(cell, first.lab, first.oracle_seed)
+        if (triggered := work.attack.trigger(clean)) is not None:
             blocks[name] = block(clean, triggered)
     lines = math.ceil(len(blocks) / COLUMNS)
     figure, axes = plt.subplots(lines, COLUMNS, figsize=(2.8 * COLUMNS, 2.4 * lines), squeeze=False, **PAGE)

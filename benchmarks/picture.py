@@ -1,6 +1,6 @@
-"""Draw docs/entropy-map.svg: the entropy map of a finished cell, with the true poison marked.
+"""Draw docs/entropy-map.svg: the entropy map of a finished cell of the table, with the true poison marked.
 
-python benchmarks/picture.py table:badnets:0
+python benchmarks/picture.py badnets 0
 """
 
 import sys
@@ -10,16 +10,17 @@ import numpy as np
 
 from clipguard.report.plot import entropy_map, entropy_map_svg
 from clipguard.store import read_table
-from protocol import CACHE, PROTOCOLS, Cell
+from works import works
 
 SHOWN = 150
 
 
 def main() -> None:
     """Write the picture of the cell named on the command line."""
-    protocol, attack, seed = sys.argv[1].split(":")
-    _, truth = Cell(attack=attack, seed=int(seed), rows=PROTOCOLS[protocol]).poisoned()
-    samples = read_table(CACHE / "runs" / f"{protocol}-{attack}-{seed}" / "samples.parquet")
+    attack, seed = sys.argv[1], int(sys.argv[2])
+    work = next(w for w in works("table") if (w.cell.attack.name, w.cell.seed) == (attack, seed))
+    _, truth = work.poisoned
+    samples = read_table(next(work.case().run_dir.rglob("samples.parquet")))
     poisoned = np.flatnonzero(truth.poisoned)
     marked = poisoned[:: max(1, len(poisoned) // SHOWN)]
     drawn = entropy_map(

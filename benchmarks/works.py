@@ -1,0 +1,19 @@
+"""The cells of a benchmark file at work, for what is drawn or measured beside `clipguard bench`."""
+
+from pathlib import Path
+
+from clipguard.benchmark.cells import Lab, Work
+from clipguard.benchmark.config import cells, read_config
+from clipguard.cli.bench import cache_folder
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+SHARED = HERE.parents[1] / "shared" / "data"
+
+
+def works(name: str) -> list[Work]:
+    """Return the cells of `NAME.toml`; victims and helper nets are those of `clipguard bench`."""
+    file = HERE / f"{name}.toml"
+    config = read_config(file)
+    lab = Lab(run=RESULTS / name, cache=cache_folder(), data=SHARED, beside=HERE)
+    return [Work(cell, lab, config.oracle_seed) for cell in cells(config)]
