@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipguard.errors import ClipguardError
+from clipguard.limits import Limits
 from clipguard.sources import ImageSource
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -230,7 +231,9 @@ def test_a_file_of_one_row_group_is_never_in_memory_as_a_whole(tmp_path):
     table = pa.table({"image": image, "label": pa.array(range(1500)).cast(pa.int64())})
     pq.write_table(table, tmp_path / "x.parquet", use_dictionary=False, write_batch_size=16)
     del image, table
-    source = ImageSource.open(tmp_path / "x.parquet", classes=[str(label) for label in range(1500)])
+    # Right here, where its memory can be measured.
+    limits, names = Limits(isolated=False), [str(label) for label in range(1500)]
+    source = ImageSource.open(tmp_path / "x.parquet", classes=names, limits=limits)
     before = pa.total_allocated_bytes()
     most = max(pa.total_allocated_bytes() for _ in source.read(range(1500))) - before
     assert 0 < most < 15_000_000

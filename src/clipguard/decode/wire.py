@@ -5,7 +5,6 @@ from typing import Final
 
 from clipguard.decode.pixels import Wanted
 
-READY: Final = b"clipguard"
 WANTED: Final[tuple[Wanted, ...]] = ("pixels", "size")
 REQUEST: Final = struct.Struct("<BI")
 """Which of `WANTED`, and of how many images; each follows behind its `LENGTH`."""
