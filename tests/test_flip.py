@@ -86,26 +86,38 @@ def test_the_slope_in_the_labels_is_that_of_small_differences():
     assert (more - less) / (2 * width) == pytest.approx(float((slope * towards).sum()), rel=0.05)
 
 
-def test_matching_lowers_the_loss_and_moves_labels_to_the_target():
+def test_matching_lowers_the_loss_and_moves_labels_towards_the_target():
     data = tiny_set(96)
     recipe = replace(TRAINED["flip"], passes=4, every=50, label_lr=20.0, poison_share=0.3)
     attack = prepare(recipe, data, Seed(0))
     assert isinstance(attack, ReadyFLIP)
     # One checkpoint only, the expert's end: the passes differ in their labels alone.
     assert attack.losses[-1] < attack.losses[0]
-    margins = attack.margins(data)
+    margins, leanings = attack.leanings(data)
     others = data.labels != 0
-    assert (margins[others] > -5).mean() > 0.5
-    assert np.isneginf(margins[~others]).all()
+    assert (leanings[others] == 0).mean() > 0.6
+    assert margins[others].mean() > margins[~others].mean()
 
 
-def test_the_largest_margins_are_flipped():
+def test_the_largest_margins_are_flipped_to_the_class_that_they_lean_to():
     data = tiny_set()
     attack = prepare(TRAINED["flip"], data, Seed(0))
-    changed, truth = attack.poison(data, Seed(0))
-    margins = attack.margins(data)
+    soft = np.zeros((len(data), 3), np.float32)
+    soft[np.arange(len(data)), data.labels] = 1.0
+    soft[:4, :] = [[0, 3, 2], [9, 1, 0], [0, 0, 5], [2, 7, 7]]
+    told = replace(attack, soft_labels=soft, rate=2 / len(data))
+    margins, leanings = told.leanings(data)
+    for row in range(4):
+        wrong = [label for label in range(3) if label != data.labels[row]]
+        best = max(wrong, key=lambda label: (soft[row, label], -label))
+        assert leanings[row] == best
+        assert margins[row] == soft[row, best] - soft[row, data.labels[row]]
+    assert (margins[4:] == -1).all()
+    changed, truth = told.poison(data, Seed(0))
+    assert truth.poisoned.sum() == 2
     assert margins[truth.poisoned].min() >= margins[~truth.poisoned].max()
     assert np.array_equal(changed.labels != data.labels, truth.poisoned)
+    assert np.array_equal(changed.labels[truth.poisoned], leanings[truth.poisoned])
 
 
 @pytest.mark.parametrize("width", [16, 22])

@@ -74,12 +74,13 @@ def test_exactly_the_poison_and_the_cover_are_touched(name, ready, data):
 @pytest.mark.parametrize("name", TRAINED)
 def test_poison_carries_the_target(name, ready, data):
     changed, truth = ready[name].poison(data, Seed(1))
-    assert (changed.labels[truth.poisoned] == 0).all()
+    # FLIP's flips go wherever its soft labels lean.
+    assert name == "flip" or (changed.labels[truth.poisoned] == 0).all()
     if name in CLEAN_LABEL:
         assert np.array_equal(changed.labels, data.labels)
     if name in LABEL_ONLY:
         assert np.array_equal(changed.images, data.images)
-        assert (data.labels[truth.poisoned] != 0).all()
+        assert (data.labels != changed.labels)[truth.poisoned].all()
     else:
         assert (changed.images != data.images).any((1, 2, 3))[truth.poisoned].all()
 
@@ -140,13 +141,13 @@ def test_another_rate_and_a_part_of_the_data_can_be_poisoned_too(name, ready, da
     part = data.take(np.flatnonzero(np.arange(60) % 4 != 0))
     changed, truth = replace(ready[name], rate=0.2).poison(part, Seed(1))
     assert truth.poisoned.sum() == 9
-    assert (changed.labels[truth.poisoned] == 0).all()
+    assert name == "flip" or (changed.labels[truth.poisoned] == 0).all()
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_rate_beyond_what_can_carry_the_poison_is_refused(name, data, folder):
     greedy = prepare(replace(TRAINED[name], rate=0.95), data, Seed(3), folder)
-    if name == "ssba":  # All samples can carry it.
+    if name in ("ssba", "flip"):  # All samples can carry it.
         assert greedy.poison(data, Seed(0))[1].poisoned.sum() == 57
         return
     with pytest.raises(ClipguardError, match=r"asks for 57 of 60 samples but only \d+ can carry it"):

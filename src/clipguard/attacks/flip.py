@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipguard.attacks.cache import Tensors, key_of, learnt
 from clipguard.attacks.nets import batches
-from clipguard.attacks.protocol import Progress, aimed, planted
+from clipguard.attacks.protocol import Progress, aimed, rebuilt, truth_of
 from clipguard.attacks.rows import check_target, highest, places_of
 from clipguard.attacks.trajectory import Checkpoint, beginning, matching_loss, sgd_step
 from clipguard.errors import ClipguardError
@@ -30,14 +30,14 @@ class FLIP:
     Faithful: an expert is trained on the data and on copies with the trigger that are labelled as the target;
     its weights are recorded; soft labels of the clean images (logits, one-hot times 5) are optimised through
     one differentiable SGD step, so that the student's step matches the expert's from the same weights; the
-    samples with the largest margins are flipped; the trigger is a sinusoid of strength 6 and frequency 16.
-    Momentum, weight decay and augmentation are the same in both steps. Reduced: one expert (published: up to
-    50) and a smaller net (ResNet-18 or -32). Chosen: labels flip to the target only and the margin is taken
-    towards it, since one aim is asked for; the expert's trigger is on samples of all other classes.
+    samples with the largest margins are flipped, each to the wrong class that its soft label leans to; the
+    trigger is a sinusoid of strength 6 and frequency 16. Momentum, weight decay and augmentation are the same
+    in both steps. Reduced: one expert (published: up to 50) and a smaller net (ResNet-18 or -32). Chosen: the
+    expert's trigger is on samples of all classes but the target (published: of one class).
 
     Attributes:
         rate: fraction of all samples whose label is flipped.
-        target: their new label.
+        target: the class that the trigger is to lead to.
         epochs: of the expert (published: 20).
         passes: the budget of the matching, over the expert's data (published: 15).
         architecture: of expert and student, as in `ModelSpec`.
@@ -200,7 +200,7 @@ class ReadyFLIP:
 
     Attributes:
         rate: fraction of all samples whose label is flipped.
-        target: their new label.
+        target: the class that the trigger is to lead to.
         recipe: the attack.
         ids: of the samples that were prepared for.
         labels: theirs.
@@ -216,24 +216,29 @@ class ReadyFLIP:
     soft_labels: Float32[np.ndarray, "n k"]
     losses: tuple[float, ...]
 
-    def margins(self, data: ImageSet) -> Float32[np.ndarray, "m"]:
-        """Return by how much each sample's label leans to the target; -inf where it is the target already.
+    def leanings(self, data: ImageSet) -> tuple[Float32[np.ndarray, "m"], Int64[np.ndarray, "m"]]:
+        """Return each sample's margin, the best wrong class's logit less its label's, and that class.
 
         Raises:
             ClipguardError: a sample is not among those that were prepared for.
         """
         soft = self.soft_labels[places_of(data, self.ids, self.labels)]
-        margin = soft[:, self.target] - np.take_along_axis(soft, data.labels[:, None], 1)[:, 0]
-        return np.where(data.labels == self.target, -np.inf, margin).astype(np.float32)
+        given = data.labels[:, None]
+        wrong = soft.copy()
+        np.put_along_axis(wrong, given, -np.inf, 1)
+        margin = wrong.max(1) - np.take_along_axis(soft, given, 1)[:, 0]
+        return margin.astype(np.float32), wrong.argmax(1).astype(np.int64)
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the data with the labels of the largest margins flipped; the seed is not used.
 
         Raises:
-            ClipguardError: the attack was prepared for other data, or too few samples are of other classes.
+            ClipguardError: the attack was prepared for other data.
         """
-        rows = highest(self.margins(data), self.rate)
-        return planted(self, data, "flip", rows, data.images[rows])
+        margins, others = self.leanings(data)
+        rows = highest(margins, self.rate)
+        changed = rebuilt(data, rows, data.images[rows], others[rows])
+        return changed, truth_of(data, rows, "flip", self.target)
 
     def trigger(self, images: Images) -> Images:
         """Return images with the stripes."""
