@@ -131,6 +131,13 @@ def test_a_process_that_has_been_taken_over_is_not_believed(table, lie):
     assert "Parquet reader answers nonsense" in refused(table, "x", SHORT, liar)[0]
 
 
+def test_a_process_that_falls_silent_but_lives_is_not_waited_for(table, monkeypatch):
+    monkeypatch.setattr("clipguard.confined.PATIENCE", 1)
+    silent = (*COMMAND[:-1], "import os, time; os.write(1, b'clipguard'); os.close(1); time.sleep(1000)")
+    with pytest.raises(ClipguardError, match="Parquet reader answers nonsense"):
+        asked_for_shard(table, "x", SHORT, silent)
+
+
 def test_a_process_that_cannot_start_is_no_fault_of_the_file(table):
     for line in refused(table, "x", command=ABSENT):
         assert line.startswith("a process for the Parquet reader cannot be started")

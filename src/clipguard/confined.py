@@ -147,7 +147,11 @@ class Child:
         return Lost(f"{self.trade} answers nonsense", slow=False)
 
     def _death(self) -> Lost:
-        code = self.process.wait()
+        try:
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            # It closed its pipe, and lives on.
+            return self.nonsense()
         if code == -signal.SIGPROF:
             return Lost(f"took longer than {self.limits.seconds:g} s of processor time", slow=True)
         if code < 0:
