@@ -86,7 +86,7 @@ def test_one_image_that_ends_its_process_is_told_and_its_neighbours_are_decoded(
 
 
 def test_a_process_that_sleeps_is_stopped_by_the_clock():
-    limits = Limits(seconds=0.05)
+    limits = Limits(seconds=0.3)
     items = [png(0), b"sleep", png(2)]
     same(answers(items, FAULTY, limits), items, {1: "by the clock"})
 
