@@ -87,15 +87,15 @@ def test_both_ways_say_the_same_of_a_damaged_file(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("shown", "says"),
+    ("shown", "says", "limits"),
     [
-        ("crash", "Parquet reader crashed (SIGSEGV)"),
-        ("spin", "took longer than 0.3 s of processor time"),
-        ("swell", "Parquet reader crashed (exit code 1)"),
+        ("crash", "Parquet reader crashed (SIGSEGV)", Limits()),
+        ("spin", "took longer than 0.3 s of processor time", SHORT),
+        ("swell", "Parquet reader crashed (exit code 1)", Limits()),
     ],
 )
-def test_what_the_process_dies_of_is_one_line(table, shown, says):
-    for line in refused(table, shown):
+def test_what_the_process_dies_of_is_one_line(table, shown, says, limits):
+    for line in refused(table, shown, limits):
         assert line == f"{shown} cannot be read as Parquet: {says}: do not use it"
 
 
