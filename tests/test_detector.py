@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipguard.detector import Detector, refine, trigger_scores
+from clipguard.detector import Detector, content_weights, refine, trigger_scores
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 from clipguard.training import Recipe
@@ -30,11 +30,16 @@ def nobody(data):
     return np.zeros(len(data), dtype=bool)
 
 
+def alike(data):
+    """Return what a guide sees that sees one class everywhere."""
+    return np.zeros(len(data), dtype=np.int64)
+
+
 @pytest.fixture(scope="module")
 def scored():
     data, poisoned = poisoned_set()
     part = rough_split(poisoned)
-    return data, poisoned, part, trigger_scores(data, part, nobody(data), DETECTOR, Seed(0))
+    return data, poisoned, part, trigger_scores(data, part, alike(data), nobody(data), DETECTOR, Seed(0))
 
 
 def test_what_shares_a_trigger_scores_high_and_what_was_flagged_by_mistake_does_not(scored):
@@ -50,14 +55,16 @@ def test_scores_are_probabilities_and_a_seed_repeats_them(scored):
     data, _, part, trigger = scored
     assert trigger.dtype == np.float64
     assert ((trigger >= 0) & (trigger <= 1)).all()
-    assert np.array_equal(trigger, trigger_scores(data, part, nobody(data), DETECTOR, Seed(0)))
-    assert not np.array_equal(trigger, trigger_scores(data, part, nobody(data), DETECTOR, Seed(1)))
+    assert np.array_equal(trigger, trigger_scores(data, part, alike(data), nobody(data), DETECTOR, Seed(0)))
+    assert not np.array_equal(
+        trigger, trigger_scores(data, part, alike(data), nobody(data), DETECTOR, Seed(1))
+    )
 
 
 def test_innocent_samples_that_are_flagged_at_random_stay_below_the_threshold():
     data, poisoned = poisoned_set(share=0.0)
     part = rough_split(poisoned, innocent=0.2)
-    trigger = trigger_scores(data, part, nobody(data), DETECTOR, Seed(0))
+    trigger = trigger_scores(data, part, alike(data), nobody(data), DETECTOR, Seed(0))
     # Two folds: nobody is scored by the net that has memorised it.
     assert refine(part, trigger, DETECTOR).triggered.mean() < 0.05
 
@@ -72,7 +79,7 @@ def test_samples_that_are_left_out_are_scored_but_not_learnt(scored, left_out):
     images = data.images.copy()
     images[away] = 255 - images[away]
     other = image_set(images, data.labels, data.class_names)
-    one, two = (trigger_scores(d, part, reserved, DETECTOR, Seed(0)) for d in (data, other))
+    one, two = (trigger_scores(d, part, alike(d), reserved, DETECTOR, Seed(0)) for d in (data, other))
     assert np.array_equal(one[~away], two[~away])
     assert not np.array_equal(one[away], two[away])
     assert np.median(one[away & poisoned]) > 0.8
@@ -80,17 +87,58 @@ def test_samples_that_are_left_out_are_scored_but_not_learnt(scored, left_out):
     assert not np.array_equal(one[~away], trigger[~away])
 
 
+def test_a_class_that_crowds_into_triggered_is_not_taken_for_a_trigger():
+    data, _ = poisoned_set(share=0.0)
+    draw = np.random.default_rng(4).random(len(data))
+    easy = data.labels == 1
+    triggered = draw < np.where(easy, 0.6, 0.05)
+    part = Split(clean=~triggered, triggered=triggered, suspicion=triggered.astype(np.float64))
+    blind, told = (
+        trigger_scores(data, part, content, nobody(data), DETECTOR, Seed(0))
+        for content in (alike(data), data.labels)
+    )
+    # Of that class, 60 % are flagged: a net that knows it by sight says so of all of it.
+    gaps = [np.median(scores[easy]) - np.median(scores[~easy]) for scores in (blind, told)]
+    assert gaps[0] > 0.3
+    assert gaps[1] < gaps[0] / 2
+    assert refine(part, told, DETECTOR).triggered.sum() <= refine(part, blind, DETECTOR).triggered.sum()
+
+
+parts = st.lists(st.tuples(st.sampled_from(["clean", "triggered", "neither"]), st.integers(0, 3)), min_size=1)
+
+
+@given(parts)
+def test_weights_give_clean_the_mix_of_triggered(drawn):
+    where, content = np.array([part for part, _ in drawn]), np.array([seen for _, seen in drawn])
+    part = Split(clean=where == "clean", triggered=where == "triggered", suspicion=np.zeros(len(drawn)))
+    weights = content_weights(part, content)
+    assert (weights > 0).all()
+    assert (weights[where != "clean"] == 1).all()
+    if not part.clean.any():
+        return
+    assert weights[part.clean].mean() == pytest.approx(1)
+    counts = [np.bincount(content[mask], minlength=4) for mask in (part.triggered, part.clean)]
+    shares = [count / max(1, count.sum()) for count in counts]
+    common = (counts[0] > 0) == (counts[1] > 0)
+    ratio = shares[0][shares[1] > 0] / shares[1][shares[1] > 0]
+    if common.all() and (ratio > 0.1).all() and (ratio < 10).all():
+        mix = np.bincount(content[part.clean], weights[part.clean], minlength=4)
+        assert mix / mix.sum() == pytest.approx(shares[0])
+
+
 def test_labels_do_not_reach_the_detector(scored):
     data, _, part, trigger = scored
     relabelled = image_set(data.images, (data.labels + 1) % 3, data.class_names)
-    assert np.array_equal(trigger, trigger_scores(relabelled, part, nobody(data), DETECTOR, Seed(0)))
+    assert np.array_equal(
+        trigger, trigger_scores(relabelled, part, alike(data), nobody(data), DETECTOR, Seed(0))
+    )
 
 
 def test_every_epoch_of_both_folds_is_heard():
     data, poisoned = poisoned_set(60)
     short = replace(DETECTOR, probe=replace(DETECTOR.probe, recipe=SHORT))
     epochs = []
-    trigger_scores(data, rough_split(poisoned), nobody(data), short, Seed(0), epochs.append)
+    trigger_scores(data, rough_split(poisoned), alike(data), nobody(data), short, Seed(0), epochs.append)
     assert epochs == [1, 2, 1, 2]
 
 

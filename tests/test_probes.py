@@ -128,12 +128,14 @@ def test_the_hook_hears_every_epoch_of_every_net():
     assert epochs == [1, 2] * 4
 
 
-def test_the_binary_loss_is_the_mean_logistic_loss_of_one_logit():
+def test_the_binary_loss_is_the_mean_weighted_logistic_loss_of_one_logit():
     logits = torch.tensor([[0.5], [-2.0], [3.0]])
     rows = torch.tensor([3, 0, 1])
-    loss = binary_loss(np.array([True, False, True, False]))(logits, rows, torch.zeros(3, 3, 1, 1))
+    weights = np.array([1.0, 0.5, 9.0, 2.0])
+    loss = binary_loss(np.array([True, False, True, False]), weights)(logits, rows, torch.zeros(3, 3, 1, 1))
     signs = np.array([-1.0, 1.0, -1.0])
-    assert float(loss) == pytest.approx(np.log1p(np.exp(-signs * logits[:, 0].numpy())).mean(), rel=1e-6)
+    each = np.log1p(np.exp(-signs * logits[:, 0].numpy()))
+    assert float(loss) == pytest.approx((each * weights[[3, 0, 1]]).mean(), rel=1e-6)
 
 
 @given(st.integers(1, 400), st.integers(1, 4), st.integers(0, 200), st.integers(1, 8), st.integers(1, 50))

@@ -1,9 +1,10 @@
 """Trigger detector: what the flagged samples share in their pixels and the others lack."""
 
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from scipy.special import expit
 
 from clipguard.errors import ClipguardError
@@ -42,9 +43,31 @@ class Detector:
             )
 
 
-def trigger_scores(
+LARGEST_WEIGHT: Final = 10.0
+"""Of a sample, and its inverse the smallest: a class of which `clean` has a handful must not rule a batch."""
+
+
+def content_weights(split: Split, content: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """Return weights under which `clean` shows the same mix of `content` as `triggered` does.
+
+    `content` is the class that the guide sees in each image, whatever its label. A class that is learnt early,
+    such as objects before a plain sky, crowds into `triggered`, and a net would take the sky for the trigger.
+    Weights are 1 outside `clean`, and 1 on average in it.
+    """
+    k = int(content.max()) + 1
+    flagged, trusted = (np.bincount(content[part], minlength=k) for part in (split.triggered, split.clean))
+    share = (flagged / max(1, flagged.sum())) / np.maximum(trusted / max(1, trusted.sum()), 1e-12)
+    weights = np.ones(len(content))
+    weights[split.clean] = share.clip(1 / LARGEST_WEIGHT, LARGEST_WEIGHT)[content[split.clean]]
+    if split.clean.any():
+        weights[split.clean] /= weights[split.clean].mean()
+    return weights
+
+
+def trigger_scores(  # noqa: PLR0913  # what is learnt, from what, how, and who watches: no two belong together
     data: ImageSet,
     split: Split,
+    content: Int64[np.ndarray, " n"],
     reserved: Bool[np.ndarray, " n"],
     detector: Detector,
     seed: Seed,
@@ -55,10 +78,10 @@ def trigger_scores(
     A net is trained to tell the two sets of the split apart. Most of `triggered` is innocent and differs from
     `clean` in nothing, so that the best the net can say of it is the base rate. What poison shares, its
     trigger, is nearly absent from `clean`: there the probability goes to one. Reserved samples are scored
-    but not learnt.
+    but not learnt. `content` balances the two sets, see `content_weights`.
     """
     told = (split.clean | split.triggered) & ~reserved
-    loss = binary_loss(split.triggered)
+    loss = binary_loss(split.triggered, content_weights(split, content))
     logits = probe_logits(detector.probe, data.images, 1, loss, told, seed, on_epoch)
     scores: Float64[np.ndarray, " n"] = expit(logits[:, 0].astype(np.float64))
     return scores

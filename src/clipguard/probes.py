@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from clipguard.models import ModelSpec, Normalized, build
 from clipguard.scoring import classifier_logits
@@ -79,13 +79,14 @@ def probe_logits(  # noqa: PLR0913  (the kernel's arguments, passed on)
     return total / np.float32(probe.runs)
 
 
-def binary_loss(positive: Bool[np.ndarray, "n"]) -> LossFunction:
-    """Return the mean logistic loss of one logit against `positive`."""
+def binary_loss(positive: Bool[np.ndarray, "n"], weights: Float64[np.ndarray, "n"]) -> LossFunction:
+    """Return the mean over a batch of the weighted logistic loss of one logit against `positive`."""
     wanted = torch.from_numpy(positive.astype(np.float32))
+    weight = torch.from_numpy(weights.astype(np.float32))
 
     def loss(logits: torch.Tensor, rows: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.binary_cross_entropy_with_logits(
-            logits[:, 0], wanted[rows].to(logits.device)
+            logits[:, 0], wanted[rows].to(logits.device), weight=weight[rows].to(logits.device)
         )
 
     return loss

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from clipguard.clip import Clip
 from clipguard.custody import write_inputs
@@ -122,7 +122,8 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
     scores = Scores(logits=read_array(suspect.path / "logits.npy"), scale=1.0, source="suspicious model")
     entropy = entropy_map(opinion, scores, data.labels)
     first = split(entropy, data.labels, data.class_names, plan.rule)
-    detect = _detect(run, seen, first, [guide.fingerprint, suspect.key], plan, tell)
+    content = opinion.logits.argmax(1).astype(np.int64)
+    detect = _detect(run, seen, (first, content), [guide.fingerprint, suspect.key], plan, tell)
     trigger = read_array(detect.path / "trigger.npy")
     found = refine(first, trigger, plan.detector)
     labels = _judge_labels(run, read, data, reserved, plan)
@@ -177,18 +178,34 @@ def _suspect(run: RunFolder, seen: _Seen, plan: Plan, tell: Report) -> Stage:
     return run.stage("suspect", config=config, inputs=[seen.stage.key], compute=compute)
 
 
-def _detect(run: RunFolder, seen: _Seen, first: Split, asked: list[str], plan: Plan, tell: Report) -> Stage:
-    """Return the stage of the detector's scores; `asked` are the keys of guide and suspicious model."""
+def _detect(  # a stage's place, what it is told, by whom, how, and who watches
+    run: RunFolder,
+    seen: _Seen,
+    told: tuple[Split, Int64[np.ndarray, " n"]],
+    asked: list[str],
+    plan: Plan,
+    tell: Report,
+) -> Stage:
+    """Return the stage of the detector's scores.
+
+    `told` are the first split and what the guide sees, `asked` the keys of those that both stand on.
+    """
+    first, content = told
 
     def compute(folder: Path) -> None:
-        probe, told = plan.detector.probe, (first.clean | first.triggered) & ~seen.reserved
-        counted = Count("detect", probe.epochs(int(told.sum())) * probe.runs * probe.folds, tell)
+        probe, learnt = plan.detector.probe, (first.clean | first.triggered) & ~seen.reserved
+        counted = Count("detect", probe.epochs(int(learnt.sum())) * probe.runs * probe.folds, tell)
         seed = Seed(plan.seed).child("detect")
-        trigger = trigger_scores(seen.data, first, seen.reserved, plan.detector, seed, counted)
+        trigger = trigger_scores(seen.data, first, content, seen.reserved, plan.detector, seed, counted)
         write_array(folder / "trigger.npy", trigger)
 
-    config = {"probe": asdict(plan.detector.probe), "rule": asdict(plan.rule), "seed": plan.seed}
-    inputs = [seen.stage.key, *asked, *seen.data.class_names]
+    config = {
+        "probe": asdict(plan.detector.probe),
+        "rule": asdict(plan.rule),
+        "seed": plan.seed,
+        "by": "content",
+    }
+    inputs = [seen.stage.key, *asked, *seen.data.class_names, "balanced by content"]
     return run.stage("detect", config=config, inputs=inputs, compute=compute)
 
 
