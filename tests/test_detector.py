@@ -100,30 +100,36 @@ def test_a_class_that_crowds_into_triggered_is_not_taken_for_a_trigger():
     # Of that class, 60 % are flagged: a net that knows it by sight says so of all of it.
     gaps = [np.median(scores[easy]) - np.median(scores[~easy]) for scores in (blind, told)]
     assert gaps[0] > 0.3
-    assert gaps[1] < gaps[0] / 2
+    assert gaps[1] < 0.6 * gaps[0]
     assert refine(part, told, DETECTOR).triggered.sum() <= refine(part, blind, DETECTOR).triggered.sum()
 
 
 parts = st.lists(st.tuples(st.sampled_from(["clean", "triggered", "neither"]), st.integers(0, 3)), min_size=1)
 
 
+def split_of(where):
+    return Split(clean=where == "clean", triggered=where == "triggered", suspicion=np.zeros(len(where)))
+
+
 @given(parts)
-def test_weights_give_clean_the_mix_of_triggered(drawn):
+def test_weights_are_one_on_average_and_outside_clean(drawn):
     where, content = np.array([part for part, _ in drawn]), np.array([seen for _, seen in drawn])
-    part = Split(clean=where == "clean", triggered=where == "triggered", suspicion=np.zeros(len(drawn)))
-    weights = content_weights(part, content)
+    weights = content_weights(split_of(where), content)
     assert (weights > 0).all()
     assert (weights[where != "clean"] == 1).all()
-    if not part.clean.any():
-        return
-    assert weights[part.clean].mean() == pytest.approx(1)
-    counts = [np.bincount(content[mask], minlength=4) for mask in (part.triggered, part.clean)]
-    shares = [count / max(1, count.sum()) for count in counts]
-    common = (counts[0] > 0) == (counts[1] > 0)
-    ratio = shares[0][shares[1] > 0] / shares[1][shares[1] > 0]
-    if common.all() and (ratio > 0.1).all() and (ratio < 10).all():
-        mix = np.bincount(content[part.clean], weights[part.clean], minlength=4)
-        assert mix / mix.sum() == pytest.approx(shares[0])
+    if (where == "clean").any():
+        assert weights[where == "clean"].mean() == pytest.approx(1)
+
+
+def test_weights_give_clean_the_mix_of_triggered_where_there_are_many():
+    draw = np.random.default_rng(0)
+    where = np.repeat(["clean", "triggered"], [20_000, 5_000])
+    mixes = [0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]
+    clean, triggered = (draw.choice(4, n, p=p) for n, p in zip((20_000, 5_000), mixes, strict=True))
+    content = np.concatenate([clean, triggered])
+    weights = content_weights(split_of(where), content)
+    seen = np.bincount(content[where == "clean"], weights[where == "clean"], minlength=4) / 20_000
+    assert np.abs(seen - mixes[1]).max() < 0.02
 
 
 def test_labels_do_not_reach_the_detector(scored):

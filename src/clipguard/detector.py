@@ -44,21 +44,21 @@ class Detector:
 
 
 LARGEST_WEIGHT: Final = 10.0
-"""Of a sample, and its inverse the smallest: a class of which `clean` has a handful must not rule a batch."""
+"""Of a sample, and its inverse the smallest: a handful must not rule a batch."""
 
 
 def content_weights(split: Split, content: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
     """Return weights under which `clean` shows the same mix of `content` as `triggered` does.
 
-    `content` is the class that the guide sees in each image, whatever its label. A class that is learnt early,
-    such as objects before a plain sky, crowds into `triggered`, and a net would take the sky for the trigger.
-    Weights are 1 outside `clean`, and 1 on average in it.
+    `content` is the class that the guide sees in each image, whatever its label. A class that is learnt
+    early, such as objects before a plain sky, crowds into `triggered`, and a net would take the sky for the
+    trigger. Weights are 1 outside `clean`, and 1 on average in it.
     """
     k = int(content.max()) + 1
     flagged, trusted = (np.bincount(content[part], minlength=k) for part in (split.triggered, split.clean))
-    share = (flagged / max(1, flagged.sum())) / np.maximum(trusted / max(1, trusted.sum()), 1e-12)
+    ratio = (flagged / max(1, flagged.sum())) / np.maximum(trusted / max(1, trusted.sum()), 1e-12)
     weights = np.ones(len(content))
-    weights[split.clean] = share.clip(1 / LARGEST_WEIGHT, LARGEST_WEIGHT)[content[split.clean]]
+    weights[split.clean] = ratio.clip(1 / LARGEST_WEIGHT, LARGEST_WEIGHT)[content[split.clean]]
     if split.clean.any():
         weights[split.clean] /= weights[split.clean].mean()
     return weights
