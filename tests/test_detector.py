@@ -15,7 +15,8 @@ from clipguard.types import Split, image_set
 from tiny_runs import PLAN, poisoned_set
 
 SHORT = Recipe(epochs=2, batch_size=8, lr=0.05, crop=0.0, flip=False)
-DETECTOR = PLAN.detector
+PROBE = PLAN.detector.probe
+DETECTOR = replace(PLAN.detector, probe=replace(PROBE, recipe=replace(PROBE.recipe, epochs=12)))
 
 
 def rough_split(poisoned, innocent=0.1, seed=3):
