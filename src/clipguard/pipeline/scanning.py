@@ -178,7 +178,7 @@ def _suspect(run: RunFolder, seen: _Seen, plan: Plan, tell: Report) -> Stage:
     return run.stage("suspect", config=config, inputs=[seen.stage.key], compute=compute)
 
 
-def _detect(  # a stage's place, what it is told, by whom, how, and who watches
+def _detect(
     run: RunFolder,
     seen: _Seen,
     told: tuple[Split, Int64[np.ndarray, " n"]],
@@ -205,7 +205,7 @@ def _detect(  # a stage's place, what it is told, by whom, how, and who watches
         "seed": plan.seed,
         "by": "content",
     }
-    inputs = [seen.stage.key, *asked, *seen.data.class_names, "balanced by content"]
+    inputs = [seen.stage.key, *asked, *seen.data.class_names]
     return run.stage("detect", config=config, inputs=inputs, compute=compute)
 
 
