@@ -165,7 +165,7 @@ def test_a_row_that_fails_is_told_and_tried_again_and_the_others_go_on(done, tmp
     assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 4, 1)
     assert "mine: failed: the moon is in the wrong place: wait" in ran.err
     assert "mine: the moon is in the wrong place: wait" in (tiny.out / "results.md").read_text()
-    sys.modules[__name__].Broken.works = True  # type: ignore[attr-defined]
+    sys.modules[__name__].Broken.works = True  # type: ignore[attr-defined]  # a module found by name
     ran = CommandLine(capsys)(*tiny.arguments, "--json")
     assert (ran.code, ran.json["rows"], ran.json["computed"], ran.json["failed"]) == (0, 5, 1, 0)
     assert rows(tiny)["mine"]["accuracy"] == rows(tiny)["none"]["accuracy"]

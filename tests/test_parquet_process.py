@@ -121,10 +121,13 @@ FRAMES = "from clipguard.sources.parquet_worker import *; import os; os.write(1,
         "os.write(1, FRAME.pack(CELL, 1 << 60))",
         "os.write(1, FRAME.pack(FAULT, 2) + b'{}')",
         "os.write(1, FRAME.pack(FAULT, 1) + b'{')",
+        'os.write(1, FRAME.pack(FAULT, 25) + b\'{"errno": [], "text": ""}  \')',
+        "os.write(1, FRAME.pack(LABELS, 8) + b'12345678' + FRAME.pack(REST, 25) "
+        '+ b\'{"paths": 55,"names":null}\' + FRAME.pack(DONE, 0))',
         "os.write(1, FRAME.pack(LABELS, 7) + b'1234567' + FRAME.pack(REST, 28) "
         '+ b\'{"paths":null,"names":null}\\n\' + FRAME.pack(DONE, 0))',
     ],
-    ids=["noise", "huge", "no fault", "no JSON", "no labels"],
+    ids=["noise", "huge", "no fault", "no JSON", "no number", "no paths", "no labels"],
 )
 def test_a_process_that_has_been_taken_over_is_not_believed(table, lie):
     liar = (*COMMAND[:-1], "import sys; sys.path[:] = sys.argv[2:]; " + FRAMES + lie)

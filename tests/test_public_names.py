@@ -41,7 +41,7 @@ def test_a_star_import_brings_exactly_the_public_names():
 
 def test_an_unknown_name_is_an_ordinary_attribute_error():
     with pytest.raises(AttributeError, match=r"'clipguard' has no attribute 'Attacker'"):
-        clipguard.Attacker  # noqa: B018
+        clipguard.Attacker  # noqa: B018  # the look-up itself fails
     assert not hasattr(clipguard, "attack_everything")
 
 

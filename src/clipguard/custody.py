@@ -173,6 +173,8 @@ def _found(data: Path, images: bool) -> dict[str, Path]:
     if data.is_file():
         return {printable(data.name): data}
     if images:
-        return {printable(path): data / path for path in list_folder(data, Limits()).reader.paths}  # type: ignore[attr-defined]
+        # Of readers only a folder's has paths, and the listing of a folder has no other.
+        paths = list_folder(data, Limits()).reader.paths  # type: ignore[attr-defined]  # see above
+        return {printable(path): data / path for path in paths}
     files = sorted([*data.glob("*.parquet"), *data.glob("*.tar")])
     return {printable(path.name): path for path in files if path.name[0] != "."}

@@ -34,8 +34,8 @@ _REMEDIES: Final = {
 
 def fault_of(error: OSError) -> str:
     """Return what disk or system refused, on which file, and what to do, in one line."""
-    known = error.errno is not None
-    what = os.strerror(error.errno) if known else " ".join(str(error).split())  # type: ignore[arg-type]
+    number = error.errno
+    what = " ".join(str(error).split()) if number is None else os.strerror(number)
     where = f" ({error.filename})" if error.filename else ""
     remedy = _REMEDIES.get(error.errno or 0, "set this right")
     return f"{what or type(error).__name__}{where}: {remedy} and run the same command again"

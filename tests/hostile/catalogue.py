@@ -54,7 +54,7 @@ def _read(case: Case, given: object) -> tuple[Outcome, str]:
         assert isinstance(given, tuple)
         given, names = given
     limits = Limits(**dict(case.limits))
-    source = ImageSource.open(given, classes=names, limits=limits)  # type: ignore[arg-type]
+    source = ImageSource.open(given, classes=names, limits=limits)  # type: ignore[arg-type]  # wrong types, too
     images, unreadable = read_images(source, (8, 8))
     assert len(images) + len(unreadable) == len(source) + len(source.refused), "an image was lost"
     if unreadable:

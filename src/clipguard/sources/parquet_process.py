@@ -1,5 +1,6 @@
 """Parquet files read in a process of their own, by `parquet_worker`."""
 
+import errno
 import json
 import os
 from collections import deque
@@ -45,18 +46,18 @@ class _Reader(Child):
             raise self.nonsense()
         content = self.hear(length).tobytes()
         if kind == FAULT:
-            told = self._json(content, ("errno", "text"))
-            number = told["errno"]
+            told = self._json(content, {"errno": int, "text": str})
+            number = told["errno"] if told["errno"] in errno.errorcode else 0
             # By the cause, a fault of the disk is told from bad input, as where the file is read right here.
-            raise ClipguardError(one_line(str(told["text"]))) from (
-                OSError(number, os.strerror(number)) if isinstance(number, int) and number > 0 else None
+            raise ClipguardError(one_line(told["text"])) from (
+                OSError(number, os.strerror(number)) if number else None
             )
         return kind, content
 
     def shard(self) -> Shard:
         """Return the answer to a listing, after the first byte of which the rest follows at once."""
         _, labels = self.frame([LABELS], PATIENCE * PATIENCE * self.limits.seconds)
-        rest = self._json(self.frame([REST])[1], ("paths", "names"))
+        rest = self._json(self.frame([REST])[1], {"paths": list | None, "names": list | None})
         self.frame([DONE])
         paths, names = rest["paths"], rest["names"]
         n, odd = divmod(len(labels), 8)
@@ -66,12 +67,14 @@ class _Reader(Child):
             raise self.nonsense()
         return Shard(np.frombuffer(labels, np.int64), paths, None if names is None else tuple(names))
 
-    def _json(self, content: bytes, keys: tuple[str, ...]) -> dict[str, Any]:
+    def _json(self, content: bytes, kinds: dict[str, Any]) -> dict[str, Any]:
         try:
             value = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise self.nonsense() from error
-        if not isinstance(value, dict) or value.keys() != set(keys):
+        if not isinstance(value, dict) or value.keys() != kinds.keys():
+            raise self.nonsense()
+        if not all(isinstance(value[key], kind) for key, kind in kinds.items()):
             raise self.nonsense()
         return value
 
