@@ -4,21 +4,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from clipguard.entropy import label_nll
 from clipguard.errors import ClipguardError
 from clipguard.models import ModelSpec, ShallowNet, build
 from clipguard.pipeline import Plan
-from clipguard.probes import Probe
 from clipguard.seeds import Seed
-from clipguard.suspect import SUSPECTS, suspect_named, suspect_scores
+from clipguard.suspect import SUSPECTS, Suspect, residual_loss, suspect_named, suspect_scores
 from clipguard.training import Recipe
-from clipguard.types import image_set
+from clipguard.types import Scores, image_set
 from tiny_runs import PLAN, poisoned_set
 
 N = 30
 QUICK = Recipe(epochs=2, lr=0.05, batch_size=16, crop=0.0, flip=False)
-TINY = Probe(architecture="preactresnet18-4", recipe=QUICK)
+TINY = Suspect(architecture="preactresnet18-4", recipe=QUICK)
+
+
+MUTE = Scores(logits=np.zeros((N, 3), dtype=np.float32), scale=1.0, source="a guide that knows nothing")
 
 
 def noise(n=N, seed=0):
@@ -34,21 +37,24 @@ def test_the_suspicious_model_scores_reserved_samples_without_learning_them():
     data = a_set()
     labels = np.where(reserved, (data.labels + 1) % 3, data.labels)
     relabelled = image_set(data.images, labels, data.class_names)
-    one = suspect_scores(data, TINY, Seed(0), reserved)
+    one = suspect_scores(data, MUTE, TINY, Seed(0), reserved)
     assert one.logits.shape == (N, 3)
     assert one.scale == 1.0
-    assert np.array_equal(one.logits, suspect_scores(relabelled, TINY, Seed(0), reserved).logits)
-    assert not np.array_equal(one.logits, suspect_scores(relabelled, TINY, Seed(0)).logits)
+    assert np.array_equal(one.logits, suspect_scores(relabelled, MUTE, TINY, Seed(0), reserved).logits)
+    assert not np.array_equal(one.logits, suspect_scores(relabelled, MUTE, TINY, Seed(0)).logits)
 
 
 def test_without_a_reserve_every_sample_is_learnt():
     nobody = np.zeros(N, dtype=bool)
-    one, other = suspect_scores(a_set(), TINY, Seed(0)), suspect_scores(a_set(), TINY, Seed(0), nobody)
+    one, other = (
+        suspect_scores(a_set(), MUTE, TINY, Seed(0)),
+        suspect_scores(a_set(), MUTE, TINY, Seed(0), nobody),
+    )
     assert np.array_equal(one.logits, other.logits)
 
 
 def test_the_choices_of_suspicious_model_are_those_that_are_documented():
-    assert SUSPECTS["compact"] == Probe(recipe=SUSPECTS["reference"].recipe)
+    assert SUSPECTS["compact"] == Suspect(recipe=SUSPECTS["reference"].recipe)
     assert (SUSPECTS["averaged"].runs, SUSPECTS["out-of-fold"].folds) == (3, 2)
     reference = SUSPECTS["reference"]
     assert (reference.architecture, reference.runs, reference.folds) == ("preactresnet18-64", 3, 1)
@@ -65,16 +71,17 @@ def test_every_choice_can_be_built_and_sees_the_images_as_they_are():
         assert (probe.recipe.crop, probe.recipe.flip) == (0.0, False)
 
 
-def test_the_default_is_the_shallow_one():
-    assert Plan().suspect == SUSPECTS["shallow"]
-    spec = ModelSpec(architecture=SUSPECTS["shallow"].architecture, num_classes=3, input_size=(8, 8))
+def test_the_default_is_shallow_and_learns_beyond_the_guide():
+    assert Plan().suspect == SUSPECTS["residual"]
+    spec = ModelSpec(architecture=Plan().suspect.architecture, num_classes=3, input_size=(8, 8))
     assert isinstance(build(spec, Seed(0)).network, ShallowNet)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_poison_is_learnt_before_anything_else(seed):
     data, poisoned = poisoned_set(seed=seed)
-    scores = suspect_scores(data, PLAN.suspect, Seed(seed))
+    mute = replace(MUTE, logits=np.zeros((len(data), 3), dtype=np.float32))
+    scores = suspect_scores(data, mute, PLAN.suspect, Seed(seed))
     loss = label_nll(scores, data.labels)
     # AUROC by its definition: how often a poison has a lower loss than an innocent sample.
     auroc = (loss[poisoned][:, None] < loss[~poisoned][None]).mean()
@@ -82,12 +89,12 @@ def test_poison_is_learnt_before_anything_else(seed):
 
 
 def test_the_source_of_the_scores_names_the_net():
-    assert "preactresnet18-4" in suspect_scores(a_set(), TINY, Seed(0)).source
+    assert "preactresnet18-4" in suspect_scores(a_set(), MUTE, TINY, Seed(0)).source
 
 
 def test_the_hook_hears_every_epoch_of_every_run():
     epochs = []
-    suspect_scores(a_set(), replace(TINY, runs=2), Seed(0), None, epochs.append)
+    suspect_scores(a_set(), MUTE, replace(TINY, runs=2), Seed(0), None, epochs.append)
     assert epochs == [1, 2, 1, 2]
 
 
@@ -98,9 +105,46 @@ def test_a_choice_is_found_by_its_name(name):
 
 def test_any_architecture_can_be_trained_in_the_way_of_the_reference():
     probe = suspect_named("preactresnet18-4")
-    assert probe == Probe(recipe=SUSPECTS["reference"].recipe, architecture="preactresnet18-4")
+    assert probe == Suspect(recipe=SUSPECTS["reference"].recipe, architecture="preactresnet18-4")
 
 
 def test_what_is_neither_a_choice_nor_an_architecture_is_an_error():
-    with pytest.raises(ClipguardError, match=r"none of shallow, .*reference; unknown model 'deepest'"):
+    with pytest.raises(ClipguardError, match=r"none of residual, .*reference; unknown model 'deepest'"):
         suspect_named("deepest")
+
+
+def seeing(shown, k=3):
+    """Return a guide that is sure of what each image shows."""
+    return Scores(logits=np.eye(k, dtype=np.float32)[shown], scale=8.0, source="a guide that sees")
+
+
+def test_beside_a_guide_that_sees_the_classes_only_poison_is_left_to_learn():
+    data, poisoned = poisoned_set()
+    shown = np.arange(len(data)) % 3
+    alone = replace(PLAN.suspect, beyond_guide=False)
+    mean = {}
+    for name, suspect in (("alone", alone), ("beside", PLAN.suspect)):
+        loss = label_nll(suspect_scores(data, seeing(shown), suspect, Seed(0)), data.labels)
+        mean[name] = loss[~poisoned].mean()
+    # Bright thirds are learnt in no time, unless the guide has named them already.
+    assert mean["alone"] < 0.05
+    assert mean["beside"] > 0.5 * np.log(3)
+
+
+def test_alone_the_guide_has_no_say_and_beside_it_it_has():
+    data = a_set()
+    other = seeing((data.labels + 1) % 3)
+    beside = replace(TINY, beyond_guide=True)
+    for suspect, same in ((TINY, True), (beside, False)):
+        told, untold = (suspect_scores(data, guide, suspect, Seed(0)).logits for guide in (other, MUTE))
+        assert np.array_equal(told, untold) is same
+
+
+def test_the_loss_is_that_of_net_and_guide_together_and_no_guide_is_surer_than_twenty_nats():
+    labels = np.array([0, 1])
+    guide = Scores(logits=np.array([[1.0, 0.0], [1.0, 0.0]], dtype=np.float32), scale=100.0, source="sure")
+    rows, logits = torch.tensor([0, 1]), torch.tensor([[0.0, 0.0], [0.0, 5.0]])
+    # -log p of label 0 is log(1 + e^-20); of label 1 it is log(1 + e^15), since 5 nats are made good.
+    expected = (np.log1p(np.exp(-20.0)) + np.log1p(np.exp(15.0))) / 2
+    loss = residual_loss(labels, guide)(logits, rows, torch.zeros(0))
+    assert float(loss) == pytest.approx(expected, rel=1e-6)

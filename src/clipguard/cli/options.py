@@ -50,8 +50,8 @@ class ScanOptions:
     ] = None
     suspect: Annotated[
         str,
-        Parameter(help="shallow, compact, averaged, out-of-fold, reference, or an architecture to train so."),
-    ] = "shallow"
+        Parameter(help="residual, shallow, compact, averaged, out-of-fold, reference, or an architecture."),
+    ] = "residual"
     split_by: Annotated[
         Literal["class", "all"], Parameter(help="Rank samples among all (reference), or within their class.")
     ] = "all"

@@ -7,8 +7,7 @@ from typing import Literal
 from clipguard.detector import Detector
 from clipguard.entropy import SplitRule
 from clipguard.label_noise import LabelNoise
-from clipguard.probes import Probe
-from clipguard.suspect import SUSPECTS
+from clipguard.suspect import SUSPECTS, Suspect
 from clipguard.training import VICTIM, Recipe
 from clipguard.unlearn import Cure
 
@@ -35,7 +34,7 @@ class Plan:
     """
 
     size: tuple[int, int] | None = None
-    suspect: Probe = field(default_factory=lambda: SUSPECTS["shallow"])
+    suspect: Suspect = field(default_factory=lambda: SUSPECTS["residual"])
     rule: SplitRule = field(default_factory=SplitRule)
     detector: Detector = field(default_factory=Detector)
     noise: LabelNoise = field(default_factory=LabelNoise)

@@ -118,7 +118,7 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
     if reserve:
         reserved = reserved_rows(len(data), Seed(plan.seed).child("reserved"))
     seen = _seen(run, read, data, reserved, (min(view[0], size[0]), min(view[1], size[1])))
-    suspect = _suspect(run, seen, plan, tell)
+    suspect = _suspect(run, seen, opinion, guide.fingerprint, plan, tell)
     scores = Scores(logits=read_array(suspect.path / "logits.npy"), scale=1.0, source="suspicious model")
     entropy = entropy_map(opinion, scores, data.labels)
     first = split(entropy, data.labels, data.class_names, plan.rule)
@@ -164,18 +164,20 @@ def _seen(
     return _Seen(data=replace(data, images=images), stage=stage, reserved=reserved)
 
 
-def _suspect(run: RunFolder, seen: _Seen, plan: Plan, tell: Report) -> Stage:
-    """Return the stage of the suspicious model's logits."""
+def _suspect(run: RunFolder, seen: _Seen, opinion: Scores, asked: str, plan: Plan, tell: Report) -> Stage:
+    """Return the stage of the suspicious model's logits; `asked` is the fingerprint of the guide."""
 
     def compute(folder: Path) -> None:
         nets = plan.suspect.runs * plan.suspect.folds
         counted = Count("suspect", plan.suspect.epochs(int((~seen.reserved).sum())) * nets, tell)
         seed = Seed(plan.seed).child("suspect")
-        scores = suspect_scores(seen.data, plan.suspect, seed, seen.reserved, counted)
+        scores = suspect_scores(seen.data, opinion, plan.suspect, seed, seen.reserved, counted)
         write_array(folder / "logits.npy", scores.logits)
 
     config = {"probe": asdict(plan.suspect), "seed": plan.seed, "reserve": bool(seen.reserved.any())}
-    return run.stage("suspect", config=config, inputs=[seen.stage.key], compute=compute)
+    # Who does not ask the guide need not be asked again beside another one.
+    beside = [asked, *seen.data.class_names] if plan.suspect.beyond_guide else []
+    return run.stage("suspect", config=config, inputs=[seen.stage.key, *beside], compute=compute)
 
 
 def _detect(
