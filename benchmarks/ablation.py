@@ -1,6 +1,7 @@
 """Ablations on the development rows (BadNets): suspicious models, and losses of the cure pass by pass.
 
     python benchmarks/ablation.py suspects [NAME]...   which suspicious model separates best per second
+    python benchmarks/ablation.py photographs [NAME]... the same on photographs of 80 pixels, seen at 64
     python benchmarks/ablation.py losses               reference loss and ours, guide with and without scale
     python benchmarks/ablation.py picture              results/losses.png from the rows that are there
 
@@ -25,10 +26,12 @@ from matplotlib import pyplot as plt
 from clipguard.benchmark.cells import Work
 from clipguard.benchmark.judging import judged
 from clipguard.benchmark.machine import commit, machine
+from clipguard.decode import thumbnail
 from clipguard.entropy import SplitRule, entropy_map, split
 from clipguard.evaluate import detection
 from clipguard.pipeline import Plan, scan
 from clipguard.pipeline.curing import shared_trigger
+from clipguard.pipeline.scanning import LARGEST_THUMBNAIL
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.store import RunFolder, SourceInfo
@@ -39,7 +42,9 @@ from works import RESULTS, works
 
 FOLDER = RESULTS / "ablation"
 PASSES = 3
-MODELS = {**SUSPECTS, "width-64": replace(SUSPECTS["reference"], runs=1)}
+MODELS = {name: model for name, model in SUSPECTS.items() if name != "reference"} | {
+    "width-64": replace(SUSPECTS["reference"], runs=1)
+}
 Row = dict[str, Any]
 
 
@@ -54,20 +59,23 @@ def row(name: str, seed: int, compute: Callable[[], Row]) -> None:
     print(name, flush=True)
 
 
-def suspects(names: list[str]) -> None:
+def suspects(names: list[str], file: str = "development") -> None:
     """Score the development rows with the suspicious models of these names, for BadNets and Blended."""
     for name in names:
-        for work in works("development"):
+        for work in works(file):
             attack = work.cell.attack.name
-            row(f"suspect-{attack}-{name}", work.cell.seed, partial(separation, work, name))
+            kind = attack if file == "development" else f"photographs-{attack}"
+            row(f"suspect-{kind}-{name}", work.cell.seed, partial(separation, work, name))
 
 
 def separation(work: Work, name: str) -> Row:
     """Return how well one suspicious model separates one attack's poison, and in what time."""
     data, truth = work.poisoned
     guide = work.guide.logits(work.guide.clip.embed_images(np.asarray(data.images)), data.class_names)
+    h, w = (min(side, LARGEST_THUMBNAIL) for side in data.images.shape[1:3])
+    seen = replace(data, images=np.stack([thumbnail(image, (h, w)) for image in data.images]))
     began = time.monotonic()
-    scores = suspect_scores(data, MODELS[name], Seed(work.cell.seed).child("ablation"))
+    scores = suspect_scores(seen, guide, MODELS[name], Seed(work.cell.seed).child("ablation"))
     seconds = time.monotonic() - began
     entropy = entropy_map(guide, scores, data.labels)
     first = split(entropy, data.labels, data.class_names, SplitRule())
@@ -161,7 +169,9 @@ def picture() -> None:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["suspects", *chosen]:
-            suspects(chosen or ["shallow", "compact", "averaged", "out-of-fold", "width-64"])
+            suspects(chosen or list(MODELS))
+        case ["photographs", *chosen]:
+            suspects(chosen or ["residual", "shallow"], "development-photographs")
         case ["losses"]:
             losses()
         case ["picture"]:
