@@ -181,7 +181,7 @@ def test_other_prompts_leave_the_pass_over_the_images_as_it_is(found, poisoned, 
     shutil.copytree(found.run.path, tmp_path / "run")
     guide = ClipGuide("mini", templates=("a drawing of a {}",))
     again = scanned(tmp_path / "run", poisoned[0], guide=guide)
-    assert {name for name, stage in again.stages.items() if stage.cached} == {"read", "labels"}
+    assert {name for name, stage in again.stages.items() if stage.cached} == {"read", "suspect", "labels"}
 
 
 def test_a_class_that_the_detector_leaves_without_clean_samples_is_named(found, poisoned, tmp_path):

@@ -10,15 +10,16 @@ from clipguard.entropy import label_nll
 from clipguard.errors import ClipguardError
 from clipguard.models import ModelSpec, ShallowNet, build
 from clipguard.pipeline import Plan
+from clipguard.probes import Probe
 from clipguard.seeds import Seed
-from clipguard.suspect import SUSPECTS, Suspect, residual_loss, suspect_named, suspect_scores
+from clipguard.suspect import SUSPECTS, Residual, residual_loss, suspect_named, suspect_scores
 from clipguard.training import Recipe
 from clipguard.types import Scores, image_set
 from tiny_runs import PLAN, poisoned_set
 
 N = 30
 QUICK = Recipe(epochs=2, lr=0.05, batch_size=16, crop=0.0, flip=False)
-TINY = Suspect(architecture="preactresnet18-4", recipe=QUICK)
+TINY = Probe(architecture="preactresnet18-4", recipe=QUICK)
 
 
 MUTE = Scores(logits=np.zeros((N, 3), dtype=np.float32), scale=1.0, source="a guide that knows nothing")
@@ -54,7 +55,7 @@ def test_without_a_reserve_every_sample_is_learnt():
 
 
 def test_the_choices_of_suspicious_model_are_those_that_are_documented():
-    assert SUSPECTS["compact"] == Suspect(recipe=SUSPECTS["reference"].recipe)
+    assert SUSPECTS["compact"] == Probe(recipe=SUSPECTS["reference"].recipe)
     assert (SUSPECTS["averaged"].runs, SUSPECTS["out-of-fold"].folds) == (3, 2)
     reference = SUSPECTS["reference"]
     assert (reference.architecture, reference.runs, reference.folds) == ("preactresnet18-64", 3, 1)
@@ -71,8 +72,8 @@ def test_every_choice_can_be_built_and_sees_the_images_as_they_are():
         assert (probe.recipe.crop, probe.recipe.flip) == (0.0, False)
 
 
-def test_the_default_is_shallow_and_learns_beyond_the_guide():
-    assert Plan().suspect == SUSPECTS["residual"]
+def test_the_default_is_the_shallow_one():
+    assert Plan().suspect == SUSPECTS["shallow"]
     spec = ModelSpec(architecture=Plan().suspect.architecture, num_classes=3, input_size=(8, 8))
     assert isinstance(build(spec, Seed(0)).network, ShallowNet)
 
@@ -105,11 +106,11 @@ def test_a_choice_is_found_by_its_name(name):
 
 def test_any_architecture_can_be_trained_in_the_way_of_the_reference():
     probe = suspect_named("preactresnet18-4")
-    assert probe == Suspect(recipe=SUSPECTS["reference"].recipe, architecture="preactresnet18-4")
+    assert probe == Probe(recipe=SUSPECTS["reference"].recipe, architecture="preactresnet18-4")
 
 
 def test_what_is_neither_a_choice_nor_an_architecture_is_an_error():
-    with pytest.raises(ClipguardError, match=r"none of residual, .*reference; unknown model 'deepest'"):
+    with pytest.raises(ClipguardError, match=r"none of shallow, .*reference; unknown model 'deepest'"):
         suspect_named("deepest")
 
 
@@ -121,9 +122,10 @@ def seeing(shown, k=3):
 def test_beside_a_guide_that_sees_the_classes_only_poison_is_left_to_learn():
     data, poisoned = poisoned_set()
     shown = np.arange(len(data)) % 3
-    alone = replace(PLAN.suspect, beyond_guide=False)
+    alone = PLAN.suspect
+    beside = Residual(architecture=alone.architecture, recipe=alone.recipe)
     mean = {}
-    for name, suspect in (("alone", alone), ("beside", PLAN.suspect)):
+    for name, suspect in (("alone", alone), ("beside", beside)):
         loss = label_nll(suspect_scores(data, seeing(shown), suspect, Seed(0)), data.labels)
         mean[name] = loss[~poisoned].mean()
     # Bright thirds are learnt in no time, unless the guide has named them already.
@@ -134,7 +136,7 @@ def test_beside_a_guide_that_sees_the_classes_only_poison_is_left_to_learn():
 def test_alone_the_guide_has_no_say_and_beside_it_it_has():
     data = a_set()
     other = seeing((data.labels + 1) % 3)
-    beside = replace(TINY, beyond_guide=True)
+    beside = Residual(architecture=TINY.architecture, recipe=TINY.recipe)
     for suspect, same in ((TINY, True), (beside, False)):
         told, untold = (suspect_scores(data, guide, suspect, Seed(0)).logits for guide in (other, MUTE))
         assert np.array_equal(told, untold) is same

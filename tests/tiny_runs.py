@@ -11,7 +11,6 @@ from clipguard.pipeline import Plan
 from clipguard.probes import Probe
 from clipguard.sources import ImageSource
 from clipguard.store import RunFolder, SourceInfo
-from clipguard.suspect import Suspect
 from clipguard.training import Recipe
 from clipguard.types import ImageSet, image_set
 from clipguard.unlearn import Cure
@@ -20,11 +19,7 @@ NAMES = ("cat", "dog", "frog")
 QUICK = Recipe(epochs=2, lr=0.02, batch_size=32, crop=0.0, flip=False)
 PLAN = Plan(
     size=(16, 16),
-    suspect=Suspect(
-        architecture="shallow-8",
-        recipe=replace(QUICK, epochs=5, batch_size=8, lr=0.05),
-        beyond_guide=True,
-    ),
+    suspect=Probe(architecture="shallow-8", recipe=replace(QUICK, epochs=5, batch_size=8, lr=0.05)),
     # The guide knows none of these classes: over all samples, it would only single one class out.
     rule=SplitRule(by="class"),
     # What the guide sees in these images is noise, and so are the weights made of it: more passes make good.

@@ -31,7 +31,6 @@ from clipguard.pipeline import Plan
 from clipguard.probes import Probe
 from clipguard.seeds import Seed
 from clipguard.store import read_table, verify_run
-from clipguard.suspect import Suspect
 from clipguard.training import Recipe
 from clipguard.unlearn import Cure
 
@@ -49,7 +48,7 @@ def tiny_plan() -> Plan:
     probe = Probe(architecture="shallow-8", recipe=quick)
     return Plan(
         size=(16, 16),
-        suspect=Suspect(architecture="shallow-8", recipe=quick, beyond_guide=True),
+        suspect=probe,
         detector=Detector(probe=probe, triggered=1.0, clean=1.0),
         architecture="preactresnet18-4",
         victim=replace(quick, epochs=4),

@@ -50,8 +50,8 @@ class ScanOptions:
     ] = None
     suspect: Annotated[
         str,
-        Parameter(help="residual, shallow, compact, averaged, out-of-fold, reference, or an architecture."),
-    ] = "residual"
+        Parameter(help="shallow, residual, compact, averaged, out-of-fold, reference, or an architecture."),
+    ] = "shallow"
     split_by: Annotated[
         Literal["class", "all"], Parameter(help="Rank samples among all (reference), or within their class.")
     ] = "all"

@@ -7,7 +7,8 @@ from typing import Literal
 from clipguard.detector import Detector
 from clipguard.entropy import SplitRule
 from clipguard.label_noise import LabelNoise
-from clipguard.suspect import SUSPECTS, Suspect
+from clipguard.probes import Probe
+from clipguard.suspect import SUSPECTS
 from clipguard.training import VICTIM, Recipe
 from clipguard.unlearn import Cure
 
@@ -34,7 +35,7 @@ class Plan:
     """
 
     size: tuple[int, int] | None = None
-    suspect: Suspect = field(default_factory=lambda: SUSPECTS["residual"])
+    suspect: Probe = field(default_factory=lambda: SUSPECTS["shallow"])
     rule: SplitRule = field(default_factory=SplitRule)
     detector: Detector = field(default_factory=Detector)
     noise: LabelNoise = field(default_factory=LabelNoise)

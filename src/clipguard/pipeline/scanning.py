@@ -27,7 +27,7 @@ from clipguard.store import (
     write_pieces,
     write_table,
 )
-from clipguard.suspect import suspect_scores
+from clipguard.suspect import Residual, suspect_scores
 from clipguard.types import EntropyMap, ImageSet, Scores, Split
 
 LARGEST_THUMBNAIL = 64
@@ -176,7 +176,7 @@ def _suspect(run: RunFolder, seen: _Seen, opinion: Scores, asked: str, plan: Pla
 
     config = {"probe": asdict(plan.suspect), "seed": plan.seed, "reserve": bool(seen.reserved.any())}
     # Who does not ask the guide need not be asked again beside another one.
-    beside = [asked, *seen.data.class_names] if plan.suspect.beyond_guide else []
+    beside = [asked, *seen.data.class_names] if isinstance(plan.suspect, Residual) else []
     return run.stage("suspect", config=config, inputs=[seen.stage.key, *beside], compute=compute)
 
 

@@ -1,0 +1,26 @@
+"""The residual suspicious model as a stage of the scan: it stands on the guide's opinion."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from clipguard.guide import ClipGuide
+from clipguard.pipeline import scan
+from clipguard.suspect import Residual
+from tiny_runs import PLAN, folder_of, poisoned_set, source_of
+
+
+def test_a_residual_suspicious_model_is_trained_anew_beside_another_guide(tmp_path):
+    source = source_of(poisoned_set()[0])
+    recipe = replace(PLAN.suspect.recipe, epochs=1)
+    plan = replace(PLAN, suspect=Residual(architecture="shallow-8", recipe=recipe))
+
+    def scanned(template):
+        guide = ClipGuide("mini", templates=(template,))
+        return scan(source, guide, folder_of(tmp_path / "run", source), plan)
+
+    once = scanned("a photo of a {}")
+    assert scanned("a photo of a {}").stages["suspect"].cached
+    again = scanned("a drawing of a {}")
+    assert not again.stages["suspect"].cached
+    assert not np.array_equal(once.entropy.suspect_nll, again.entropy.suspect_nll)
