@@ -62,6 +62,6 @@ def test_the_global_torch_generator_is_restored_after_an_error_too():
 
 
 def test_numpy_generators_leave_the_global_numpy_state_alone():
-    before = np.random.get_state()[1].copy()  # noqa: NPY002  # that global state is what must not move  (the legacy state is what must not move)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002  # the legacy state is what must not move
     Seed(0).numpy().random(100)
-    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002  # as above

@@ -20,8 +20,6 @@ from tiny_runs import PLAN, poisoned_set
 N = 30
 QUICK = Recipe(epochs=2, lr=0.05, batch_size=16, crop=0.0, flip=False)
 TINY = Probe(architecture="preactresnet18-4", recipe=QUICK)
-
-
 MUTE = Scores(logits=np.zeros((N, 3), dtype=np.float32), scale=1.0, source="a guide that knows nothing")
 
 
@@ -142,11 +140,11 @@ def test_alone_the_guide_has_no_say_and_beside_it_it_has():
         assert np.array_equal(told, untold) is same
 
 
-def test_the_loss_is_that_of_net_and_guide_together_and_no_guide_is_surer_than_twenty_nats():
+def test_the_loss_is_that_of_net_and_guide_together_and_no_guide_is_surer_than_it_may_be():
     labels = np.array([0, 1])
     guide = Scores(logits=np.array([[1.0, 0.0], [1.0, 0.0]], dtype=np.float32), scale=100.0, source="sure")
     rows, logits = torch.tensor([0, 1]), torch.tensor([[0.0, 0.0], [0.0, 5.0]])
     # -log p of label 0 is log(1 + e^-20); of label 1 it is log(1 + e^15), since 5 nats are made good.
     expected = (np.log1p(np.exp(-20.0)) + np.log1p(np.exp(15.0))) / 2
-    loss = residual_loss(labels, guide)(logits, rows, torch.zeros(0))
+    loss = residual_loss(labels, guide, 20.0)(logits, rows, torch.zeros(0))
     assert float(loss) == pytest.approx(expected, rel=1e-6)

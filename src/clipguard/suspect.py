@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Int64
 from torch.nn import functional as F
 
 from clipguard.errors import ClipguardError
@@ -62,18 +62,19 @@ def suspect_named(text: str) -> Probe:
     return Probe(recipe=_REFERENCE, architecture=text)
 
 
-def residual_loss(labels: Int64[np.ndarray, "n"], guide: Scores, most_nats: float = 20.0) -> LossFunction:
+def residual_loss(labels: Int64[np.ndarray, "n"], guide: Scores, most_nats: float) -> LossFunction:
     """Return the cross-entropy of the given labels under softmax(net + guide): the net explains what is left.
 
     Trained alone, a net takes in easy classes as early as a trigger, such as objects before a plain sky. The
     guide's log-probabilities, added to the net's logits, account for what an image shows, so that only what
     its label owes to something else has a gradient: a trigger, where labels are poisoned. The net's logits
     without the guide's then say how far the pixels give the label away by other means than their content.
+    The guide holds at most `most_nats` against a class.
     """
     given = torch.from_numpy(labels)
     scaled = guide.scale * guide.logits.astype(np.float64)
     offset = np.maximum(scaled - scaled.max(1, keepdims=True), -most_nats).astype(np.float32)
-    known: torch.Tensor = torch.from_numpy(offset)
+    known = torch.from_numpy(offset)
 
     def loss(logits: torch.Tensor, rows: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits + known[rows].to(logits.device), given[rows].to(logits.device))
@@ -97,7 +98,5 @@ def suspect_scores(
     loss = cross_entropy(data.labels)
     if isinstance(suspect, Residual):
         loss = residual_loss(data.labels, guide, suspect.most_nats)
-    logits: Float32[np.ndarray, " n k"] = probe_logits(
-        suspect, data.images, len(data.class_names), loss, trainable, seed, on_epoch
-    )
+    logits = probe_logits(suspect, data.images, len(data.class_names), loss, trainable, seed, on_epoch)
     return Scores(logits=logits, scale=1.0, source=f"suspicious model {suspect.architecture}")
