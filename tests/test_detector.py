@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipguard.detector import Detector, content_weights, refine, trigger_scores
+from clipguard.detector import LARGEST_WEIGHT, Detector, likeness_weights, refine, trigger_scores
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 from clipguard.training import Recipe
@@ -32,8 +32,13 @@ def nobody(data):
 
 
 def alike(data):
-    """Return what a guide sees that sees one class everywhere."""
-    return np.zeros(len(data), dtype=np.int64)
+    """Return the embeddings of a guide to which all images look alike."""
+    return np.zeros((len(data), 4), dtype=np.float32)
+
+
+def seen_as(content, k=4):
+    """Return the embeddings of a guide that sees in each image what `content` says, and nothing else."""
+    return np.eye(k, dtype=np.float32)[content]
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +78,8 @@ def test_innocent_samples_that_are_flagged_at_random_stay_below_the_threshold():
 @pytest.mark.parametrize("left_out", ["reserved", "in neither set"])
 def test_samples_that_are_left_out_are_scored_but_not_learnt(scored, left_out):
     data, poisoned, part, trigger = scored
+    # The second look learns from what the first split left open, and only reserved samples stay unlearnt.
+    detector = replace(DETECTOR, second=0 if left_out == "in neither set" else DETECTOR.second)
     away = np.random.default_rng(5).random(len(data)) < 0.3
     reserved = away if left_out == "reserved" else nobody(data)
     if left_out == "in neither set":
@@ -80,7 +87,7 @@ def test_samples_that_are_left_out_are_scored_but_not_learnt(scored, left_out):
     images = data.images.copy()
     images[away] = 255 - images[away]
     other = image_set(images, data.labels, data.class_names)
-    one, two = (trigger_scores(d, part, alike(d), reserved, DETECTOR, Seed(0)) for d in (data, other))
+    one, two = (trigger_scores(d, part, alike(d), reserved, detector, Seed(0)) for d in (data, other))
     assert np.array_equal(one[~away], two[~away])
     assert not np.array_equal(one[away], two[away])
     assert np.median(one[away & poisoned]) > 0.8
@@ -89,14 +96,15 @@ def test_samples_that_are_left_out_are_scored_but_not_learnt(scored, left_out):
 
 
 def test_a_class_that_crowds_into_triggered_is_not_taken_for_a_trigger():
-    data, _ = poisoned_set(share=0.0)
+    data, _ = poisoned_set(480, share=0.0)
     draw = np.random.default_rng(4).random(len(data))
     easy = data.labels == 1
     triggered = draw < np.where(easy, 0.6, 0.05)
     part = Split(clean=~triggered, triggered=triggered, suspicion=triggered.astype(np.float64))
+    brief = replace(DETECTOR, second=0, probe=replace(DETECTOR.probe, recipe=replace(PROBE.recipe, epochs=5)))
     blind, told = (
-        trigger_scores(data, part, content, nobody(data), DETECTOR, Seed(0))
-        for content in (alike(data), data.labels)
+        trigger_scores(data, part, embeddings, nobody(data), brief, Seed(0))
+        for embeddings in (alike(data), seen_as(data.labels))
     )
     # Of that class, 60 % are flagged: a net that knows it by sight says so of all of it.
     gaps = [np.median(scores[easy]) - np.median(scores[~easy]) for scores in (blind, told)]
@@ -112,25 +120,44 @@ def split_of(where):
     return Split(clean=where == "clean", triggered=where == "triggered", suspicion=np.zeros(len(where)))
 
 
-@given(parts)
-def test_weights_are_one_on_average_and_outside_clean(drawn):
-    where, content = np.array([part for part, _ in drawn]), np.array([seen for _, seen in drawn])
-    weights = content_weights(split_of(where), content)
+@settings(deadline=None)
+@given(parts, st.booleans())
+def test_weights_are_one_on_average_and_outside_clean(drawn, many):
+    times = 100 if many else 1
+    where = np.repeat([part for part, _ in drawn], times)
+    content = np.repeat([seen for _, seen in drawn], times)
+    weights = likeness_weights(split_of(where), seen_as(content), np.zeros(len(where), bool), Seed(0))
     assert (weights > 0).all()
+    assert (weights <= 1.1 * LARGEST_WEIGHT).all()
     assert (weights[where != "clean"] == 1).all()
     if (where == "clean").any():
         assert weights[where == "clean"].mean() == pytest.approx(1)
 
 
-def test_weights_give_clean_the_mix_of_triggered_where_there_are_many():
+def test_weights_give_clean_the_mix_of_triggered_and_reserved_samples_have_no_say():
     draw = np.random.default_rng(0)
     where = np.repeat(["clean", "triggered"], [20_000, 5_000])
     mixes = [0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]
     clean, triggered = (draw.choice(4, n, p=p) for n, p in zip((20_000, 5_000), mixes, strict=True))
     content = np.concatenate([clean, triggered])
-    weights = content_weights(split_of(where), content)
+    weights = likeness_weights(split_of(where), seen_as(content), np.zeros(25_000, bool), Seed(0))
     seen = np.bincount(content[where == "clean"], weights[where == "clean"], minlength=4) / 20_000
     assert np.abs(seen - mixes[1]).max() < 0.02
+    strange = np.arange(25_000) % 5 == 0
+    content[strange] = 3 - content[strange]
+    kept = likeness_weights(split_of(where), seen_as(content), strange, Seed(0))
+    assert (kept[strange] == 1).all()
+    honest = ~strange & (where == "clean")
+    mix = np.bincount(content[honest], kept[honest], minlength=4) / honest.sum()
+    assert np.abs(mix - mixes[1]).max() < 0.03
+
+
+def test_the_second_look_acquits_what_only_looked_like_what_was_flagged(scored):
+    data, poisoned, part, trigger = scored
+    once = trigger_scores(data, part, alike(data), nobody(data), replace(DETECTOR, second=0), Seed(0))
+    assert not np.array_equal(once, trigger)
+    gap = [np.median(scores[poisoned]) - scores[~poisoned].mean() for scores in (once, trigger)]
+    assert gap[1] > gap[0]
 
 
 def test_labels_do_not_reach_the_detector(scored):
@@ -143,10 +170,12 @@ def test_labels_do_not_reach_the_detector(scored):
 
 def test_every_epoch_of_both_folds_is_heard():
     data, poisoned = poisoned_set(60)
-    short = replace(DETECTOR, probe=replace(DETECTOR.probe, recipe=SHORT))
+    short = replace(DETECTOR, probe=replace(DETECTOR.probe, recipe=SHORT), triggered=0.5, second=1)
     epochs = []
     trigger_scores(data, rough_split(poisoned), alike(data), nobody(data), short, Seed(0), epochs.append)
-    assert epochs == [1, 2, 1, 2]
+    assert epochs[:4] == [1, 2, 1, 2]
+    assert epochs[4:] in ([], [1, 1])
+    assert len(epochs) <= short.epochs(60)
 
 
 rates = st.floats(0, 1)
@@ -171,6 +200,11 @@ def test_a_refined_split_is_the_rule_sample_by_sample(rows):
 def test_thresholds_that_put_a_sample_into_both_sets_are_refused(clean, triggered):
     with pytest.raises(ClipguardError, match="0 <= clean <= triggered <= 1"):
         Detector(clean=clean, triggered=triggered)
+
+
+def test_a_second_look_of_less_than_no_time_is_refused():
+    with pytest.raises(ClipguardError, match="second look of -1 epochs"):
+        Detector(second=-1)
 
 
 def test_the_default_is_a_shallow_net_that_never_scores_what_it_has_learnt():

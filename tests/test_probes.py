@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from clipguard import probes
-from clipguard.probes import Probe, binary_loss, probe_logits
+from clipguard.probes import Probe, binary_loss, probe_logits, train_probe
 from clipguard.seeds import Seed
 from clipguard.training import Recipe, cross_entropy
 
@@ -157,3 +157,20 @@ def test_each_net_is_trained_for_the_epochs_of_its_probe(folds):
     logits_of(probe, on_epoch=epochs.append)
     # 30 samples in batches of 16: two steps an epoch, or one where half of them are left out.
     assert epochs == ([1, 2, 3, 4] if folds == 1 else [1, 2, 3, 4, 5, 6, 7] * 2)
+
+
+def test_a_training_goes_on_from_given_nets_with_the_same_fold_left_out(monkeypatch):
+    probe = Probe(architecture="shallow-4", recipe=QUICK, folds=2)
+    loss, images = cross_entropy(np.arange(N) % 3), noise()
+    first = train_probe(probe, images, 3, loss, everyone(), Seed(0))
+    assert len(first.nets) == 2
+    weights = [{name: value.clone() for name, value in net.state_dict().items()} for net in first.nets]
+    second = train_probe(probe, images, 3, loss, everyone(), Seed(0), start=first.nets)
+    assert not np.array_equal(first.logits, second.logits)
+    for net, kept in zip(first.nets, weights, strict=True):
+        assert all(bool((net.state_dict()[name] == value).all()) for name, value in kept.items())
+    seen = watch(monkeypatch)
+    train_probe(probe, images, 3, loss, everyone(), Seed(0))
+    train_probe(probe, images, 3, loss, everyone(), Seed(0), start=first.nets)
+    assert seen[:2] == seen[2:]
+    assert all(not trained & scored for trained, scored in seen)

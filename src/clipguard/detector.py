@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Shaped
 from scipy.special import expit
 
 from clipguard.errors import ClipguardError
-from clipguard.probes import Probe, binary_loss, probe_logits
+from clipguard.probes import Probe, binary_loss, train_probe
 from clipguard.seeds import Seed
 from clipguard.training import EpochHook, Recipe
 from clipguard.types import ImageSet, Split
@@ -16,8 +16,8 @@ from clipguard.types import ImageSet, Split
 
 def _shallow() -> Probe:
     """Return the default probe; two folds, since memorised labels would flag themselves."""
-    recipe = Recipe(epochs=6, batch_size=64, lr=0.1, crop=0.0, flip=False)
-    return Probe(architecture="shallow-32", recipe=recipe, folds=2, fewest_steps=300)
+    recipe = Recipe(epochs=6, batch_size=32, lr=0.05, crop=0.0, flip=False)
+    return Probe(architecture="shallow-32", recipe=recipe, folds=2, fewest_steps=600)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,65 +26,128 @@ class Detector:
 
     Attributes:
         probe: net and training.
+        second: epochs of the second look, which goes on from the first look's nets at half their learning
+            rate; 0 turns it off.
         triggered: above it, a sample is unlearnt.
         clean: above it, a sample is not learnt from either, until the half-cured model believes its label.
     """
 
     probe: Probe = field(default_factory=_shallow)
+    second: int = 3
     triggered: float = 0.8
     clean: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse thresholds that would put a sample into both sets."""
+        """Refuse thresholds that would put a sample into both sets, and looks that take less than no time."""
         if not 0 <= self.clean <= self.triggered <= 1:
             raise ClipguardError(
                 f"detector thresholds clean {self.clean} and triggered {self.triggered}: "
                 "give 0 <= clean <= triggered <= 1"
             )
+        if self.second < 0:
+            raise ClipguardError(f"second look of {self.second} epochs: give 0 or more")
+
+    def epochs(self, trainable: int) -> int:
+        """Return the epochs of both looks and all their nets, for a number of samples to learn from."""
+        return (self.probe.epochs(trainable) + self.second) * self.probe.runs * self.probe.folds
 
 
 LARGEST_WEIGHT: Final = 10.0
 """Of a sample, and its inverse the smallest: a handful must not rule a batch."""
 
+FOLDS: Final = 5
+"""Likeness is judged by a regression that has not seen the sample."""
 
-def content_weights(split: Split, content: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """Return weights under which `clean` shows the same mix of `content` as `triggered` does.
+FEWEST: Final = 10
+"""Flagged samples that a second look can learn from; fewer are no lesson."""
 
-    `content` is the class that the guide sees in each image, whatever its label. A class that is learnt
-    early, such as objects before a plain sky, crowds into `triggered`, and a net would take the sky for the
-    trigger. Weights are 1 outside `clean`, and 1 on average in it.
+SHARE: Final = 0.2
+"""Least share of the flagged samples in the loss of the second look: about that of the first."""
+
+
+def likeness_weights(
+    split: Split,
+    embeddings: Shaped[np.ndarray, "n d"],
+    reserved: Bool[np.ndarray, "n"],
+    seed: Seed,
+) -> Float64[np.ndarray, " n"]:
+    """Return weights under which `clean` shows the same contents as `triggered` does.
+
+    `embeddings` say what the guide sees in each image, whatever its label. Objects that are learnt early, such
+    as parachutes before a plain sky, crowd into `triggered`, and a net would take the sky for the trigger. So
+    a clean sample weighs as much as the odds that something that looks like it is flagged (inverse
+    propensity weighting), by logistic regression on the embeddings, each sample judged without its fold.
+    Weights are 1 outside `clean`, and 1 on average in it; all are 1 where there are too few samples to tell.
     """
-    k = int(content.max()) + 1
-    flagged, trusted = (np.bincount(content[part], minlength=k) for part in (split.triggered, split.clean))
-    ratio = (flagged / max(1, flagged.sum())) / np.maximum(trusted / max(1, trusted.sum()), 1e-12)
-    weights = np.ones(len(content))
-    weights[split.clean] = ratio.clip(1 / LARGEST_WEIGHT, LARGEST_WEIGHT)[content[split.clean]]
-    if split.clean.any():
-        weights[split.clean] /= weights[split.clean].mean()
+    weights = np.ones(len(embeddings))
+    clean = np.flatnonzero(split.clean & ~reserved)
+    told = np.flatnonzero((split.clean | split.triggered) & ~reserved)
+    if min(len(clean), len(told) - len(clean)) < FOLDS * FEWEST:
+        return weights
+    odds = np.exp(_log_odds(embeddings[told].astype(np.float64), split.triggered[told], seed))
+    odds = odds[split.clean[told]]
+    for _ in range(20):
+        # A bound on what is then divided by its mean has to be met anew.
+        odds = np.clip(odds / odds.mean(), 1 / LARGEST_WEIGHT, LARGEST_WEIGHT)
+    weights[clean] = odds / odds.mean()
     return weights
+
+
+def _log_odds(
+    embeddings: Float64[np.ndarray, "m d"], flagged: Bool[np.ndarray, " m"], seed: Seed
+) -> Float64[np.ndarray, " m"]:
+    """Return each sample's log-odds of being flagged, given what it looks like."""
+    from sklearn.linear_model import LogisticRegression
+
+    out = np.empty(len(flagged))
+    fold = seed.numpy().permutation(np.arange(len(flagged)) % FOLDS)
+    for number in range(FOLDS):
+        learnt = fold != number
+        # Embeddings have length 1, so that their differences are small: C has to be large for them to count.
+        judge = LogisticRegression(C=16.0, max_iter=300).fit(embeddings[learnt], flagged[learnt])
+        out[~learnt] = judge.decision_function(embeddings[~learnt])
+    return out.clip(-30, 30)
 
 
 def trigger_scores(  # noqa: PLR0913  # what is learnt, from what, how, and who watches: no two belong together
     data: ImageSet,
     split: Split,
-    content: Int64[np.ndarray, " n"],
-    reserved: Bool[np.ndarray, " n"],
+    embeddings: Shaped[np.ndarray, "n d"],
+    reserved: Bool[np.ndarray, "n"],
     detector: Detector,
     seed: Seed,
     on_epoch: EpochHook | None = None,
 ) -> Float64[np.ndarray, " n"]:
-    """Return each sample's probability of lying in `triggered` rather than `clean`, given its pixels alone.
+    """Return each sample's probability of carrying what `triggered` shares and `clean` lacks, by its pixels.
 
-    A net is trained to tell the two sets of the split apart. Most of `triggered` is innocent and differs from
-    `clean` in nothing, so that the best the net can say of it is the base rate. What poison shares, its
-    trigger, is nearly absent from `clean`: there the probability goes to one. Reserved samples are scored
-    but not learnt. `content` balances the two sets, see `content_weights`.
+    First look: a net is trained to tell the two sets of the split apart. Most of `triggered` is innocent and
+    differs from `clean` in nothing, so that the best the net can say of it is the base rate. What poison
+    shares, its trigger, is nearly absent from `clean`: there the probability goes to one.
+
+    Second look: the nets go on, now told what the first look has flagged, against all that it has not, the
+    innocent part of `triggered` included. What was flagged by mistake then stands against its likes.
+
+    Reserved samples are scored but not learnt. `embeddings` balance the two sets, see `likeness_weights`.
     """
     told = (split.clean | split.triggered) & ~reserved
-    loss = binary_loss(split.triggered, content_weights(split, content))
-    logits = probe_logits(detector.probe, data.images, 1, loss, told, seed, on_epoch)
-    scores: Float64[np.ndarray, " n"] = expit(logits[:, 0].astype(np.float64))
-    return scores
+    loss = binary_loss(split.triggered, likeness_weights(split, embeddings, reserved, seed.child("likeness")))
+    first = train_probe(detector.probe, data.images, 1, loss, told, seed, on_epoch)
+    scores: Float64[np.ndarray, " n"] = expit(first.logits[:, 0].astype(np.float64))
+    flagged = scores > detector.triggered
+    if detector.second == 0 or (flagged & ~reserved).sum() < FEWEST:
+        return scores
+    doubtful = split.triggered & (scores > detector.clean)
+    again = replace(split, triggered=flagged, clean=~flagged & ~doubtful)
+    weights = likeness_weights(again, embeddings, reserved, seed.child("likeness again"))
+    against = (again.clean & ~reserved).sum() / (flagged & ~reserved).sum()
+    weights[flagged] = max(1.0, SHARE / (1 - SHARE) * against)
+    told, recipe = (again.clean | flagged) & ~reserved, detector.probe.recipe
+    gentler = replace(recipe, epochs=detector.second, lr=recipe.lr / 2)
+    probe = replace(detector.probe, recipe=gentler, fewest_steps=0)
+    loss = binary_loss(flagged, weights)
+    second = train_probe(probe, data.images, 1, loss, told, seed, on_epoch, first.nets)
+    surer: Float64[np.ndarray, " n"] = expit(second.logits[:, 0].astype(np.float64))
+    return surer
 
 
 def refine(split: Split, trigger: Float64[np.ndarray, " n"], detector: Detector) -> Split:

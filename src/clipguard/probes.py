@@ -1,5 +1,6 @@
 """Short seeded trainings whose product is the logits, not the net: suspicious model and trigger detector."""
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -55,6 +56,50 @@ def _folds(
         yield np.flatnonzero(trainable & (fold != number)), fold == number
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a probe leaves behind.
+
+    Attributes:
+        logits: for every sample, averaged over runs.
+        nets: one a run and fold, in that order.
+    """
+
+    logits: Float32[np.ndarray, "n k"]
+    nets: tuple[Normalized, ...]
+
+
+def train_probe(  # noqa: PLR0913  (the kernel's arguments, passed on)
+    probe: Probe,
+    images: Images,
+    outputs: int,
+    loss: LossFunction,
+    trainable: Bool[np.ndarray, "n"],
+    seed: Seed,
+    on_epoch: EpochHook | None = None,
+    start: tuple[Normalized, ...] = (),
+) -> Trained:
+    """Return logits [n, outputs] for all images, and the nets that were trained on the trainable ones only.
+
+    With the nets of another training of this probe as `start`, under the same seed, each goes on from there
+    with the same fold left out; the nets given stay as they are.
+    """
+    h, w = images.shape[1:3]
+    spec = ModelSpec(architecture=probe.architecture, num_classes=outputs, input_size=(h, w))
+    recipe = replace(probe.recipe, epochs=probe.epochs(int(trainable.sum())))
+    total = np.zeros((len(images), outputs), dtype=np.float32)
+    nets: list[Normalized] = []
+    for run in range(probe.runs):
+        stream = seed.child("run", run)
+        for number, (rows, scored) in enumerate(_folds(trainable, probe.folds, stream)):
+            part = stream.child("fold", number)
+            model = copy.deepcopy(start[len(nets)]) if start else build(spec, part.child("init"))
+            fit(model, images, rows, loss, recipe, part.child("refit" if start else "fit"), on_epoch)
+            total[scored] += classifier_logits(model, images[scored])
+            nets.append(model)
+    return Trained(logits=total / np.float32(probe.runs), nets=tuple(nets))
+
+
 def probe_logits(  # noqa: PLR0913  (the kernel's arguments, passed on)
     probe: Probe,
     images: Images,
@@ -64,19 +109,8 @@ def probe_logits(  # noqa: PLR0913  (the kernel's arguments, passed on)
     seed: Seed,
     on_epoch: EpochHook | None = None,
 ) -> Float32[np.ndarray, "n k"]:
-    """Return logits [n, outputs] for all images from nets trained on the trainable ones only."""
-    h, w = images.shape[1:3]
-    spec = ModelSpec(architecture=probe.architecture, num_classes=outputs, input_size=(h, w))
-    recipe = replace(probe.recipe, epochs=probe.epochs(int(trainable.sum())))
-    total = np.zeros((len(images), outputs), dtype=np.float32)
-    for run in range(probe.runs):
-        stream = seed.child("run", run)
-        for number, (rows, scored) in enumerate(_folds(trainable, probe.folds, stream)):
-            part = stream.child("fold", number)
-            model: Normalized = build(spec, part.child("init"))
-            fit(model, images, rows, loss, recipe, part.child("fit"), on_epoch)
-            total[scored] += classifier_logits(model, images[scored])
-    return total / np.float32(probe.runs)
+    """Return the logits of `train_probe` alone."""
+    return train_probe(probe, images, outputs, loss, trainable, seed, on_epoch).logits
 
 
 def binary_loss(positive: Bool[np.ndarray, "n"], weights: Float64[np.ndarray, "n"]) -> LossFunction:

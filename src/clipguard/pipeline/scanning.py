@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64
 
 from clipguard.clip import Clip
 from clipguard.custody import write_inputs
@@ -122,8 +122,7 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
     scores = Scores(logits=read_array(suspect.path / "logits.npy"), scale=1.0, source="suspicious model")
     entropy = entropy_map(opinion, scores, data.labels)
     first = split(entropy, data.labels, data.class_names, plan.rule)
-    content = opinion.logits.argmax(1).astype(np.int64)
-    detect = _detect(run, seen, (first, content), [guide.fingerprint, suspect.key], plan, tell)
+    detect = _detect(run, seen, (first, read), [guide.fingerprint, suspect.key], plan, tell)
     trigger = read_array(detect.path / "trigger.npy")
     found = refine(first, trigger, plan.detector)
     labels = _judge_labels(run, read, data, reserved, plan)
@@ -183,30 +182,26 @@ def _suspect(run: RunFolder, seen: _Seen, opinion: Scores, asked: str, plan: Pla
 def _detect(
     run: RunFolder,
     seen: _Seen,
-    told: tuple[Split, Int64[np.ndarray, " n"]],
+    told: tuple[Split, Stage],
     asked: list[str],
     plan: Plan,
     tell: Report,
 ) -> Stage:
     """Return the stage of the detector's scores.
 
-    `told` are the first split and what the guide sees, `asked` the keys of those that both stand on.
+    `told` are the first split and the stage that holds the embeddings, `asked` the keys of those that the
+    split stands on.
     """
-    first, content = told
+    first, read = told
 
     def compute(folder: Path) -> None:
-        probe, learnt = plan.detector.probe, (first.clean | first.triggered) & ~seen.reserved
-        counted = Count("detect", probe.epochs(int(learnt.sum())) * probe.runs * probe.folds, tell)
-        seed = Seed(plan.seed).child("detect")
-        trigger = trigger_scores(seen.data, first, content, seen.reserved, plan.detector, seed, counted)
+        learnt = (first.clean | first.triggered) & ~seen.reserved
+        counted = Count("detect", plan.detector.epochs(int(learnt.sum())), tell)
+        seed, embeddings = Seed(plan.seed).child("detect"), read_array(read.path / "embeddings.npy")
+        trigger = trigger_scores(seen.data, first, embeddings, seen.reserved, plan.detector, seed, counted)
         write_array(folder / "trigger.npy", trigger)
 
-    config = {
-        "probe": asdict(plan.detector.probe),
-        "rule": asdict(plan.rule),
-        "seed": plan.seed,
-        "by": "content",
-    }
+    config = {"detector": asdict(plan.detector), "rule": asdict(plan.rule), "seed": plan.seed}
     inputs = [seen.stage.key, *asked, *seen.data.class_names]
     return run.stage("detect", config=config, inputs=inputs, compute=compute)
 
