@@ -73,10 +73,10 @@ def likeness_weights(
 ) -> Float64[np.ndarray, " n"]:
     """Return weights under which `clean` shows the same contents as `triggered` does.
 
-    `embeddings` say what the guide sees in each image, whatever its label. Objects that are learnt early, such
-    as parachutes before a plain sky, crowd into `triggered`, and a net would take the sky for the trigger. So
-    a clean sample weighs as much as the odds that something that looks like it is flagged (inverse
-    propensity weighting), by logistic regression on the embeddings, each sample judged without its fold.
+    `embeddings` say what the guide sees in each image, whatever its label. Objects that are learnt early,
+    such as parachutes before a plain sky, crowd into `triggered`, and a net would take the sky for the
+    trigger. So a clean sample weighs as much as the odds that something that looks like it is flagged
+    (propensity weighting), by logistic regression on the embeddings, each sample judged without its fold.
     Weights are 1 outside `clean`, and 1 on average in it; all are 1 where there are too few samples to tell.
     """
     weights = np.ones(len(embeddings))
