@@ -2,6 +2,7 @@
 
     python benchmarks/ablation.py suspects [NAME]...   which suspicious model separates best per second
     python benchmarks/ablation.py photographs [NAME]... the same on photographs of 80 pixels, seen at 64
+    python benchmarks/ablation.py detectors            trigger detector: second look, balance, steps
     python benchmarks/ablation.py losses               reference loss and ours, guide with and without scale
     python benchmarks/ablation.py picture              results/losses.png from the rows that are there
 
@@ -27,6 +28,7 @@ from clipguard.benchmark.cells import Work
 from clipguard.benchmark.judging import judged
 from clipguard.benchmark.machine import commit, machine
 from clipguard.decode import thumbnail
+from clipguard.detector import trigger_scores
 from clipguard.entropy import SplitRule, entropy_map, split
 from clipguard.evaluate import detection
 from clipguard.pipeline import Plan, scan
@@ -36,7 +38,7 @@ from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.store import RunFolder, SourceInfo
 from clipguard.suspect import SUSPECTS, suspect_scores
-from clipguard.types import Scores, Split
+from clipguard.types import ImageSet, Scores, Split
 from clipguard.unlearn import REFERENCE, Cure, stamped_copies, unlearn
 from works import RESULTS, works
 
@@ -68,12 +70,59 @@ def suspects(names: list[str], file: str = "development") -> None:
             row(f"suspect-{kind}-{name}", work.cell.seed, partial(separation, work, name))
 
 
+def thumbnails(data: ImageSet) -> ImageSet:
+    """Return the data as the small nets see it."""
+    h, w = (min(side, LARGEST_THUMBNAIL) for side in data.images.shape[1:3])
+    return replace(data, images=np.stack([thumbnail(image, (h, w)) for image in data.images]))
+
+
+def detectors() -> None:
+    """Tell `triggered` from `clean` by each detector, for BadNets and Blended and for photographs."""
+    for file in ("development", "development-photographs"):
+        for work in works(file):
+            name = f"detector-{'' if file == 'development' else 'photographs-'}{work.cell.attack.name}"
+            row(name, work.cell.seed, partial(detected, work))
+
+
+def detected(work: Work) -> Row:
+    """Return how many poisons and innocent samples each detector flags in one cell, and in what time."""
+    data, truth = work.poisoned
+    seed, seen = Seed(work.cell.seed), thumbnails(data)
+    embeddings = work.guide.clip.embed_images(np.asarray(data.images))
+    guide = work.guide.logits(embeddings, data.class_names)
+    scores = suspect_scores(seen, guide, Plan().suspect, seed.child("suspect"))
+    first = split(entropy_map(guide, scores, data.labels), data.labels, data.class_names, SplitRule())
+    usual, nobody = Plan().detector, np.zeros(len(data), dtype=bool)
+    recipe = replace(usual.probe.recipe, batch_size=64, lr=0.1)
+    ways = {
+        "default": (usual, embeddings),
+        "one look": (replace(usual, second=0), embeddings),
+        "not balanced": (usual, np.zeros_like(embeddings)),
+        "half the steps": (
+            replace(usual, probe=replace(usual.probe, recipe=recipe, fewest_steps=300)),
+            embeddings,
+        ),
+    }
+    found: Row = {"attack": work.cell.attack.name, "poisoned": int(truth.poisoned.sum())}
+    for name, (detector, known) in ways.items():
+        began = time.monotonic()
+        flagged = trigger_scores(seen, first, known, nobody, detector, seed.child("detect"))
+        flagged = flagged > detector.triggered
+        innocent = np.bincount(data.labels[flagged & ~truth.poisoned], minlength=len(data.class_names))
+        found[name] = {
+            "poison": int((flagged & truth.poisoned).sum()),
+            "innocent": int(innocent.sum()),
+            "innocent_of_one_class": int(innocent.max()),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+    return found
+
+
 def separation(work: Work, name: str) -> Row:
     """Return how well one suspicious model separates one attack's poison, and in what time."""
     data, truth = work.poisoned
     guide = work.guide.logits(work.guide.clip.embed_images(np.asarray(data.images)), data.class_names)
-    h, w = (min(side, LARGEST_THUMBNAIL) for side in data.images.shape[1:3])
-    seen = replace(data, images=np.stack([thumbnail(image, (h, w)) for image in data.images]))
+    seen = thumbnails(data)
     began = time.monotonic()
     scores = suspect_scores(seen, guide, MODELS[name], Seed(work.cell.seed).child("ablation"))
     seconds = time.monotonic() - began
@@ -172,6 +221,8 @@ if __name__ == "__main__":
             suspects(chosen or list(MODELS))
         case ["photographs", *chosen]:
             suspects(chosen or ["residual", "shallow"], "development-photographs")
+        case ["detectors"]:
+            detectors()
         case ["losses"]:
             losses()
         case ["picture"]:
