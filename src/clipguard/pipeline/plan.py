@@ -57,3 +57,8 @@ class Count:
         """Tell that one more epoch is done."""
         self.done += 1
         self.tell(self.stage, self.done, self.total)
+
+    def finish(self) -> None:
+        """Tell that the stage is done, in fewer epochs than it might have taken."""
+        if self.done < self.total:
+            self.tell(self.stage, self.total, self.total)

@@ -199,6 +199,7 @@ def _detect(
         counted = Count("detect", plan.detector.epochs(int(learnt.sum())), tell)
         seed, embeddings = Seed(plan.seed).child("detect"), read_array(read.path / "embeddings.npy")
         trigger = trigger_scores(seen.data, first, embeddings, seen.reserved, plan.detector, seed, counted)
+        counted.finish()
         write_array(folder / "trigger.npy", trigger)
 
     config = {"detector": asdict(plan.detector), "rule": asdict(plan.rule), "seed": plan.seed}
