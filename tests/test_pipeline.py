@@ -151,11 +151,8 @@ def test_a_second_scan_reads_everything_back(found, poisoned):
 
 CHANGES = {
     "nothing": (PLAN, {"read", "suspect", "detect", "labels", "samples"}),
-    # The second look learns from what the first one finds, by these thresholds.
-    "the detector": (
-        replace(PLAN, detector=replace(PLAN.detector, clean=0.4)),
-        {"read", "suspect", "labels"},
-    ),
+    # Its second look learns from what the first one finds, by these thresholds.
+    "detector": (replace(PLAN, detector=replace(PLAN.detector, clean=0.4)), {"read", "suspect", "labels"}),
     "when labels look planted": (
         replace(PLAN, noise=replace(PLAN.noise, surplus=5.0)),
         {"read", "suspect", "detect", "labels"},
