@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import clipguard.detector as detector_module
 from clipguard.detector import LARGEST_WEIGHT, Detector, likeness_weights, refine, trigger_scores
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
@@ -150,6 +151,20 @@ def test_weights_give_clean_the_mix_of_triggered_and_reserved_samples_have_no_sa
     honest = ~strange & (where == "clean")
     mix = np.bincount(content[honest], kept[honest], minlength=4) / honest.sum()
     assert np.abs(mix - mixes[1]).max() < 0.03
+
+
+def test_a_regression_of_few_samples_says_the_same_of_many(monkeypatch):
+    draw = np.random.default_rng(0)
+    where = np.repeat(["clean", "triggered"], [20_000, 500])
+    content = np.concatenate(
+        [draw.choice(4, n, p=p) for n, p in ((20_000, [0.7, 0.1, 0.1, 0.1]), (500, None))]
+    )
+    known, nobody_reserved = seen_as(content), np.zeros(len(where), bool)
+    every = likeness_weights(split_of(where), known, nobody_reserved, Seed(0))
+    monkeypatch.setattr(detector_module, "MOST", 2000)
+    some = likeness_weights(split_of(where), known, nobody_reserved, Seed(0))
+    assert not np.array_equal(every, some)
+    assert np.abs(np.log(some / every)).max() < 0.3
 
 
 def test_the_second_look_acquits_what_only_looked_like_what_was_flagged(scored):

@@ -58,6 +58,9 @@ LARGEST_WEIGHT: Final = 10.0
 FOLDS: Final = 5
 """Likeness is judged by a regression that has not seen the sample."""
 
+MOST: Final = 10_000
+"""Flagged samples, and clean ones, that one regression learns from: more only take time."""
+
 FEWEST: Final = 10
 """Flagged samples that a second look can learn from; fewer are no lesson."""
 
@@ -84,7 +87,7 @@ def likeness_weights(
     told = np.flatnonzero((split.clean | split.triggered) & ~reserved)
     if min(len(clean), len(told) - len(clean)) < FOLDS * FEWEST:
         return weights
-    odds = np.exp(_log_odds(embeddings[told].astype(np.float64), split.triggered[told], seed))
+    odds = np.exp(_log_odds(embeddings[told], split.triggered[told], seed))
     odds = odds[split.clean[told]]
     for _ in range(20):
         # A bound on what is then divided by its mean has to be met anew.
@@ -94,18 +97,23 @@ def likeness_weights(
 
 
 def _log_odds(
-    embeddings: Float64[np.ndarray, "m d"], flagged: Bool[np.ndarray, " m"], seed: Seed
+    embeddings: Shaped[np.ndarray, "m d"], flagged: Bool[np.ndarray, " m"], seed: Seed
 ) -> Float64[np.ndarray, " m"]:
-    """Return each sample's log-odds of being flagged, given what it looks like."""
+    """Return each sample's log-odds of being flagged, given what it looks like, up to a constant."""
     from sklearn.linear_model import LogisticRegression
 
-    out = np.empty(len(flagged))
-    fold = seed.numpy().permutation(np.arange(len(flagged)) % FOLDS)
+    out, draw = np.empty(len(flagged)), seed.numpy()
+    fold = draw.permutation(np.arange(len(flagged)) % FOLDS)
     for number in range(FOLDS):
-        learnt = fold != number
+        judged = fold == number
+        # As many of both kinds as there may be: that moves all log-odds alike, and only their ratios matter.
+        kinds = (np.flatnonzero(~judged & kind) for kind in (flagged, ~flagged))
+        few = (rows if len(rows) <= MOST else draw.choice(rows, MOST, replace=False) for rows in kinds)
+        learnt = np.sort(np.concatenate(list(few)))
         # Embeddings have length 1, so that their differences are small: C has to be large for them to count.
-        judge = LogisticRegression(C=16.0, max_iter=300).fit(embeddings[learnt], flagged[learnt])
-        out[~learnt] = judge.decision_function(embeddings[~learnt])
+        judge = LogisticRegression(C=16.0, max_iter=300)
+        judge.fit(embeddings[learnt].astype(np.float64), flagged[learnt])
+        out[judged] = judge.decision_function(embeddings[judged].astype(np.float64))
     return out.clip(-30, 30)
 
 
