@@ -107,6 +107,9 @@ def test_a_row_of_other_settings_is_not_taken_for_this_one(done, tmp_path, capsy
     kept = file.read_text()
     try:
         file.write_text(json.dumps({**json.loads(kept), "key": "another"}))
+        assert CommandLine(capsys)(*done.arguments, "--only", "none", "--json").json["rows"] == 4
+        assert "oracle" not in rows(done)
+        assert rows(done)["oracle (earlier settings)"]["key"] == "another"
         assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == 1
         assert stable(json.loads(file.read_text())) == stable(json.loads(kept))
     finally:

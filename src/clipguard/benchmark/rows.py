@@ -110,6 +110,10 @@ def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Shar
     return Done(rows=rows, computed=computed, failed=failed, busy=busy)
 
 
+EARLIER: Final = " (earlier settings)"
+"""Follows the label of a row that was computed with settings that are the file's no more."""
+
+
 def gather(config: BenchConfig, run: Path) -> tuple[int, int]:
     """Write results.parquet from the rows that are there; return how many there are, and how many failed."""
     finished, failed = [], []
@@ -121,16 +125,21 @@ def gather(config: BenchConfig, run: Path) -> tuple[int, int]:
             finished += [{**row, "planted": taken} for row in rows if "error" not in row]
             failed += [row for row in rows if "error" in row]
         write_results(finished + failed, run / "results.parquet")
-    return len(finished), len(failed)
+    return sum(not row["row"].endswith(EARLIER) for row in finished), len(failed)
 
 
 def _rows_of(cell: Cell, config: BenchConfig, run: Path) -> Iterator[Row]:
+    """Yield the rows of a cell; those of other settings under a label that says so."""
     folder = run / "cells" / cell_name(cell)
     for task in _tasks(config):
-        for file in (_file(folder, task.label), _failed(folder, task.label)):
-            if file.exists() and (row := read_json(file))["key"] == _key(cell, task):
-                yield row
-                break
+        there = [
+            read_json(file)
+            for file in (_file(folder, task.label), _failed(folder, task.label))
+            if file.exists()
+        ]
+        valid = [row for row in there if row["key"] == _key(cell, task)]
+        earlier = [{**row, "row": f"{task.label}{EARLIER}"} for row in there if "error" not in row]
+        yield from (valid or earlier)[:1]
 
 
 def _tasks(config: BenchConfig) -> Iterator[_Task]:
