@@ -56,7 +56,9 @@ def row(name: str, seed: int, compute: Callable[[], Row]) -> None:
     if file.exists():
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
-    result = compute() | {"row": name, "seed": seed, "commit": commit(), "machine": machine()}
+    command = f"python benchmarks/ablation.py {sys.argv[1]}"
+    about = {"row": name, "seed": seed, "command": command, "commit": commit(), "machine": machine()}
+    result = compute() | about
     file.write_text(json.dumps(result, indent=1) + "\n")
     print(name, flush=True)
 

@@ -183,14 +183,17 @@ def test_labels_do_not_reach_the_detector(scored):
     )
 
 
-def test_every_epoch_of_both_folds_is_heard():
+@pytest.mark.parametrize(
+    ("threshold", "heard"), [(0.0, [1, 2, 1, 2, 1, 1]), (1.0, [1, 2, 1, 2])], ids=["all flagged", "nobody"]
+)
+def test_every_epoch_of_both_folds_is_heard_and_a_second_look_needs_something_flagged(threshold, heard):
     data, poisoned = poisoned_set(60)
-    short = replace(DETECTOR, probe=replace(DETECTOR.probe, recipe=SHORT), triggered=0.5, second=1)
+    probe = replace(DETECTOR.probe, recipe=SHORT)
+    short = replace(DETECTOR, probe=probe, triggered=threshold, clean=0.0, second=1)
     epochs = []
     trigger_scores(data, rough_split(poisoned), alike(data), nobody(data), short, Seed(0), epochs.append)
-    assert epochs[:4] == [1, 2, 1, 2]
-    assert epochs[4:] in ([], [1, 1])
-    assert len(epochs) <= short.epochs(60)
+    assert epochs == heard
+    assert short.epochs(60) == 6
 
 
 rates = st.floats(0, 1)

@@ -189,9 +189,11 @@ def test_a_class_that_the_detector_leaves_without_clean_samples_is_named(found, 
     assert scanned(tmp_path / "run", poisoned[0], doubtful).split.starved == NAMES
 
 
-def test_progress_counts_every_stage_to_its_end(poisoned, tmp_path):
+@pytest.mark.parametrize("triggered", [PLAN.detector.triggered, 1.0])
+def test_progress_counts_every_stage_to_its_end(poisoned, tmp_path, triggered):
     heard: dict[str, list[tuple[int, int]]] = {}
-    scanned(tmp_path / "run", poisoned[0], report=lambda name, *step: heard.setdefault(name, []).append(step))
+    plan, steps_of = replace(PLAN, detector=replace(PLAN.detector, triggered=triggered)), heard.setdefault
+    scanned(tmp_path / "run", poisoned[0], plan, report=lambda name, *step: steps_of(name, []).append(step))
     assert list(heard) == ["read", "suspect", "detect"]
     for steps in heard.values():
         done, total = zip(*steps, strict=True)

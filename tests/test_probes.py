@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from clipguard import probes
-from clipguard.probes import Probe, binary_loss, probe_logits, train_probe
+from clipguard.probes import Probe, binary_loss, train_probe
 from clipguard.seeds import Seed
 from clipguard.training import Recipe, cross_entropy
 
@@ -30,7 +30,7 @@ def everyone(n=N):
 
 def logits_of(probe, trainable=None, seed=0, labels=None, images=None, on_epoch=None):
     given_labels = np.arange(N) % 3 if labels is None else labels
-    return probe_logits(
+    return train_probe(
         probe,
         noise() if images is None else images,
         3,
@@ -38,7 +38,7 @@ def logits_of(probe, trainable=None, seed=0, labels=None, images=None, on_epoch=
         everyone() if trainable is None else trainable,
         Seed(seed),
         on_epoch,
-    )
+    ).logits
 
 
 def watch(monkeypatch):

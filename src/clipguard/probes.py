@@ -1,4 +1,4 @@
-"""Short seeded trainings whose product is the logits, not the net: suspicious model and trigger detector."""
+"""Short seeded trainings whose product is logits, no classifier: suspicious model and trigger detector."""
 
 import copy
 import math
@@ -69,7 +69,7 @@ class Trained:
     nets: tuple[Normalized, ...]
 
 
-def train_probe(  # noqa: PLR0913  (the kernel's arguments, passed on)
+def train_probe(  # noqa: PLR0913  # the kernel's arguments, passed on: no two belong together
     probe: Probe,
     images: Images,
     outputs: int,
@@ -98,19 +98,6 @@ def train_probe(  # noqa: PLR0913  (the kernel's arguments, passed on)
             total[scored] += classifier_logits(model, images[scored])
             nets.append(model)
     return Trained(logits=total / np.float32(probe.runs), nets=tuple(nets))
-
-
-def probe_logits(  # noqa: PLR0913  (the kernel's arguments, passed on)
-    probe: Probe,
-    images: Images,
-    outputs: int,
-    loss: LossFunction,
-    trainable: Bool[np.ndarray, "n"],
-    seed: Seed,
-    on_epoch: EpochHook | None = None,
-) -> Float32[np.ndarray, "n k"]:
-    """Return the logits of `train_probe` alone."""
-    return train_probe(probe, images, outputs, loss, trainable, seed, on_epoch).logits
 
 
 def binary_loss(positive: Bool[np.ndarray, "n"], weights: Float64[np.ndarray, "n"]) -> LossFunction:

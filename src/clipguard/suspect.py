@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from clipguard.errors import ClipguardError
 from clipguard.models import factory_of
-from clipguard.probes import Probe, probe_logits
+from clipguard.probes import Probe, train_probe
 from clipguard.seeds import Seed
 from clipguard.training import EpochHook, LossFunction, Recipe, cross_entropy
 from clipguard.types import ImageSet, Scores
@@ -98,5 +98,5 @@ def suspect_scores(
     loss = cross_entropy(data.labels)
     if isinstance(suspect, Residual):
         loss = residual_loss(data.labels, guide, suspect.most_nats)
-    logits = probe_logits(suspect, data.images, len(data.class_names), loss, trainable, seed, on_epoch)
-    return Scores(logits=logits, scale=1.0, source=f"suspicious model {suspect.architecture}")
+    trained = train_probe(suspect, data.images, len(data.class_names), loss, trainable, seed, on_epoch)
+    return Scores(logits=trained.logits, scale=1.0, source=f"suspicious model {suspect.architecture}")

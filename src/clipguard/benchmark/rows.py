@@ -30,6 +30,9 @@ from clipguard.store import read_json, write_json
 FORMAT: Final = 1
 """Raise it when the meaning of a figure changes: older rows are then computed again."""
 
+EARLIER: Final = " (earlier settings)"
+"""Follows the label of a row that was computed with settings that are the file's no more."""
+
 Log = Callable[[str], None]
 """Called with one line when a row is done or has failed."""
 
@@ -108,10 +111,6 @@ def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Shar
                     break
     rows, failed = gather(config, lab.run)
     return Done(rows=rows, computed=computed, failed=failed, busy=busy)
-
-
-EARLIER: Final = " (earlier settings)"
-"""Follows the label of a row that was computed with settings that are the file's no more."""
 
 
 def gather(config: BenchConfig, run: Path) -> tuple[int, int]:
