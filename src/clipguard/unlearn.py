@@ -25,7 +25,8 @@ class Cure:
     Attributes:
         loss: `unlikelihood` punishes -log(1 - p(given label)), whose gradient is largest where the backdoor
             is planted; `reference` is CGD's + log p(given label), whose gradient vanishes there.
-        recipe: schedule of the fine-tuning; fixed, since no test data may stop it.
+        recipe: schedule of the fine-tuning; fixed, since no test data may stop it. The long warm-up softens the
+            first steps, in which the backdoor is unlearnt: with a short one, cures differ more by chance.
         unlearn: b, weight of the unlearning term, per triggered sample relative to a clean one.
         guide: a, weight of KL(guide || model) on triggered samples at `temperature`.
         temperature: T of the guide term.
@@ -38,7 +39,7 @@ class Cure:
     """
 
     loss: Literal["unlikelihood", "reference"] = "unlikelihood"
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=3, lr=0.02, warmup=0.05, crop=0.0625))
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=3, lr=0.02, warmup=0.3, crop=0.0625))
     unlearn: float = 1.0
     guide: float = 0.0
     temperature: float = 3.0
