@@ -1,11 +1,12 @@
 """Draw docs/attacks.png: CIFAR-10 test images without and with each trigger, and ten times the change.
 
-python benchmarks/attack_pictures.py
+python benchmarks/attack_pictures.py [NAME]...
 
-Attacks that need a helper net train it, or take it from the cache, as in cell 0 of the table.
+Without names, all attacks. Those that need a helper net train it, or take it from the cache, as in cell 0 of the table.
 """
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def main() -> None:
     first = there["badnets"]
     clean = first.sets[1].images[:SHOWN]
     blocks = {}
-    for name in ATTACKS:
+    for name in sys.argv[1:] or ATTACKS:
         cell = replace(first.cell, attack=AttackChoice(name=name))
         work = there.get(name) or Work(cell, first.lab, first.oracle_seed)
         if (triggered := work.attack.trigger(clean)) is not None:
