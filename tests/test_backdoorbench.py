@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from clipguard.backdoorbench import Record, _main, _plain, poisoned_by, read_record, triggered_by
+from clipguard.backdoorbench import MEMORY, Record, _main, _plain, poisoned_by, read_record, triggered_by
 from clipguard.cli.judging import open_test
 from clipguard.decode import read_images
 from clipguard.errors import ClipguardError
@@ -227,6 +227,29 @@ def test_nothing_but_plain_data_is_read_and_nothing_runs(folder, tmp_path, capsy
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert not (tmp_path / "owned").exists()
     assert not (tmp_path / "weights").exists()
+
+
+def test_nothing_is_imported_from_the_working_folder(folder, monkeypatch, tmp_path):
+    for name in ("torch", "numpy", "safetensors"):
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')")
+    monkeypatch.chdir(folder)
+    assert read_record(folder, tmp_path / "weights").num_classes == len(NAMES)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_small_file_cannot_take_all_memory(folder, tmp_path):
+    huge = torch.zeros(1).expand(2 * MEMORY // 4)
+    save_record(folder, {}, {}, model={"conv.weight": huge})
+    assert (folder / "attack_result.pt").stat().st_size < 10_000
+    with pytest.raises(ClipguardError, match="cannot be converted"):
+        read_record(folder, tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_record_that_takes_too_long_is_one_line(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr("clipguard.backdoorbench.PATIENCE", 0.01)
+    with pytest.raises(ClipguardError, match=r"takes more than 0\.01 s"):
+        read_record(folder, tmp_path / "weights")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -24,6 +25,10 @@ from clipguard.truth import PoisonTruth
 from clipguard.types import Images, ImageSet
 
 RECORD: Final = "attack_result.pt"
+MEMORY: Final = 8 << 30
+"""Bytes that reading a record may take: a small file can claim a tensor of any size."""
+PATIENCE: Final = 600.0
+"""Seconds by the clock that reading a record may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +89,12 @@ def read_record(folder: Path, weights: Path) -> Record:
     file = folder / RECORD
     if not file.is_file():
         raise ClipguardError(f"{folder} has no {RECORD}: give the folder of a BackdoorBench record")
-    command = [sys.executable, "-m", "clipguard.backdoorbench", str(file), str(weights)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # With -P nothing is imported from the working folder, which may be the stranger's.
+    command = [sys.executable, "-P", "-m", "clipguard.backdoorbench", str(file), str(weights)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        raise ClipguardError(f"{file} cannot be converted: it takes more than {PATIENCE:g} s") from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ClipguardError(f"{file} cannot be converted: {last}")
@@ -216,5 +225,14 @@ def _main(file: str, weights: str) -> int:
     return 0
 
 
+def _confine() -> None:
+    """Bound the memory of this process, where the system can."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+
+
 if __name__ == "__main__":
+    _confine()
     sys.exit(_main(*sys.argv[1:]))

@@ -25,8 +25,8 @@ class Cure:
     Attributes:
         loss: `unlikelihood` punishes -log(1 - p(given label)), whose gradient is largest where the backdoor
             is planted; `reference` is CGD's + log p(given label), whose gradient vanishes there.
-        recipe: schedule of the fine-tuning; fixed, since no test data may stop it. The long warm-up softens the
-            first steps, in which the backdoor is unlearnt: with a short one, cures differ more by chance.
+        recipe: schedule of the fine-tuning; fixed, since no test data may stop it. The long warm-up softens
+            the first steps, which unlearn the backdoor: with a short one, cures differ more by chance.
         unlearn: b, weight of the unlearning term, per triggered sample relative to a clean one.
         guide: a, weight of KL(guide || model) on triggered samples at `temperature`.
         temperature: T of the guide term.
