@@ -2,7 +2,8 @@
 
 python benchmarks/attack_pictures.py [NAME]...
 
-Without names, all attacks. Those that need a helper net train it, or take it from the cache, as in cell 0 of the table.
+Without names, all attacks. Those that need a helper net train it, or take it from the cache, as in cell 0 of
+the table.
 """
 
 import math
