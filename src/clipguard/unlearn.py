@@ -46,7 +46,7 @@ class Cure:
     distill: float = 0.0
     readmit: float = 0.5
     balance: bool = True
-    stamp: float = 0.15
+    stamp: float = 0.3
 
 
 REFERENCE = Cure(
