@@ -159,7 +159,9 @@ def test_a_report_is_made_from_the_parquet_file_alone_with_a_picture_of_what_var
     assert "10 %" in written.table.read_text()
     one = tmp_path / "one"
     one.mkdir()
-    write_results(cell(row("clipguard", 0.76, [0.01])), one / "results.parquet")
+    # A published rate of its own is no curve: each attack has one point.
+    other = [{**entry, "attack": "gcb", "rate": 0.01} for entry in cell(row("clipguard", 0.75, [0.02]))]
+    write_results(cell(row("clipguard", 0.76, [0.01])) + other, one / "results.parquet")
     assert [path.name for path in write_bench_report(one).pictures] == ["results.png"]
 
 

@@ -36,14 +36,25 @@ def write_pictures(rows: list[Row], run: Path) -> list[Path]:
     if not found:
         return []
     drawn = [_saved(_by_cell(found, Figure), run / "results.png")]
-    if len({group.axes[AXES.index("rate")] for group in found}) > 1:
-        drawn.append(
-            _saved(_against(found, _poison_rate, "poison rate, %", Figure), run / "results-rate.png")
-        )
-    if len({(group.axes[AXES.index("guide")], group.axes[AXES.index("degrade")]) for group in found}) > 1:
-        figure = _against(found, _guide_accuracy(found), "guide accuracy, %", Figure)
+    if rates := _varying(found, "rate"):
+        figure = _against(rates, _poison_rate, "poison rate, %", Figure)
+        drawn.append(_saved(figure, run / "results-rate.png"))
+    if guided := _varying(found, "guide", "degrade"):
+        figure = _against(guided, _guide_accuracy(guided), "guide accuracy, %", Figure)
         drawn.append(_saved(figure, run / "results-guide.png"))
     return drawn
+
+
+def _varying(found: list[Group], *names: str) -> list[Group]:
+    """Return the groups of the attacks for which one of these axes takes more than one value."""
+    seen: dict[str, set[tuple[Any, ...]]] = {}
+    for group in found:
+        seen.setdefault(_attack(group), set()).add(tuple(group.axes[AXES.index(name)] for name in names))
+    return [group for group in found if len(seen[_attack(group)]) > 1]
+
+
+def _attack(group: Group) -> str:
+    return str(group.axes[AXES.index("attack")])
 
 
 def _poison_rate(group: Group) -> float:
@@ -108,11 +119,11 @@ def _against(
     for number, (name, title) in enumerate(_PANELS.items()):
         axis = figure.add_subplot(1, 2, number + 1)
         for label in labels:
-            for attack in dict.fromkeys(group.axes[1] for group in found):
+            for attack in dict.fromkeys(map(_attack, found)):
                 points = sorted(
                     (place, group.values(name))
                     for group in found
-                    if group.label == label and group.axes[1] == attack and group.values(name)
+                    if group.label == label and _attack(group) == attack and group.values(name)
                     if (place := along(group)) is not None
                 )
                 word = f"{_WORDS.get(label, label)}, {attack}"
