@@ -120,6 +120,20 @@ def test_an_interrupted_run_exits_with_130_in_one_line(clipguard, monkeypatch, t
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.parametrize(("debug", "lines"), [("", 1), ("1", 2)])
+def test_an_internal_error_is_no_verdict(clipguard, monkeypatch, tmp_path, debug, lines):
+    def broken(path, options):
+        raise IndexError("Target 2 is out of bounds")
+
+    monkeypatch.setattr(defence, "run_scan", broken)
+    monkeypatch.setenv("CLIPGUARD_DEBUG", debug)
+    ran = clipguard("scan", tmp_path, "-o", tmp_path / "run")
+    assert ran.code == 2
+    assert "clipguard: internal error, IndexError: Target 2 is out of bounds" in ran.err.splitlines()[-1]
+    assert ran.err.count("\n") >= lines
+    assert ("Traceback" in ran.err) == bool(debug)
+
+
 def test_an_interrupted_attack_leaves_nothing(clipguard, monkeypatch, tmp_path):
     def interrupted(truth, path):
         raise KeyboardInterrupt

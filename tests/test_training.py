@@ -278,3 +278,11 @@ def test_cross_entropy_is_that_of_the_labels_at_the_rows():
 def test_no_samples_at_all_is_one_clear_error():
     with pytest.raises(ClipguardError, match="too small"):
         state_after(noise(4), np.zeros(0, dtype=np.int64))
+
+
+def test_a_training_that_diverges_is_refused():
+    def wild(logits, rows, batch):
+        return logits.sum() * float("inf")
+
+    with pytest.raises(ClipguardError, match="training diverged in epoch 1"):
+        state_after(two_kinds()[0], np.arange(24), loss=wild)

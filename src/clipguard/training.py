@@ -155,6 +155,9 @@ def fit(  # noqa: PLR0913  (the kernel: whatever is fixed is in the recipe)
 
     With a `checkpoint`, each finished epoch is noted in that file, and a training that finds it there goes on
     after the last one: to the same weights, if `rows` and `loss` remember nothing of earlier epochs.
+
+    Raises:
+        ClipguardError: the loss of an epoch is not finite.
     """
     keep_freed_memory()
     optimizer = _optimizer(model, recipe)
@@ -166,6 +169,9 @@ def fit(  # noqa: PLR0913  (the kernel: whatever is fixed is in the recipe)
             batches = _batches(chosen, recipe, seed.child("order", epoch))
             generator = seed.child("augment", epoch).torch()
             mean = _pass(model, images, batches, loss, _Step(recipe, optimizer, epoch, generator))
+            if not math.isfinite(mean):
+                why = f"training diverged in epoch {epoch + 1}: its loss is {mean}"
+                raise ClipguardError(f"{why}: give a model with usual weights, or a lower learning rate")
             done.append((mean, time.monotonic() - began))
             if checkpoint is not None:
                 save_checkpoint(checkpoint, model, optimizer, done)

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Final
@@ -17,6 +18,8 @@ from clipguard.cli.text import one_line
 from clipguard.errors import ClipguardError, fault_of
 
 ERROR: Final = 2
+DEBUG: Final = "CLIPGUARD_DEBUG"
+"""If set in the environment, an internal error shows its trace."""
 INTERRUPTED: Final = 128 + signal.SIGINT
 TERMINATED: Final = 128 + signal.SIGTERM
 """As shells report a process that the signal ended."""
@@ -50,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         return _fail(fault_of(error))
+    except Exception as error:
+        # Python's own exit code for it, 1, would say "suspicious".
+        return _internal(error)
 
 
 @contextlib.contextmanager
@@ -73,6 +79,13 @@ def _terminable() -> Iterator[None]:
 def _fail(text: str, code: int = ERROR) -> int:
     sys.stderr.write(f"clipguard: {one_line(text)}\n")
     return code
+
+
+def _internal(error: Exception) -> int:
+    if os.environ.get(DEBUG):
+        traceback.print_exc()
+    name = type(error).__name__
+    return _fail(f"internal error, {name}: {error} (of clipguard or a model's code: {DEBUG}=1 shows where)")
 
 
 def _run(arguments: list[str]) -> int:
