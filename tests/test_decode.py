@@ -100,7 +100,12 @@ def test_a_grey_array_gets_three_equal_channels(shape):
     assert (decode(grey.reshape(shape)) == grey[..., None]).all()
 
 
-@pytest.mark.parametrize("array", [np.zeros((2, 3, 4), np.uint8), np.zeros((2, 2, 3)), np.zeros(3, np.uint8)])
+def test_an_array_with_transparency_lies_on_white():
+    array = np.array([[[0, 0, 0, 0], [0, 0, 0, 51], [1, 2, 3, 255]]], np.uint8)
+    assert decode(array).tolist() == [[[255] * 3, [204] * 3, [1, 2, 3]]]
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 3, 5), np.uint8), np.zeros((2, 2, 3)), np.zeros(3, np.uint8)])
 def test_an_array_that_is_no_image_is_unreadable(array):
     assert str(array.dtype) in reason(array)
 

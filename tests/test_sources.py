@@ -214,7 +214,11 @@ def test_arrays_in_memory_and_in_a_file_are_the_same_source(tmp_path):
     [
         (np.zeros((2, 4, 4, 3)), [0, 1], "float64"),
         (np.zeros((2, 4), np.uint8), [0, 1], "[2, 4]"),
-        (np.zeros((2, 3, 4, 4), np.uint8), [0, 1], "[2, 3, 4, 4]"),
+        (np.zeros((2, 3, 4, 2), np.uint8), [0, 1], "[2, 3, 4, 2]"),
+        (np.uint8(3), [0, 1], "uint8 []"),
+        ([np.zeros((4, 4), np.uint8), np.zeros((4, 5, 2), np.uint8)], [0, 1], "image 1 of arrays"),
+        ([np.zeros((4, 4), np.uint8), [[0]]], [0, 1], "image 1 of arrays is a list"),
+        ([], [], "no images"),
         (np.zeros((2, 0, 4), np.uint8), [0, 1], "[2, 0, 4]"),
         (np.zeros((0, 4, 4), np.uint8), [], "no images"),
         (np.zeros((2, 4, 4), np.uint8), [0, 1, 1], "2 images but 3 labels"),

@@ -7,7 +7,8 @@ import numpy as np
 
 from clipguard.detector import Detector
 from clipguard.entropy import SplitRule
-from clipguard.pipeline import Plan
+from clipguard.guide import ClipGuide
+from clipguard.pipeline import Plan, Report, Scan, scan
 from clipguard.probes import Probe
 from clipguard.sources import ImageSource
 from clipguard.store import RunFolder, SourceInfo
@@ -80,3 +81,25 @@ def other_at(data: ImageSet, rows: np.ndarray) -> ImageSet:
     images, labels = data.images.copy(), data.labels.copy()
     images[rows], labels[rows] = 255 - images[rows], (labels[rows] + 1) % 3
     return image_set(images, labels, data.class_names, data.ids)
+
+
+GUIDE = ClipGuide("mini")
+
+
+def scanned(  # as `scan`, which has as many
+    path: Path,
+    data: ImageSet,
+    plan: Plan = PLAN,
+    reserve: bool = True,
+    report: Report | None = None,
+    guide: ClipGuide = GUIDE,
+) -> Scan:
+    """Return the scan of a set, in the run folder `path`."""
+    source = source_of(data)
+    return scan(source, guide, folder_of(path, source), plan, reserve, report)
+
+
+def moved(found: Scan, path: Path, **changes: object) -> Scan:
+    """Return the same scan, but for the changes, with a run folder of its own, where nothing is cached."""
+    run = folder_of(path, source_of(found.data))
+    return replace(found, run=run, stages=dict(found.stages), **changes)

@@ -16,9 +16,20 @@ from clipguard.custody import watched
 from clipguard.decode import common_size
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
-from clipguard.models import ModelSpec, Normalized, load, read_spec
-from clipguard.pipeline import Plan, Report, Scan, cure, scan, shared_trigger, train_on
+from clipguard.models import ModelSpec, Normalized, build, check_sound, load, read_spec
+from clipguard.pipeline import (
+    Plan,
+    Report,
+    Scan,
+    cure,
+    scan,
+    shared_trigger,
+    spec_to_train,
+    thumbnail_size,
+    train_on,
+)
 from clipguard.scoring import classifier_logits
+from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.store import RunFolder, SourceInfo, Stage, described, read_json, read_table, write_json
 from clipguard.types import Split
@@ -78,8 +89,14 @@ class Defender:
         opened = _opened(source)
         plan = self.plan or Plan()
         victim = None if model is None else _victim(model, spec, len(opened.class_names))
+        like = None if victim is None else victim[1]
+        if victim is None or plan.by == "retrain":
+            # What a scan takes minutes for must not end in a model that cannot be built.
+            wanted = like.input_size if like else plan.size or thumbnail_size(opened)
+            trial = spec_to_train(plan, len(opened.class_names), wanted, like)
+            check_sound(build(trial, Seed(0)), trial)
         file = {"path": str(model), **described(Path(model))} if isinstance(model, (str, Path)) else None
-        size = None if victim is None else victim[1].input_size
+        size = like.input_size if like else None
         self._scan(opened, reserve=victim is None, model_size=size, model=file)
         found = self.found_
         stages = dict(found.stages)
@@ -91,7 +108,7 @@ class Defender:
             self.before_, self.spec_, origin = victim
         if plan.by == "retrain":
             keep = ~found.split.triggered & ~found.reserved
-            self.spec_, stage = train_on(found, keep, "retrain", plan, self.report)
+            self.spec_, stage = train_on(found, keep, "retrain", plan, self.report, like)
             self.model_ = load(stage.path / "model.safetensors", self.spec_)
         else:
             stage = cure(found, self.before_, self.spec_, origin, plan, self.report)
@@ -110,20 +127,24 @@ class Defender:
     ) -> "Defender":
         plan = self.plan or Plan()
         guide, source = self.guide or ClipGuide(), watched(source)
+        # First of all: whether its weights can be had shows at once, and a large data set takes its time.
+        known = guide.known_as
+        tell, n = self.report or (lambda stage, done, total: None), len(source)
+        tell("fingerprint", 0, n)
         info = SourceInfo(
             kind=source.kind,
             location=source.location,
             fingerprint=source.fingerprint,
-            n=len(source),
+            n=n,
             class_names=source.class_names,
         )
+        tell("fingerprint", n, n)
         config = {
             "guide": guide.name,
             "templates": guide.prompts,
             "plan": json.loads(json.dumps(asdict(plan))),
         }
         run = RunFolder.open(self.run_dir, info, config, plan.seed)
-        known = guide.known_as
         run.manifest["guide"] = {"name": guide.name, "sha256": guide.clip.fingerprint, "known_as": known}
         run.manifest["model"] = model
         self.found_: Scan = scan(source, guide, run, plan, reserve, self.report, model_size=model_size)
@@ -190,6 +211,7 @@ def _victim(
     assert known is not None
     if known.num_classes != classes:
         raise ClipguardError(f"the model has {known.num_classes} classes but the data set names {classes}")
+    check_sound(loaded, known)
     digest = hashlib.sha256()
     for name, value in sorted(loaded.network.state_dict().items()):
         digest.update(name.encode())
@@ -245,7 +267,8 @@ def _data_warnings(source: ImageSource, found: Scan) -> list[str]:
         out.append(f"{len(found.split.starved)} classes have too few clean samples to trust: {names}")
     if unreadable := read_json(found.stages["read"].path / "unreadable.json"):
         out.append(
-            f"{len(unreadable)} images could not be read and were skipped, first {unreadable[0]['id']!r}"
+            f"{len(unreadable)} images could not be read and were skipped, first {unreadable[0]['id']!r} "
+            f"({unreadable[0]['reason']}); unreadable.json in the run folder lists them all"
         )
     return out
 

@@ -10,6 +10,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: Exception) -> str:
+    """Return what `error` says, in one line of bounded length; its type when it says nothing."""
+    return one_line(((str(error)[:2000].splitlines() or [""])[0] or type(error).__name__)[:200])
+
+
 class ClipguardError(Exception):
     """A fault in what the user gave, in one line: what happened, to which input, what to do.
 

@@ -168,11 +168,16 @@ def guide_from_name(
         text: `mini`, `NAME` or `NAME/TAG` of open_clip, `hf-hub:ORG/NAME` or `local-dir:FOLDER`.
         templates: as in `ClipGuide`.
         use_logit_scale: as in `ClipGuide`.
+
+    Raises:
+        ClipguardError: weights of another name are asked for than the embedded ones.
     """
     model, pretrained = text, DEFAULT_PRETRAINED
     # Anything else with a slash is a path, which the loader refuses by its whole name.
     if re.fullmatch(r"[\w-][^/:]*/[^/]+", text):
         model, _, pretrained = text.partition("/")
+    if model == EMBEDDED != text:
+        raise ClipguardError(f"guide {text!r}: the embedded guide has one set of weights, give {EMBEDDED}")
     return ClipGuide(model, pretrained, templates=templates, use_logit_scale=use_logit_scale)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from safetensors.torch import save as safetensors_bytes
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipguard import weights
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, first_line
 from clipguard.limits import Limits, parse_json
 from clipguard.seeds import Seed
 from clipguard.store import replacing
@@ -159,8 +160,11 @@ def _imported(name: str) -> Callable[[int], nn.Module]:
     module_name, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ClipguardError(f"model factory {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # A module may raise anything while it is imported.
+        raise ClipguardError(
+            f"model factory {name!r} cannot be imported: {first_line(error)} "
+            "(PYTHONPATH=. makes the working folder's own modules importable)"
+        ) from error
     return lambda num_classes: factory(num_classes=num_classes)
 
 
@@ -188,20 +192,59 @@ def build(spec: ModelSpec, seed: Seed) -> Normalized:
     """Return a freshly initialised model, channels-last, in evaluation mode.
 
     Raises:
-        ClipguardError: the architecture is unknown or its factory does not return an `nn.Module`.
+        ClipguardError: the architecture is unknown, or its factory fails or does not return an `nn.Module`.
     """
     name = spec.architecture
     make = factory_of(name)
-    with seed.torch_global():
-        network = make(spec.num_classes)
+    try:
+        with seed.torch_global():
+            network = make(spec.num_classes)
+    except Exception as error:  # So may a factory, when it is called.
+        raise ClipguardError(
+            f"model factory {name!r} cannot be called with num_classes={spec.num_classes}: "
+            f"{first_line(error)}"
+        ) from error
     if not isinstance(network, nn.Module):
         raise ClipguardError(f"model factory {name!r} returned {type(network).__name__}, not an nn.Module")
     return Normalized(network, spec).to(memory_format=torch.channels_last).eval()
 
 
+def check_sound(model: Normalized, spec: ModelSpec) -> None:
+    """Return nothing when all weights are finite and two noise images get the logits that the spec promises.
+
+    Raises:
+        ClipguardError: what the model does instead. It may be anybody's code.
+    """
+    name, (h, w) = spec.architecture, spec.input_size
+    bad = [key for key, value in model.network.state_dict().items() if not bool(value.isfinite().all())]
+    if bad:
+        raise ClipguardError(f"model {name!r} has NaN or Inf weights in {bad[0][:LONGEST_NAME]!r}")
+    noise = np.random.default_rng(0).integers(0, 256, (2, 3, h, w), dtype=np.uint8)
+    try:
+        with torch.inference_mode():
+            logits = model.eval()(torch.from_numpy(noise).to(model.mean.device))
+    except Exception as error:
+        raise ClipguardError(
+            f"model {name!r} fails on images of {h} x {w} pixels: {first_line(error)}; give another "
+            "size or architecture"
+        ) from error
+    wanted = [2, spec.num_classes]
+    shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != wanted or not logits.is_floating_point():
+        raise ClipguardError(f"model {name!r} gives {shape} for two images, not logits of {wanted}")
+    if not bool(logits.isfinite().all()):
+        raise ClipguardError(
+            f"model {name!r} gives NaN or Inf logits: its weights are not those of a classifier"
+        )
+
+
 def save(model: Normalized, spec: ModelSpec, path: Path) -> None:
     """Write `path` (safetensors) with the spec in its header, all or nothing."""
-    state = {name: value.detach().contiguous() for name, value in model.network.state_dict().items()}
+    # Copies, since safetensors refuses tensors that share memory, as tied weights do.
+    state = {
+        name: value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in model.network.state_dict().items()
+    }
     # One entry only: safetensors writes several in random order, and equal models are to be equal files.
     content = safetensors_bytes(state, metadata={"clipguard": json.dumps(asdict(spec))})
     with replacing(path) as part:

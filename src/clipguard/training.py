@@ -39,7 +39,7 @@ class Recipe:
     Attributes:
         epochs: passes over the rows.
         batch_size: samples a step.
-        optimizer: SGD with Nesterov momentum 0.9, or Adam.
+        optimizer: SGD with Nesterov momentum 0.9, SGD without momentum, or Adam.
         lr: peak learning rate.
         weight_decay: L2 penalty on all weights.
         warmup: fraction of all steps with a linearly growing rate; after it, the rate falls linearly to 0.
@@ -50,7 +50,7 @@ class Recipe:
 
     epochs: int
     batch_size: int = 128
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "plain-sgd", "adam"] = "sgd"
     lr: float
     weight_decay: float = 5e-4
     warmup: float = 0.2
@@ -86,6 +86,8 @@ def _rate(recipe: Recipe, progress: float) -> float:
 def _optimizer(model: Normalized, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "plain-sgd":
+        return torch.optim.SGD(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(
         model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
     )

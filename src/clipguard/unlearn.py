@@ -1,8 +1,10 @@
 """Guided unlearning: the backdoored model forgets what the triggered samples taught it."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,8 +16,9 @@ from torch.nn import functional as F
 from clipguard.models import Normalized
 from clipguard.scoring import classifier_logits
 from clipguard.seeds import Seed
+from clipguard.store import read_array, write_array
 from clipguard.training import LossFunction, Recipe, fit
-from clipguard.types import AffineTrigger, History, ImageSet, Scores, Split, image_set
+from clipguard.types import AffineTrigger, History, Images, ImageSet, Scores, Split, image_set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,17 +54,36 @@ class Cure:
 
 REFERENCE = Cure(
     loss="reference",
-    recipe=Recipe(epochs=3, lr=0.01, batch_size=256, warmup=0.0, constant=True),
+    recipe=Recipe(epochs=10, lr=0.01, batch_size=256, optimizer="plain-sgd", warmup=0.0, constant=True),
     unlearn=0.025,
     guide=0.0005,
     readmit=1.0,
     stamp=0.0,
 )
-"""CGD's own values [code]; its class resampling is class weights here, its stop on test accuracy left out."""
+"""CGD's own values [code]; its class resampling is class weights here, its stop on test accuracy left out.
+
+An epoch is a whole pass here, where CGD ends it after 200 steps of 256 samples.
+"""
+
+_PIECE = 1024
+"""Images that are moved or stamped together."""
+
+Join = Callable[[int, Iterator[Images]], Images]
+"""Makes one array of so many images that come in pieces: in memory, or on disk where they might not fit."""
 
 
-def stamped_copies(
-    data: ImageSet, split: Split, guide: Scores, trigger: AffineTrigger, cure: Cure, seed: Seed
+def _in_memory(_: int, pieces: Iterator[Images]) -> Images:
+    return np.concatenate(list(pieces))
+
+
+def stamped_copies(  # noqa: PLR0913  # what is copied, with what on it, how and where to: no two belong together
+    data: ImageSet,
+    split: Split,
+    guide: Scores,
+    trigger: AffineTrigger,
+    cure: Cure,
+    seed: Seed,
+    join: Join = _in_memory,
 ) -> tuple[ImageSet, Split, Scores]:
     """Return all three, longer by copies of clean samples that carry the trigger and count as clean.
 
@@ -73,7 +95,9 @@ def stamped_copies(
     wanted = 1 - share[data.labels[clean]] / max(1, share.sum())
     count = min(round(cure.stamp * len(clean)), int((wanted > 0).sum()))
     rows = seed.numpy().choice(clean, count, replace=False, p=wanted / wanted.sum() if count else None)
-    images = np.concatenate([data.images, trigger.put(data.images[rows])])
+    plain = (data.images[i : i + _PIECE] for i in range(0, len(data), _PIECE))
+    stamped = (trigger.put(data.images[rows[i : i + _PIECE]]) for i in range(0, len(rows), _PIECE))
+    images = join(len(data) + len(rows), chain(plain, stamped))
     ids = (*data.ids, *(f"{data.ids[row]} with the recovered trigger" for row in rows))
     longer = image_set(images, np.concatenate([data.labels, data.labels[rows]]), data.class_names, ids)
     part = replace(
@@ -167,37 +191,61 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
     seed: Seed,
     *,
     on_epoch: Callable[[int], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> History:
     """Cure `model` in place (CGD, unlearning) and return the history, with the sizes of the sets a pass.
 
-    Samples in neither set do not reach the loss or BatchNorm's statistics, unless they are re-admitted.
+    Samples in neither set do not reach the loss or BatchNorm's statistics, unless they are re-admitted. With
+    a `checkpoint`, a killed cure goes on after its last whole pass; beside it is noted who was admitted.
     """
     labels = torch.from_numpy(data.labels)
     scaled = torch.from_numpy(guide.logits) * guide.scale
     teacher = copy.deepcopy(model).eval() if cure.distill > 0 else None
-    admitted = split.clean.copy()
+    admitted = _Admitted(split.clean, checkpoint)
     state = _State(*(torch.zeros(0),) * 3)
-    sizes: list[tuple[float, float]] = []
 
     def choose(epoch: int) -> Int64[np.ndarray, "m"]:
+        believed = np.zeros(len(data), dtype=bool)
         if epoch > 0 and cure.readmit < 1:
             belief = _softmax_given(classifier_logits(model, data.images), data.labels)
-            admitted[:] |= (belief > cure.readmit) & ~split.triggered
-        triggered = split.triggered & ~admitted
+            believed = (belief > cure.readmit) & ~split.triggered
+        clean = admitted.note(epoch, believed)
+        triggered = split.triggered & ~clean
         weights = np.ones(len(data.class_names))
         if cure.balance:
-            weights = class_weights(admitted, ~triggered, data.labels, len(data.class_names))
-        state.clean, state.triggered = torch.from_numpy(admitted.copy()), torch.from_numpy(triggered)
+            weights = class_weights(clean, ~triggered, data.labels, len(data.class_names))
+        state.clean, state.triggered = torch.from_numpy(clean), torch.from_numpy(triggered)
         state.weight = torch.from_numpy(weights[data.labels].astype(np.float32))
-        sizes.append((float(admitted.sum()), float(triggered.sum())))
-        return np.flatnonzero(admitted | triggered)
+        return np.flatnonzero(clean | triggered)
 
     loss = _cure_loss(state, labels, scaled, teacher, cure)
-    history = fit(model, data.images, choose, loss, cure.recipe, seed, on_epoch)
-    clean, unlearnt = zip(*sizes, strict=True)
-    return History(
-        columns={**history.columns, "clean": clean, "triggered": unlearnt}, seconds=history.seconds
-    )
+    history = fit(model, data.images, choose, loss, cure.recipe, seed, on_epoch, checkpoint)
+    sizes = {
+        "clean": tuple(float(clean.sum()) for clean in admitted.passes),
+        "triggered": tuple(float((split.triggered & ~clean).sum()) for clean in admitted.passes),
+    }
+    return History(columns={**history.columns, **sizes}, seconds=history.seconds)
+
+
+class _Admitted:
+    """Which samples counted as clean in each pass so far, also in those that a killed attempt has made."""
+
+    def __init__(self, clean: Bool[np.ndarray, "n"], checkpoint: Path | None) -> None:
+        self.first = clean
+        self.file = None if checkpoint is None else checkpoint.with_name("admitted.npy")
+        self.passes: list[Bool[np.ndarray, " n"]] = []
+        if self.file is not None and self.file.exists():
+            self.passes = list(read_array(self.file))
+
+    def note(self, epoch: int, believed: Bool[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+        """Return the clean samples of the pass `epoch`: those of the one before it, and who is `believed`."""
+        before = self.passes[epoch - 1] if epoch else self.first
+        # A pass that was killed was noted when it began; it begins anew.
+        clean: Bool[np.ndarray, " n"] = before | believed
+        self.passes = [*self.passes[:epoch], clean]
+        if self.file is not None:
+            write_array(self.file, np.array(self.passes))
+        return clean.copy()
 
 
 def _softmax_given(logits: np.ndarray, labels: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:

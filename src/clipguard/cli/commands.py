@@ -20,7 +20,11 @@ from clipguard.cli.options import (
 from clipguard.cli.outcome import Outcome
 
 Source = Annotated[
-    Path, Parameter(help="Image folder (one sub-folder a class), Parquet file or folder of shards, or .npz.")
+    Path,
+    Parameter(
+        help="Image folder (one sub-folder a class); .parquet, .tar or .npz file; folder of shards; or a "
+        "pattern such as data-{000..009}.tar."
+    ),
 ]
 
 app = App(
@@ -133,7 +137,7 @@ class DemoOptions:
 
 @app.command
 def demo(options: DemoOptions | None = None) -> Outcome:
-    """Poison 4,000 digits, train a model on them, scan, cure, report: offline, about a minute."""
+    """Poison 4,000 digits, train a model on them, scan, cure, report: offline, about two minutes."""
     from clipguard.cli.defence import run_demo
 
     chosen = options or DemoOptions()

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from clipguard.cli.judging import TestSet, judge, open_test
+from clipguard.cli.judging import TestSet, check_test, judge, open_test
 from clipguard.cli.options import DefendOptions, ScanOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.poisoned import truth_beside
@@ -26,6 +26,7 @@ from clipguard.suspect import suspect_named
 from clipguard.training import VICTIM
 from clipguard.unlearn import REFERENCE, Cure
 
+CURED: Final = "model.safetensors"
 EXIT_CODES: Final = {"clean": 0, "suspicious": 1, "undecided": 3}
 
 
@@ -39,6 +40,8 @@ def run_scan(path: Path, options: ScanOptions) -> Outcome:
     with working() as tell:
         source = _source(path, options)
         defender = Defender(_guide(options), options.out, plan=plan, report=tell).scan(source)
+        if (options.out / CURED).exists():
+            defender.warnings_.append(f"{options.out / CURED} is of an earlier defend: a scan makes no model")
         summary = _finish(defender, "scan", {})
     return _outcome(defender, summary, options.json)
 
@@ -55,13 +58,15 @@ def run_defend(path: Path, options: DefendOptions) -> Outcome:
         spec = _spec(options, len(source.class_names))
         if spec is not None:
             plan = replace(plan, architecture=spec.architecture)
-        test = None
+        test, notes = None, []
         if options.test is not None:
             # Before any work, so that a mistake here does not cost the minutes of a training.
             truth = truth_beside(path, options.test) if options.rows is None else None
             test = open_test(options.test, source, options.classes, truth)
+            notes = check_test(test)
         defender = Defender(_guide(options), options.out, plan=plan, report=tell)
         defender.fit(source, model=options.model, spec=spec)
+        defender.warnings_ += notes
         summary = _finish(defender, "defend", judge(defender, test))
     return _outcome(defender, summary, options.json)
 
@@ -111,6 +116,8 @@ def _defend_plan(options: DefendOptions) -> Plan:
         raise ClipguardError(
             "--epochs is 1 or more, of a model trained here: leave it out to unlearn --model"
         )
+    if options.by == "retrain" and options.loss != "unlikelihood":
+        raise ClipguardError("--loss says how a model forgets: leave it out with --by retrain")
     plan = _scan_plan(options)
     victim = replace(VICTIM, epochs=options.epochs or VICTIM.epochs, flip=options.flip)
     cure = REFERENCE if options.loss == "reference" else Cure()
@@ -167,7 +174,7 @@ def _finish(defender: Defender, command: str, figures: Mapping[str, Any]) -> dic
     run = Path(defender.run_dir)
     published = {"report": "report.html", "samples": "samples.parquet"}
     if figures:
-        published["model"] = "model.safetensors"
+        published["model"] = CURED
     paths = {name: str(run / file) for name, file in published.items()}
     summary = write_summary(defender, command, {**figures, **paths})
     write_report(run)

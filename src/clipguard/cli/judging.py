@@ -42,16 +42,22 @@ class TestSet:
 def open_test(path: Path, source: ImageSource, classes: Path | None, truth: PoisonTruth | None) -> TestSet:
     """Return the test set at `path`: a plain labelled source, or a folder that `clipguard attack` wrote.
 
+    Its limits are those of `source`, the training data.
+
     Raises:
         ClipguardError: it cannot be opened, or it names other classes than the training data.
     """
+
+    def opened(file: Path) -> ImageSource:
+        return _same_classes(ImageSource.open(file, classes=classes, limits=source.limits), source)
+
     if not is_attack_folder(path):
-        return TestSet(clean=_same_classes(ImageSource.open(path, classes=classes), source))
+        return TestSet(clean=opened(path))
     if not (path / TEST).exists():
         raise ClipguardError(f"{path} has no {TEST}: run clipguard attack again with --test")
-    clean, triggered = _same_classes(ImageSource.open(path / TEST, classes=classes), source), None
+    clean, triggered = opened(path / TEST), None
     if (path / TRIGGERED).exists():
-        triggered = _same_classes(ImageSource.open(path / TRIGGERED, classes=classes), source)
+        triggered = opened(path / TRIGGERED)
         if not np.array_equal(triggered.labels, clean.labels):
             raise ClipguardError(
                 f"{TRIGGERED} and {TEST} of {path} differ in labels: run clipguard attack again"
@@ -73,6 +79,39 @@ def _some(names: tuple[str, ...]) -> str:
     return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
+def check_test(test: TestSet) -> list[str]:
+    """Return a warning where some images of the test set are unreadable; decodes all of them once.
+
+    Raises:
+        ClipguardError: too many of them are.
+    """
+    smallest = (1, 1)
+    read, _ = _decoded(test, smallest)
+    lost = len(test.clean) + len(test.clean.refused) - len(read)
+    if not lost:
+        return []
+    where = test.clean.location
+    return [f"{lost} images of the test set {where} could not be read: no rate counts them, on any side"]
+
+
+def _decoded(test: TestSet, size: tuple[int, int]) -> tuple[ImageSet, ImageSet | None]:
+    """Return the images of those rows that can be read, and read with the trigger if there is one."""
+    clean, _ = read_images(test.clean, size)
+    if test.triggered is None:
+        return clean, None
+    triggered, _ = read_images(test.triggered, size)
+    if len(clean) == len(triggered) == len(test.clean):
+        return clean, triggered
+    of_clean, of_triggered = (
+        np.flatnonzero(np.isin(np.array(source.ids), np.array(read.ids)))
+        for source, read in ((test.clean, clean), (test.triggered, triggered))
+    )
+    _, first, second = np.intersect1d(of_clean, of_triggered, assume_unique=True, return_indices=True)
+    if not len(first):
+        raise ClipguardError(f"no image of {test.clean.location} can be read without and with the trigger")
+    return clean.take(first), triggered.take(second)
+
+
 def judge(defender: Defender, test: TestSet | None) -> dict[str, Any]:
     """Return `before` and `after` of a fitted defender, and `detection` where the truth is known.
 
@@ -82,9 +121,7 @@ def judge(defender: Defender, test: TestSet | None) -> dict[str, Any]:
     if test is None:
         before, after = defender.own_figures()
         return {"before": before, "after": after}
-    size = defender.spec_.input_size
-    clean, _ = read_images(test.clean, size)
-    triggered = None if test.triggered is None else read_images(test.triggered, size)[0]
+    clean, triggered = _decoded(test, defender.spec_.input_size)
     where = f"test set {test.clean.location}"
     rates = [
         {**_rates(model, clean, triggered, test.aims), "measured_on": where}

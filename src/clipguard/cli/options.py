@@ -46,7 +46,10 @@ class ScanOptions:
     rows: Rows = None
     size: Annotated[
         str | None,
-        Parameter(help="Pixels HxW or N at which the small nets look; default: the commonest, at most 64."),
+        Parameter(
+            help="Pixels HxW or N at which the small nets, and a model trained here, see the images; "
+            "default: the commonest size, at most 64."
+        ),
     ] = None
     suspect: Annotated[
         str,

@@ -19,6 +19,7 @@ Report = Callable[[str, int, int], None]
 LINE_EVERY: Final = 60.0
 
 _STAGES: Final = {
+    "fingerprint": "hash the data",
     "read": "read and ask the guide",
     "suspect": "train the suspicious model",
     "detect": "look for a trigger",

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from clipguard.errors import first_line
 from clipguard.limits import Limits
 from clipguard.sources import Failed, Item
-from clipguard.sources.listing import first_line
+from clipguard.sources.arrays import CHANNELS
 from clipguard.sources.quiet import quiet_pillow
 
 # EPS runs an interpreter, and rare formats are the least tested code: neither is for untrusted bytes.
@@ -112,8 +113,12 @@ def _rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 def _array(item: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
     channels = item.shape[2:]
-    if item.dtype != np.uint8 or item.ndim < 2 or not item.size or channels not in ((), (1,), (3,)):
-        raise UnreadableImage(f"array of {item.dtype} {list(item.shape)}, not uint8 [h, w, 3] or [h, w]")
+    if item.dtype != np.uint8 or item.ndim < 2 or not item.size or channels not in CHANNELS:
+        raise UnreadableImage(
+            f"array of {item.dtype} {list(item.shape)}, not uint8 [h, w] or [h, w, 1, 3 or 4]"
+        )
+    if channels == (4,):
+        return _rgb(Image.fromarray(item))
     return np.array(np.broadcast_to(item.reshape(*item.shape[:2], -1), (*item.shape[:2], 3)))
 
 

@@ -1,6 +1,6 @@
 """The defence in order: guide and suspicious model, split, detector, cure; each a cached stage."""
 
-from clipguard.pipeline.curing import cure, learnable, shared_trigger, train_on
+from clipguard.pipeline.curing import cure, learnable, shared_trigger, spec_to_train, train_on
 from clipguard.pipeline.plan import Plan, Report
 from clipguard.pipeline.scanning import Scan, reserved_rows, scan, thumbnail_size
 
@@ -13,6 +13,7 @@ __all__ = [
     "reserved_rows",
     "scan",
     "shared_trigger",
+    "spec_to_train",
     "thumbnail_size",
     "train_on",
 ]

@@ -1,7 +1,7 @@
 """What is made of a scan: a victim, its cure, a model without the flagged samples; each a cached stage."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from jaxtyping import Bool
 
 from clipguard.errors import ClipguardError
 from clipguard.evidence import recover_trigger
-from clipguard.models import ModelSpec, Normalized, build, save
+from clipguard.models import ModelSpec, Normalized, build, check_sound, save
 from clipguard.pipeline.plan import Count, Plan, Report
 from clipguard.pipeline.scanning import Scan
 from clipguard.seeds import Seed
-from clipguard.store import Stage, read_array, resume_folder, write_array, write_table
+from clipguard.store import Stage, read_array, resume_folder, write_array, write_pieces, write_table
 from clipguard.training import cross_entropy, fit
-from clipguard.types import AffineTrigger, History, ImageSet, Scores, Split
+from clipguard.types import AffineTrigger, History, Images, ImageSet, Scores, Split
 from clipguard.unlearn import stamped_copies, unlearn
 
 
@@ -32,14 +32,26 @@ def _model_stage(
 
     def compute(folder: Path) -> None:
         model, spec, history = train(resume_folder(folder) / "checkpoint.safetensors")
+        check_sound(model, spec)
         save(model, spec, folder / "model.safetensors")
         write_table(folder / "history.parquet", {key: np.array(v) for key, v in history.columns.items()})
 
     return found.run.stage(name, config=config, inputs=inputs, compute=compute)
 
 
+def spec_to_train(plan: Plan, num_classes: int, size: tuple[int, int], like: ModelSpec | None) -> ModelSpec:
+    """Return how a classifier that is trained here is built; it normalises as the given model `like` does."""
+    spec = ModelSpec(architecture=plan.architecture, num_classes=num_classes, input_size=size)
+    return spec if like is None else replace(spec, mean=like.mean, std=like.std)
+
+
 def train_on(
-    found: Scan, keep: Bool[np.ndarray, "n"], name: str, plan: Plan, report: Report | None
+    found: Scan,
+    keep: Bool[np.ndarray, "n"],
+    name: str,
+    plan: Plan,
+    report: Report | None,
+    like: ModelSpec | None = None,
 ) -> tuple[ModelSpec, Stage]:
     """Return the spec and stage of a classifier trained from scratch on the samples of `keep`.
 
@@ -51,8 +63,7 @@ def train_on(
     present = np.bincount(data.labels, minlength=len(data.class_names)) > 0
     if lost := [data.class_names[i] for i in np.flatnonzero((counts == 0) & present)]:
         raise ClipguardError(f"class {lost[0]!r} has no sample left to train on: too few were found clean")
-    h, w = data.images.shape[1:3]
-    spec = ModelSpec(architecture=plan.architecture, num_classes=len(data.class_names), input_size=(h, w))
+    spec = spec_to_train(plan, len(data.class_names), data.images.shape[1:3], like)
     seed = Seed(plan.seed).child(name)
 
     def train(checkpoint: Path) -> tuple[Normalized, ModelSpec, History]:
@@ -74,8 +85,12 @@ def cure(
 ) -> Stage:
     """Return the stage of the victim (whose key or content hash is `origin`) after unlearning."""
 
-    def train(_: Path) -> tuple[Normalized, ModelSpec, History]:
-        # Without checkpoints: three passes are soon done again, and re-admission remembers earlier ones.
+    def train(checkpoint: Path) -> tuple[Normalized, ModelSpec, History]:
+        def on_disk(count: int, pieces: Iterator[Images]) -> Images:
+            file = checkpoint.with_name("images.npy")
+            write_pieces(file, (count, *data.images.shape[1:]), np.dtype(np.uint8), pieces)
+            return read_array(file, mmap=True)
+
         model = copy.deepcopy(victim)
         counted = Count("cure", plan.cure.recipe.epochs, report or (lambda stage, done, total: None))
         seed = Seed(plan.seed).child("cure")
@@ -83,8 +98,8 @@ def cure(
         trigger = shared_trigger(found, plan)
         if trigger is not None and plan.cure.stamp > 0:
             copies = seed.child("copies")
-            data, part, guide = stamped_copies(data, part, guide, trigger, plan.cure, copies)
-        history = unlearn(model, data, part, guide, plan.cure, seed, on_epoch=counted)
+            data, part, guide = stamped_copies(data, part, guide, trigger, plan.cure, copies, on_disk)
+        history = unlearn(model, data, part, guide, plan.cure, seed, on_epoch=counted, checkpoint=checkpoint)
         return model, spec, history
 
     config = {"cure": asdict(plan.cure), "spec": asdict(spec), "seed": plan.seed}

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from clipguard.clip import Clip
 from clipguard.custody import write_inputs
@@ -63,10 +63,17 @@ def thumbnail_size(source: ImageSource) -> tuple[int, int]:
     return max(8, round(h * shrink)), max(8, round(w * shrink))
 
 
-def reserved_rows(n: int, seed: Seed) -> Bool[np.ndarray, "n"]:
-    """Return the random twentieth that is set aside before any training and scoring."""
+def reserved_rows(labels: Int64[np.ndarray, "n"], seed: Seed) -> Bool[np.ndarray, "n"]:
+    """Return the random twentieth that is set aside before any training and scoring.
+
+    A class that would lose more than half of its samples is so small that it loses none.
+    """
+    n = len(labels)
     mask = np.zeros(n, dtype=bool)
     mask[seed.numpy().choice(n, round(RESERVED * n), replace=False)] = True
+    counts = np.bincount(labels)
+    most = 2 * np.bincount(labels[mask], minlength=len(counts)) > counts
+    mask &= ~most[labels]
     return mask
 
 
@@ -112,11 +119,12 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
         inputs=[source.fingerprint, clip.fingerprint],
         compute=lambda folder: _read(source, clip, size, folder, tell),
     )
+    run.publish(read.path / "unreadable.json", "unreadable.json")
     data = read_image_set(read.path)
     opinion = guide.logits(read_array(read.path / "embeddings.npy"), data.class_names)
     reserved = np.zeros(len(data), dtype=bool)
     if reserve:
-        reserved = reserved_rows(len(data), Seed(plan.seed).child("reserved"))
+        reserved = reserved_rows(data.labels, Seed(plan.seed).child("reserved"))
     seen = _seen(run, read, data, reserved, (min(view[0], size[0]), min(view[1], size[1])))
     suspect = _suspect(run, seen, opinion, guide.fingerprint, plan, tell)
     scores = Scores(logits=read_array(suspect.path / "logits.npy"), scale=1.0, source="suspicious model")

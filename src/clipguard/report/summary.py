@@ -11,6 +11,7 @@ from jaxtyping import Int64, Shaped, UInt8
 from PIL import Image
 
 from clipguard.errors import ClipguardError
+from clipguard.report.damage import damage_of_samples, damage_of_summary
 from clipguard.report.plot import entropy_map
 from clipguard.store import RunFolder, read_array, read_image_set, read_json, read_table
 from clipguard.types import AffineTrigger
@@ -28,10 +29,6 @@ CLASSES: Final = 40
 """How many classes are listed, most flagged first."""
 
 Table = dict[str, Shaped[np.ndarray, "..."]]
-
-_TEXTS: Final = {"id", "label_name", "guide_label_name"}
-_NUMBERS: Final = {"label", "guide_nll", "suspect_nll", "guide_rank", "suspect_rank", "trigger_score"}
-_JUDGED: Final = {"suspicion_score", "rank", "is_clean", "is_triggered", "is_mislabelled"}
 
 
 def summarize(run_dir: Path | str) -> dict[str, Any]:
@@ -51,12 +48,13 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
                 f"run folder {folder.path} has no {name}: the run is not finished, run it again"
             )
     run = read_json(folder.path / "summary.json")
-    if not isinstance(run, dict) or not {"command", "data", "verdict"} <= run.keys():
-        raise ClipguardError(f"{folder.path / 'summary.json'} is damaged: delete it and run again")
+    if field := damage_of_summary(run):
+        raise ClipguardError(f"{folder.path / 'summary.json'} is damaged ({field}): delete it and run again")
     samples = read_table(folder.path / "samples.parquet")
-    if missing := sorted((_TEXTS | _NUMBERS | _JUDGED) - samples.keys()):
+    if column := damage_of_samples(samples):
         raise ClipguardError(
-            f"{folder.path / 'samples.parquet'} lacks the column {missing[0]}: delete it and run again"
+            f"{folder.path / 'samples.parquet'} lacks the column {column}, or it is damaged: delete the file "
+            "and run again"
         )
     order = np.argsort(samples["rank"], kind="stable")[:TOP].astype(np.int64)
     return {

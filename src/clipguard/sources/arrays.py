@@ -2,7 +2,7 @@
 
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,20 +10,22 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, first_line
 from clipguard.limits import Limits
-from clipguard.sources.listing import Item, Listing, as_labels, first_line
+from clipguard.sources.listing import Item, Listing, as_labels
 
 KINDS: Final = {"images": "u", "labels": "iu", "class_names": "U"}
 """The arrays of an .npz file and the kinds of values that each may hold."""
+CHANNELS: Final = ((), (1,), (3,), (4,))
+"""What may follow height and width: nothing or 1 for grey, 3 for RGB, 4 for RGBA."""
 HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayReader:
-    """Reads rows of one array."""
+    """Reads rows of one array, or of a list of arrays that differ in size."""
 
-    images: UInt8[np.ndarray, "n h w *c"]
+    images: UInt8[np.ndarray, "n h w *c"] | Sequence[UInt8[np.ndarray, "_ _ *c"]]
 
     def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
         """Return views of the images."""
@@ -34,19 +36,13 @@ class ArrayReader:
 def list_arrays(
     images: object, labels: object, names: tuple[str, ...] | None = None, location: str = "arrays"
 ) -> Listing:
-    """Return images [n, h, w, 3] or [n, h, w] of uint8 with their labels.
+    """Return uint8 images [n, h, w] or [n, h, w, 1, 3 or 4], or a list of such that differ in size.
 
     Raises:
         ClipguardError: another dtype or shape, or another number of labels than of images.
     """
-    pixels = np.asarray(images)
     given = as_labels(labels, location)
-    grey_or_rgb = pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] == 3)
-    if pixels.dtype != np.uint8 or not grey_or_rgb or 0 in pixels.shape[1:]:
-        raise ClipguardError(
-            f"images of {location} must be uint8 [n, h, w, 3] or [n, h, w], "
-            f"not {pixels.dtype} {list(pixels.shape)}"
-        )
+    pixels = _pixels(images, location)
     if not len(pixels):
         raise ClipguardError(f"no images found in {location}")
     if len(pixels) != len(given):
@@ -60,6 +56,30 @@ def list_arrays(
         names=names,
         reader=ArrayReader(pixels),
     )
+
+
+def _pixels(
+    images: object, location: str
+) -> UInt8[np.ndarray, "n h w *c"] | list[UInt8[np.ndarray, "_ _ *c"]]:
+    """Return the images as one array, or as a list where they may differ in size."""
+    if isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.dtype == object):
+        arrays = list(images)
+        for row, array in enumerate(arrays):
+            if not isinstance(array, np.ndarray):
+                raise ClipguardError(f"image {row} of {location} is a {type(array).__name__}, not an array")
+            _check_images(array[None], f"image {row} of {location}")
+        return arrays
+    pixels = np.asarray(images)
+    _check_images(pixels, f"images of {location}")
+    return pixels
+
+
+def _check_images(pixels: Shaped[np.ndarray, "..."], what: str) -> None:
+    _, *size = pixels.shape or (0,)
+    if pixels.dtype != np.uint8 or len(size) < 2 or 0 in size[:2] or tuple(size[2:]) not in CHANNELS:
+        raise ClipguardError(
+            f"{what} must be uint8 [n, h, w] or [n, h, w, 1, 3 or 4], not {pixels.dtype} {list(pixels.shape)}"
+        )
 
 
 def list_npz(path: Path, limits: Limits) -> Listing:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 from PIL.Image import Image
 
-from clipguard.errors import ClipguardError, one_line
+from clipguard.errors import ClipguardError, first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +84,6 @@ def as_labels(values: object, location: str) -> Int64[np.ndarray, "n"]:
             f"labels of {location} must be one integer a row, not {array.ndim}-dimensional {array.dtype}"
         )
     return array.astype(np.int64)
-
-
-def first_line(error: Exception) -> str:
-    """Return what `error` says, in one line of bounded length; its type when it says nothing."""
-    return one_line(((str(error)[:2000].splitlines() or [""])[0] or type(error).__name__)[:200])
 
 
 def fault(error: OSError) -> str:

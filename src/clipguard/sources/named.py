@@ -26,8 +26,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from clipguard.errors import ClipguardError
-from clipguard.sources.listing import first_line
+from clipguard.errors import ClipguardError, first_line
 from clipguard.sources.signs import GTSRB_NAMES
 from clipguard.sources.source import ImageSource
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, first_line
 from clipguard.limits import Limits, parse_json, read_bounded
-from clipguard.sources.listing import Listing, fault, first_line, printable
+from clipguard.sources.listing import Listing, fault, printable
 
 Classes = str | Path | Sequence[str] | Mapping[str, str]
 

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Int64
 from PIL.Image import Image
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, first_line
 from clipguard.limits import Limits, read_bounded
-from clipguard.sources.listing import Failed, Item, Listing, as_labels, fault, first_line
+from clipguard.sources.listing import Failed, Item, Listing, as_labels, fault
 from clipguard.sources.quiet import quiet_pillow
 
 LABEL_ATTRIBUTES = ("targets", "labels", "_labels")

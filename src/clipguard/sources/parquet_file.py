@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, first_line
 from clipguard.limits import MIB, Limits, parse_json
-from clipguard.sources.listing import Failed, Item, as_labels, first_line
+from clipguard.sources.listing import Failed, Item, as_labels
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, first_line
 from clipguard.limits import Limits, parse_json
 from clipguard.sources.folder import IMAGE_SUFFIXES
 from clipguard.sources.listing import (
@@ -22,7 +22,6 @@ from clipguard.sources.listing import (
     Listing,
     Unreadable,
     fault,
-    first_line,
     printable,
     unique_ids,
 )

@@ -1,0 +1,261 @@
+"""clipguard.pipeline, what is made of a scan: victims, retraining, cures; killed ones go on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from clipguard import training
+from clipguard.errors import ClipguardError
+from clipguard.models import ModelSpec, build, load
+from clipguard.pipeline import cure, curing, learnable, shared_trigger, train_on
+from clipguard.seeds import Seed
+from clipguard.store import Stage, read_table
+from clipguard.types import image_set
+from tiny_runs import NAMES, PLAN, moved, other_at, poisoned_set, scanned
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return scanned(tmp_path_factory.mktemp("scan") / "run", poisoned_set()[0])
+
+
+@pytest.fixture
+def elsewhere(found, tmp_path):
+    return lambda name, **changes: moved(found, tmp_path / name, **changes)
+
+
+def weights(stage):
+    return (stage.path / "model.safetensors").read_bytes()
+
+
+def test_what_is_learnt_from_leaves_the_reserved_rows_out_of_everything(found):
+    data, part, guide = learnable(found)
+    rows = np.flatnonzero(~found.reserved)
+    assert data.ids == tuple(found.data.ids[row] for row in rows)
+    assert np.array_equal(data.images, found.data.images[rows])
+    assert np.array_equal(data.labels, found.data.labels[rows])
+    assert np.array_equal(part.clean, found.split.clean[rows])
+    assert np.array_equal(part.triggered, found.split.triggered[rows])
+    assert np.array_equal(part.suspicion, found.split.suspicion[rows])
+    assert np.array_equal(guide.logits, found.guide.logits[rows])
+    assert guide.scale == found.guide.scale
+
+
+def test_without_a_reserve_everything_may_be_learnt(found):
+    nobody = replace(found, reserved=np.zeros(len(found.data), bool))
+    data, part, guide = learnable(nobody)
+    assert data is found.data
+    assert part is found.split
+    assert guide is found.guide
+
+
+def small_victim():
+    spec = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
+    return build(spec, Seed(3)), spec
+
+
+def test_victim_retraining_and_cure_do_not_depend_on_reserved_samples(elsewhere, found):
+    rows = found.reserved
+    logits = np.where(rows[:, None], np.float32(0.5), found.guide.logits)
+    changes = {"data": other_at(found.data, rows), "guide": replace(found.guide, logits=logits)}
+    # Also not on what the split says of them.
+    changes["split"] = replace(found.split, triggered=found.split.triggered ^ rows)
+    plan = replace(PLAN, cure=replace(PLAN.cure, readmit=0.2, guide=0.1))
+    made = []
+    for name, changed in (("one", {}), ("other", changes)):
+        here = elsewhere(name, **changed)
+        _, victim = train_on(here, ~here.reserved, "victim", plan, None)
+        _, again = train_on(here, ~here.reserved & ~found.split.triggered, "retrain", plan, None)
+        cured = cure(here, *small_victim(), "origin", plan)
+        made.append([weights(stage) for stage in (victim, again, cured)])
+    assert made[0] == made[1]
+    assert len(set(made[0])) == 3
+
+
+def test_the_cure_does_depend_on_samples_that_are_not_reserved(elsewhere, found):
+    row = np.flatnonzero(found.split.clean & ~found.reserved)[:1]
+    one = cure(elsewhere("one"), *small_victim(), "origin", PLAN)
+    other = cure(elsewhere("other", data=other_at(found.data, row)), *small_victim(), "origin", PLAN)
+    assert weights(one) != weights(other)
+
+
+def test_the_model_to_be_cured_stays_as_it_was(elsewhere):
+    victim, spec = small_victim()
+    before = {name: value.clone() for name, value in victim.state_dict().items()}
+    stage = cure(elsewhere("run"), victim, spec, "origin", PLAN)
+    assert all(torch.equal(before[name], value) for name, value in victim.state_dict().items())
+    cured = load(stage.path / "model.safetensors", spec)
+    assert not torch.equal(cured.network.head.weight, victim.network.head.weight)
+
+
+def test_the_history_of_the_cure_has_the_sizes_of_its_sets(elsewhere, found):
+    history = read_table(cure(elsewhere("run"), *small_victim(), "origin", PLAN).path / "history.parquet")
+    _, part, _ = learnable(found)
+    assert list(history["epoch"]) == [1, 2]
+    assert history["clean"][0] == part.clean.sum()
+    assert history["triggered"][0] == part.triggered.sum()
+
+
+@pytest.mark.parametrize("name", ["victim", "retrain"])
+def test_training_uses_exactly_the_rows_that_are_kept(elsewhere, found, monkeypatch, name):
+    learnt, real = [], curing.fit
+
+    def recorded(model, images, rows, *rest):
+        learnt.append(set(rows.tolist()))
+        return real(model, images, rows, *rest)
+
+    monkeypatch.setattr(curing, "fit", recorded)
+    keep = ~found.reserved & ~found.split.triggered
+    spec, stage = train_on(elsewhere("run"), keep, name, PLAN, None)
+    assert learnt == [set(np.flatnonzero(keep))]
+    assert (spec.num_classes, spec.input_size) == (3, (16, 16))
+    assert load(stage.path / "model.safetensors", spec).training is False
+
+
+def test_a_class_that_would_lose_all_its_samples_is_named_and_nothing_is_trained(elsewhere, found):
+    here = elsewhere("run")
+    with pytest.raises(ClipguardError, match="class 'dog' has no sample left to train on"):
+        train_on(here, found.data.labels != 1, "retrain", PLAN, None)
+    assert not here.run.path.exists()
+
+
+def test_what_is_retrained_sees_images_as_the_given_model_does(elsewhere, found):
+    spec = replace(small_victim()[1], mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    keep = ~found.reserved
+    made, stage = train_on(elsewhere("like"), keep, "retrain", PLAN, None, spec)
+    assert made == replace(spec, architecture=PLAN.architecture)
+    assert weights(stage) != weights(train_on(elsewhere("unlike"), keep, "retrain", PLAN, None)[1])
+
+
+def test_a_training_that_ends_in_another_kind_of_model_leaves_nothing(elsewhere, found, monkeypatch):
+    def spoilt(model, *rest):
+        with torch.no_grad():
+            model.network.head.weight.fill_(torch.nan)
+        return history
+
+    history = curing.fit(*small_fit(found))
+    monkeypatch.setattr(curing, "fit", spoilt)
+    here = elsewhere("run")
+    with pytest.raises(ClipguardError, match="NaN or Inf weights in 'head"):
+        train_on(here, ~found.reserved, "victim", PLAN, None)
+    assert not here.run.path.exists()
+
+
+def small_fit(found):
+    loss = training.cross_entropy(found.data.labels)
+    return small_victim()[0], found.data.images, np.arange(40), loss, PLAN.victim, Seed(0)
+
+
+def test_a_class_that_never_had_a_sample_is_no_loss(elsewhere, found):
+    data = image_set(found.data.images, found.data.labels, (*NAMES, "newt"), found.data.ids)
+    spec, _ = train_on(elsewhere("run", data=data), ~found.reserved, "victim", PLAN, None)
+    assert spec.num_classes == 4
+
+
+class Killed(BaseException):
+    """Stands for the end of a process: nothing in clipguard may catch it."""
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_a_killed_cure_keeps_its_passes_and_gives_the_same_model(elsewhere, monkeypatch, when):
+    monkeypatch.setattr("clipguard.evidence.FEWEST", 10)
+    # From the second pass on, each re-admits whom the model believes.
+    recipe = replace(PLAN.cure.recipe, epochs=4)
+    plan = replace(PLAN, cure=replace(PLAN.cure, recipe=recipe, readmit=0.34))
+    whole = cure(elsewhere("whole"), *small_victim(), "origin", plan)
+    here = elsewhere("killed")
+
+    def kill(stage, done, _total):
+        if (stage, done) == ("cure", when):
+            raise Killed
+
+    with pytest.raises(Killed):
+        cure(here, *small_victim(), "origin", plan, kill)
+    assert here.run.finished("cure") is None
+    kept = {file.name for file in here.run.path.rglob("resume.part/*")}
+    assert {"checkpoint.safetensors", "admitted.npy", "images.npy"} <= kept
+    passes, real = [], training._pass
+
+    def counted(*args):
+        passes.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(training, "_pass", counted)
+    stage = cure(here, *small_victim(), "origin", plan)
+    assert len(passes) == 4 - when
+    assert not stage.cached
+    assert weights(stage) == weights(whole)
+    one, two = (read_table(of.path / "history.parquet") for of in (stage, whole))
+    for column in ("loss", "clean", "triggered"):
+        assert one[column].tolist() == two[column].tolist()
+    assert len(set(one["clean"].tolist())) > 1
+    assert not list(here.run.path.rglob("resume.part"))
+    assert cure(here, *small_victim(), "origin", plan).cached
+
+
+@pytest.mark.parametrize("name", ["victim", "retrain"])
+def test_a_killed_training_keeps_its_epochs_and_gives_the_same_model(elsewhere, found, name):
+    _, whole = train_on(elsewhere("whole"), ~found.reserved, name, PLAN, None)
+    here = elsewhere("killed")
+
+    def kill(stage, done, _total):
+        if (stage, done) == (name, 1):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_on(here, ~found.reserved, name, PLAN, kill)
+    (kept,) = here.run.path.rglob("checkpoint.safetensors")
+    assert kept.parts[-3].startswith(f".{name}-")
+    _, stage = train_on(here, ~found.reserved, name, PLAN, None)
+    assert weights(stage) == weights(whole)
+    losses = [read_table(of.path / "history.parquet")["loss"].tolist() for of in (stage, whole)]
+    assert losses[0] == losses[1]
+    assert not list(here.run.path.rglob("checkpoint.safetensors"))
+
+
+def test_a_cure_is_done_anew_for_another_victim_or_other_settings(elsewhere):
+    here = elsewhere("run")
+
+    def cached(origin, plan) -> bool:
+        stage: Stage = cure(here, *small_victim(), origin, plan)
+        return stage.cached
+
+    assert not cached("one", PLAN)
+    assert cached("one", PLAN)
+    assert not cached("two", PLAN)
+    assert not cached("two", replace(PLAN, cure=replace(PLAN.cure, unlearn=0.5)))
+
+
+def test_what_the_flagged_samples_share_is_recovered_once_and_kept(found, monkeypatch):
+    monkeypatch.setattr("clipguard.evidence.FEWEST", 10)
+    trigger = shared_trigger(found, replace(PLAN, seed=11))
+    assert trigger is not None
+    white = trigger.put(np.full((1, 16, 16, 3), 60, np.uint8))[0]
+    assert (white[-4:, -4:] == 255).all()
+    assert np.abs(white[:-4].astype(int) - 60).mean() < 40
+    kept = np.load(found.stages["evidence"].path / "trigger.npy")
+    assert np.array_equal(kept, np.stack([trigger.scale, trigger.shift]))
+    assert not found.stages["evidence"].cached
+    again = shared_trigger(found, replace(PLAN, seed=11))
+    assert found.stages["evidence"].cached
+    assert again is not None
+    assert np.array_equal(again.shift, trigger.shift)
+
+
+def test_with_too_few_flagged_samples_there_is_no_shared_trigger(found, monkeypatch):
+    monkeypatch.setattr("clipguard.evidence.FEWEST", 200)
+    assert shared_trigger(found, replace(PLAN, seed=12)) is None
+
+
+def test_the_cure_learns_copies_that_carry_the_shared_trigger(found, monkeypatch):
+    monkeypatch.setattr("clipguard.evidence.FEWEST", 10)
+    plan = replace(PLAN, seed=13)
+    spec = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
+    model, sizes = build(spec, Seed(0)), []
+    for share in (0.0, 0.5):
+        stage = cure(found, model, spec, "a victim", replace(plan, cure=replace(PLAN.cure, stamp=share)))
+        sizes.append(read_table(stage.path / "history.parquet")["clean"][0])
+    clean = found.split.clean & ~found.reserved
+    assert sizes == [clean.sum(), clean.sum() + round(0.5 * clean.sum())]
