@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -232,7 +233,6 @@ def test_options_reach_the_plan(tmp_path):
         suspect="out-of-fold",
         split_by="all",
         architecture="preactresnet18-4",
-        by="retrain",
         loss="reference",
         epochs=2,
         flip=False,
@@ -240,7 +240,8 @@ def test_options_reach_the_plan(tmp_path):
     )
     plan = defence._defend_plan(options)
     assert (plan.size, plan.suspect, plan.rule.by) == ((24, 16), SUSPECTS["out-of-fold"], "all")
-    assert (plan.architecture, plan.by, plan.cure.loss) == ("preactresnet18-4", "retrain", "reference")
+    assert (plan.architecture, plan.by, plan.cure.loss) == ("preactresnet18-4", "unlearn", "reference")
+    assert defence._defend_plan(replace(options, loss="unlikelihood", by="retrain")).by == "retrain"
     assert (plan.victim.epochs, plan.victim.flip, plan.cure.recipe.flip, plan.seed) == (2, False, False, 9)
 
 

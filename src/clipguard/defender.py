@@ -128,7 +128,7 @@ class Defender:
         plan = self.plan or Plan()
         guide, source = self.guide or ClipGuide(), watched(source)
         # First of all: whether its weights can be had shows at once, and a large data set takes its time.
-        known = guide.known_as
+        known, prompts = guide.known_as, guide.prompts
         tell, n = self.report or (lambda stage, done, total: None), len(source)
         tell("fingerprint", 0, n)
         info = SourceInfo(
@@ -141,7 +141,7 @@ class Defender:
         tell("fingerprint", n, n)
         config = {
             "guide": guide.name,
-            "templates": guide.prompts,
+            "templates": prompts,
             "plan": json.loads(json.dumps(asdict(plan))),
         }
         run = RunFolder.open(self.run_dir, info, config, plan.seed)

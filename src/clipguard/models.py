@@ -131,9 +131,13 @@ class Normalized(nn.Module):
 
     def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
         """Return logits of 0..255 images."""
-        x = (images.float() - self.mean) / self.std
-        logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.network(self.scaled(images))
         return logits
+
+    def scaled(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+        """Return 0..255 images as the network takes them."""
+        x = (images.float() - self.mean) / self.std
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 _OWN: dict[str, Callable[[int, int], nn.Module]] = {"preactresnet18": PreActResNet18, "shallow": ShallowNet}
@@ -222,7 +226,9 @@ def check_sound(model: Normalized, spec: ModelSpec) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2, 3, h, w), dtype=np.uint8)
     try:
         with torch.inference_mode():
-            logits = model.eval()(torch.from_numpy(noise).to(model.mean.device))
+            # Of the network itself, so that whatever it gives reaches the checks below.
+            scaled = model.scaled(torch.from_numpy(noise).to(model.mean.device))
+            logits = model.eval().network(scaled)
     except Exception as error:
         raise ClipguardError(
             f"model {name!r} fails on images of {h} x {w} pixels: {first_line(error)}; give another "

@@ -84,7 +84,7 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
         helper = seed.child("helper", options.attack)
         attack = prepare(recipe, train, helper, report=partial(tell, "helper net"))
         poisoned, truth = attack.poison(train, seed.child("attack", options.attack))
-        if attack.rate > 0 and not truth.poisoned.any():
+        if options.attack != "none" and not truth.poisoned.any():
             raise ClipguardError(f"{attack.rate:g} of {len(train)} images is none: give a higher --rate")
         classes = np.arange(len(train.class_names))
         aims = attack.aim(classes, len(classes))

@@ -17,6 +17,8 @@ Report = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 LINE_EVERY: Final = 60.0
+WORTH_A_LINE: Final = 1.0
+"""Seconds that a stage takes at least for its end to be told."""
 
 _STAGES: Final = {
     "fingerprint": "hash the data",
@@ -42,7 +44,7 @@ def duration(seconds: int | float) -> str:
 
 @dataclass(slots=True)
 class Lines:
-    """Progress as lines: at most one a minute while a stage runs, and one when it ends.
+    """Progress as lines: at most one a minute while a stage runs, and one when it ends, unless in no time.
 
     Attributes:
         write: takes each line.
@@ -64,9 +66,9 @@ class Lines:
         if stage != self._stage:
             # A stage is first heard of when a part of it is done: it began when the one before it ended.
             self._stage, self._began = stage, self._told
-        if done < total and now - self._told < LINE_EVERY:
-            return
         spent = now - self._began
+        if now - self._told < LINE_EVERY if done < total else spent < WORTH_A_LINE:
+            return
         left = f", {duration(spent / done * (total - done))} left" if 0 < done < total else ""
         took = f" in {duration(spent)}" if done >= total else ""
         self.write(f"clipguard: {_STAGES.get(stage, stage)}: {done:,} of {total:,}{took}{left}\n")
