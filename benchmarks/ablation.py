@@ -32,7 +32,7 @@ from clipguard.detector import trigger_scores
 from clipguard.entropy import SplitRule, entropy_map, split
 from clipguard.evaluate import detection
 from clipguard.pipeline import Plan, scan
-from clipguard.pipeline.curing import shared_trigger
+from clipguard.pipeline.curing import shared_triggers
 from clipguard.pipeline.scanning import LARGEST_THUMBNAIL
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
@@ -154,13 +154,13 @@ def losses() -> None:
     work = works("development")[0]
     (data, _), test, model, found = work.poisoned, work.sets[1], work.victim[0], scanned(work)
     rates = partial(judged, test=test, tried=work.trials)
-    trigger = shared_trigger(found, Plan(seed=work.cell.seed))
+    triggers = shared_triggers(found, Plan(seed=work.cell.seed))
     bare = replace(found.guide, scale=1.0)
     first = split(found.entropy, data.labels, data.class_names, SplitRule())
     bare_map = entropy_map(bare, suspect_of(found), data.labels)
     bare_first = split(bare_map, data.labels, data.class_names, SplitRule())
     ours = replace(Cure(), recipe=replace(Cure().recipe, epochs=PASSES))
-    reference = replace(REFERENCE, recipe=replace(REFERENCE.recipe, epochs=PASSES))
+    reference = REFERENCE
     guided = replace(ours, guide=0.1, temperature=1.0)
     ways: dict[str, tuple[Cure, Split, Scores]] = {
         "ours": (ours, found.split, found.guide),
@@ -177,8 +177,8 @@ def losses() -> None:
             cured, curve = copy.deepcopy(model), [rates(model)]
             seed = Seed(work.cell.seed).child("ablation")
             lesson = data, part, guide
-            if trigger is not None and cure.stamp > 0:
-                lesson = stamped_copies(*lesson, trigger, cure, seed.child("copies"))
+            if triggers and cure.stamp > 0:
+                lesson = stamped_copies(*lesson, triggers, cure, seed.child("copies"))
             history = unlearn(cured, *lesson, cure, seed, on_epoch=lambda _: curve.append(rates(cured)))
             sizes = [
                 a + b for a, b in zip(history.columns["clean"], history.columns["triggered"], strict=True)

@@ -260,6 +260,14 @@ def test_a_line_comes_once_a_minute_and_when_a_stage_ends():
     ]
 
 
+def test_a_stage_that_took_no_time_gets_no_line():
+    stream, now = io.StringIO(), iter([0, 0.5, 5.0])
+    lines = Lines(stream.write, lambda: next(now))
+    lines("fingerprint", 7, 7)
+    lines("read", 7, 7)
+    assert stream.getvalue() == "clipguard: read and ask the guide: 7 of 7 in 5 s\n"
+
+
 def test_a_stage_that_announces_its_start_needs_no_time_left():
     stream, now = io.StringIO(), iter([0.0, 120.0])
     Lines(stream.write, lambda: next(now))("read", 0, 5)

@@ -9,7 +9,7 @@ import torch
 from clipguard import training
 from clipguard.errors import ClipguardError
 from clipguard.models import ModelSpec, build, load
-from clipguard.pipeline import cure, curing, learnable, shared_trigger, train_on
+from clipguard.pipeline import cure, curing, learnable, shared_triggers, train_on
 from clipguard.seeds import Seed
 from clipguard.store import Stage, read_table
 from clipguard.types import image_set
@@ -230,26 +230,24 @@ def test_a_cure_is_done_anew_for_another_victim_or_other_settings(elsewhere):
 
 def test_what_the_flagged_samples_share_is_recovered_once_and_kept(found, monkeypatch):
     monkeypatch.setattr("clipguard.evidence.FEWEST", 10)
-    trigger = shared_trigger(found, replace(PLAN, seed=11))
-    assert trigger is not None
+    (trigger,) = shared_triggers(found, replace(PLAN, seed=11))
     white = trigger.put(np.full((1, 16, 16, 3), 60, np.uint8))[0]
     assert (white[-4:, -4:] == 255).all()
     assert np.abs(white[:-4].astype(int) - 60).mean() < 40
-    kept = np.load(found.stages["evidence"].path / "trigger.npy")
-    assert np.array_equal(kept, np.stack([trigger.scale, trigger.shift]))
     assert not found.stages["evidence"].cached
-    again = shared_trigger(found, replace(PLAN, seed=11))
+    (again,) = shared_triggers(found, replace(PLAN, seed=11))
     assert found.stages["evidence"].cached
-    assert again is not None
+    assert again.label is trigger.label is None
+    assert np.array_equal(again.scale, trigger.scale)
     assert np.array_equal(again.shift, trigger.shift)
 
 
-def test_with_too_few_flagged_samples_there_is_no_shared_trigger(found, monkeypatch):
+def test_with_too_few_flagged_samples_there_is_no_shared_triggers(found, monkeypatch):
     monkeypatch.setattr("clipguard.evidence.FEWEST", 200)
-    assert shared_trigger(found, replace(PLAN, seed=12)) is None
+    assert shared_triggers(found, replace(PLAN, seed=12)) == ()
 
 
-def test_the_cure_learns_copies_that_carry_the_shared_trigger(found, monkeypatch):
+def test_the_cure_learns_copies_that_carry_the_shared_triggers(found, monkeypatch):
     monkeypatch.setattr("clipguard.evidence.FEWEST", 10)
     plan = replace(PLAN, seed=13)
     spec = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))

@@ -153,6 +153,10 @@ def test_a_scan_is_the_first_half_of_curing_a_given_model(clipguard, attacked, t
     assert "unlearn" in ran.err
     assert "suspicious" not in ran.err
     assert ran.json["after"]["measured_on"] == "seen in training"
+    later = clipguard("scan", source, "-o", run, *MINI, "--json")
+    assert any("model.safetensors is of an earlier defend" in text for text in later.json["warnings"])
+    assert "model" not in later.json
+    assert (run / "model.safetensors").exists()
 
 
 def test_retraining_drops_what_is_flagged(clipguard, attacked, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipguard.evidence import FEWEST, recover_trigger
+from clipguard.evidence import FEWEST, recover_trigger, recover_triggers
 from clipguard.seeds import Seed
 from clipguard.triggers import add_sinusoid, blend, noise_pattern, stamp_patch
 from clipguard.types import AffineTrigger, Scores, Split, image_set
@@ -25,6 +25,49 @@ def flagged_set(trigger, *, clean_label=False, innocent=0.0, n=2400, seed=0):
     logits = np.stack([1.0 - shown, shown], axis=1).astype(np.float32)
     part = Split(clean=~flagged, triggered=flagged, suspicion=flagged.astype(np.float64))
     return data, part, Scores(logits=logits, scale=8.0, source="guide")
+
+
+def two_attackers(share=0.5, n=2400):
+    """Return the same with a patch to class 1 and, in a share of the flagged, a wave to class 0."""
+    draw = np.random.default_rng(1)
+    data, part, guide = flagged_set(lambda x: x, n=n)
+    second = part.triggered & (draw.random(n) < share)
+    images, labels = data.images.copy(), data.labels.copy()
+    first = part.triggered & ~second
+    images[first], images[second] = stamp_patch(images[first], 3), add_sinusoid(images[second], 60.0, 3.0)
+    labels[second] = 0
+    return image_set(images, labels, NAMES), part, guide
+
+
+def error(trigger, put):
+    images = plain()
+    wanted = put(images).astype(float)
+    return np.abs(trigger.put(images) - wanted).mean() / np.abs(images - wanted).mean()
+
+
+def test_two_attackers_with_a_target_each_are_told_apart():
+    wave, patch = recover_triggers(*two_attackers(), Seed(1))
+    assert (wave.label, patch.label) == (0, 1)
+    assert error(patch, lambda x: stamp_patch(x, 3)) < 0.2
+    assert error(wave, lambda x: add_sinusoid(x, 60.0, 3.0)) < 0.4
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 1.0])
+def test_a_label_that_is_seldom_flagged_has_no_trigger_of_its_own(share):
+    case = two_attackers(share)
+    (one,) = recover_triggers(*case, Seed(1))
+    together = recover_trigger(*case, Seed(1))
+    assert one.label is None
+    assert np.array_equal(one.shift, together.shift)
+    assert np.array_equal(one.scale, together.scale)
+
+
+def test_too_few_flagged_samples_share_nothing():
+    data, part, guide = flagged_set(lambda x: stamp_patch(x, 3))
+    few = np.flatnonzero(part.triggered)[: FEWEST - 1]
+    triggered = np.isin(np.arange(len(data)), few)
+    part = Split(clean=part.clean, triggered=triggered, suspicion=part.suspicion)
+    assert recover_triggers(data, part, guide, Seed(1)) == ()
 
 
 def plain(n=200, seed=9):

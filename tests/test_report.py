@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipguard.errors import ClipguardError
 from clipguard.report import entropy_map, entropy_map_svg, render, summarize, write_report
 from clipguard.report.page import visible
 from clipguard.report.plot import curve_svg
@@ -24,12 +23,10 @@ from clipguard.store import (
     RunFolder,
     SourceInfo,
     read_json,
-    read_table,
-    write_image_set,
-    write_json,
-    write_table,
+    write_triggers,
 )
-from clipguard.types import image_set
+from clipguard.types import AffineTrigger
+from tiny_report import FULL, make_run
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -41,64 +38,6 @@ HOSTILE = (
     "x" * 5000,
 )
 BIDI = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\x00-\x09\x0b-\x1f\x7f]")
-
-FULL = {
-    "command": "defend",
-    "verdict": {"verdict": "suspicious", "reasons": ["many samples were learnt early"]},
-    "guide": {"name": "mini", "scale": 22.0, "agreement": 0.55},
-    "split": {"clean": 1, "triggered": 1, "unused": 0, "starved": ["dog"]},
-    "before": {"accuracy": 0.774, "attack_success": 0.951, "recovery": 0.03, "measured_on": "test set"},
-    "after": {"accuracy": 0.772, "attack_success": 0.018, "recovery": 0.74, "measured_on": "test set"},
-    "seconds": {"read": 53.1, "suspect": 80.2},
-    "curve": [
-        {"step": 0, "accuracy": 0.77, "attack_success": 0.95},
-        {"step": 10, "accuracy": 0.76, "attack_success": 0.1},
-    ],
-    "warnings": ["the images are much larger than what is looked at"],
-    "version": "0.1.0",
-    "seed": 0,
-}
-
-
-def make_run(path: Path, n: int = 150, *, names=("cat", "dog", "ship"), ids=None, side=8, run=FULL) -> Path:
-    """Write a small run whose most suspicious samples are known: rank 1 is the last row."""
-    rng = np.random.default_rng(0)
-    ids = tuple(ids or (f"train/{i}.png" for i in range(n)))
-    labels = np.arange(n) % len(names)
-    pixels = rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8)
-    images = image_set(pixels, labels, tuple(names), ids)
-    info = SourceInfo(
-        kind="arrays", location="./data", fingerprint=images.fingerprint, n=n, class_names=tuple(names)
-    )
-    folder = RunFolder.open(path, info, {"epochs": 5}, seed=0)
-    folder.stage(
-        "read",
-        config={},
-        inputs=[images.fingerprint],
-        compute=lambda at: write_image_set(at, images),
-    )
-    ranks = (np.arange(n) + 1) / n
-    triggered = np.arange(n) >= n - n // 10
-    columns = {
-        "id": ids,
-        "label": labels,
-        "label_name": [names[i] for i in labels],
-        "guide_label_name": [names[(i + 1) % len(names)] for i in labels],
-        "guide_nll": ranks * 9,
-        "suspect_nll": (1 - ranks) * 9,
-        "guide_rank": ranks,
-        "suspect_rank": ranks[::-1].copy(),
-        "trigger_score": np.full(n, np.nan),
-        "suspicion_score": ranks,
-        "rank": n - np.arange(n),
-        "is_clean": np.arange(n) < n // 2,
-        "is_triggered": triggered,
-        "is_mislabelled": np.arange(n) == n - 2,
-    }
-    write_table(path / "samples.parquet", columns, optional=["trigger_score"])
-    data = {"location": "./data", "n": n, "classes": list(names), "unreadable": 3, "empty_classes": []}
-    write_json(path / "summary.json", {"data": data} | run)
-    return path
 
 
 class Page(HTMLParser):
@@ -147,31 +86,35 @@ def test_the_most_suspicious_come_first_each_with_its_own_picture(tmp_path):
         assert np.array_equal(np.array(Image.open(io.BytesIO(base64.b64decode(encoded)))), pixels[row])
 
 
-def test_the_shared_trigger_is_shown_on_the_most_trusted_samples(tmp_path):
+@pytest.mark.parametrize("labels", [[None], [0, 2]])
+def test_each_shared_trigger_is_shown_on_the_most_trusted_samples(tmp_path, labels):
     run = make_run(tmp_path / "run")
-    assert summarize(run)["shared"] is None
-    with_trigger(run)
+    assert summarize(run)["shared"] == []
+    with_triggers(run, labels)
     shared = summarize(run)["shared"]
     pixels = np.load(run / "stages/read/images.npy")
-    assert len(shared["examples"]) == 6
-    for row, example in enumerate(shared["examples"]):
-        assert np.array_equal(opened(example["plain"]), pixels[row])
-        assert (opened(example["stamped"]) == 200).all()
-    assert shared["change"] == pytest.approx(np.abs(200.0 - pixels[:6]).mean())
+    assert [one["label"] for one in shared] == ([None] if labels == [None] else ["cat", "ship"])
+    for one in shared:
+        assert len(one["examples"]) == 6
+        for row, example in enumerate(one["examples"]):
+            assert np.array_equal(opened(example["plain"]), pixels[row])
+            assert (opened(example["stamped"]) == 200).all()
+        assert one["change"] == pytest.approx(np.abs(200.0 - pixels[:6]).mean())
     page = render(summarize(run))
-    assert "What the flagged samples share" in page
-    assert page.count("with what the flagged samples share") == 6
+    assert page.count("with what the flagged samples share") == 6 * len(labels)
+    assert ("labelled <bdi>ship</bdi> share" in page) == (len(labels) == 2)
 
 
-def with_trigger(run):
+def with_triggers(run, labels):
     """Add a finished evidence stage to a run: everything becomes grey."""
-    trigger = np.stack([np.zeros((8, 8, 3)), np.full((8, 8, 3), 200)]).astype(np.float32)
+    grey = np.zeros((8, 8, 3), np.float32)
+    triggers = [AffineTrigger(scale=grey, shift=grey + 200, label=label) for label in labels]
     info = SourceInfo(
         kind="arrays", location="./data", fingerprint="", n=1, class_names=("cat", "dog", "ship")
     )
     stored = read_json(run / "manifest.json")["source"]["fingerprint"]
     folder = RunFolder.open(run, replace(info, fingerprint=stored), {"epochs": 5}, seed=0)
-    folder.stage("evidence", config={}, inputs=[], compute=lambda at: np.save(at / "trigger.npy", trigger))
+    folder.stage("evidence", config={}, inputs=[], compute=lambda at: write_triggers(triggers, at))
 
 
 def opened(uri):
@@ -356,65 +299,6 @@ def test_images_gone_from_the_run_folder_leave_a_page_that_says_so(tmp_path):
     page = Page(render(summarize(run)))
     assert page.tags.count("img") == 0
     assert page.text.count("no image kept") == 100
-
-
-@pytest.mark.parametrize("name", ["summary.json", "samples.parquet"])
-def test_an_unfinished_run_is_one_clear_error_and_no_page(tmp_path, name):
-    run = make_run(tmp_path / "run")
-    (run / name).unlink()
-    with pytest.raises(ClipguardError, match=f"has no {name}: the run is not finished"):
-        write_report(run)
-    assert not (run / "report.html").exists()
-
-
-def test_damaged_results_are_one_clear_error(tmp_path):
-    run = make_run(tmp_path / "run")
-    write_json(run / "summary.json", {"command": "scan"})
-    with pytest.raises(ClipguardError, match=r"summary.json is damaged"):
-        write_report(run)
-    run = make_run(tmp_path / "other")
-    write_table(run / "samples.parquet", {"id": ["a"]})
-    with pytest.raises(ClipguardError, match="lacks the column label_name"):
-        write_report(run)
-    with pytest.raises(ClipguardError, match="no run folder"):
-        write_report(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("verdict", []),
-        ("verdict", {"verdict": []}),
-        ("verdict", {"verdict": "clean", "reasons": 5}),
-        ("verdict", {"verdict": "clean", "reasons": [{}]}),
-        ("guide", "oops"),
-        ("guide", {"agreement": "half"}),
-        ("data", {"unreadable": "many"}),
-        ("before", {"accuracy": "all"}),
-        ("after", [1]),
-        ("seconds", {"read": None}),
-        ("curve", [7]),
-        ("split", {"starved": 3}),
-        ("warnings", "none"),
-    ],
-)
-def test_a_summary_with_values_of_another_kind_is_damaged(tmp_path, field, value):
-    run = make_run(tmp_path / "run")
-    write_json(run / "summary.json", read_json(run / "summary.json") | {field: value})
-    with pytest.raises(ClipguardError, match=rf"summary.json is damaged \({field}|reasons"):
-        write_report(run)
-    assert not (run / "report.html").exists()
-
-
-@pytest.mark.parametrize("column", ["rank", "suspicion_score", "is_triggered", "label"])
-def test_a_table_with_texts_for_numbers_is_damaged(tmp_path, column):
-    run = make_run(tmp_path / "run")
-    table = read_table(run / "samples.parquet")
-    # What was not measured is null, and comes back as NaN, which no table is written with.
-    whole = {name: np.nan_to_num(v) if v.dtype.kind == "f" else v for name, v in table.items()}
-    write_table(run / "samples.parquet", whole | {column: ["x"] * len(table["id"])})
-    with pytest.raises(ClipguardError, match=f"lacks the column {column}, or it is damaged"):
-        write_report(run)
 
 
 def test_the_same_run_gives_the_same_page(tmp_path):

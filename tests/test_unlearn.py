@@ -300,6 +300,7 @@ def test_the_reference_has_the_papers_values():
         0.0005,
         3.0,
     )
+    assert (REFERENCE.recipe.epochs, REFERENCE.recipe.optimizer) == (10, "plain-sgd")
     assert (REFERENCE.recipe.lr, REFERENCE.recipe.batch_size, REFERENCE.recipe.constant) == (0.01, 256, True)
     assert (REFERENCE.readmit, REFERENCE.distill) == (1.0, 0.0)
 
@@ -308,7 +309,7 @@ def test_copies_with_the_trigger_are_appended_as_clean_and_nothing_else_changes(
     _, data, part, guide, _ = draw_case(60, 5)
     part = replace(part, triggered=part.triggered & (data.labels < 2))
     white = AffineTrigger(scale=np.zeros((2, 2, 3), np.float32), shift=np.full((2, 2, 3), 255, np.float32))
-    longer, more, opinion = stamped_copies(data, part, guide, white, Cure(stamp=0.5), Seed(1))
+    longer, more, opinion = stamped_copies(data, part, guide, [white], Cure(stamp=0.5), Seed(1))
     n, added = len(data), round(0.5 * part.clean.sum())
     assert len(longer) == n + added == len(more.clean) == len(opinion.logits)
     assert np.array_equal(longer.images[:n], data.images)
@@ -320,11 +321,35 @@ def test_copies_with_the_trigger_are_appended_as_clean_and_nothing_else_changes(
     assert len(set(longer.ids)) == len(longer)
 
 
+def test_each_trigger_is_copied_apart_and_never_onto_the_class_it_leads_to():
+    _, data, part, guide, _ = draw_case(60, 5)
+    none = np.zeros((2, 2, 3), np.float32)
+    white, grey = (
+        AffineTrigger(scale=none, shift=none + value, label=label) for value, label in ((255, 0), (90, 1))
+    )
+    longer, more, opinion = stamped_copies(data, part, guide, [white, grey], Cure(stamp=0.4), Seed(1))
+    copied = longer.images[len(data) :, 0, 0, 0]
+    labels = longer.labels[len(data) :]
+    each = round(0.4 * part.clean.sum())
+    assert copied.tolist() == [255] * each + [90] * each
+    assert not (labels[copied == 255] == 0).any()
+    assert not (labels[copied == 90] == 1).any()
+    assert more.clean[len(data) :].all()
+    assert len(opinion.logits) == len(longer) == len(set(longer.ids))
+
+
+def test_without_a_trigger_nothing_is_copied():
+    _, data, part, guide, _ = draw_case(60, 5)
+    longer, more, _ = stamped_copies(data, part, guide, [], Cure(), Seed(1))
+    assert np.array_equal(longer.images, data.images)
+    assert np.array_equal(more.clean, part.clean)
+
+
 def test_the_class_that_all_flagged_samples_are_labelled_with_is_not_copied():
     _, data, part, guide, _ = draw_case(60, 5)
     part = replace(part, triggered=part.triggered & (data.labels == 1))
     same = AffineTrigger(scale=np.ones((2, 2, 3), np.float32), shift=np.zeros((2, 2, 3), np.float32))
-    longer, _, opinion = stamped_copies(data, part, guide, same, Cure(stamp=1.0), Seed(1))
+    longer, _, opinion = stamped_copies(data, part, guide, [same], Cure(stamp=1.0), Seed(1))
     copied = longer.labels[len(data) :]
     assert len(copied) == (part.clean & (data.labels != 1)).sum() > 0
     assert not (copied == 1).any()

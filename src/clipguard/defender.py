@@ -23,7 +23,7 @@ from clipguard.pipeline import (
     Scan,
     cure,
     scan,
-    shared_trigger,
+    shared_triggers,
     spec_to_train,
     thumbnail_size,
     train_on,
@@ -42,8 +42,9 @@ class Defender:
     """Scans an untrusted data set and cures a model that was trained on it.
 
     The constructor only stores. After `scan`: `samples_` (columns of samples.parquet), `split_`, `verdict_`,
-    `trigger_` (what the flagged samples share, or None). After `fit` also `model_` (cured), `before_` (the
-    victim), `spec_`, `history_`. Every stage is cached in `run_dir`; running again resumes.
+    `triggers_` (what the flagged samples share: none, one, or one a target). After `fit` also `model_`
+    (cured), `before_` (the victim), `spec_`, `history_`. Every stage is cached in `run_dir`; running again
+    resumes.
 
     Args:
         guide: the CLIP that reads the labels; the default needs its weights from the hub or its cache.
@@ -150,7 +151,7 @@ class Defender:
         self.found_: Scan = scan(source, guide, run, plan, reserve, self.report, model_size=model_size)
         self.split_: Split = self.found_.split
         self.samples_ = read_table(run.path / "samples.parquet")
-        self.trigger_ = shared_trigger(self.found_, plan)
+        self.triggers_ = shared_triggers(self.found_, plan)
         self.verdict_ = verdict(self.found_)
         self.stages_ = self.found_.stages
         self.warnings_ = guide.warnings_for(source.class_names) + _data_warnings(source, self.found_)

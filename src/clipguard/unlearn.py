@@ -1,7 +1,7 @@
 """Guided unlearning: the backdoored model forgets what the triggered samples taught it."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -80,25 +80,31 @@ def stamped_copies(  # noqa: PLR0913  # what is copied, with what on it, how and
     data: ImageSet,
     split: Split,
     guide: Scores,
-    trigger: AffineTrigger,
+    triggers: Sequence[AffineTrigger],
     cure: Cure,
     seed: Seed,
     join: Join = _in_memory,
 ) -> tuple[ImageSet, Split, Scores]:
-    """Return all three, longer by copies of clean samples that carry the trigger and count as clean.
+    """Return all three, longer by copies of clean samples that carry a trigger and count as clean.
 
     A class is copied the less, the larger its share of the flagged labels: the class that the trigger leads
     to needs no lesson in following it.
     """
-    clean = np.flatnonzero(split.clean)
-    share = np.bincount(data.labels[split.triggered], minlength=len(data.class_names))
-    wanted = 1 - share[data.labels[clean]] / max(1, share.sum())
-    count = min(round(cure.stamp * len(clean)), int((wanted > 0).sum()))
-    rows = seed.numpy().choice(clean, count, replace=False, p=wanted / wanted.sum() if count else None)
+    chosen = [_to_stamp(data, split, trigger, cure.stamp, seed) for trigger in triggers]
+    rows = np.concatenate([*chosen, np.zeros(0, np.int64)])
     plain = (data.images[i : i + _PIECE] for i in range(0, len(data), _PIECE))
-    stamped = (trigger.put(data.images[rows[i : i + _PIECE]]) for i in range(0, len(rows), _PIECE))
+    stamped = (
+        trigger.put(data.images[some[i : i + _PIECE]])
+        for trigger, some in zip(triggers, chosen, strict=True)
+        for i in range(0, len(some), _PIECE)
+    )
     images = join(len(data) + len(rows), chain(plain, stamped))
-    ids = (*data.ids, *(f"{data.ids[row]} with the recovered trigger" for row in rows))
+    marks = (
+        f"{data.ids[row]} with recovered trigger {number}"
+        for number, some in enumerate(chosen)
+        for row in some
+    )
+    ids = (*data.ids, *marks)
     longer = image_set(images, np.concatenate([data.labels, data.labels[rows]]), data.class_names, ids)
     part = replace(
         split,
@@ -107,6 +113,21 @@ def stamped_copies(  # noqa: PLR0913  # what is copied, with what on it, how and
         suspicion=np.concatenate([split.suspicion, split.suspicion[rows]]),
     )
     return longer, part, replace(guide, logits=np.concatenate([guide.logits, guide.logits[rows]]))
+
+
+def _to_stamp(
+    data: ImageSet, split: Split, trigger: AffineTrigger, share: float, seed: Seed
+) -> Int64[np.ndarray, "m"]:
+    """Return the clean samples that are copied with the trigger."""
+    clean = np.flatnonzero(split.clean)
+    if trigger.label is not None:
+        wanted = (data.labels[clean] != trigger.label).astype(np.float64)
+        seed = seed.child("label", trigger.label)
+    else:
+        flagged = np.bincount(data.labels[split.triggered], minlength=len(data.class_names))
+        wanted = 1 - flagged[data.labels[clean]] / max(1, flagged.sum())
+    count = min(round(share * len(clean)), int((wanted > 0).sum()))
+    return seed.numpy().choice(clean, count, replace=False, p=wanted / wanted.sum() if count else None)
 
 
 def class_weights(

@@ -1,6 +1,6 @@
 """The defence in order: guide and suspicious model, split, detector, cure; each a cached stage."""
 
-from clipguard.pipeline.curing import cure, learnable, shared_trigger, spec_to_train, train_on
+from clipguard.pipeline.curing import cure, learnable, shared_triggers, spec_to_train, train_on
 from clipguard.pipeline.plan import Plan, Report
 from clipguard.pipeline.scanning import Scan, reserved_rows, scan, thumbnail_size
 
@@ -12,7 +12,7 @@ __all__ = [
     "learnable",
     "reserved_rows",
     "scan",
-    "shared_trigger",
+    "shared_triggers",
     "spec_to_train",
     "thumbnail_size",
     "train_on",

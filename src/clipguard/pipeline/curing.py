@@ -10,12 +10,20 @@ import numpy as np
 from jaxtyping import Bool
 
 from clipguard.errors import ClipguardError
-from clipguard.evidence import recover_trigger
+from clipguard.evidence import recover_triggers
 from clipguard.models import ModelSpec, Normalized, build, check_sound, save
 from clipguard.pipeline.plan import Count, Plan, Report
 from clipguard.pipeline.scanning import Scan
 from clipguard.seeds import Seed
-from clipguard.store import Stage, read_array, resume_folder, write_array, write_pieces, write_table
+from clipguard.store import (
+    Stage,
+    read_array,
+    read_triggers,
+    resume_folder,
+    write_pieces,
+    write_table,
+    write_triggers,
+)
 from clipguard.training import cross_entropy, fit
 from clipguard.types import AffineTrigger, History, Images, ImageSet, Scores, Split
 from clipguard.unlearn import stamped_copies, unlearn
@@ -95,33 +103,30 @@ def cure(
         counted = Count("cure", plan.cure.recipe.epochs, report or (lambda stage, done, total: None))
         seed = Seed(plan.seed).child("cure")
         data, part, guide = learnable(found)
-        trigger = shared_trigger(found, plan)
-        if trigger is not None and plan.cure.stamp > 0:
+        if triggers and plan.cure.stamp > 0:
             copies = seed.child("copies")
-            data, part, guide = stamped_copies(data, part, guide, trigger, plan.cure, copies, on_disk)
+            data, part, guide = stamped_copies(data, part, guide, triggers, plan.cure, copies, on_disk)
         history = unlearn(model, data, part, guide, plan.cure, seed, on_epoch=counted, checkpoint=checkpoint)
         return model, spec, history
 
+    triggers = shared_triggers(found, plan)
     config = {"cure": asdict(plan.cure), "spec": asdict(spec), "seed": plan.seed}
-    return _model_stage(found, "cure", config, [found.stages["samples"].key, origin], train)
+    inputs = [found.stages["samples"].key, found.stages["evidence"].key, origin]
+    return _model_stage(found, "cure", config, inputs, train)
 
 
-def shared_trigger(found: Scan, plan: Plan) -> AffineTrigger | None:
-    """Return what the flagged samples share, as a trigger, or None where there is too little to tell."""
+def shared_triggers(found: Scan, plan: Plan) -> tuple[AffineTrigger, ...]:
+    """Return what the flagged samples share, as triggers; none where there is too little to tell."""
 
     def compute(folder: Path) -> None:
         part = replace(found.split, triggered=found.split.triggered & ~found.mislabelled)
-        trigger = recover_trigger(*learnable(replace(found, split=part)), Seed(plan.seed).child("evidence"))
-        if trigger is not None:
-            write_array(folder / "trigger.npy", np.stack([trigger.scale, trigger.shift]))
+        seed = Seed(plan.seed).child("evidence")
+        write_triggers(recover_triggers(*learnable(replace(found, split=part)), seed), folder)
 
     inputs = [found.stages["samples"].key]
     stage = found.run.stage("evidence", config={"seed": plan.seed}, inputs=inputs, compute=compute)
     found.stages["evidence"] = stage
-    if not (stage.path / "trigger.npy").exists():
-        return None
-    scale, shift = read_array(stage.path / "trigger.npy")
-    return AffineTrigger(scale=scale, shift=shift)
+    return read_triggers(stage.path)
 
 
 def learnable(found: Scan) -> tuple[ImageSet, Split, Scores]:

@@ -13,8 +13,8 @@ from PIL import Image
 from clipguard.errors import ClipguardError
 from clipguard.report.damage import damage_of_samples, damage_of_summary
 from clipguard.report.plot import entropy_map
-from clipguard.store import RunFolder, read_array, read_image_set, read_json, read_table
-from clipguard.types import AffineTrigger
+from clipguard.store import RunFolder, read_image_set, read_json, read_table, read_triggers
+from clipguard.types import AffineTrigger, Images
 
 TOP: Final = 100
 """How many of the most suspicious samples are shown."""
@@ -36,7 +36,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
 
     Keys: `run` (the run's own summary.json), `manifest`, `counts`, `classes` (`listed`, `others`), `map`
     (see `entropy_map`), `top`, the most suspicious samples in order, with their thumbnails as data URIs, and
-    `shared`: what the flagged samples have in common, put on trusted ones, or None.
+    `shared`: what the flagged samples have in common, put on trusted ones, a trigger each.
 
     Raises:
         ClipguardError: no run folder, a run that is not finished, or damaged files.
@@ -71,7 +71,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
             marked_as=f"the {len(order)} most suspicious samples",
         ),
         "top": _top(samples, order, folder),
-        "shared": _shared(samples, folder),
+        "shared": _shared(samples, folder, run["data"].get("classes") or []),
     }
 
 
@@ -137,19 +137,24 @@ def _pictures(ids: list[str], folder: RunFolder) -> list[str | None]:
     return [png(images.images[rows[name]]) if name in rows else None for name in ids]
 
 
-def _shared(samples: Table, folder: RunFolder) -> dict[str, Any] | None:
-    """Return the recovered trigger on the `EXAMPLES` most trusted samples, and how much it changes them."""
+def _shared(samples: Table, folder: RunFolder, classes: list[Any]) -> list[dict[str, Any]]:
+    """Return each recovered trigger on the `EXAMPLES` most trusted samples, and how much it changes them."""
     images, evidence = folder.finished("read"), folder.finished("evidence")
-    if images is None or evidence is None or not (evidence.path / "trigger.npy").exists():
-        return None
-    scale, shift = read_array(evidence.path / "trigger.npy")
+    if images is None or evidence is None or not (triggers := read_triggers(evidence.path)):
+        return []
     data = read_image_set(images.path)
     rows = {name: row for row, name in enumerate(data.ids)}
     trusted = np.flatnonzero(samples["is_clean"])
     chosen = trusted[np.argsort(-samples["rank"][trusted], kind="stable")][:EXAMPLES]
     plain = data.images[[rows[str(samples["id"][i])] for i in chosen]]
-    stamped = AffineTrigger(scale=scale, shift=shift).put(plain)
+    return [_shown(trigger, plain, classes) for trigger in triggers]
+
+
+def _shown(trigger: AffineTrigger, plain: Images, classes: list[Any]) -> dict[str, Any]:
+    """Return one trigger on images, and the class that it leads to, where it was told apart from others."""
+    stamped, label = trigger.put(plain), trigger.label
     return {
+        "label": None if label is None or label >= len(classes) else str(classes[label]),
         "change": float(np.abs(stamped.astype(np.int16) - plain).mean()),
         "examples": [{"plain": png(a), "stamped": png(b)} for a, b in zip(plain, stamped, strict=True)],
     }

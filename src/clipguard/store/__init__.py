@@ -5,6 +5,7 @@ from clipguard.store.files import (
     read_image_set,
     read_json,
     read_table,
+    read_triggers,
     replacing,
     write_array,
     write_image_set,
@@ -12,6 +13,7 @@ from clipguard.store.files import (
     write_pieces,
     write_table,
     write_text,
+    write_triggers,
 )
 from clipguard.store.runs import RunFolder, SourceInfo, Stage, resume_folder
 from clipguard.store.seals import SEAL, described
@@ -29,6 +31,7 @@ __all__ = [
     "read_image_set",
     "read_json",
     "read_table",
+    "read_triggers",
     "replacing",
     "resume_folder",
     "verify_run",
@@ -38,4 +41,5 @@ __all__ = [
     "write_pieces",
     "write_table",
     "write_text",
+    "write_triggers",
 ]

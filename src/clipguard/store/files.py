@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from clipguard.errors import ClipguardError
-from clipguard.types import ImageSet
+from clipguard.types import AffineTrigger, ImageSet
 
 Array = Shaped[np.ndarray, "..."]
 
@@ -199,3 +199,30 @@ def read_image_set(folder: Path) -> ImageSet:
         return ImageSet(
             images=images, labels=labels, ids=ids, class_names=names, fingerprint=str(meta["fingerprint"])
         )
+
+
+_TRIGGERS: Final = "triggers.npy"
+_LED_TO: Final = "labels.npy"
+
+
+def write_triggers(triggers: Sequence[AffineTrigger], folder: Path) -> None:
+    """Write `folder`: scales and shifts, and the classes that they lead to; nothing for no trigger."""
+    if triggers:
+        write_array(folder / _TRIGGERS, np.stack([np.stack([one.scale, one.shift]) for one in triggers]))
+        labels = [-1 if one.label is None else one.label for one in triggers]
+        write_array(folder / _LED_TO, np.array(labels, dtype=np.int64))
+
+
+def read_triggers(folder: Path) -> tuple[AffineTrigger, ...]:
+    """Return what `write_triggers` wrote.
+
+    Raises:
+        ClipguardError: the files are damaged.
+    """
+    if not (folder / _TRIGGERS).exists():
+        return ()
+    pairs, labels = read_array(folder / _TRIGGERS), read_array(folder / _LED_TO).tolist()
+    return tuple(
+        AffineTrigger(scale=scale, shift=shift, label=None if label < 0 else label)
+        for (scale, shift), label in zip(pairs, labels, strict=True)
+    )

@@ -1,0 +1,168 @@
+"""A user's architecture may be any code: what is no classifier of these classes is refused before a scan."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from clipguard.defender import Defender
+from clipguard.errors import ClipguardError
+from clipguard.guide import ClipGuide
+from clipguard.models import ModelSpec, build, check_sound, load, save
+from clipguard.seeds import Seed
+from tiny_data import CommandLine, few_steps, image_folder
+from tiny_runs import PLAN, poisoned_set, source_of
+
+SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
+
+
+class Wrong(nn.Module):
+    """Answers whatever it is told to."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer(self.head(x.mean((2, 3))))
+
+
+class Tied(nn.Module):
+    """Two layers share one tensor."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head, self.other = nn.Linear(3, num_classes), nn.Linear(3, num_classes)
+        self.other.weight = self.head.weight
+
+    def forward(self, x):
+        return self.head(x.mean((2, 3))) + self.other(x.mean((2, 3)))
+
+
+def more_classes(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, num_classes + 2))
+
+
+def gives_a_dict(num_classes):
+    return Wrong(lambda logits: {"logits": logits})
+
+
+def gives_one_row(num_classes):
+    return Wrong(lambda logits: logits[:1])
+
+
+def gives_classes(num_classes):
+    return Wrong(lambda logits: logits.argmax(1, keepdim=True).expand(-1, 3))
+
+
+def gives_nan(num_classes):
+    return Wrong(lambda logits: logits / 0 * 0)
+
+
+def wants_larger_images(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, num_classes))
+
+
+def takes_nothing():
+    return nn.Identity()
+
+
+def here(factory):
+    return f"{__name__}:{factory.__name__}"
+
+
+UNSOUND = [
+    (":", "cannot be imported"),
+    (":net", "cannot be imported"),
+    ("os:getcwd", "cannot be called with num_classes=3"),
+    ("builtins:object", "cannot be called"),
+    ("broken_at_import:net", "cannot be imported: no luck"),
+    ("no.such:net", "PYTHONPATH=."),
+    (here(takes_nothing), "cannot be called"),
+    (here(more_classes), "gives [2, 5] for two images, not logits of [2, 3]"),
+    (here(gives_a_dict), "gives dict for two images"),
+    (here(gives_one_row), "gives [1, 3] for two images"),
+    (here(gives_classes), "not logits of [2, 3]"),
+    (here(gives_nan), "NaN or Inf logits"),
+    (here(wants_larger_images), "fails on images of 16 x 16 pixels"),
+    ("vit_tiny_patch16_224", "fails on images of 16 x 16 pixels"),
+]
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """Let a module be importable that fails while it is imported."""
+    (tmp_path / "broken_at_import.py").write_text("raise RuntimeError('no luck')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("broken_at_import", None)
+
+
+@pytest.mark.parametrize(("name", "says"), UNSOUND)
+def test_what_is_no_classifier_of_these_classes_is_told_in_one_line(broken, name, says):
+    spec = replace(SPEC, architecture=name)
+    with pytest.raises(ClipguardError) as caught:
+        check_sound(build(spec, Seed(0)), spec)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("by", ["unlearn", "retrain"])
+@pytest.mark.parametrize("name", [name for name, _ in UNSOUND])
+def test_a_model_that_cannot_be_trained_here_is_refused_before_the_scan(broken, tmp_path, name, by):
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", plan=replace(PLAN, architecture=name, by=by))
+    with pytest.raises(ClipguardError):
+        defender.fit(source_of(poisoned_set()[0]))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("factory", [more_classes, gives_a_dict, gives_nan, wants_larger_images])
+def test_a_module_that_is_no_classifier_is_refused_before_the_scan(tmp_path, factory):
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", plan=PLAN)
+    with pytest.raises(ClipguardError):
+        defender.fit(source_of(poisoned_set()[0]), factory(3), SPEC)
+    assert not (tmp_path / "run").exists()
+
+
+def test_finite_weights_that_overflow_are_refused_before_the_scan(tmp_path):
+    save(build(SPEC, Seed(0)), SPEC, tmp_path / "m.safetensors")
+    state = {
+        name: value * 1e30 if value.is_floating_point() else value
+        for name, value in load_file(tmp_path / "m.safetensors").items()
+    }
+    save_file(state, tmp_path / "huge.safetensors")
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", plan=PLAN)
+    with pytest.raises(ClipguardError, match="gives NaN or Inf logits"):
+        defender.fit(source_of(poisoned_set()[0]), tmp_path / "huge.safetensors", SPEC)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sound_model_passes_and_stays_as_it_was():
+    model = build(SPEC, Seed(0))
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.random.get_rng_state()
+    check_sound(model, SPEC)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_tied_weights_are_saved_and_read_back(tmp_path):
+    spec = replace(SPEC, architecture=here(Tied))
+    model = build(spec, Seed(1))
+    save(model, spec, tmp_path / "m.safetensors")
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16), dtype=np.uint8))
+    assert torch.equal(model(images), load(tmp_path / "m.safetensors", spec)(images))
+
+
+@pytest.mark.parametrize("name", ["os:getcwd", here(more_classes), "vit_tiny_patch16_224"])
+def test_the_command_line_refuses_it_in_one_line_and_leaves_nothing(capsys, monkeypatch, tmp_path, name):
+    few_steps(monkeypatch)
+    data = image_folder(tmp_path / "data", n=20)
+    run = ("-o", tmp_path / "run", "--guide", "mini", "--architecture", name)
+    ran = CommandLine(capsys)("defend", data, *run)
+    assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
+    assert not (tmp_path / "run").exists()
