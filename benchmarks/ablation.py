@@ -208,7 +208,10 @@ def picture() -> None:
             values = [100 * point[rate] for point in result["curve"]]
             axis.plot(result["steps"], values, marker=".", label=file.stem[5:].replace("-", " "))
     axes[0].set(xlabel="steps", ylabel="clean accuracy, %")
-    axes[1].set(xlabel="steps", ylabel="attack success, %", yscale="symlog", ylim=(0, 110))
+    axes[1].set(xlabel="steps", ylabel="attack success, %", ylim=(0, 100))
+    # Linear up to ten per cent, where the good ones are.
+    axes[1].set_yscale("symlog", linthresh=10)
+    axes[1].set_yticks((0, 2, 4, 6, 8, 10, 30, 100), ("0", "2", "4", "6", "8", "10", "30", "100"))
     axes[0].legend(fontsize=7)
     for axis in axes:
         axis.grid(alpha=0.3)

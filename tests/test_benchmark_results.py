@@ -119,6 +119,18 @@ def test_a_group_of_cells_that_did_not_take_says_so_once(tmp_path):
     assert verdicts(group) == NOT_PLANTED
 
 
+def test_data_that_nobody_has_poisoned_have_no_rate(tmp_path):
+    rows = [
+        row("none", 0.75, [0.95]),
+        row("none", 0.75, [0.95], rate=0.01),
+        row("none", 0.76, [], attack="none"),
+    ]
+    text = markdown(told(rows, tmp_path))
+    assert "| badnets, 5 % | none" in text
+    assert "| badnets, 1 % | none" in text
+    assert "| none | none" in text
+
+
 def test_spread_of_one_value_has_no_deviation_and_of_none_no_number():
     assert spread([0.123456]) == "12.35"
     assert spread([]) == "–"

@@ -215,6 +215,16 @@ def test_a_factory_can_be_the_victim_that_is_trained_here(source, ready):
     assert isinstance(done.before_.network[0], nn.Conv2d)
 
 
+def test_a_timm_model_is_trained_and_cured(source, ready, tmp_path):
+    plan = replace(PLAN, architecture="test_resnet")
+    done = Defender(GUIDE, ready, plan=plan).fit(source)
+    again = load(ready / "model.safetensors", read_spec(ready / "model.safetensors"))
+    images = done.found_.data.images[:9]
+    assert type(done.before_.network).__module__.startswith("timm.")
+    assert np.array_equal(classifier_logits(again, images), classifier_logits(done.model_, images))
+    assert not np.array_equal(classifier_logits(done.before_, images), classifier_logits(again, images))
+
+
 def test_a_module_without_a_spec_is_refused(source, defender, tmp_path):
     with pytest.raises(ClipguardError, match="needs a ModelSpec"):
         defender.fit(source, small_net(3))

@@ -71,7 +71,9 @@ def spread(values: Sequence[float], scale: float = 100.0) -> str:
 
 def axis_text(group: Group, shown: Sequence[int]) -> str:
     """Return what tells the group's cells from others, in words."""
-    return ", ".join(_axis_word(AXES[number], group.axes[number]) for number in shown)
+    untouched = group.axes[AXES.index("attack")] == "none"
+    told = [number for number in shown if not (untouched and AXES[number] == "rate")]
+    return ", ".join(_axis_word(AXES[number], group.axes[number]) for number in told)
 
 
 def _axis_word(axis: str, value: Any) -> str:
