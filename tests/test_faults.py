@@ -210,7 +210,7 @@ def test_a_signal_ends_a_run_in_one_line_and_the_same_command_resumes(
     with monkeypatch.context() as patch:
         patch.setattr(Lines, "__call__", lambda lines, stage, done, total: heard.append(stage))
         scanned(tmp_path / "run")
-    assert set(heard) == {"detect"}
+    assert set(heard) == {"fingerprint", "detect"}
     assert published(tmp_path / "run") == whole
 
 
