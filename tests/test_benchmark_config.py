@@ -136,7 +136,7 @@ def test_a_net_may_have_a_recipe_of_its_own(tmp_path):
         ("target = 1.5", "key target: 1.5 is no whole number"),
         ("victim = 3", "key victim: 3 is no table"),
         ('data = [{name = "x", train_rows = [1]}]', r"key train_rows: \[1\] has 1 entries, not 2"),
-        ('[victim]\noptimizer = "lion"', "'lion' is none of sgd, adam"),
+        ('[victim]\noptimizer = "lion"', "'lion' is none of sgd, plain-sgd, adam"),
         ("seeds = []", "key seeds: the list is empty"),
         ("seeds = [1, 1]", "key seeds: the list holds 1 twice"),
         ("rates = [5]", r"rate 5.0 is outside \(0, 1\)"),
