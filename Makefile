@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
 BIN := $(VENV)/bin
-COVERED = $(addprefix tests/test_,$(addsuffix .py,sources sources_named sources_parquet parquet_process tar writer \
+COVERED = $(addprefix tests/test_,$(addsuffix .py,sources sources_arrays sources_named sources_parquet parquet_process tar writer \
   decode decode_workers limits judging custody faults store store_faults store_files))
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 

@@ -37,6 +37,19 @@ def trained(path, checkpoint, recipe=RECIPE, *, killed_in=None):
     return path.read_bytes(), history.columns["loss"], steps[0]
 
 
+def test_a_model_with_dropout_ends_with_the_same_weights_whatever_was_drawn_before(tmp_path):
+    made = []
+    for drawn in (1, 2):
+        torch.rand(drawn)
+        model = build(SPEC, Seed(7))
+        model.network.head = torch.nn.Sequential(torch.nn.Dropout(0.5), model.network.head)
+        state = torch.random.get_rng_state()
+        fit(model, IMAGES, np.arange(24), cross_entropy(LABELS), RECIPE, Seed(1))
+        assert torch.equal(torch.random.get_rng_state(), state)
+        made.append(model.network.state_dict())
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("killed_in", [1, 5, 12])
 def test_a_training_killed_in_any_step_goes_on_to_the_same_bytes_and_losses(tmp_path, optimizer, killed_in):

@@ -261,11 +261,21 @@ def test_a_line_comes_once_a_minute_and_when_a_stage_ends():
 
 
 def test_a_stage_that_took_no_time_gets_no_line():
-    stream, now = io.StringIO(), iter([0, 0.5, 5.0])
+    stream, now = io.StringIO(), iter([0, 0.5, 5.5])
     lines = Lines(stream.write, lambda: next(now))
     lines("fingerprint", 7, 7)
     lines("read", 7, 7)
     assert stream.getvalue() == "clipguard: read and ask the guide: 7 of 7 in 5 s\n"
+
+
+def test_a_stage_that_announces_its_start_begins_then_and_short_ones_do_not_add_up():
+    stream, now = io.StringIO(), iter([0, 50, 55, 55.5, 56.2, 56.9])
+    lines = Lines(stream.write, lambda: next(now))
+    lines("fingerprint", 0, 7)
+    lines("fingerprint", 7, 7)
+    for stage in ("one", "two", "three"):
+        lines(stage, 1, 1)
+    assert stream.getvalue() == "clipguard: hash the data: 7 of 7 in 5 s\n"
 
 
 def test_a_stage_that_announces_its_start_needs_no_time_left():

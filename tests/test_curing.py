@@ -195,6 +195,21 @@ def test_a_killed_cure_keeps_its_passes_and_gives_the_same_model(elsewhere, monk
     assert cure(here, *small_victim(), "origin", plan).cached
 
 
+def test_a_killed_cure_whose_notes_are_damaged_begins_anew(elsewhere):
+    whole = cure(elsewhere("whole"), *small_victim(), "origin", PLAN)
+    here = elsewhere("killed")
+
+    def kill(stage, done, _total):
+        if (stage, done) == ("cure", 1):
+            raise Killed
+
+    with pytest.raises(Killed):
+        cure(here, *small_victim(), "origin", PLAN, kill)
+    (notes,) = here.run.path.rglob("admitted.npy")
+    notes.write_bytes(b"torn")
+    assert weights(cure(here, *small_victim(), "origin", PLAN)) == weights(whole)
+
+
 @pytest.mark.parametrize("name", ["victim", "retrain"])
 def test_a_killed_training_keeps_its_epochs_and_gives_the_same_model(elsewhere, found, name):
     _, whole = train_on(elsewhere("whole"), ~found.reserved, name, PLAN, None)

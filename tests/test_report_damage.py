@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 
 from clipguard.errors import ClipguardError
-from clipguard.report import write_report
-from clipguard.store import read_json, read_table, write_json, write_table
+from clipguard.report import summarize, write_report
+from clipguard.store import (
+    RunFolder,
+    SourceInfo,
+    read_json,
+    read_table,
+    read_triggers,
+    write_array,
+    write_json,
+    write_table,
+    write_triggers,
+)
+from clipguard.types import AffineTrigger
 from tiny_report import make_run
 
 
@@ -45,6 +56,8 @@ def test_damaged_results_are_one_clear_error(tmp_path):
         ("after", [1]),
         ("seconds", {"read": None}),
         ("curve", [7]),
+        ("curve", [{}]),
+        ("curve", [{"step": 1, "accuracy": "x"}]),
         ("split", {"starved": 3}),
         ("warnings", "none"),
     ],
@@ -66,3 +79,47 @@ def test_a_table_with_texts_for_numbers_is_damaged(tmp_path, column):
     write_table(run / "samples.parquet", whole | {column: ["x"] * len(table["id"])})
     with pytest.raises(ClipguardError, match=f"lacks the column {column}, or it is damaged"):
         write_report(run)
+
+
+def evidence(run, triggers):
+    stored = read_json(run / "manifest.json")["source"]
+    info = SourceInfo(**{**stored, "class_names": tuple(stored["class_names"])})
+    folder = RunFolder.open(run, info, {"epochs": 5}, seed=0)
+    folder.stage("evidence", config={}, inputs=[], compute=lambda at: write_triggers(triggers, at))
+
+
+def test_a_trigger_of_another_size_and_samples_without_an_image_are_left_out(tmp_path):
+    run = make_run(tmp_path / "run")
+    small = np.zeros((4, 4, 3), np.float32)
+    evidence(run, [AffineTrigger(scale=small, shift=small)])
+    assert summarize(run)["shared"] == []
+    run = make_run(tmp_path / "other")
+    whole = np.zeros((8, 8, 3), np.float32)
+    evidence(run, [AffineTrigger(scale=whole, shift=whole)])
+    table = read_table(run / "samples.parquet")
+    table["id"] = np.array([f"gone/{name}" for name in table["id"]], dtype=object)
+    write_table(run / "samples.parquet", table, optional=["trigger_score"])
+    assert summarize(run)["shared"] == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "pairs"),
+    [
+        (np.zeros(2, np.int64), np.zeros((1, 2, 4, 4, 3), np.float32)),
+        (np.zeros(1, np.int64), np.zeros((1, 3, 4, 4, 3), np.float32)),
+        (np.zeros((), np.int64), np.zeros((1, 2, 4, 4, 3), np.float32)),
+        (np.zeros(1), np.zeros((1, 2, 4, 4, 3), np.float32)),
+    ],
+)
+def test_triggers_of_another_shape_are_damaged(tmp_path, labels, pairs):
+    write_array(tmp_path / "labels.npy", labels)
+    write_array(tmp_path / "triggers.npy", pairs)
+    with pytest.raises(ClipguardError, match="holds no triggers"):
+        read_triggers(tmp_path)
+
+
+def test_no_trigger_is_told_from_a_missing_file(tmp_path):
+    with pytest.raises(ClipguardError, match=r"labels.npy is missing"):
+        read_triggers(tmp_path)
+    write_triggers([], tmp_path)
+    assert read_triggers(tmp_path) == ()

@@ -12,7 +12,7 @@ from torch import nn
 from clipguard.defender import Defender
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
-from clipguard.models import ModelSpec, build, check_sound, load, save
+from clipguard.models import ModelSpec, Normalized, build, check_sound, load, save
 from clipguard.seeds import Seed
 from tiny_data import CommandLine, few_steps, image_folder
 from tiny_runs import PLAN, poisoned_set, source_of
@@ -68,6 +68,44 @@ def wants_larger_images(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, num_classes))
 
 
+class AuxiliaryInTraining(Wrong):
+    """Gives two answers while it is trained, as some networks of the literature do."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits
+
+
+def two_answers_in_training(num_classes):
+    return AuxiliaryInTraining(lambda logits: logits)
+
+
+def lazy(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+class MoreState(Wrong):
+    """Keeps something in its state that is no tensor."""
+
+    def get_extra_state(self):
+        return {"anything": 1}
+
+    def set_extra_state(self, state):
+        """Take it back."""
+
+
+def more_state(num_classes):
+    return MoreState(lambda logits: logits)
+
+
+def half(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, num_classes)).half()
+
+
+def leaves(num_classes):
+    raise SystemExit("bye")
+
+
 def takes_nothing():
     return nn.Identity()
 
@@ -91,6 +129,11 @@ UNSOUND = [
     (here(gives_nan), "NaN or Inf logits"),
     (here(wants_larger_images), "fails on images of 16 x 16 pixels"),
     ("vit_tiny_patch16_224", "fails on images of 16 x 16 pixels"),
+    (here(two_answers_in_training), "gives tuple for two images"),
+    (here(lazy), "state '1.weight' that is no plain tensor"),
+    (here(more_state), "that is no plain tensor"),
+    (here(half), "as float32"),
+    (here(leaves), "cannot be called with num_classes=3: bye"),
 ]
 
 
@@ -148,6 +191,36 @@ def test_a_sound_model_passes_and_stays_as_it_was():
     check_sound(model, SPEC)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+class Masked(Wrong):
+    """Has a buffer that is infinite on purpose."""
+
+    def __init__(self):
+        super().__init__(lambda logits: logits)
+        self.register_buffer("mask", torch.full((3,), -torch.inf))
+
+
+def test_an_infinite_buffer_is_no_fault():
+    check_sound(Normalized(Masked(), SPEC), SPEC)
+
+
+class CastsInside(nn.Module):
+    """Computes in another type than it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(768, 3, dtype=torch.bfloat16)
+
+    def forward(self, x):
+        return self.head(x.flatten(1).to(torch.bfloat16)).float()
+
+
+def test_a_model_that_computes_in_bfloat16_is_cured(tmp_path):
+    done = Defender(ClipGuide("mini"), tmp_path / "run", plan=PLAN).fit(
+        source_of(poisoned_set()[0]), CastsInside(), SPEC
+    )
+    assert done.model_.network.head.weight.dtype == torch.bfloat16
 
 
 def test_tied_weights_are_saved_and_read_back(tmp_path):

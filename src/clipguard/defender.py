@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -216,7 +217,8 @@ def _victim(
     digest = hashlib.sha256()
     for name, value in sorted(loaded.network.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        # As bytes, since numpy does not know all of torch's types.
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return loaded.eval(), known, digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return what `error` says, in one line of bounded length; its type when it says nothing."""
     return one_line(((str(error)[:2000].splitlines() or [""])[0] or type(error).__name__)[:200])
 

@@ -27,7 +27,7 @@ def recover_triggers(data: ImageSet, split: Split, guide: Scores, seed: Seed) ->
     """Return what the flagged samples share: nothing, one trigger, or one for each label flagged in numbers.
 
     Several attackers have a target each, and what all flagged samples have in common would be a mixture of
-    their triggers. Where an attack leads to every class, no label stands out and the trigger is one.
+    their triggers. Where an attack leads to each of many classes, no label stands out and the trigger is one.
     """
     counts = np.bincount(data.labels[split.triggered], minlength=len(data.class_names))
     own = np.flatnonzero((counts >= FEWEST) & (counts >= OWN_SHARE * counts.sum()))

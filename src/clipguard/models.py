@@ -1,5 +1,6 @@
 """Model registry: build by name, load and save without unpickling."""
 
+import copy
 import importlib
 import json
 import math
@@ -164,7 +165,7 @@ def _imported(name: str) -> Callable[[int], nn.Module]:
     module_name, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # A module may raise anything while it is imported.
+    except (Exception, SystemExit) as error:  # A module may raise anything while it is imported.
         raise ClipguardError(
             f"model factory {name!r} cannot be imported: {first_line(error)} "
             "(PYTHONPATH=. makes the working folder's own modules importable)"
@@ -203,45 +204,64 @@ def build(spec: ModelSpec, seed: Seed) -> Normalized:
     try:
         with seed.torch_global():
             network = make(spec.num_classes)
-    except Exception as error:  # So may a factory, when it is called.
+    except (Exception, SystemExit) as error:  # So may a factory, when it is called.
         raise ClipguardError(
             f"model factory {name!r} cannot be called with num_classes={spec.num_classes}: "
             f"{first_line(error)}"
         ) from error
     if not isinstance(network, nn.Module):
         raise ClipguardError(f"model factory {name!r} returned {type(network).__name__}, not an nn.Module")
+    _check_state(network, name)
     return Normalized(network, spec).to(memory_format=torch.channels_last).eval()
 
 
 def check_sound(model: Normalized, spec: ModelSpec) -> None:
     """Return nothing when all weights are finite and two noise images get the logits that the spec promises.
 
+    Tried on a copy, in evaluation and, with a gradient, in training.
+
     Raises:
         ClipguardError: what the model does instead. It may be anybody's code.
     """
     name, (h, w) = spec.architecture, spec.input_size
-    bad = [key for key, value in model.network.state_dict().items() if not bool(value.isfinite().all())]
-    if bad:
-        raise ClipguardError(f"model {name!r} has NaN or Inf weights in {bad[0][:LONGEST_NAME]!r}")
-    noise = np.random.default_rng(0).integers(0, 256, (2, 3, h, w), dtype=np.uint8)
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, h, w), dtype=np.uint8))
     try:
-        with torch.inference_mode():
-            # Of the network itself, so that whatever it gives reaches the checks below.
-            scaled = model.scaled(torch.from_numpy(noise).to(model.mean.device))
-            logits = model.eval().network(scaled)
+        _check_state(model.network, name)
+        if bad := [key for key, value in model.network.named_parameters() if not _finite(value)]:
+            raise ClipguardError(f"model {name!r} has NaN or Inf weights in {bad[0][:LONGEST_NAME]!r}")
+        tried = copy.deepcopy(model)
+        for training in (False, True):
+            with Seed(0).torch_global():
+                # Of the network itself, so that whatever it gives reaches the checks.
+                logits = tried.train(training).network(tried.scaled(noise.to(tried.mean.device)))
+                _check_logits(logits, spec)
+                logits.float().logsumexp(1).sum().backward()
+    except ClipguardError:
+        raise
     except Exception as error:
         raise ClipguardError(
-            f"model {name!r} fails on images of {h} x {w} pixels: {first_line(error)}; give another "
-            "size or architecture"
+            f"model {name!r} fails on images of {h} x {w} pixels, as float32: {first_line(error)}"
         ) from error
-    wanted = [2, spec.num_classes]
+
+
+def _check_state(network: nn.Module, name: str) -> None:
+    for key, value in network.state_dict().items():
+        # A lazy tensor has no shape yet: neither can be saved, or compared with a file.
+        if not isinstance(value, Tensor) or nn.parameter.is_lazy(value):
+            raise ClipguardError(f"model {name!r} has a state {key[:LONGEST_NAME]!r} that is no plain tensor")
+
+
+def _finite(value: Tensor) -> bool:
+    return bool(value.isfinite().all())
+
+
+def _check_logits(logits: object, spec: ModelSpec) -> None:
+    name, wanted = spec.architecture, [2, spec.num_classes]
     shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if shape != wanted or not logits.is_floating_point():
+    if not isinstance(logits, Tensor) or shape != wanted or not logits.is_floating_point():
         raise ClipguardError(f"model {name!r} gives {shape} for two images, not logits of {wanted}")
-    if not bool(logits.isfinite().all()):
-        raise ClipguardError(
-            f"model {name!r} gives NaN or Inf logits: its weights are not those of a classifier"
-        )
+    if not _finite(logits):
+        raise ClipguardError(f"model {name!r} gives NaN or Inf logits: its weights are no classifier's")
 
 
 def save(model: Normalized, spec: ModelSpec, path: Path) -> None:

@@ -170,7 +170,9 @@ def fit(  # noqa: PLR0913  (the kernel: whatever is fixed is in the recipe)
             chosen = rows(epoch) if callable(rows) else rows
             batches = _batches(chosen, recipe, seed.child("order", epoch))
             generator = seed.child("augment", epoch).torch()
-            mean = _pass(model, images, batches, loss, _Step(recipe, optimizer, epoch, generator))
+            # Anybody's model may draw from the global generator, as dropout does.
+            with seed.child("noise", epoch).torch_global():
+                mean = _pass(model, images, batches, loss, _Step(recipe, optimizer, epoch, generator))
             if not math.isfinite(mean):
                 why = f"training diverged in epoch {epoch + 1}: its loss is {mean}"
                 raise ClipguardError(f"{why}: give a model with usual weights, or a lower learning rate")

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipguard.errors import ClipguardError
 from clipguard.models import Normalized
 from clipguard.scoring import classifier_logits
 from clipguard.seeds import Seed
@@ -37,8 +38,9 @@ class Cure:
         readmit: after each pass, samples outside `clean` whose given label the half-cured model believes with
             more than this probability join `clean`; 1 turns it off.
         balance: weigh clean samples so that every class keeps the share it has outside `triggered`.
-        stamp: share of the clean samples of which a copy with the recovered trigger is learnt under the
-            sample's own label: unlearning says what a triggered image is not, this says what it is.
+        stamp: share of the clean samples of which a copy with the recovered trigger (with each, where there
+            are several) is learnt under the sample's own label: unlearning says what a triggered image is
+            not, this says what it is.
     """
 
     loss: Literal["unlikelihood", "reference"] = "unlikelihood"
@@ -65,7 +67,7 @@ REFERENCE = Cure(
 An epoch is a whole pass here, where CGD ends it after 200 steps of 256 samples.
 """
 
-_PIECE = 1024
+_PIECE = 64
 """Images that are moved or stamped together."""
 
 Join = Callable[[int, Iterator[Images]], Images]
@@ -255,8 +257,11 @@ class _Admitted:
         self.first = clean
         self.file = None if checkpoint is None else checkpoint.with_name("admitted.npy")
         self.passes: list[Bool[np.ndarray, " n"]] = []
-        if self.file is not None and self.file.exists():
-            self.passes = list(read_array(self.file))
+        if checkpoint is not None and self.file is not None:
+            try:
+                self.passes = list(read_array(self.file))
+            except ClipguardError:  # Without this file, which may be damaged, a checkpoint tells half of it.
+                checkpoint.unlink(missing_ok=True)
 
     def note(self, epoch: int, believed: Bool[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
         """Return the clean samples of the pass `epoch`: those of the one before it, and who is `believed`."""

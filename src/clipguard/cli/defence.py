@@ -63,7 +63,7 @@ def run_defend(path: Path, options: DefendOptions) -> Outcome:
             # Before any work, so that a mistake here does not cost the minutes of a training.
             truth = truth_beside(path, options.test) if options.rows is None else None
             test = open_test(options.test, source, options.classes, truth)
-            notes = check_test(test)
+            notes = check_test(test, partial(tell, "test images"))
         defender = Defender(_guide(options), options.out, plan=plan, report=tell)
         defender.fit(source, model=options.model, spec=spec)
         defender.warnings_ += notes

@@ -1,5 +1,6 @@
 """Rates of a model on a test set that the user brings: what only somebody with the truth can know."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,14 +80,14 @@ def _some(names: tuple[str, ...]) -> str:
     return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def check_test(test: TestSet) -> list[str]:
+def check_test(test: TestSet, tell: Callable[[int, int], None] | None = None) -> list[str]:
     """Return a warning where some images of the test set are unreadable; decodes all of them once.
 
     Raises:
         ClipguardError: too many of them are.
     """
     smallest = (1, 1)
-    read, _ = _decoded(test, smallest)
+    read, _ = _decoded(test, smallest, tell)
     lost = len(test.clean) + len(test.clean.refused) - len(read)
     if not lost:
         return []
@@ -94,9 +95,11 @@ def check_test(test: TestSet) -> list[str]:
     return [f"{lost} images of the test set {where} could not be read: no rate counts them, on any side"]
 
 
-def _decoded(test: TestSet, size: tuple[int, int]) -> tuple[ImageSet, ImageSet | None]:
+def _decoded(
+    test: TestSet, size: tuple[int, int], tell: Callable[[int, int], None] | None = None
+) -> tuple[ImageSet, ImageSet | None]:
     """Return the images of those rows that can be read, and read with the trigger if there is one."""
-    clean, _ = read_images(test.clean, size)
+    clean, _ = read_images(test.clean, size, tell)
     if test.triggered is None:
         return clean, None
     triggered, _ = read_images(test.triggered, size)

@@ -65,14 +65,16 @@ class Lines:
         now = self.clock()
         if stage != self._stage:
             # A stage is first heard of when a part of it is done: it began when the one before it ended.
-            self._stage, self._began = stage, self._told
+            self._stage, self._began = stage, now if done == 0 else self._told
         spent = now - self._began
-        if now - self._told < LINE_EVERY if done < total else spent < WORTH_A_LINE:
+        if done < total and now - self._told < LINE_EVERY:
+            return
+        self._told = now
+        if done >= total and spent < WORTH_A_LINE:
             return
         left = f", {duration(spent / done * (total - done))} left" if 0 < done < total else ""
         took = f" in {duration(spent)}" if done >= total else ""
         self.write(f"clipguard: {_STAGES.get(stage, stage)}: {done:,} of {total:,}{took}{left}\n")
-        self._told = now
 
 
 class _TimeLeft(ProgressColumn):
@@ -107,7 +109,7 @@ class Bars:
         """Move the stage's bar."""
         if stage not in self._tasks:
             self._tasks[stage] = self.bars.add_task(_STAGES.get(stage, stage), total=total, paced=0.0)
-            self._task(stage).start_time = self._ended
+            self._task(stage).start_time = self._ended if done else self.bars.get_time()
         paced = self._task(stage).elapsed or 0.0
         self.bars.update(self._tasks[stage], completed=done, total=total, paced=paced)
         self._ended = self.bars.get_time()

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from clipguard.errors import ClipguardError
-from clipguard.evidence import recover_triggers
+from clipguard.evidence import OWN_SHARE, recover_triggers
 from clipguard.models import ModelSpec, Normalized, build, check_sound, save
 from clipguard.pipeline.plan import Count, Plan, Report
 from clipguard.pipeline.scanning import Scan
@@ -124,7 +124,8 @@ def shared_triggers(found: Scan, plan: Plan) -> tuple[AffineTrigger, ...]:
         write_triggers(recover_triggers(*learnable(replace(found, split=part)), seed), folder)
 
     inputs = [found.stages["samples"].key]
-    stage = found.run.stage("evidence", config={"seed": plan.seed}, inputs=inputs, compute=compute)
+    config = {"seed": plan.seed, "share": OWN_SHARE}
+    stage = found.run.stage("evidence", config=config, inputs=inputs, compute=compute)
     found.stages["evidence"] = stage
     return read_triggers(stage.path)
 

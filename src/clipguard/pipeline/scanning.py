@@ -181,7 +181,7 @@ def _suspect(run: RunFolder, seen: _Seen, opinion: Scores, asked: str, plan: Pla
         scores = suspect_scores(seen.data, opinion, plan.suspect, seed, seen.reserved, counted)
         write_array(folder / "logits.npy", scores.logits)
 
-    config = {"probe": asdict(plan.suspect), "seed": plan.seed, "reserve": bool(seen.reserved.any())}
+    config = {"probe": asdict(plan.suspect), "seed": plan.seed, "reserve": int(seen.reserved.sum())}
     # Who does not ask the guide need not be asked again beside another one.
     beside = [asked, *seen.data.class_names] if isinstance(plan.suspect, Residual) else []
     return run.stage("suspect", config=config, inputs=[seen.stage.key, *beside], compute=compute)
@@ -226,7 +226,7 @@ def _judge_labels(
         odds = probe_log_odds(embeddings, data.labels, k, reserved, plan.noise, seed)
         write_array(folder / "odds.npy", odds)
 
-    config = {"folds": plan.noise.folds, "seed": plan.seed, "reserve": bool(reserved.any())}
+    config = {"folds": plan.noise.folds, "seed": plan.seed, "reserve": int(reserved.sum())}
     return run.stage("labels", config=config, inputs=[read.key], compute=compute)
 
 

@@ -51,10 +51,17 @@ def damage_of_summary(run: object) -> str | None:
                 return f"{part}.{name}".removeprefix(".")
     if not all(isinstance(value, (int, float)) for value in (run.get("seconds") or {}).values()):
         return "seconds"
-    if not all(isinstance(point, dict) for point in run.get("curve") or ()):
+    if not all(_is_point(point) for point in run.get("curve") or ()):
         return "curve"
     texts = [*(run["verdict"].get("reasons") or ()), *(run.get("warnings") or ())]
     return None if all(isinstance(text, str) for text in texts) else "reasons or warnings"
+
+
+def _is_point(point: object) -> bool:
+    """Return whether it is a step of the cure with rates, as the curve is drawn of."""
+    if not isinstance(point, dict) or not isinstance(point.get("step"), (int, float)):
+        return False
+    return all(isinstance(value, _NUMBER) for value in point.values())
 
 
 def damage_of_samples(samples: Mapping[str, Shaped[np.ndarray, "..."]]) -> str | None:

@@ -146,8 +146,11 @@ def _shared(samples: Table, folder: RunFolder, classes: list[Any]) -> list[dict[
     rows = {name: row for row, name in enumerate(data.ids)}
     trusted = np.flatnonzero(samples["is_clean"])
     chosen = trusted[np.argsort(-samples["rank"][trusted], kind="stable")][:EXAMPLES]
-    plain = data.images[[rows[str(samples["id"][i])] for i in chosen]]
-    return [_shown(trigger, plain, classes) for trigger in triggers]
+    ids = [str(samples["id"][i]) for i in chosen]
+    plain = data.images[[rows[name] for name in ids if name in rows]]
+    # A run that was stopped may hold images of another size by now.
+    fitting = [trigger for trigger in triggers if trigger.scale.shape == data.images.shape[1:]]
+    return [_shown(trigger, plain, classes) for trigger in fitting if len(plain)]
 
 
 def _shown(trigger: AffineTrigger, plain: Images, classes: list[Any]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
+from PIL.Image import Image
 
 from clipguard.errors import ClipguardError, first_line
 from clipguard.limits import Limits
@@ -23,9 +24,9 @@ HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.fo
 
 @dataclass(frozen=True, slots=True)
 class ArrayReader:
-    """Reads rows of one array, or of a list of arrays that differ in size."""
+    """Reads rows of one array, or of a list of arrays and Pillow images that differ in size."""
 
-    images: UInt8[np.ndarray, "n h w *c"] | Sequence[UInt8[np.ndarray, "_ _ *c"]]
+    images: UInt8[np.ndarray, "n h w *c"] | Sequence[Image | UInt8[np.ndarray, "_ _ *c"]]
 
     def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
         """Return views of the images."""
@@ -36,7 +37,7 @@ class ArrayReader:
 def list_arrays(
     images: object, labels: object, names: tuple[str, ...] | None = None, location: str = "arrays"
 ) -> Listing:
-    """Return uint8 images [n, h, w] or [n, h, w, 1, 3 or 4], or a list of such that differ in size.
+    """Return uint8 images [n, h, w] or [n, h, w, 1, 3 or 4], or a list of arrays or Pillow images.
 
     Raises:
         ClipguardError: another dtype or shape, or another number of labels than of images.
@@ -60,25 +61,27 @@ def list_arrays(
 
 def _pixels(
     images: object, location: str
-) -> UInt8[np.ndarray, "n h w *c"] | list[UInt8[np.ndarray, "_ _ *c"]]:
+) -> UInt8[np.ndarray, "n h w *c"] | list[Image | UInt8[np.ndarray, "_ _ *c"]]:
     """Return the images as one array, or as a list where they may differ in size."""
-    if isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.dtype == object):
-        arrays = list(images)
-        for row, array in enumerate(arrays):
-            if not isinstance(array, np.ndarray):
-                raise ClipguardError(f"image {row} of {location} is a {type(array).__name__}, not an array")
-            _check_images(array[None], f"image {row} of {location}")
-        return arrays
+    many = isinstance(images, (list, tuple))
+    if many or (isinstance(images, np.ndarray) and images.dtype == object and images.ndim == 1):
+        items = [item if isinstance(item, Image) else np.asarray(item) for item in images]  # type: ignore[attr-defined]  # a list
+        for row, item in enumerate(items):
+            if isinstance(item, np.ndarray):
+                _check_shape(item, item.shape, f"image {row} of {location}", "")
+        return items
     pixels = np.asarray(images)
-    _check_images(pixels, f"images of {location}")
+    _check_shape(pixels, pixels.shape[1:], f"images of {location}", "n, ")
     return pixels
 
 
-def _check_images(pixels: Shaped[np.ndarray, "..."], what: str) -> None:
-    _, *size = pixels.shape or (0,)
-    if pixels.dtype != np.uint8 or len(size) < 2 or 0 in size[:2] or tuple(size[2:]) not in CHANNELS:
+def _check_shape(
+    pixels: Shaped[np.ndarray, "..."], size: tuple[int, ...], what: str, first: Literal["", "n, "]
+) -> None:
+    if pixels.dtype != np.uint8 or len(size) < 2 or 0 in size[:2] or size[2:] not in CHANNELS:
         raise ClipguardError(
-            f"{what} must be uint8 [n, h, w] or [n, h, w, 1, 3 or 4], not {pixels.dtype} {list(pixels.shape)}"
+            f"{what} must be uint8 [{first}h, w] or [{first}h, w, 1, 3 or 4], "
+            f"not {pixels.dtype} {list(pixels.shape)}"
         )
 
 

@@ -206,11 +206,11 @@ _LED_TO: Final = "labels.npy"
 
 
 def write_triggers(triggers: Sequence[AffineTrigger], folder: Path) -> None:
-    """Write `folder`: scales and shifts, and the classes that they lead to; nothing for no trigger."""
+    """Write `folder`: the classes that the triggers lead to, and their scales and shifts, if any."""
+    labels = [-1 if one.label is None else one.label for one in triggers]
+    write_array(folder / _LED_TO, np.array(labels, dtype=np.int64))
     if triggers:
         write_array(folder / _TRIGGERS, np.stack([np.stack([one.scale, one.shift]) for one in triggers]))
-        labels = [-1 if one.label is None else one.label for one in triggers]
-        write_array(folder / _LED_TO, np.array(labels, dtype=np.int64))
 
 
 def read_triggers(folder: Path) -> tuple[AffineTrigger, ...]:
@@ -219,10 +219,13 @@ def read_triggers(folder: Path) -> tuple[AffineTrigger, ...]:
     Raises:
         ClipguardError: the files are damaged.
     """
-    if not (folder / _TRIGGERS).exists():
+    labels = read_array(folder / _LED_TO)
+    if labels.shape == (0,):
         return ()
-    pairs, labels = read_array(folder / _TRIGGERS), read_array(folder / _LED_TO).tolist()
+    pairs = read_array(folder / _TRIGGERS)
+    if labels.dtype != np.int64 or pairs.shape[:2] != (*labels.shape, 2) or pairs.ndim != 5:
+        raise ClipguardError(f"{folder} holds no triggers as they are written: delete it and run again")
     return tuple(
         AffineTrigger(scale=scale, shift=shift, label=None if label < 0 else label)
-        for (scale, shift), label in zip(pairs, labels, strict=True)
+        for (scale, shift), label in zip(pairs, labels.tolist(), strict=True)
     )
