@@ -26,7 +26,7 @@ HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.fo
 class ArrayReader:
     """Reads rows of one array, or of a list of arrays and Pillow images that differ in size."""
 
-    images: UInt8[np.ndarray, "n h w *c"] | Sequence[Image | UInt8[np.ndarray, "_ _ *c"]]
+    images: UInt8[np.ndarray, "n h w *c"] | Sequence[Image | UInt8[np.ndarray, "_ _ ..."]]
 
     def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
         """Return views of the images."""
@@ -61,7 +61,7 @@ def list_arrays(
 
 def _pixels(
     images: object, location: str
-) -> UInt8[np.ndarray, "n h w *c"] | list[Image | UInt8[np.ndarray, "_ _ *c"]]:
+) -> UInt8[np.ndarray, "n h w *c"] | list[Image | UInt8[np.ndarray, "_ _ ..."]]:
     """Return the images as one array, or as a list where they may differ in size."""
     many = isinstance(images, (list, tuple))
     if many or (isinstance(images, np.ndarray) and images.dtype == object and images.ndim == 1):
