@@ -365,7 +365,7 @@ def test_the_published_table_says_what_this_run_judged_even_where_settings_staye
     # As another release of the rule would judge.
     shutil.copytree(fitted.run_dir, tmp_path / "run")
     marked = np.arange(len(source)) == 5
-    monkeypatch.setattr(scanning, "planted_labels", lambda *_: (marked, np.zeros(3)))
+    monkeypatch.setattr(scanning, "planted_labels", lambda *_: marked)
     again = Defender(GUIDE, tmp_path / "run", plan=PLAN).fit(source)
     rows = read_table(tmp_path / "run" / "samples.parquet")
     assert again.stages_["detect"].cached

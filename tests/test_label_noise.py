@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipguard.label_noise import NO_SAY, LabelNoise, planted_labels, probe_log_odds, with_planted
+from clipguard.label_noise import NO_SAY, LabelNoise, planted_labels, probe_log_odds, surplus, with_planted
 from clipguard.seeds import Seed
 from clipguard.types import Split
 
@@ -40,8 +40,7 @@ def flipped(labels, count, target=0, seed=1):
 def test_labels_planted_into_one_class_are_found(target):
     embeddings, labels = blobs()
     changed, bad = flipped(labels, 60, target)
-    found, surplus = judged(embeddings, changed)
-    assert surplus.argmax() == target
+    found = judged(embeddings, changed)
     assert found[bad].mean() > 0.7
     assert found[~bad].mean() < 0.01
 
@@ -49,9 +48,7 @@ def test_labels_planted_into_one_class_are_found(target):
 def test_an_untouched_set_has_no_planted_label_even_if_classes_overlap_and_differ_in_size():
     for seed in range(5):
         embeddings, labels = blobs((600, 200, 60, 20), spread=2.0, seed=seed)
-        found, surplus = judged(embeddings, labels)
-        assert not found.any()
-        assert surplus.max() < NOISE.surplus
+        assert not judged(embeddings, labels).any()
 
 
 def test_a_leaning_that_all_classes_share_in_some_measure_is_no_attack_however_large_the_set():
@@ -63,9 +60,35 @@ def test_a_leaning_that_all_classes_share_in_some_measure_is_no_attack_however_l
     odds = np.where(np.eye(k, dtype=bool)[labels], 0.0, -9.0)
     wrong = draw.random(n) < leaning[labels]
     odds[wrong] = np.where(np.eye(k, dtype=bool)[(labels[wrong] - 1) % k], 0.0, -9.0)
-    found, surplus = planted_labels(np.full(n, 9.0), odds, labels, np.ones(n, bool), NOISE)
-    assert surplus.max() > NOISE.surplus
-    assert not found.any()
+    everyone = np.ones(n, bool)
+    assert surplus(everyone, odds, labels, everyone).max() > NOISE.surplus
+    assert not planted_labels(np.full(n, 9.0), odds, labels, everyone, NOISE).any()
+
+
+def test_few_planted_labels_stand_out_among_the_absurd_where_leanings_hide_them_from_the_implausible():
+    # Every class but the first leans one way or the other, a little: by 4 nats, where planted labels reach 9.
+    n, k = 20_000, 10
+    eye = np.eye(k, dtype=bool)
+    labels = np.arange(n) % k
+    said, depth = labels.copy(), np.full(n, 9.0)
+    draw = np.random.default_rng(5)
+    leaning = np.array([0, 0.02, -0.02, 0.02, -0.02, 0.02, -0.02, 0.02, -0.02, 0])
+    for one in range(1, 9, 2):
+        leaning_rows = (labels == one) & (draw.random(n) < leaning[one])
+        said[leaning_rows], depth[leaning_rows] = one + 1, 4.0
+    planted = (labels == 0) & (draw.random(n) < 0.04)
+    said[planted] = draw.integers(1, k, planted.sum())
+    odds = np.where(eye[said], 0.0, -depth[:, None])
+    everyone = np.ones(n, bool)
+    found = planted_labels(depth, odds, labels, everyone, NOISE)
+    assert found[planted].all()
+    assert not found[~planted].any()
+    alike = LabelNoise(absurd=NOISE.implausible)
+    assert not planted_labels(depth, odds, labels, everyone, alike).any()
+    # Nor do the absurd ones alone feed a class: it must give out fewer of all implausible ones, too.
+    given = (labels == 9) & (draw.random(n) < 0.1)
+    back = np.where(given[:, None], np.where(eye[np.zeros(n, int)], 0.0, -4.0), odds)
+    assert not planted_labels(np.where(given, 4.0, depth), back, labels, everyone, NOISE).any()
 
 
 def test_symmetric_noise_is_not_called_an_attack():
@@ -73,20 +96,20 @@ def test_symmetric_noise_is_not_called_an_attack():
     draw = np.random.default_rng(3)
     noisy = draw.random(len(labels)) < 0.1
     labels = np.where(noisy, (labels + draw.integers(1, K, len(labels))) % K, labels)
-    assert not judged(embeddings, labels)[0].any()
+    assert not judged(embeddings, labels).any()
 
 
 def test_labels_that_the_guide_believes_are_left_alone():
     embeddings, labels = blobs()
     changed, _ = flipped(labels, 60)
-    assert not judged(embeddings, changed, guide_nll=np.zeros(len(labels)))[0].any()
+    assert not judged(embeddings, changed, guide_nll=np.zeros(len(labels))).any()
 
 
 def test_where_a_trigger_explains_the_wrong_labels_no_more_are_flagged():
     embeddings, labels = blobs()
     changed, bad = flipped(labels, 60)
     explained = bad & (np.random.default_rng(2).random(len(bad)) < 0.95)
-    assert not judged(embeddings, changed, unexplained=~explained)[0].any()
+    assert not judged(embeddings, changed, unexplained=~explained).any()
 
 
 def test_a_sample_is_judged_by_a_probe_that_has_not_seen_it():
@@ -113,7 +136,7 @@ def test_reserved_samples_are_judged_but_not_learnt():
 
 def test_a_class_of_a_few_samples_is_given_no_opinion():
     embeddings, labels = blobs((40, 40, 40, 6))
-    found, _ = judged(embeddings, labels)
+    found = judged(embeddings, labels)
     odds = probe_log_odds(embeddings, labels, K, np.zeros(len(labels), bool), NOISE, Seed(0))
     assert (odds[:, 3] == NO_SAY).all()
     assert (odds[:, :3] > NO_SAY).all()
@@ -122,9 +145,10 @@ def test_a_class_of_a_few_samples_is_given_no_opinion():
 
 def test_one_class_alone_gives_no_opinion_at_all():
     embeddings, labels = blobs((40, 4, 4, 4))
-    found, surplus = judged(embeddings, labels)
-    assert not found.any()
-    assert np.isfinite(surplus).all()
+    everyone = np.ones(len(labels), bool)
+    odds = probe_log_odds(embeddings, labels, K, ~everyone, NOISE, Seed(0))
+    assert not judged(embeddings, labels).any()
+    assert np.isfinite(surplus(everyone, odds, labels, everyone)).all()
 
 
 @settings(max_examples=40)
@@ -134,14 +158,15 @@ def test_the_surplus_is_the_difference_of_rates_in_standard_errors(seed, k):
     n = 50
     labels = draw.integers(0, k, n)
     odds, guide = draw.normal(-3, 3, (n, k)), draw.exponential(4, n)
-    left = draw.random(n) < 0.8
-    found, surplus = planted_labels(guide, odds, labels, left, NOISE)
+    left, disbelieved = draw.random(n) < 0.8, draw.random(n) < 0.6
+    found = planted_labels(guide, odds, labels, left, NOISE)
+    excess = surplus(disbelieved & left, odds, labels, left)
     size = [max(1, sum(left & (labels == c))) for c in range(k)]
     for c in range(k):
         into, out, variance = 0.0, 0.0, 0.0
         for i in range(n):
             said = int(np.argmax(odds[i]))
-            if left[i] and said != labels[i] and guide[i] > 3 and -odds[i, labels[i]] > 3:
+            if left[i] and disbelieved[i] and said != labels[i]:
                 if labels[i] == c:
                     into += 1 / size[c]
                     variance += 1 / size[c] ** 2
@@ -149,8 +174,9 @@ def test_the_surplus_is_the_difference_of_rates_in_standard_errors(seed, k):
                     out += 1 / size[labels[i]]
                     variance += 1 / size[labels[i]] ** 2
         variance += sum(1 / k / size[c] ** 2 for _ in range(k)) + sum(1 / k / s**2 for s in size)
-        assert surplus[c] == pytest.approx((into - out) / variance**0.5)
-        assert not found[labels == c].any() or surplus[c] > NOISE.surplus
+        assert excess[c] == pytest.approx((into - out) / variance**0.5)
+    own = odds[np.arange(n), labels]
+    assert not found[~left | (guide <= NOISE.implausible) | (-own <= NOISE.implausible)].any()
 
 
 def test_planted_labels_leave_clean_join_triggered_and_rise_in_the_ranking():

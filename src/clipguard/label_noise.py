@@ -19,12 +19,16 @@ class LabelNoise:
     Attributes:
         folds: each sample is judged by a probe that was fitted without its fold.
         implausible: nats; both the guide and the probe must give the label a larger loss than this.
-        surplus: standard errors by which a class must take in more implausible labels than it gives out.
-        outlier: robust standard deviations by which its surplus must exceed that of the median class.
+        absurd: the same, larger: what honest mistakes and a guide's leanings seldom reach.
+        surplus: standard errors by which a class must take in more implausible labels than it gives out, and
+            more absurd ones.
+        outlier: robust standard deviations by which its surplus of absurd labels must exceed that of the
+            median class.
     """
 
     folds: int = 5
     implausible: float = 3.0
+    absurd: float = 5.0
     surplus: float = 4.0
     outlier: float = 2.5
 
@@ -70,39 +74,58 @@ def planted_labels(
     labels: Int64[np.ndarray, "n"],
     unexplained: Bool[np.ndarray, "n"],
     noise: LabelNoise,
-) -> tuple[Bool[np.ndarray, "n"], Float64[np.ndarray, "k"]]:
-    """Return which labels look planted, and each class's surplus of implausible labels in standard errors.
+) -> Bool[np.ndarray, "n"]:
+    """Return which labels look planted: the implausible ones of fed classes.
 
     A label is implausible if guide and probe both disbelieve it. Honest confusion goes both ways: about as
     many dogs are called cat as cats are called dog, as shares of their class. Labels that an attacker planted
-    go one way, into the target. So, with C the counts of implausible labels (given a, probe says b) and n the
-    class sizes, class a is fed where sum_b C_ab / n_a - sum_b C_ba / n_b exceeds `surplus` of its standard
-    errors (Poisson counts). The implausible labels of fed classes look planted; all others are left alone, so
-    that symmetric noise and classes that the guide reads badly are not called an attack.
+    go one way, into the target. So a class is fed where it takes in more than it gives out (`surplus`), by
+    the implausible labels and by the absurd ones among them. All others are left alone, so that symmetric
+    noise and classes that the guide reads badly are not called an attack.
 
     Guide and probe have leanings of their own, which any large data set makes significant. So a fed class
     must also stand out from the others, by median and median absolute deviation of all surpluses (taken as
-    at least 1): that does not grow with n. Of two classes, neither can.
+    at least 1): that does not grow with n. Of two classes, neither can. It is asked of the absurd labels:
+    few leanings reach those, so that fewer planted labels stand out.
 
     Only `unexplained` samples count: where a trigger accounts for the wrong labels of a class, what is left
     in it are honest mistakes, and unlearning those would cost its recall.
     """
-    k = odds.shape[1]
-    own, said = odds[np.arange(len(labels)), labels], odds.argmax(1)
-    # A class without a say disbelieves nothing and is told nothing.
-    judged = unexplained & (own > NO_SAY)
-    implausible = judged & (said != labels) & (np.minimum(guide_nll, -own) > noise.implausible)
+    own = odds[np.arange(len(labels)), labels]
+    # A class without a say disbelieves nothing.
+    disbelief = np.where(unexplained & (own > NO_SAY), np.minimum(guide_nll, -own), 0.0)
+    implausible, absurd = (
+        surplus(disbelief > nats, odds, labels, unexplained) for nats in (noise.implausible, noise.absurd)
+    )
+    middle = np.median(absurd)
+    usual = max(1.0, 1.4826 * float(np.median(np.abs(absurd - middle))))
+    fed = (np.minimum(implausible, absurd) > noise.surplus) & (absurd - middle > noise.outlier * usual)
+    planted: Bool[np.ndarray, "n"] = (disbelief > noise.implausible) & (odds.argmax(1) != labels) & fed[labels]
+    return planted
+
+
+def surplus(
+    disbelieved: Bool[np.ndarray, "n"],
+    odds: Float64[np.ndarray, "n k"],
+    labels: Int64[np.ndarray, "n"],
+    counted: Bool[np.ndarray, "n"],
+) -> Float64[np.ndarray, "k"]:
+    """Return by how many standard errors each class takes in more disbelieved labels than it gives out.
+
+    With C the counts of disbelieved labels (given a, the probe says b) and n the class sizes among the
+    `counted`, that is sum_b C_ab / n_a - sum_b C_ba / n_b in standard errors of Poisson counts.
+    """
+    k, said = odds.shape[1], odds.argmax(1)
+    rows = disbelieved & (said != labels)
     counts = np.zeros((k, k))
-    np.add.at(counts, (labels[implausible], said[implausible]), 1)
-    size = np.maximum(np.bincount(labels[unexplained], minlength=k), 1)[:, None]
+    np.add.at(counts, (labels[rows], said[rows]), 1)
+    size = np.maximum(np.bincount(labels[counted], minlength=k), 1)[:, None]
     rate = counts / size
     # One more count in each row and column keeps a class with none of them from a standard error of 0.
     variance = (counts + 1 / k) / size**2
-    surplus = (rate.sum(1) - rate.sum(0)) / np.sqrt(variance.sum(1) + variance.sum(0))
-    middle = np.median(surplus)
-    usual = max(1.0, 1.4826 * float(np.median(np.abs(surplus - middle))))
-    fed = (surplus > noise.surplus) & (surplus - middle > noise.outlier * usual)
-    return implausible & fed[labels], surplus
+    error: Float64[np.ndarray, "k"] = np.sqrt(variance.sum(1) + variance.sum(0))
+    excess: Float64[np.ndarray, "k"] = (rate.sum(1) - rate.sum(0)) / error
+    return excess
 
 
 def with_planted(split: Split, planted: Bool[np.ndarray, "n"]) -> Split:

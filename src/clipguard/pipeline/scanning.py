@@ -135,7 +135,7 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
     found = refine(first, trigger, plan.detector)
     labels = _judge_labels(run, read, data, reserved, plan)
     odds = read_array(labels.path / "odds.npy")
-    mislabelled, _ = planted_labels(entropy.guide_nll, odds, data.labels, ~found.triggered, plan.noise)
+    mislabelled = planted_labels(entropy.guide_nll, odds, data.labels, ~found.triggered, plan.noise)
     found = with_planted(found, mislabelled)
     # The detector takes more samples out of `clean`, so that more classes may have too few.
     starved = starved_classes(found.clean, data.labels, data.class_names, plan.rule.fewest)
