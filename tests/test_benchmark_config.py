@@ -150,6 +150,11 @@ def test_a_net_may_have_a_recipe_of_its_own(tmp_path):
         ('defenses = [{name = "clipguard", options = {plan = {sise = 3}}}]', "unknown key 'sise'"),
         ('nets = [{name = "x", victim = {epoch = 3}}]', "net x: unknown key 'epoch'"),
         ("seeds = [", "cannot be read as TOML"),
+        (f"seeds = [{1 << 63}]", "a seed is beyond 64 bits"),
+        (f"oracle_seed = {-(1 << 63) - 1}", "a seed is beyond 64 bits"),
+        (f'attacks = [{{name = "sig", seeds = [{1 << 63}]}}]', "a seed is beyond 64 bits"),
+        ("seeds = [1]\n" + "a." * 1001 + "a = 1", "line 2 has more than 1000 dots"),
+        ("plan = " + "{a=" * 20_000, "nested too deep"),
     ],
 )
 def test_a_mistake_is_refused_in_one_line_that_names_file_and_key(tmp_path, text, message):

@@ -198,6 +198,24 @@ def test_an_image_above_the_limit_or_cut_away_later_is_told(tmp_path):
     assert list(source.read(range(3)))[1] == Failed("cut short")
 
 
+@pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_an_archive_of_very_many_members_is_listed_whole(tmp_path, count):
+    image = picture(9)
+    blocks = []
+    for number in range(count // 2):
+        for ending, content in ((".png", image), (".cls", b"%d" % (number % 2))):
+            size = f"{len(content):011o}".encode()
+            blocks.append(
+                header(b"%06d" % number + ending.encode(), size) + content + bytes(-len(content) % 512)
+            )
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"".join(blocks) + bytes(1024))
+    source = opened(path)
+    assert len(source) == len(set(source.ids)) == count // 2
+    assert np.array_equal(source.labels, np.arange(count // 2) % 2)
+    assert list(source.read(range(count // 2 - 2, count // 2))) == [image, image]
+
+
 def test_more_entries_than_the_limit_are_refused(tmp_path):
     path = write_tar(tmp_path / "a.tar", samples(5))
     assert "more entries than the limit of 9" in refusal(path, limits=Limits(members=9))

@@ -27,6 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from clipguard.benchmark.config import cells, read_config
 from clipguard.decode import UnreadableImage, decode
 from clipguard.errors import ClipguardError
 from clipguard.limits import MIB, Limits
@@ -36,6 +37,7 @@ from fuzz_mutations import mutated, with_png_sums, with_tar_sums
 
 LIMITS = Limits(pixels=250_000, isolated=False, memory=1024 * MIB, array_bytes=8 * MIB, file_bytes=MIB)
 HANG_SECONDS = 20
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CLASSES = ("cat", "dog")
 
 
@@ -95,6 +97,13 @@ def read_model(content: bytes, path: Path) -> int:
     return 0
 
 
+def read_benchmark(content: bytes, path: Path) -> int:
+    """Read a benchmark's file."""
+    path.write_bytes(content)
+    list(cells(read_config(path)))
+    return 0
+
+
 def targets() -> dict[str, Target]:
     """Return the formats by the suffix of their files."""
     from PIL import Image
@@ -121,6 +130,9 @@ def targets() -> dict[str, Target]:
     )
     made["json"] = Target((b'["cat", "dog"]', b'{"0": "cat", "1": "dog"}'), read_names)
     made["txt"] = Target((b"cat\ndog\n",), read_names)
+    made["toml"] = Target(
+        tuple(file.read_bytes() for file in sorted(BENCHMARKS.glob("*.toml"))), read_benchmark
+    )
     made["safetensors"] = Target((MODELS["no description"](), MODELS["10**12 classes"]()), read_model)
     return made
 

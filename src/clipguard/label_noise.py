@@ -100,8 +100,7 @@ def planted_labels(
     middle = np.median(absurd)
     usual = max(1.0, 1.4826 * float(np.median(np.abs(absurd - middle))))
     fed = (np.minimum(implausible, absurd) > noise.surplus) & (absurd - middle > noise.outlier * usual)
-    planted: Bool[np.ndarray, "n"] = (disbelief > noise.implausible) & (odds.argmax(1) != labels) & fed[labels]
-    return planted
+    return np.asarray((disbelief > noise.implausible) & (odds.argmax(1) != labels) & fed[labels])
 
 
 def surplus(
@@ -123,9 +122,8 @@ def surplus(
     rate = counts / size
     # One more count in each row and column keeps a class with none of them from a standard error of 0.
     variance = (counts + 1 / k) / size**2
-    error: Float64[np.ndarray, "k"] = np.sqrt(variance.sum(1) + variance.sum(0))
-    excess: Float64[np.ndarray, "k"] = (rate.sum(1) - rate.sum(0)) / error
-    return excess
+    error = np.sqrt(variance.sum(1) + variance.sum(0))
+    return np.asarray((rate.sum(1) - rate.sum(0)) / error)
 
 
 def with_planted(split: Split, planted: Bool[np.ndarray, "n"]) -> Split:

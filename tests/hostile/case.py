@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 Outcome = Literal["refused", "listed", "accepted"]
-Reader = Literal["images", "names", "model", "guide"]
+Reader = Literal["images", "names", "model", "guide", "benchmark"]
 
 MARK = "executed"
 """The file that every booby trap would make in the working folder of its case."""

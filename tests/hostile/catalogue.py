@@ -6,6 +6,7 @@ from pathlib import Path
 from clipguard.errors import ClipguardError
 from clipguard.limits import Limits
 from hostile.archives import archive_cases
+from hostile.benchmarks import benchmark_cases
 from hostile.case import MARK, Case, Outcome
 from hostile.folders import folder_cases
 from hostile.images import image_cases
@@ -20,6 +21,7 @@ def cases() -> Iterator[Case]:
     yield from table_cases()
     yield from archive_cases()
     yield from weight_cases()
+    yield from benchmark_cases()
 
 
 def run(case: Case, root: Path) -> tuple[Outcome, str]:
@@ -34,11 +36,15 @@ def run(case: Case, root: Path) -> tuple[Outcome, str]:
 
 
 def _read(case: Case, given: object) -> tuple[Outcome, str]:
+    from clipguard.benchmark.config import cells, read_config
     from clipguard.clip import load_clip
     from clipguard.decode import read_images
     from clipguard.models import load, read_spec
     from clipguard.sources import ImageSource
 
+    if case.reader == "benchmark":
+        list(cells(read_config(Path(str(given)))))
+        return "accepted", ""
     if case.reader == "guide":
         load_clip(str(given))
         return "accepted", ""

@@ -9,13 +9,17 @@ from typing import Any, Final
 
 from clipguard.benchmark.reading import read_as
 from clipguard.defenses import Defense, defense_factory, foreign_defense
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, first_line
+from clipguard.limits import read_bounded
 from clipguard.pipeline import Plan
 from clipguard.training import Recipe
 
 VICTIM: Final = Recipe(epochs=25, lr=0.05, crop=0.0)
 """Flips but no crops: the usual zero-padded crops of 4 pixels mostly cut off a 3x3 patch in the corner, so
 that BadNets does not take in 25 epochs."""
+
+TOML_BYTES: Final = 1 << 16
+TOML_DOTS: Final = 1000
 
 ORACLE: Final = "oracle"
 ALWAYS: Final = ("none", "retrain", "finetune")
@@ -145,11 +149,9 @@ def read_config(path: Path) -> BenchConfig:
         ClipguardError: no TOML, an unknown key, a value of another type, or an empty or doubled list.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        given = tomllib.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        line = " ".join(str(error).split())
-        raise ClipguardError(f"benchmark {path} cannot be read as TOML: {line}") from error
+        given = _toml(read_bounded(path, TOML_BYTES).decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ClipguardError(f"benchmark {path} cannot be read as TOML: {first_line(error)}") from error
     config: BenchConfig = read_as(BenchConfig, given, str(path), BenchConfig())
     there = {choice.name for choice in config.defenses}
     missing = tuple(DefenseChoice(name=name) for name in ALWAYS if name not in there)
@@ -162,6 +164,17 @@ def read_config(path: Path) -> BenchConfig:
     config = replace(config, defenses=labelled)
     _check(config, path)
     return config
+
+
+def _toml(text: str) -> dict[str, Any]:
+    for number, line in enumerate(text.splitlines(), 1):
+        # The parser's time and memory grow with the square of a dotted key's length.
+        if line.count(".") > TOML_DOTS:
+            raise ValueError(f"line {number} has more than {TOML_DOTS} dots")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def _check(config: BenchConfig, path: Path) -> None:
@@ -187,6 +200,9 @@ def _check(config: BenchConfig, path: Path) -> None:
 def _check_numbers(config: BenchConfig, path: Path) -> None:
     if seedless := [attack.name for attack in config.attacks if attack.seeds == ()]:
         raise ClipguardError(f"{path}, key attacks: {seedless[0]} has an empty list of seeds: name one")
+    seeds = (config.oracle_seed, *config.seeds, *(seed for one in config.attacks for seed in one.seeds or ()))
+    if any(not -(1 << 63) <= seed < 1 << 63 for seed in seeds):
+        raise ClipguardError(f"{path}: a seed is beyond 64 bits, which no table holds: give a smaller one")
     rates = (*config.rates, *(attack.rate for attack in config.attacks if attack.rate is not None))
     if wrong := [rate for rate in rates if not 0 < rate < 1]:
         raise ClipguardError(f"{path}: rate {wrong[0]} is outside (0, 1): give a fraction such as 0.05")
