@@ -13,7 +13,7 @@ from clipguard.defenses import DEFENSES, Case, Cured, Defense, defense_factory, 
 from clipguard.defenses.own import Clipguard, Finetune, NoDefense, Retrain
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
-from clipguard.models import ModelSpec
+from clipguard.models import ModelSpec, Normalized
 from clipguard.seeds import Seed
 from clipguard.training import Recipe
 from clipguard.victims import Schooling, trained
@@ -31,7 +31,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     victim, _ = trained(DATA, schooling, folder)
     return Case(
         data=DATA,
-        victim=victim,
+        train_victim=lambda: victim,
         spec=SPEC,
         recipe=RECIPE,
         guide=ClipGuide("mini"),
@@ -69,6 +69,13 @@ def test_clipguard_and_retrain_tell_the_same_split_from_one_scan(case):
     assert "cure" not in other.seconds
     assert other.notes["dropped"] == one.split.triggered.sum()
     assert len(list(case.run_dir.iterdir())) == 1
+
+
+def test_retrain_asks_for_no_victim(case):
+    def never() -> Normalized:
+        pytest.fail("the victim was trained")
+
+    assert Retrain(plan=PLAN).defend(replace(case, train_victim=never)).split is not None
 
 
 def test_retrain_learns_from_what_was_not_flagged_by_the_victims_recipe(case):

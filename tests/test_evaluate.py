@@ -28,27 +28,33 @@ def answers(predicted):
     return np.eye(K, dtype=np.float32)[predicted]
 
 
-@given(st.integers(1, 40), draws, st.sampled_from([0, 1, 2, "next", "any"]))
+@given(st.integers(1, 40), draws, st.sampled_from([0, 1, 2, "next", "any", "of one"]))
 def test_rates_are_those_of_counting_one_sample_at_a_time(n, seed, kind):
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, K, n)
-    aims = {"next": (labels + 1) % K, "any": draw.integers(0, K, n)}.get(kind, np.full(n, kind))
+    kinds = {
+        "next": (labels + 1) % K,
+        "any": draw.integers(0, K, n),
+        "of one": np.where(labels == 2, 0, labels),
+    }
+    aims = kinds[kind] if kind in kinds else np.full(n, kind)
     clean, triggered = random_logits(n, seed), random_logits(n, seed + 1)
-    right = recalled = of_target = hit = recovered = others = 0
+    right = hit = recovered = others = 0
     for label, aim, before, after in zip(labels, aims, clean, triggered, strict=True):
         answer, attacked = list(before).index(max(before)), list(after).index(max(after))
         right += answer == label
-        if label == aim:
-            of_target += 1
-            recalled += answer == label
-        else:
+        if label != aim:
             others += 1
             hit += attacked == aim
             recovered += attacked == label
     found = evaluate(clean, triggered, labels, aims)
     assert found.n == n
     assert found.accuracy == pytest.approx(right / n)
-    one_class = len(set(aims.tolist())) == 1 and of_target
+    led = {aim for label, aim in zip(labels, aims, strict=True) if label != aim} or set(aims.tolist())
+    shown = [(label, list(row).index(max(row))) for label, row in zip(labels, clean, strict=True)]
+    of_target = sum(label in led for label, _ in shown)
+    recalled = sum(label in led and label == answer for label, answer in shown)
+    one_class = len(led) == 1 and of_target
     assert found.target_recall == (pytest.approx(recalled / of_target) if one_class else None)
     assert found.attack_success == (pytest.approx(hit / others) if others else None)
     assert found.recovery == (pytest.approx(recovered / others) if others else None)

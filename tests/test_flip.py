@@ -94,9 +94,9 @@ def test_matching_lowers_the_loss_and_moves_labels_towards_the_target():
     # One checkpoint only, the expert's end: the passes differ in their labels alone.
     assert attack.losses[-1] < attack.losses[0]
     margins, leanings = attack.leanings(data)
-    others = data.labels != 0
-    assert (leanings[others] == 0).mean() > 0.6
-    assert margins[others].mean() > margins[~others].mean()
+    of_source = data.labels == 2
+    assert (leanings[of_source] == 0).mean() > 0.6
+    assert margins[of_source].mean() > margins[~of_source].mean()
 
 
 def test_the_largest_margins_are_flipped_to_the_class_that_they_lean_to():
@@ -128,8 +128,19 @@ def test_the_trigger_is_a_sinusoid_of_eight_periods_and_six_grey_levels(width):
     assert np.abs(stripes - np.array(wave)[None, None, :, None]).max() == 0
 
 
-def test_a_set_of_the_target_class_only_is_refused():
+def test_a_set_without_the_source_class_is_refused():
     data = tiny_set(12)
     alone = image_set(data.images, np.zeros(12, dtype=np.int64), data.class_names)
-    with pytest.raises(ClipguardError, match="choose another target"):
+    with pytest.raises(ClipguardError, match="source class 2: choose another source"):
         prepare(TRAINED["flip"], alone, Seed(0))
+
+
+@pytest.mark.parametrize("source", [0, -3, 3, -4])
+def test_a_source_that_is_the_target_or_no_class_is_refused(source):
+    with pytest.raises(ClipguardError, match=f"source class is {source}, its target 0"):
+        prepare(replace(TRAINED["flip"], source=source), tiny_set(12), Seed(0))
+
+
+def test_only_images_of_the_source_class_are_led_away():
+    attack = prepare(replace(TRAINED["flip"], source=1), tiny_set(), Seed(0))
+    assert attack.aim(np.array([0, 1, 2, 1]), 3).tolist() == [0, 0, 2, 0]

@@ -67,13 +67,18 @@ class Defender:
         self.plan = plan
         self.report = report
 
-    def scan(self, source: object) -> "Defender":
+    def scan(self, source: object, *, model_size: tuple[int, int] | None = None) -> "Defender":
         """Return self with the split and the verdict on `source` (anything that `ImageSource.open` takes).
+
+        Args:
+            source: the untrusted data set.
+            model_size: input height and width of a model that `fit` is to cure later, which then finds this
+                scan again.
 
         Raises:
             ClipguardError: bad input; one line says what to do.
         """
-        return self._scan(_opened(source), reserve=False)
+        return self._scan(_opened(source), reserve=False, model_size=model_size)
 
     def fit(
         self, source: object, model: str | Path | nn.Module | None = None, spec: ModelSpec | None = None

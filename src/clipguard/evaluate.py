@@ -16,8 +16,8 @@ class EvalResult:
 
     Attributes:
         accuracy: clean accuracy (CA).
-        target_recall: clean accuracy on the class that all samples are aimed at; None where there is no such
-            class or the test set has none of it.
+        target_recall: clean accuracy on the class that all samples are aimed at which are aimed at another
+            class than their own; None where there is no such class or the test set has none of it.
         attack_success: attack success rate (ASR): of the triggered samples that are aimed at another class
             than their own, those that are given it; None without a trigger or without such samples.
         recovery: of the same samples, those that are given their true class; None likewise.
@@ -47,8 +47,10 @@ def evaluate(
     """
     predicted = clean_logits.argmax(1)
     success = recovery = recall = None
-    if aims is not None and len(np.unique(aims)) == 1:
-        recall = _share(predicted[labels == aims] == aims[0])
+    if aims is not None:
+        others = labels != aims
+        led = np.unique(aims[others] if others.any() else aims)
+        recall = _share(predicted[labels == led] == led) if len(led) == 1 else None
     if triggered_logits is not None and aims is not None:
         others = labels != aims
         attacked = triggered_logits.argmax(1)[others]

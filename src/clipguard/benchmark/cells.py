@@ -160,7 +160,7 @@ class Work:
         """Return what a defence is given: nothing of the truth."""
         return Case(
             data=self.poisoned[0],
-            victim=self.victim[0],
+            train_victim=lambda: self.victim[0],
             spec=self._spec(self.poisoned[0]),
             recipe=self.cell.recipe,
             guide=self.guide,

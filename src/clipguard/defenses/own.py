@@ -45,14 +45,20 @@ class Retrain:
 
     def defend(self, case: Case) -> Cured:
         """Return the new model and the split."""
-        found = _cured(_fitted(case, self.plan))
-        assert found.split is not None
+        # Without a cure, which is no part of it; a scan of the row before is found again.
+        defender, source = _defender(case, self.plan)
+        found = defender.scan(source, model_size=case.spec.input_size).found_
         keep = ~found.split.triggered
         schooling = Schooling(spec=case.spec, recipe=case.recipe, seed=Seed(case.seed).child("victim"))
         model, seconds = trained(case.data, schooling, case.cache, keep)
-        stages = {name: spent for name, spent in found.seconds.items() if name != "cure"}
-        notes = {"dropped": int((~keep).sum())}
-        return replace(found, model=model, seconds={**stages, "retrain": seconds}, notes=notes)
+        stages = {name: stage.seconds for name, stage in defender.stages_.items()}
+        return Cured(
+            model=model,
+            seconds={**stages, "retrain": seconds},
+            entropy=found.entropy,
+            split=found.split,
+            notes={"dropped": int((~keep).sum())},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +85,18 @@ class Finetune:
         return Cured(model=model, seconds={"finetune": done.seconds})
 
 
-def _fitted(case: Case, plan: Plan) -> Defender:
-    """Return the fitted defender; its stages are found again by every row of the case with this plan."""
+def _defender(case: Case, plan: Plan) -> tuple[Defender, ImageSource]:
+    """Return a defender and what it is to look at; every row of the case with this plan shares its stages."""
     plan = replace(plan, seed=case.seed)
     source = ImageSource.open((case.data.images, case.data.labels), classes=case.data.class_names)
     run = case.run_dir / f"clipguard-{_digest(plan)}"
-    return Defender(case.guide, run, plan=plan, report=case.report).fit(
-        source, model=case.victim, spec=case.spec
-    )
+    return Defender(case.guide, run, plan=plan, report=case.report), source
+
+
+def _fitted(case: Case, plan: Plan) -> Defender:
+    """Return the fitted defender."""
+    defender, source = _defender(case, plan)
+    return defender.fit(source, model=case.victim, spec=case.spec)
 
 
 def _digest(plan: Plan) -> str:

@@ -20,7 +20,7 @@ class Case:
 
     Attributes:
         data: the poisoned set.
-        victim: the model trained on all of it; not to be changed in place.
+        train_victim: gives the `victim`, from a cache if it is there.
         spec: how the victim is built.
         recipe: how the victim was trained.
         guide: the CLIP that the benchmark gives to whoever wants one.
@@ -31,7 +31,7 @@ class Case:
     """
 
     data: ImageSet
-    victim: Normalized
+    train_victim: Callable[[], Normalized]
     spec: ModelSpec
     recipe: Recipe
     guide: ClipGuide
@@ -39,6 +39,11 @@ class Case:
     run_dir: Path
     cache: Path
     report: Report | None = None
+
+    @property
+    def victim(self) -> Normalized:
+        """The model trained on all of the data, when a defence first asks; not to be changed in place."""
+        return self.train_victim()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
