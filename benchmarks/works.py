@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clipguard.benchmark.cells import Lab, Work
-from clipguard.benchmark.config import cells, read_config
+from clipguard.benchmark.config import BenchConfig, cells, read_config
 from clipguard.cli.bench import cache_folder
 
 HERE = Path(__file__).resolve().parent
@@ -11,9 +11,13 @@ RESULTS = HERE / "results"
 SHARED = HERE.parents[1] / "shared" / "data"
 
 
+def config_of(name: str) -> BenchConfig:
+    """Return the benchmark in `NAME.toml`."""
+    return read_config(HERE / f"{name}.toml")
+
+
 def works(name: str) -> list[Work]:
     """Return the cells of `NAME.toml`; victims and helper nets are those of `clipguard bench`."""
-    file = HERE / f"{name}.toml"
-    config = read_config(file)
+    config = config_of(name)
     lab = Lab(run=RESULTS / name, cache=cache_folder(), data=SHARED, beside=HERE)
     return [Work(cell, lab, config.oracle_seed) for cell in cells(config)]

@@ -55,7 +55,7 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Task:
+class Task:
     """One row to compute."""
 
     label: str
@@ -90,8 +90,8 @@ def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Shar
     if not wanted:
         first = cell_name(next(cells(config)))
         raise ClipguardError(f"no cell is named like {share.cells!r}: the first one is {first}")
-    tasks = [task for task in _tasks(config) if not share.only or task.label in share.only]
-    labels = [task.label for task in _tasks(config)]
+    tasks = [task for task in tasks_of(config) if not share.only or task.label in share.only]
+    labels = [task.label for task in tasks_of(config)]
     if unknown := sorted(set(share.only) - set(labels)):
         raise ClipguardError(f"no row {unknown[0]!r} in this benchmark: it has {', '.join(labels)}")
     computed = busy = 0
@@ -130,23 +130,23 @@ def gather(config: BenchConfig, run: Path) -> tuple[int, int]:
 def _rows_of(cell: Cell, config: BenchConfig, run: Path) -> Iterator[Row]:
     """Yield the rows of a cell; those of other settings under a label that says so."""
     folder = run / "cells" / cell_name(cell)
-    for task in _tasks(config):
+    for task in tasks_of(config):
         there = [
             read_json(file)
             for file in (_file(folder, task.label), _failed(folder, task.label))
             if file.exists()
         ]
-        valid = [row for row in there if row["key"] == _key(cell, task)]
+        valid = [row for row in there if row["key"] == key_of(cell, task)]
         earlier = [{**row, "row": f"{task.label}{EARLIER}"} for row in there if "error" not in row]
         yield from (valid or earlier)[:1]
 
 
-def _tasks(config: BenchConfig) -> Iterator[_Task]:
+def tasks_of(config: BenchConfig) -> Iterator[Task]:
     """Yield the rows of every cell: the undefended victim first, then the oracle."""
     for choice in config.defenses:
         if choice.name == "none":
-            yield _Task(label=choice.label, defense="none", settings={}, compute=Work.undefended)
-            yield _Task(
+            yield Task(label=choice.label, defense="none", settings={}, compute=Work.undefended)
+            yield Task(
                 label=ORACLE,
                 defense=ORACLE,
                 settings={"seed": config.oracle_seed},
@@ -154,7 +154,7 @@ def _tasks(config: BenchConfig) -> Iterator[_Task]:
             )
         else:
             made: Any = defense_of(config, choice)
-            yield _Task(
+            yield Task(
                 label=choice.label,
                 defense=choice.name,
                 # A dataclass tells all its settings, those that nobody chose included; of anything else the
@@ -168,10 +168,10 @@ def _defended(defense: Defense) -> Callable[[Work], Row]:
     return lambda work: work.defended(defense)
 
 
-def _row(work: Work, task: _Task, folder: Path, command: str, log: Log) -> str:
+def _row(work: Work, task: Task, folder: Path, command: str, log: Log) -> str:
     """Return `there`, `computed` or `failed`, with the row on disk."""
     file, failed = _file(folder, task.label), _failed(folder, task.label)
-    key = _key(work.cell, task)
+    key = key_of(work.cell, task)
     if file.exists() and read_json(file)["key"] == key:
         return "there"
     about = {**_about(work.cell, task, command), "key": key, "cell": work.name}
@@ -189,7 +189,7 @@ def _row(work: Work, task: _Task, folder: Path, command: str, log: Log) -> str:
     return "computed"
 
 
-def _about(cell: Cell, task: _Task, command: str) -> Row:
+def _about(cell: Cell, task: Task, command: str) -> Row:
     """Return what a figure is of, and what it was made with."""
     return {
         "format": FORMAT,
@@ -212,7 +212,7 @@ def _about(cell: Cell, task: _Task, command: str) -> Row:
     }
 
 
-def _key(cell: Cell, task: _Task) -> str:
+def key_of(cell: Cell, task: Task) -> str:
     text = json.dumps([FORMAT, asdict(cell), task.label, task.settings], sort_keys=True, default=str)
     return sha256(text.encode()).hexdigest()
 

@@ -1,0 +1,105 @@
+"""Rows that a change of the rule for planted labels does not touch: each is scanned again and asked.
+
+    python benchmarks/confirm.py table              rows of results/table
+    python benchmarks/confirm.py table '*-sig-*'    those of some cells
+
+The settings of that rule are part of a row's key, so that a new rule makes all rows "earlier settings".
+It changes nothing of a row, though, whose data the old and the new rule judge alike: guide, detector, split and
+cure are the same then. Such a row takes the present key, and says under `confirmed` how that was found out; one
+whose labels are judged otherwise is left, for `clipguard bench` to compute again.
+"""
+
+import re
+import sys
+import tempfile
+from dataclasses import replace
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from clipguard.benchmark.cells import Work
+from clipguard.benchmark.machine import commit, machine
+from clipguard.benchmark.rows import Task, key_of, tasks_of
+from clipguard.defender import Defender
+from clipguard.evaluate import detection
+from clipguard.label_noise import LabelNoise, planted_labels
+from clipguard.pipeline import Plan, Scan
+from clipguard.sources import ImageSource
+from clipguard.store import read_array, read_json, write_json
+from clipguard.truth import PoisonTruth
+from works import RESULTS, config_of, works
+
+RULE = re.compile(r"noise=LabelNoise\(([^)]*)\)")
+BUILT_ON_A_SCAN = ("clipguard", "retrain", "finetune")
+
+
+def confirm(name: str, pattern: str) -> None:
+    """Give every row of the benchmark that the present rule judges like its own the present key."""
+    config = config_of(name)
+    for work in works(name):
+        if not fnmatchcase(work.name, pattern):
+            continue
+        folder = RESULTS / name / "cells" / work.name
+        tasks = [task for task in tasks_of(config) if task.label in BUILT_ON_A_SCAN]
+        pairs = [(folder / f"{task.label}.json", task) for task in tasks]
+        stale = [pair for pair in pairs if pair[0].exists() and differs_by_rule(work, *pair)]
+        found = scanned(work, Plan(seed=work.cell.seed)) if stale else None
+        for file, task in stale:
+            told = compared(read_json(file), found, work.poisoned[1])
+            print(f"{work.name}, {file.stem}: {told}", flush=True)
+            if told["planted_labels"] == told["planted_labels_then"] == told["planted_labels_both"]:
+                about = {"command": f"python benchmarks/confirm.py {name} {pattern}", **provenance()}
+                renewed = {"key": key_of(work.cell, task), "confirmed": {**about, **told}}
+                row = read_json(file)
+                write_json(file, {**row, **renewed, "settings": {**row["settings"], "row": task.settings}})
+
+
+def differs_by_rule(work: Work, file: Path, task: Task) -> bool:
+    """Return whether nothing but the rule for planted labels tells a row's settings from the present ones."""
+    row = read_json(file)
+    then, now = row["settings"]["row"]["with"], task.settings["with"]
+    return row["key"] != key_of(work.cell, task) and RULE.sub("", then) == RULE.sub("", now)
+
+
+def compared(row: dict[str, Any], found: Scan, truth: PoisonTruth) -> dict[str, Any]:
+    """Return how many labels the present rule calls planted, the row's own rule, and both."""
+    then = earlier(RULE.search(row["settings"]["row"]["with"]).group(1))
+    odds = read_array(found.stages["labels"].path / "odds.npy")
+    unexplained = ~(found.split.triggered & ~found.mislabelled)
+    judged = planted_labels(found.entropy.guide_nll, odds, found.data.labels, unexplained, then)
+    figures = detection(found.entropy, found.split, truth)
+    return {
+        "planted_labels": int(found.mislabelled.sum()),
+        "planted_labels_then": int(judged.sum()),
+        "planted_labels_both": int((judged & found.mislabelled).sum()),
+        "detection_same_to_the_last_digit": figures == row["detection"] if "detection" in row else None,
+    }
+
+
+def earlier(settings: str) -> LabelNoise:
+    """Return the rule that a row was computed with; before `absurd` there was one threshold for both."""
+    values = {key: float(value) for key, value in (pair.split("=") for pair in settings.split(", "))}
+    values.setdefault("absurd", values["implausible"])
+    return replace(LabelNoise(), **{**values, "folds": int(values["folds"])})
+
+
+def scanned(work: Work, plan: Plan) -> Scan:
+    """Return what the present settings find in the cell's data."""
+    data = work.poisoned[0]
+    source = ImageSource.open((data.images, data.labels), classes=data.class_names)
+    run = Path(tempfile.gettempdir()) / "clipguard-confirm" / work.name
+    return Defender(work.guide, run, plan=plan).scan(source, model_size=data.images.shape[1:3]).found_
+
+
+def provenance() -> dict[str, str]:
+    """Return what a figure was made with."""
+    return {
+        "commit": commit(),
+        "machine": machine(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+if __name__ == "__main__":
+    confirm(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "*")
