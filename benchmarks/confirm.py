@@ -3,10 +3,10 @@
     python benchmarks/confirm.py table              rows of results/table
     python benchmarks/confirm.py table '*-sig-*'    those of some cells
 
-The settings of that rule are part of a row's key, so that a new rule makes all rows "earlier settings".
-It changes nothing of a row, though, whose data the old and the new rule judge alike: guide, detector, split and
-cure are the same then. Such a row takes the present key, and says under `confirmed` how that was found out; one
-whose labels are judged otherwise is left, for `clipguard bench` to compute again.
+The settings of that rule are part of a row's key, so that a new rule makes all rows "earlier settings". It
+changes nothing of a row, though, whose data the old and the new rule judge alike: guide, detector, split
+and cure are the same then. Such a row takes the present key, and says under `confirmed` how that was found
+out; one whose labels are judged otherwise is left, for `clipguard bench` to compute again.
 """
 
 import re
