@@ -40,7 +40,7 @@ class FLIP:
         rate: fraction of all samples whose label is flipped (published: 0.003 to 0.03).
         target: the class that the trigger is to lead to (published: 4 of CIFAR-10).
         source: the class that it leads away from; -1 is the last one, as published (9, trucks).
-        epochs: of the expert (published: 20).
+        epochs: of the expert (published: 20 of 50,000 images; fewer images make fewer steps).
         passes: the budget of the matching, over the expert's data (published: 15).
         architecture: of expert and student, as in `ModelSpec`.
         batch_size: images a step, of expert and student.
@@ -60,8 +60,8 @@ class FLIP:
     rate: float = 0.03
     target: int = 0
     source: int = -1
-    epochs: int = 20
-    passes: int = 15
+    epochs: int = 40
+    passes: int = 10
     architecture: str = "preactresnet18-8"
     batch_size: int = 256
     lr: float = 0.1
