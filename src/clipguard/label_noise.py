@@ -18,17 +18,17 @@ class LabelNoise:
 
     Attributes:
         folds: each sample is judged by a probe that was fitted without its fold.
-        implausible: nats; both the guide and the probe must give the label a larger loss than this.
-        absurd: the same, larger: what honest mistakes and a guide's leanings seldom reach.
-        surplus: standard errors by which a class must take in more implausible labels than it gives out, and
-            more absurd ones.
-        outlier: robust standard deviations by which its surplus of absurd labels must exceed that of the
-            median class.
+        implausible: nats; a label is flagged if both the guide and the probe give it a larger loss than this.
+        absurd: share of all labels by which a class is judged: those that the probe disbelieves most.
+        fewest: of them, where that share is less.
+        surplus: standard errors by which a class must take in more absurd labels than it gives out.
+        outlier: robust standard deviations by which its surplus must exceed that of the median class.
     """
 
     folds: int = 5
     implausible: float = 3.0
-    absurd: float = 5.0
+    absurd: float = 0.015
+    fewest: int = 40
     surplus: float = 4.0
     outlier: float = 2.5
 
@@ -77,30 +77,45 @@ def planted_labels(
 ) -> Bool[np.ndarray, "n"]:
     """Return which labels look planted: the implausible ones of fed classes.
 
-    A label is implausible if guide and probe both disbelieve it. Honest confusion goes both ways: about as
-    many dogs are called cat as cats are called dog, as shares of their class. Labels that an attacker planted
-    go one way, into the target. So a class is fed where it takes in more than it gives out (`surplus`), by
-    the implausible labels and by the absurd ones among them. All others are left alone, so that symmetric
-    noise and classes that the guide reads badly are not called an attack.
+    Honest confusion goes both ways: about as many dogs are called cat as cats are called dog, as shares of
+    their class. Labels that an attacker planted go one way, into the target. So a class is fed where it takes
+    in more absurd labels than it gives out (`surplus`). All others are left alone, so that symmetric noise
+    and classes that the guide reads badly are not called an attack. The absurd ones are told by the probe
+    alone, which learns this data set's labels; a guide's leanings would hide a few planted ones.
 
-    Guide and probe have leanings of their own, which any large data set makes significant. So a fed class
-    must also stand out from the others, by median and median absolute deviation of all surpluses (taken as
-    at least 1): that does not grow with n. Of two classes, neither can. It is asked of the absurd labels:
-    few leanings reach those, so that fewer planted labels stand out.
+    The probe has leanings, too, which any large data set makes significant. So a fed class must also stand
+    out from the others, by median and median absolute deviation of all surpluses (taken as at least 1): that
+    does not grow with n. Of two classes, neither can.
 
     Only `unexplained` samples count: where a trigger accounts for the wrong labels of a class, what is left
-    in it are honest mistakes, and unlearning those would cost its recall.
+    in it are honest mistakes, and unlearning those would cost its recall. For the same reason a class is left
+    alone in which a trigger explains more samples than look planted.
     """
-    own = odds[np.arange(len(labels)), labels]
+    k, said, own = odds.shape[1], odds.argmax(1), odds[np.arange(len(labels)), labels]
     # A class without a say disbelieves nothing.
-    disbelief = np.where(unexplained & (own > NO_SAY), np.minimum(guide_nll, -own), 0.0)
-    implausible, absurd = (
-        surplus(disbelief > nats, odds, labels, unexplained) for nats in (noise.implausible, noise.absurd)
-    )
-    middle = np.median(absurd)
-    usual = max(1.0, 1.4826 * float(np.median(np.abs(absurd - middle))))
-    fed = (np.minimum(implausible, absurd) > noise.surplus) & (absurd - middle > noise.outlier * usual)
-    return np.asarray((disbelief > noise.implausible) & (odds.argmax(1) != labels) & fed[labels])
+    disbelief = np.where(unexplained & (own > NO_SAY), -own, 0.0)
+    fed = _fed(disbelief, odds, labels, unexplained, noise)
+    implausible = np.minimum(guide_nll, disbelief) > noise.implausible
+    planted = implausible & (said != labels) & fed[labels]
+    explained = np.bincount(labels[~unexplained], minlength=k)
+    left_alone = explained > np.bincount(labels[planted], minlength=k)
+    return np.asarray(planted & ~left_alone[labels])
+
+
+def _fed(
+    disbelief: Float64[np.ndarray, "n"],
+    odds: Float64[np.ndarray, "n k"],
+    labels: Int64[np.ndarray, "n"],
+    counted: Bool[np.ndarray, "n"],
+    noise: LabelNoise,
+) -> Bool[np.ndarray, "k"]:
+    """Return which classes take in so many more absurd labels than they give out that they stand out."""
+    number = min(max(round(noise.absurd * len(labels)), noise.fewest), len(labels) - 1)
+    least = np.partition(disbelief, -number - 1)[-number - 1]
+    excess = surplus(disbelief > max(least, noise.implausible), odds, labels, counted)
+    middle = np.median(excess)
+    usual = max(1.0, 1.4826 * float(np.median(np.abs(excess - middle))))
+    return np.asarray((excess > noise.surplus) & (excess - middle > noise.outlier * usual))
 
 
 def surplus(

@@ -213,6 +213,7 @@ def _about(cell: Cell, task: Task, command: str) -> Row:
 
 
 def key_of(cell: Cell, task: Task) -> str:
+    """Return what a row's figures depend on, as a hash."""
     text = json.dumps([FORMAT, asdict(cell), task.label, task.settings], sort_keys=True, default=str)
     return sha256(text.encode()).hexdigest()
 
