@@ -69,6 +69,25 @@ def test_every_row_tells_its_rates_what_it_is_of_and_what_it_was_made_with(done)
     assert found["finetune"]["detection_poisoned"] is None
 
 
+def test_a_row_is_held_against_the_victim_and_the_set_that_it_was_computed_from(done, capsys):
+    before = {name: json.loads(path.read_text()) for name, path in files(done).items()}
+    assert before["none"]["victim"] == before["clipguard"]["victim"] == before["finetune"]["victim"]
+    # As another machine would have left them, which rounds otherwise.
+    for name, key in (("none", "victim"), ("oracle", "fingerprint")):
+        files(done)[name].write_text(json.dumps({**before[name], key: "another"}))
+    files(done)["finetune"].unlink()
+    assert bench(done) == 0
+    after = {name: json.loads(path.read_text()) for name, path in files(done).items()}
+    assert {name: stable(row) for name, row in after.items()} == {n: stable(row) for n, row in before.items()}
+    assert capsys.readouterr().err.count("of another set or victim, computed again") == 2
+    # One that has to wait for its turn says so instead.
+    files(done)["clipguard"].write_text(json.dumps({**before["clipguard"], "victim": "another"}))
+    assert bench(done) == 0
+    assert "clipguard (another victim)" in rows(done)
+    files(done)["clipguard"].write_text(json.dumps(before["clipguard"]))
+    assert bench(done) == 0
+
+
 def test_a_report_lies_beside_the_rows(done):
     assert "| badnets | clipguard |" in (done.out / "results.md").read_text()
     assert (done.out / "results.png").stat().st_size > 1000

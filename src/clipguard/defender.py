@@ -1,7 +1,6 @@
 """`Defender`: the pipeline behind scikit-learn's contract, and the summary of a run."""
 
 import copy
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -17,7 +15,7 @@ from clipguard.custody import watched
 from clipguard.decode import common_size
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
-from clipguard.models import ModelSpec, Normalized, build, check_sound, load, read_spec
+from clipguard.models import ModelSpec, Normalized, build, check_sound, load, read_spec, weights_digest
 from clipguard.pipeline import (
     Plan,
     Report,
@@ -219,12 +217,7 @@ def _victim(
     if known.num_classes != classes:
         raise ClipguardError(f"the model has {known.num_classes} classes but the data set names {classes}")
     check_sound(loaded, known)
-    digest = hashlib.sha256()
-    for name, value in sorted(loaded.network.state_dict().items()):
-        digest.update(name.encode())
-        # As bytes, since numpy does not know all of torch's types.
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return loaded.eval(), known, digest.hexdigest()
+    return loaded.eval(), known, weights_digest(loaded)
 
 
 def _weights_into(like: Normalized, spec: ModelSpec, stage: Stage) -> Normalized:

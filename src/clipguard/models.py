@@ -1,6 +1,7 @@
 """Model registry: build by name, load and save without unpickling."""
 
 import copy
+import hashlib
 import importlib
 import json
 import math
@@ -348,3 +349,13 @@ def _check_fit(network: nn.Module, claimed: dict[str, tuple[int, ...]], path: Pa
             f"model {path} does not fit {spec.architecture} with {spec.num_classes} classes: "
             f"{len(wrong)} tensors missing, unknown or of another shape, first {wrong[0][:LONGEST_NAME]!r}"
         )
+
+
+def weights_digest(model: Normalized) -> str:
+    """Return the sha256 of a network's weights and their names, whatever order they come in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.network.state_dict().items()):
+        digest.update(name.encode())
+        # As bytes, since numpy does not know all of torch's types.
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -18,7 +18,7 @@ from clipguard.benchmark.longtail import long_tailed
 from clipguard.decode import common_size, read_images
 from clipguard.defenses import Case, Defense
 from clipguard.evaluate import detection
-from clipguard.models import ModelSpec, Normalized
+from clipguard.models import ModelSpec, Normalized, weights_digest
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.sources.named import NAMED, Part, open_named
@@ -124,6 +124,11 @@ class Work:
         """The model trained on the poisoned set, and the seconds that took."""
         return self._trained(self.poisoned[0], self.cell.seed, "victim")
 
+    @property
+    def victim_digest(self) -> str | None:
+        """The hash of the victim's weights; None where no row has asked for the victim."""
+        return weights_digest(self.victim[0]) if "victim" in vars(self) else None
+
     @functools.cached_property
     def guide(self) -> BenchGuide:
         """The guide, which knows the images that a defence will show it."""
@@ -140,7 +145,7 @@ class Work:
     def undefended(self) -> Row:
         """Return the row of the victim."""
         model, seconds = self.victim
-        return {**self._judged(model), "seconds": {"victim": seconds}}
+        return {**self._judged(model), "victim": self.victim_digest, "seconds": {"victim": seconds}}
 
     def oracle(self) -> Row:
         """Return the row of the same recipe without the poison, judged with this cell's triggers."""
@@ -153,6 +158,7 @@ class Work:
         told: Row = {**self._judged(cured.model), "seconds": cured.seconds, "notes": dict(cured.notes)}
         if cured.entropy is not None and cured.split is not None:
             told["detection"] = detection(cured.entropy, cured.split, self.poisoned[1])
+        told["victim"] = self.victim_digest
         told["guide_accuracy"] = self.guide_accuracy
         return {**told, "guide_pass_seconds": self.guide.pass_seconds(len(self.poisoned[0]))}
 

@@ -33,6 +33,9 @@ FORMAT: Final = 1
 EARLIER: Final = " (earlier settings)"
 """Follows the label of a row that was computed with settings that are the file's no more."""
 
+APART: Final = " (another victim)"
+"""Follows the label of a row that another machine computed from another poisoned set or victim."""
+
 Log = Callable[[str], None]
 """Called with one line when a row is done or has failed."""
 
@@ -90,10 +93,7 @@ def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Shar
     if not wanted:
         first = cell_name(next(cells(config)))
         raise ClipguardError(f"no cell is named like {share.cells!r}: the first one is {first}")
-    tasks = [task for task in tasks_of(config) if not share.only or task.label in share.only]
-    labels = [task.label for task in tasks_of(config)]
-    if unknown := sorted(set(share.only) - set(labels)):
-        raise ClipguardError(f"no row {unknown[0]!r} in this benchmark: it has {', '.join(labels)}")
+    tasks = _shared(config, share)
     computed = busy = 0
     for cell in wanted:
         folder = lab.run / "cells" / cell_name(cell)
@@ -104,13 +104,27 @@ def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Shar
             work = Work(cell, lab, config.oracle_seed)
             for task in tasks:
                 outcome = _row(work, task, folder, command, log)
-                computed += outcome == "computed"
+                if outcome == "computed":
+                    computed += 1
+                    _anew(work, tasks_of(config), folder, command, log)
                 if outcome != "there":
                     gather(config, lab.run)
                 if outcome == "failed" and task.label == "none":
                     break
     rows, failed = gather(config, lab.run)
     return Done(rows=rows, computed=computed, failed=failed, busy=busy)
+
+
+def _shared(config: BenchConfig, share: Share) -> list[Task]:
+    """Return the rows of a share.
+
+    Raises:
+        ClipguardError: it names a row that the benchmark has not.
+    """
+    labels = [task.label for task in tasks_of(config)]
+    if unknown := sorted(set(share.only) - set(labels)):
+        raise ClipguardError(f"no row {unknown[0]!r} in this benchmark: it has {', '.join(labels)}")
+    return [task for task in tasks_of(config) if not share.only or task.label in share.only]
 
 
 def gather(config: BenchConfig, run: Path) -> tuple[int, int]:
@@ -124,12 +138,12 @@ def gather(config: BenchConfig, run: Path) -> tuple[int, int]:
             finished += [{**row, "planted": taken} for row in rows if "error" not in row]
             failed += [row for row in rows if "error" in row]
         write_results(finished + failed, run / "results.parquet")
-    return sum(not row["row"].endswith(EARLIER) for row in finished), len(failed)
+    return sum(not row["row"].endswith((EARLIER, APART)) for row in finished), len(failed)
 
 
 def _rows_of(cell: Cell, config: BenchConfig, run: Path) -> Iterator[Row]:
-    """Yield the rows of a cell; those of other settings under a label that says so."""
-    folder = run / "cells" / cell_name(cell)
+    """Yield the rows of a cell; those of other settings or another victim under a label that says so."""
+    folder, first = run / "cells" / cell_name(cell), Row()
     for task in tasks_of(config):
         there = [
             read_json(file)
@@ -137,8 +151,18 @@ def _rows_of(cell: Cell, config: BenchConfig, run: Path) -> Iterator[Row]:
             if file.exists()
         ]
         valid = [row for row in there if row["key"] == key_of(cell, task)]
+        if task.defense == "none":
+            first = valid[0] if valid else {}
+        elif any(_apart(row, first) for row in valid):
+            valid = [{**row, "row": f"{task.label}{APART}"} for row in valid]
         earlier = [{**row, "row": f"{task.label}{EARLIER}"} for row in there if "error" not in row]
         yield from (valid or earlier)[:1]
+
+
+def _apart(row: Row, first: Row) -> bool:
+    """Return whether a row is of another poisoned set or another victim than that of the undefended one."""
+    known = [name for name in ("fingerprint", "victim") if row.get(name) and first.get(name)]
+    return any(row[name] != first[name] for name in known)
 
 
 def tasks_of(config: BenchConfig) -> Iterator[Task]:
@@ -187,6 +211,23 @@ def _row(work: Work, task: Task, folder: Path, command: str, log: Log) -> str:
     failed.unlink(missing_ok=True)
     log(f"{work.name}, {task.label}: {_told(figures)}")
     return "computed"
+
+
+def _anew(work: Work, tasks: Iterator[Task], folder: Path, command: str, log: Log) -> None:
+    """Judge victim and oracle again where their rows are of another poisoned set or another victim.
+
+    Another machine rounds otherwise: it trains another helper net, hence another set, and another victim. A
+    row is held against those that it was computed from.
+    """
+    for task in tasks:
+        file = _file(folder, task.label)
+        if task.defense in ("none", ORACLE) and file.exists():
+            row, now = read_json(file), work.victim_digest
+            other_victim = task.defense == "none" and now is not None and row.get("victim") != now
+            if other_victim or row["fingerprint"] != work.poisoned[0].fingerprint:
+                log(f"{work.name}, {task.label}: of another set or victim, computed again")
+                file.unlink()
+                _row(work, task, folder, command, log)
 
 
 def _about(cell: Cell, task: Task, command: str) -> Row:
