@@ -172,6 +172,11 @@ def test_samples_without_one_image_and_one_label_are_refused(tmp_path, files, sa
         (header(b"x", b"20\0", b"x") + b"0 path=a\n".ljust(512, b"\0") + END, "damaged pax"),
         (header(b"x", b"20\0", b"g") + b"12 path=abc\n".ljust(512, b"\0") + END, "renames"),
         (header(b"x", b"20\0", b"x") + b"11 size=-1\n".ljust(512, b"\0") + header(b"a", b"0") + END, "pax"),
+        (header(b"d/", b"2000\0", b"5") + bytes(1024) + END, "folder or link with contents"),
+        (header(b"d/", b"2000\0", b"\0") + bytes(1024) + END, "folder or link with contents"),
+        (header(b"a.png", b"2000\0", b"1") + bytes(1024) + END, "folder or link with contents"),
+        (header(b"a.png", b"0\0", b"S", more={482: b"\1"}) + END, "map beyond its header"),
+        ((header(b"x", b"20\0", b"x") + b"12 path=abc\n".ljust(512, b"\0")) * 2 + END, "second extended"),
     ],
 )
 def test_damaged_headers_are_refused_at_their_place(tmp_path, content, said):
