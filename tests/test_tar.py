@@ -1,5 +1,6 @@
 """clipguard.sources.tar: webdataset's shards as they are, and nothing that a hostile one asks for."""
 
+import os
 import tarfile
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from clipguard.errors import ClipguardError
 from clipguard.limits import Limits
 from clipguard.sources import Failed, ImageSource
+from clipguard.sources.tar import list_tar
 from clipguard.sources.tar_index import members
 from tar_files import add_special, header, picture, samples, write_tar
 
@@ -230,3 +232,14 @@ def test_a_name_above_the_limit_is_listed(tmp_path):
     source = opened(write_tar(tmp_path / "a.tar", {**samples(2), "n" * 2000 + ".png": b"x"}))
     assert source.refused[0].reason == "a name of 2004 characters"
     assert len(source.refused[0].id) < 1100
+
+
+def test_a_pipe_in_place_of_a_shard_is_not_waited_for(tmp_path):
+    path = write_tar(tmp_path / "a.tar", samples(2))
+    source = opened(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ClipguardError, match="no regular file"):
+        list(source.read(range(2)))
+    with pytest.raises(ClipguardError, match="no regular file"):
+        list_tar([path], tmp_path, Limits())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from clipguard.errors import ClipguardError
-from clipguard.limits import Limits
+from clipguard.limits import Limits, opened_regular
 
 BLOCK: Final = 512
 EXTENDED: Final = 1 << 16
@@ -61,7 +61,7 @@ def members(path: Path, limits: Limits) -> Iterator[Member]:
         ClipguardError: no tar archive, damaged or cut short, or more entries than the limit.
     """
     try:
-        with path.open("rb") as opened:
+        with opened_regular(path) as opened:
             size = os.fstat(opened.fileno()).st_size
             yield from _walk(opened.fileno(), size, limits)
     except (OSError, Damaged) as error:
