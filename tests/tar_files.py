@@ -2,7 +2,9 @@
 
 import io
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from PIL import Image
 
@@ -51,13 +53,21 @@ def add_special(path: Path, name: str, kind: bytes, link: str = "/etc/passwd") -
     return path
 
 
-def header(name: bytes, size: bytes, kind: bytes = b"0", checksum: bytes | None = None) -> bytes:
-    """Return one header with any fields at all, its check sum right unless given."""
+def header(
+    name: bytes,
+    size: bytes,
+    kind: bytes = b"0",
+    checksum: bytes | None = None,
+    more: Mapping[int, bytes] = MappingProxyType({}),
+) -> bytes:
+    """Return one header with any fields at all, `more` by their places; its check sum right unless given."""
     block = bytearray(512)
     block[: len(name)] = name
     block[124 : 124 + len(size)] = size
     block[148:156] = b" " * 8
     block[156:157] = kind
     block[257:265] = b"ustar\x0000"
+    for place, field in more.items():
+        block[place : place + len(field)] = field
     block[148:156] = checksum or b"%06o\0 " % sum(block)
     return bytes(block)

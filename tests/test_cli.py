@@ -135,6 +135,16 @@ def test_an_internal_error_is_no_verdict(clipguard, monkeypatch, tmp_path, debug
     assert ("Traceback" in ran.err) == bool(debug)
 
 
+def test_a_lack_of_memory_says_what_to_do(clipguard, monkeypatch, tmp_path):
+    def swollen(path, options):
+        raise MemoryError
+
+    monkeypatch.setattr(defence, "run_scan", swollen)
+    ran = clipguard("scan", tmp_path, "-o", tmp_path / "run")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == "clipguard: out of memory: free some, take fewer --rows, or lower the --limits\n"
+
+
 def test_an_interrupted_attack_leaves_nothing(clipguard, monkeypatch, tmp_path):
     def interrupted(truth, path):
         raise KeyboardInterrupt

@@ -261,6 +261,67 @@ def test_what_cannot_be_verified_is_an_error_in_one_line(clipguard, root, damage
     assert says in ran.err
 
 
+@pytest.mark.parametrize(
+    "name", ["report2.html", "stages/more.npy", "stages/read/more.npy", "stages/new/manifest.json"]
+)
+def test_an_added_file_is_told_wherever_it_lies(clipguard, root, name):
+    (root / "run" / name).parent.mkdir(exist_ok=True)
+    (root / "run" / name).write_text("{}")
+    ran = clipguard("verify", root / "run", "--json")
+    odd = {file["path"]: file["status"] for file in ran.json["files"] if file["status"] != "ok"}
+    assert (ran.code, odd) == (1, {name: "added"})
+
+
+@pytest.mark.parametrize(
+    "name", ["samples.parquet", "stages/cure/manifest.json", "stages/read/inputs.parquet"]
+)
+def test_a_pipe_in_place_of_a_file_is_told_and_not_waited_for(clipguard, root, name):
+    (root / "run" / name).unlink()
+    os.mkfifo(root / "run" / name)
+    ran = clipguard("verify", root / "run", "--json")
+    assert ran.code == 1
+    assert {"part": "artefacts", "path": name, "status": "changed"} in ran.json["files"]
+
+
+@pytest.mark.parametrize("name", ["inputs.parquet", "inputs.json"])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"PAR1", "pipe"])
+def test_a_list_of_inputs_that_is_no_list_is_an_error_in_one_line(clipguard, root, name, content):
+    file = root / "run/stages/read" / name
+    file.unlink()
+    if content == "pipe":
+        os.mkfifo(file)
+    else:
+        file.write_bytes(content)
+    ran = clipguard("verify", root / "run", "--data", root / "data")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert "internal error" not in ran.err
+
+
+@pytest.mark.parametrize("entry", [5, {}, {"bytes": "4"}, {"bytes": 0, "sha256": "x"}])
+def test_a_stage_that_records_nonsense_or_a_device_is_told(clipguard, root, entry):
+    manifest = root / "run/stages/cure/manifest.json"
+    files = {"../../report.html": entry, "../../../../../../../dev/zero": entry, "a\0b": entry}
+    write_json(manifest, read_json(manifest) | {"files": files})
+    ran = clipguard("verify", root / "run", "--json")
+    assert ran.code == 1
+    assert "stages/cure/manifest.json" in {f["path"] for f in ran.json["files"] if f["status"] == "changed"}
+
+
+def test_a_changed_or_exchanged_guide_is_told(clipguard, root):
+    weights = ClipGuide("mini").clip.weights
+    for given in (weights, weights.parent):
+        assert clipguard("verify", root / "run", "--guide", given).code == 0
+    shutil.copytree(weights.parent, root / "guide")
+    content = bytearray((root / "guide" / weights.name).read_bytes())
+    content[-1] ^= 1
+    (root / "guide" / weights.name).write_bytes(content)
+    ran = clipguard("verify", root / "run", "--guide", root / "guide", "--json")
+    assert (ran.code, ran.json["counts"]["guide"]) == (1, {"changed": 1})
+    assert clipguard("verify", root / "run", "--guide", root / "none", "--json").json["counts"]["guide"] == {
+        "missing": 1
+    }
+
+
 def test_writing_the_report_again_does_not_cover_up_a_changed_manifest(clipguard, root):
     manifest = read_json(root / "run/manifest.json")
     write_json(root / "run/manifest.json", manifest | {"model": None})

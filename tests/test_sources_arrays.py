@@ -1,11 +1,14 @@
 """clipguard.sources: arrays in memory and in .npz files, without pickles."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from clipguard.errors import ClipguardError
+from clipguard.limits import Limits
 from clipguard.sources import ImageSource
 
 NAMES = ("cat", "dog", "frog")
@@ -104,3 +107,26 @@ def test_an_npz_file_that_lacks_labels_or_has_odd_names_is_refused(tmp_path):
     assert "lacks the array 'labels'" in refusal(tmp_path / "x.npz")
     np.savez(tmp_path / "y.npz", images=images, labels=[0, 1], class_names=np.arange(2))
     assert "class_names" in refusal(tmp_path / "y.npz")
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (Limits(members=3), "images has 4 rows, more than the limit of 3"),
+        (Limits(classes=1), "class_names has 2"),
+    ],
+)
+def test_an_npz_file_of_more_rows_than_the_limit_is_refused_before_they_are_unpacked(tmp_path, limits, said):
+    np.savez(
+        tmp_path / "x.npz", images=np.zeros((4, 2, 2), np.uint8), labels=[0, 1, 0, 1], class_names=["a", "b"]
+    )
+    with pytest.raises(ClipguardError, match=said):
+        ImageSource.open(tmp_path / "x.npz", limits=limits)
+
+
+def test_an_array_of_another_version_of_the_format_is_told(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for name in ("images.npy", "labels.npy"):
+            with archive.open(name, "w") as opened:
+                np.lib.format.write_array(opened, np.zeros(2, np.uint8), version=(3, 0))
+    assert "images has version 3.0 of the format" in refusal(tmp_path / "x.npz")

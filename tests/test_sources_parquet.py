@@ -248,3 +248,10 @@ def test_the_shared_sets_open_with_all_their_rows(name, rows):
     assert len(source) == len(set(source.ids)) == rows
     assert len(source.class_names) == 10
     assert source.empty_classes == ()
+
+
+def test_shards_that_hold_more_rows_together_than_the_limit_are_refused(tmp_path):
+    for number in range(2):
+        write_parquet(tmp_path / f"train-0000{number}-of-00002.parquet", [0, 1, 2])
+    assert len(ImageSource.open(tmp_path, limits=Limits(members=6))) == 6
+    assert "goes above the limit of 5 rows" in refusal(tmp_path, limits=Limits(members=5))

@@ -222,6 +222,12 @@ def test_other_data_is_refused_even_if_its_run_was_made_after_opening(tmp_path):
     assert read_json(tmp_path / "run/manifest.json")["source"]["fingerprint"] == "f1"
 
 
+def test_a_run_folder_whose_name_is_no_utf8_is_refused(tmp_path):
+    with pytest.raises(ClipguardError, match="no UTF-8"):
+        open_run(tmp_path / "r\udcff")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("dear")
     with pytest.raises(ClipguardError, match="not empty and no run folder"):

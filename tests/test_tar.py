@@ -1,5 +1,6 @@
 """clipguard.sources.tar: webdataset's shards as they are, and nothing that a hostile one asks for."""
 
+import os
 import tarfile
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from clipguard.errors import ClipguardError
 from clipguard.limits import Limits
 from clipguard.sources import Failed, ImageSource
+from clipguard.sources.tar import list_tar
 from clipguard.sources.tar_index import members
 from tar_files import add_special, header, picture, samples, write_tar
 
@@ -172,6 +174,11 @@ def test_samples_without_one_image_and_one_label_are_refused(tmp_path, files, sa
         (header(b"x", b"20\0", b"x") + b"0 path=a\n".ljust(512, b"\0") + END, "damaged pax"),
         (header(b"x", b"20\0", b"g") + b"12 path=abc\n".ljust(512, b"\0") + END, "renames"),
         (header(b"x", b"20\0", b"x") + b"11 size=-1\n".ljust(512, b"\0") + header(b"a", b"0") + END, "pax"),
+        (header(b"d/", b"2000\0", b"5") + bytes(1024) + END, "folder or link with contents"),
+        (header(b"d/", b"2000\0", b"\0") + bytes(1024) + END, "folder or link with contents"),
+        (header(b"a.png", b"2000\0", b"1") + bytes(1024) + END, "folder or link with contents"),
+        (header(b"a.png", b"0\0", b"S", more={482: b"\1"}) + END, "map beyond its header"),
+        ((header(b"x", b"20\0", b"x") + b"12 path=abc\n".ljust(512, b"\0")) * 2 + END, "second extended"),
     ],
 )
 def test_damaged_headers_are_refused_at_their_place(tmp_path, content, said):
@@ -225,3 +232,14 @@ def test_a_name_above_the_limit_is_listed(tmp_path):
     source = opened(write_tar(tmp_path / "a.tar", {**samples(2), "n" * 2000 + ".png": b"x"}))
     assert source.refused[0].reason == "a name of 2004 characters"
     assert len(source.refused[0].id) < 1100
+
+
+def test_a_pipe_in_place_of_a_shard_is_not_waited_for(tmp_path):
+    path = write_tar(tmp_path / "a.tar", samples(2))
+    source = opened(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ClipguardError, match="no regular file"):
+        list(source.read(range(2)))
+    with pytest.raises(ClipguardError, match="no regular file"):
+        list_tar([path], tmp_path, Limits())

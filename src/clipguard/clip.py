@@ -247,10 +247,16 @@ def _open(name: str, weights: Path, model: str, tokenizer: str, **arguments: Any
     try:
         network, preprocess = open_clip.create_model_from_pretrained(model, **arguments)
         read_text = open_clip.get_tokenizer(tokenizer)
+        network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        clip = Clip(name=name, weights=weights, network=network, preprocess=preprocess, tokenizer=read_text)
+        # Sizes, means and deviations that fit no image, or no text, show here and not in the midst of a scan.
+        clip.embed_images([np.zeros((8, 8, 3), np.uint8)])
+        clip.embed_texts(["a"])
+    except ClipguardError:
+        raise
     except Exception as error:  # A foreign folder can make open_clip and timm raise nearly anything.
         raise ClipguardError(f"guide {name} cannot be built: {line(error)}") from error
-    network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return Clip(name=name, weights=weights, network=network, preprocess=preprocess, tokenizer=read_text)
+    return clip
 
 
 def _require_text_parts(name: str, config: dict[str, Any], *, local_tokenizer: bool) -> None:

@@ -153,16 +153,18 @@ def check_inputs(run: Path, data: Path) -> list[Checked]:
     if not (folder / INPUTS).is_file():
         raise ClipguardError(f"run folder {run} has no list of its inputs: its scan is not finished")
     listed, about = read_table(folder / INPUTS), read_json(folder / ABOUT)
+    if not ({"path", "bytes", "sha256"} <= listed.keys() and isinstance(about, dict) and "whole" in about):
+        raise ClipguardError(f"run folder {run} has a damaged list of its inputs: run again in a new folder")
     if not len(listed["path"]):
         raise ClipguardError(
             f"run folder {run} was read from no file: there is nothing to compare {data} with"
         )
     if not data.exists():
         raise ClipguardError(f"{data} does not exist: give the data that the run was made of")
-    found = _found(data, about["kind"] == "folder")
+    found = _found(data, about.get("kind") == "folder")
     checks = []
     for path, size, digest in zip(*(listed[name] for name in ("path", "bytes", "sha256")), strict=True):
-        entry = {"bytes": int(size), "sha256": str(digest)}
+        entry = {"bytes": size, "sha256": str(digest)}
         checks.append(compared(str(path), found.pop(str(path), data / str(path)), entry))
     extra = sorted(found) if about["whole"] else []
     return checks + [Checked(path=path, status="added") for path in extra]

@@ -3,7 +3,10 @@
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +57,35 @@ class Limits:
                 raise ClipguardError(f"limit {name} is {getattr(self, name)}: give a number above 0")
 
 
+@contextmanager
+def opened_regular(path: Path) -> Iterator[BufferedReader]:
+    """Give a regular file, opened for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe, a device or a folder, which is not waited for.
+    """
+    # Without O_NONBLOCK, opening a pipe that nobody writes to never ends.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("no regular file")
+        with open(descriptor, "rb", closefd=False) as opened:
+            yield opened
+    finally:
+        os.close(descriptor)
+
+
 def read_bounded(path: Path, most: int) -> bytes:
     """Return the bytes of a regular file of at most `most` bytes.
 
     Raises:
         OSError: it cannot be read, is larger, or is a pipe, a device or a folder, which is not waited for.
     """
-    # Without O_NONBLOCK, opening a pipe that nobody writes to never ends.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError("no regular file")
-        if found.st_size > most:
-            raise OSError(f"{found.st_size} bytes, more than the limit of {most}")
-        with open(descriptor, "rb", closefd=False) as opened:
-            content = opened.read(most + 1)
-    finally:
-        os.close(descriptor)
+    with opened_regular(path) as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if size > most:
+            raise OSError(f"{size} bytes, more than the limit of {most}")
+        content = opened.read(most + 1)
     if len(content) > most:
         # Some files of the system claim to be empty and never end.
         raise OSError(f"more bytes than the limit of {most}")

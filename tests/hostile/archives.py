@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hostile.case import Case, good, trap
-from tar_files import add_special, header, samples, write_tar
+from tar_files import add_special, header, samples, tar_bytes, write_tar
 
 END = bytes(1024)
 
@@ -96,6 +96,19 @@ RAW = {
     "1,000 pax headers in a row": (header(b"x", b"20\0", b"x") + b"12 path=abc\n".ljust(512, b"\0")) * 1000,
     "noise": bytes(range(256)) * 100,
 }
+NAMED = header(b"x", b"20\0", b"x") + b"12 path=abc\n".ljust(512, b"\0")
+AMBIGUOUS = {
+    "a folder with contents": header(b"d/", b"2000\0", b"5") + bytes(1024),
+    "an old folder with contents": header(b"d/", b"2000\0", b"\0") + bytes(1024),
+    "a symbolic link with contents": header(b"0.png", b"2000\0", b"2") + bytes(1024),
+    "a sparse file whose map goes on": header(b"0.png", b"0\0", b"S", more={482: b"\1"}),
+    "an entry that is named twice": NAMED * 2,
+    "an entry named by Solaris and by GNU": header(b"x", b"20\0", b"X")
+    + b"12 path=abc\n".ljust(512, b"\0")
+    + header(b"x", b"20\0", b"L")
+    + b"abd".ljust(512, b"\0"),
+}
+"""What other readers follow otherwise, and a sound archive after it: they might find what nobody scanned."""
 
 
 def archive_cases() -> Iterator[Case]:
@@ -120,7 +133,8 @@ def archive_cases() -> Iterator[Case]:
     )
     for what, kind in SPECIAL.items():
         yield Case(name=f"tar: {what}", expected="listed", make=_special(kind), classes=names)
-    for what, content in RAW.items():
+    ambiguous = {what: content + tar_bytes(samples(12)) for what, content in AMBIGUOUS.items()}
+    for what, content in (RAW | ambiguous).items():
         yield Case(name=f"tar: {what}", expected="refused", make=_raw(content), classes=names)
     for what, make in (
         ("cut short", _cut),

@@ -293,6 +293,11 @@ def table_cases() -> Iterator[Case]:
         expected="accepted",
         make=lambda root: _npz(root, other=_described(OBJECTS, "(4,)", trap(root))),
     )
+    yield Case(
+        name="npz: images of 2,000 x 1",
+        expected="refused",
+        make=lambda root: _npz(root, images=_array(np.zeros((4, 2000, 1, 3), np.uint8))),
+    )
     yield Case(name="npz: a pickle", expected="refused", make=_in_file("x.npz", trap))
     yield Case(name="npz: one bare array", expected="refused", make=_in_file("x.npz", lambda _: IMAGES))
     yield Case(name="npz: encrypted", expected="refused", make=_encrypted)

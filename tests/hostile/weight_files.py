@@ -4,6 +4,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,26 @@ GUIDES: dict[str, bytes] = {
     "texts for numbers": _config("vision_cfg", width="wide"),
     "weights of another model": _config(),
 }
+PREPARED: dict[str, dict[str, Any]] = {
+    "a deviation of zero": {"std": [0, 0, 0]},
+    "five means": {"mean": [0.5] * 5},
+    "a mean that is a text": {"mean": "grey"},
+    "images of minus 96 pixels": {"size": -96},
+}
+"""How a guide is told to prepare images, with weights that are sound."""
+
+
+def _prepared(fields: dict[str, Any]) -> Callable[[Path], str]:
+    mini = Path(str(resources.files("clipguard"))) / "guides" / "mini"
+
+    def make(root: Path) -> str:
+        config = json.loads((mini / CONFIG).read_text())
+        config["preprocess_cfg"] |= fields
+        if "size" in fields:
+            config["model_cfg"]["vision_cfg"]["image_size"] = fields["size"]
+        return _guide(json.dumps(config).encode(), lambda _: (mini / WEIGHTS).read_bytes())(root)
+
+    return make
 
 
 def _pickles(root: Path) -> str:
@@ -179,6 +200,8 @@ def weight_cases() -> Iterator[Case]:
     yield Case(name="model: a pipe", expected="refused", make=_pipe, reader="model")
     for what, config in GUIDES.items():
         yield Case(name=f"guide: {what}", expected="refused", make=_guide(config), reader="guide")
+    for what, fields in PREPARED.items():
+        yield Case(name=f"guide: {what}", expected="refused", make=_prepared(fields), reader="guide")
     yield Case(
         name="guide: a pickle for weights", expected="refused", make=_guide(_config(), trap), reader="guide"
     )

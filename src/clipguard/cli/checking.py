@@ -1,12 +1,14 @@
 """`verify`: every file of a run, and of the data it was made of, against the hashes that were recorded."""
 
 from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.text import one_line
+from clipguard.clip_files import WEIGHTS
 from clipguard.custody import check_inputs
 from clipguard.errors import ClipguardError
 from clipguard.store import SEAL, Checked, RunFolder, compared, described, verify_run
@@ -17,17 +19,28 @@ if TYPE_CHECKING:
 DIFFERS: Final = 1
 
 
-def run_verify(run: Path, data: Path | None, model: Path | None, as_json: bool) -> Outcome:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Originals:
+    """What a run was made of, to be compared with what it recorded; None leaves that out."""
+
+    data: Path | None = None
+    model: Path | None = None
+    guide: Path | None = None
+
+
+def run_verify(run: Path, given: Originals, as_json: bool) -> Outcome:
     """Return what became of each file; the exit code is 1 where one differs.
 
     Raises:
         ClipguardError: no run folder, or one that lacks what is to be compared.
     """
     checks = {"artefacts": verify_run(run)}
-    if data is not None:
-        checks["inputs"] = check_inputs(run, data)
-    if model is not None:
-        checks["model"] = [_check_model(run, model)]
+    if given.data is not None:
+        checks["inputs"] = check_inputs(run, given.data)
+    if given.model is not None:
+        checks["model"] = [_check_model(run, given.model)]
+    if given.guide is not None:
+        checks["guide"] = _check_guide(run, given.guide)
     same = all(check.status == "ok" for part in checks.values() for check in part)
     files = [
         {"part": part, "path": check.path, "status": check.status}
@@ -49,6 +62,16 @@ def _check_model(run: Path, model: Path) -> Checked:
     if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
         raise ClipguardError(f"run folder {run} was given no model file: leave --model out")
     return compared(str(model), model, {name: entry[name] for name in ("bytes", "sha256")})
+
+
+def _check_guide(run: Path, guide: Path) -> list[Checked]:
+    """Return what became of the guide's weights."""
+    entry = RunFolder.read(run).manifest.get("guide")
+    if not isinstance(entry, dict) or "sha256" not in entry:
+        raise ClipguardError(f"run folder {run} does not say which guide it asked: leave --guide out")
+    file = guide / WEIGHTS if guide.is_dir() else guide
+    wanted = {"bytes": file.stat().st_size if file.exists() else 0, "sha256": entry["sha256"]}
+    return [compared(str(file), file, wanted)]
 
 
 def _show(value: dict[str, Any], console: "Console") -> None:

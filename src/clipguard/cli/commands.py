@@ -95,12 +95,15 @@ def verify(
         Parameter(help="The data that the run was made of, to compare each file with what was read."),
     ] = None,
     model: Annotated[Path | None, Parameter(help="The weights that were given to defend.")] = None,
+    guide: Annotated[
+        Path | None, Parameter(help="The guide's weights, or the folder that holds them and its config.")
+    ] = None,
     json: Json = False,
 ) -> Outcome:
     """Prove the files of a run by their recorded hashes: 0 all as recorded, 1 something differs."""
-    from clipguard.cli.checking import run_verify
+    from clipguard.cli.checking import Originals, run_verify
 
-    return run_verify(run, data, model, json)
+    return run_verify(run, Originals(data=data, model=model, guide=guide), json)
 
 
 @app.command

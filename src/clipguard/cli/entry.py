@@ -84,6 +84,8 @@ def _fail(text: str, code: int = ERROR) -> int:
 def _internal(error: Exception) -> int:
     if os.environ.get(DEBUG):
         traceback.print_exc()
+    if isinstance(error, MemoryError):
+        return _fail("out of memory: free some, take fewer --rows, or lower the --limits")
     name = type(error).__name__
     return _fail(f"internal error, {name}: {error} (of clipguard or a model's code: {DEBUG}=1 shows where)")
 

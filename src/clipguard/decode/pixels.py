@@ -69,16 +69,18 @@ def _opened(item: bytes | Image.Image, limits: Limits) -> Image.Image:
     if isinstance(item, bytes) and len(item) > limits.file_bytes:
         raise UnreadableImage(f"{len(item)} bytes, more than the limit of {limits.file_bytes}")
     image = Image.open(io.BytesIO(item), formats=_formats()) if isinstance(item, bytes) else item
-    short, long = sorted(image.size)
+    _check_sides(*image.size, limits)
+    return image
+
+
+def _check_sides(width: int, height: int, limits: Limits) -> None:
+    short, long = sorted((width, height))
     if short * long > limits.pixels:
-        raise UnreadableImage(
-            f"{image.width} x {image.height} pixels, more than the limit of {limits.pixels}"
-        )
+        raise UnreadableImage(f"{width} x {height} pixels, more than the limit of {limits.pixels}")
     if long > limits.side_ratio * short:
         raise UnreadableImage(
-            f"{image.width} x {image.height} pixels, a side more than {limits.side_ratio} times the other"
+            f"{width} x {height} pixels, a side more than {limits.side_ratio} times the other"
         )
-    return image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -111,12 +113,13 @@ def _rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return np.array(image.convert("RGB"))
 
 
-def _array(item: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
+def _array(item: Shaped[np.ndarray, "..."], limits: Limits) -> UInt8[np.ndarray, "h w 3"]:
     channels = item.shape[2:]
     if item.dtype != np.uint8 or item.ndim < 2 or not item.size or channels not in CHANNELS:
         raise UnreadableImage(
             f"array of {item.dtype} {list(item.shape)}, not uint8 [h, w] or [h, w, 1, 3 or 4]"
         )
+    _check_sides(item.shape[1], item.shape[0], limits)
     if channels == (4,):
         return _rgb(Image.fromarray(item))
     return np.array(np.broadcast_to(item.reshape(*item.shape[:2], -1), (*item.shape[:2], 3)))
@@ -135,7 +138,7 @@ def decode(item: Item, *, limits: Limits = USUAL) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(item, Failed):
         raise UnreadableImage(item.reason)
     if isinstance(item, np.ndarray):
-        return _array(item)
+        return _array(item, limits)
     with _guarded():
         image = _opened(item, limits)
         # Asked for the orientation first, a PNG is loaded by that, and its damage is told to nobody.

@@ -118,12 +118,17 @@ def _array(archive: zipfile.ZipFile, name: str, limits: Limits) -> Shaped[np.nda
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as opened:
         version = np.lib.format.read_magic(opened)
-        read = HEADERS[version]
-        shape, _, dtype = read(opened)
+        if version not in HEADERS:
+            raise ValueError(f"{name} has version {version[0]}.{version[1]} of the format, not 1.0 or 2.0")
+        shape, _, dtype = HEADERS[version](opened)
         begins = opened.tell()
     if dtype.kind not in KINDS[name]:
         raise ValueError(f"{name} holds {str(dtype)[:50]}, not values of kind {KINDS[name]!r}")
     size = math.prod(shape) * dtype.itemsize
+    # Each becomes an object of Python's, of some dozen bytes.
+    rows = limits.classes if name == "class_names" else limits.members
+    if shape and shape[0] > rows:
+        raise ValueError(f"{name} has {shape[0]} rows, more than the limit of {rows}")
     if max(size, member.file_size) > limits.array_bytes:
         raise ValueError(f"{name} unpacks to {size} bytes, more than the limit of {limits.array_bytes}")
     if begins + size != member.file_size:

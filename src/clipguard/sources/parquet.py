@@ -63,8 +63,14 @@ def list_parquet(files: list[Path], location: Path, limits: Limits) -> Listing:
         ClipguardError: not Parquet, other columns, null labels, no rows, or shards with other class names.
     """
     listed = asked_for_shard if confines(limits) else list_shard
-    shards = [listed(path, str(path), limits) for path in files]
-    for path, shard in zip(files, shards, strict=True):
+    shards: list[Shard] = []
+    rows = 0
+    for path in files:
+        shard = listed(path, str(path), limits)
+        shards.append(shard)
+        rows += len(shard.labels)
+        if rows > limits.members:
+            raise ClipguardError(f"{path} goes above the limit of {limits.members} rows: open a part of it")
         if shard.names != shards[0].names:
             raise ClipguardError(f"{path} and {files[0]} name their classes differently: open them apart")
     labels = np.concatenate([shard.labels for shard in shards])

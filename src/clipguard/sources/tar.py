@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard.errors import ClipguardError, first_line
-from clipguard.limits import Limits, parse_json
+from clipguard.limits import Limits, opened_regular, parse_json
 from clipguard.sources.folder import IMAGE_SUFFIXES
 from clipguard.sources.listing import (
     Failed,
@@ -54,7 +54,7 @@ class TarReader:
             if not len(wanted):
                 continue
             try:
-                with path.open("rb") as opened:
+                with opened_regular(path) as opened:
                     for offset, size in self.places[wanted, 1:]:
                         yield self._fetch(opened.fileno(), int(offset), int(size))
             except OSError as error:
@@ -161,7 +161,7 @@ def _add_sample(found: _Found, shard: _Shard, key: str, group: list[Member]) -> 
 
 def _add_shard(found: _Found, path: Path, number: int, limits: Limits) -> None:
     try:
-        with path.open("rb") as opened:
+        with opened_regular(path) as opened:
             shard = _Shard(path, number, opened.fileno(), limits)
             for key, group in groupby(_visible(members(path, limits)), lambda member: _parts(member)[0]):
                 _add_sample(found, shard, key, list(group))

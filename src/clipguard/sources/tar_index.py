@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from clipguard.errors import ClipguardError
-from clipguard.limits import Limits
+from clipguard.limits import Limits, opened_regular
 
 BLOCK: Final = 512
 EXTENDED: Final = 1 << 16
@@ -20,7 +20,9 @@ EXTENDED: Final = 1 << 16
 
 REGULAR: Final = frozenset({b"0", b"\0", b"7"})
 FOLDER: Final = b"5"
-EXTENSIONS: Final = frozenset({b"x", b"g", b"L", b"K"})
+EXTENSIONS: Final = frozenset({b"x", b"X", b"g", b"L", b"K"})
+EMPTY: Final = frozenset({b"1", b"2", b"3", b"4", FOLDER, b"6"})
+"""What has no bytes: other readers do not skip any, and would find samples in them that nobody scanned."""
 SPECIAL: Final = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -59,7 +61,7 @@ def members(path: Path, limits: Limits) -> Iterator[Member]:
         ClipguardError: no tar archive, damaged or cut short, or more entries than the limit.
     """
     try:
-        with path.open("rb") as opened:
+        with opened_regular(path) as opened:
             size = os.fstat(opened.fileno()).st_size
             yield from _walk(opened.fileno(), size, limits)
     except (OSError, Damaged) as error:
@@ -88,10 +90,16 @@ def _walk(descriptor: int, end: int, limits: Limits) -> Iterator[Member]:
         if header.kind in EXTENSIONS:
             _check_end(header, position, min(end, position + EXTENDED), "an oversized extended header")
             content = os.pread(descriptor, header.size, position)
-            extra |= _extended(header.kind, content, position)
+            said = _extended(header.kind, content, position)
+            if said.keys() & extra.keys():
+                # Some readers take the first, some the last.
+                raise Damaged(f"a second extended header for one entry at byte {position - BLOCK}")
+            extra |= said
         else:
             header = _amended(header, extra, position)
             _check_end(header, position, end, "an entry that is cut short")
+            if header.kind in EMPTY:
+                _check_end(header, position, position, "a folder or link with contents")
             extra = {}
             if header.kind != FOLDER:
                 yield _member(header, position, limits)
@@ -115,10 +123,14 @@ def _header(block: bytes, position: int) -> _Header | None:
     name, prefix = _text(block[:100]), _text(block[345:500])
     # GNU's own format uses the prefix field for something else.
     ustar = block[257:263] == b"ustar\0"
+    kind = block[156:157]
+    if kind == b"S" and block[482]:
+        raise Damaged(f"a sparse file with a map beyond its header at byte {position}")
     return _Header(
         name=f"{prefix}/{name}" if prefix and ustar else name,
         size=_number(block[124:136], position),
-        kind=block[156:157],
+        # The oldest archives mark a folder by its name alone.
+        kind=FOLDER if kind == b"\0" and name.endswith("/") else kind,
     )
 
 

@@ -39,10 +39,14 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
+        # A pipe would be waited for, a device may never end.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError("no regular file")
         yield
     except FileNotFoundError as error:
         raise ClipguardError(f"{path} is missing: run again to write it") from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    # Arrow and deep JSON raise some that are not theirs.
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError) as error:
         line = " ".join(str(error).split())
         raise ClipguardError(f"{path} cannot be read ({line}): delete it and run again") from error
 

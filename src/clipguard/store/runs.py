@@ -91,6 +91,9 @@ class RunFolder:
             ClipguardError: `path` holds something else, another data set's run, or a damaged manifest.
         """
         path = Path(path)
+        # Arrow and safetensors take no other names.
+        if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+            raise ClipguardError(f"run folder {path} has a name that is no UTF-8: give another")
         manifest = {
             "format": STORE_FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from clipguard.errors import ClipguardError
+from clipguard.limits import opened_regular
 from clipguard.store.files import read_json, write_json
 
 SEAL: Final = "seal.json"
 
 
 def described(file: Path, *, sync: bool = False) -> dict[str, Any]:
-    """Return size and sha256 of a file, as manifests and seals hold them; `sync` brings it to the disk."""
-    with file.open("rb") as opened:
+    """Return size and sha256 of a regular file, as seals hold them; `sync` brings it to the disk."""
+    with opened_regular(file) as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if sync:
             os.fsync(opened.fileno())

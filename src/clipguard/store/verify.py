@@ -1,12 +1,16 @@
 """Whether a run folder still holds what was written: each file against seal and manifests. Reads only."""
 
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from clipguard.errors import ClipguardError
-from clipguard.store.files import read_json
+from clipguard.store.files import PART, read_json
+from clipguard.store.locks import LOCK
 from clipguard.store.runs import MANIFEST, RunFolder
 from clipguard.store.seals import SEAL, described, sealed
 
@@ -19,15 +23,18 @@ class Checked:
     status: Literal["ok", "changed", "missing", "added"]
 
 
-def compared(name: str, file: Path, entry: Mapping[str, Any]) -> Checked:
-    """Return how `file` compares with its recorded size and sha256.
+def compared(name: str, file: Path, entry: object) -> Checked:
+    """Return how `file` compares with its recorded size and sha256; with a damaged record, nothing agrees.
 
     Raises:
         ClipguardError: it is there and cannot be read.
     """
+    wanted = entry if isinstance(entry, Mapping) else {}
     try:
-        same = file.stat().st_size == entry["bytes"] and described(file) == dict(entry)
-    except (FileNotFoundError, NotADirectoryError):
+        found = file.stat()
+        regular = stat.S_ISREG(found.st_mode) and found.st_size == wanted.get("bytes")
+        same = regular and described(file) == dict(wanted)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a NUL in its name
         return Checked(path=name, status="missing")
     except OSError as error:
         raise ClipguardError(f"{file} cannot be read: {error.strerror}: allow it and run again") from error
@@ -35,9 +42,10 @@ def compared(name: str, file: Path, entry: Mapping[str, Any]) -> Checked:
 
 
 def verify_run(path: Path | str) -> list[Checked]:
-    """Return what became of the manifest, every published file, and every file of every finished stage.
+    """Return what became of each file of a run: manifest, what was published, every finished stage.
 
     Every hash is computed anew. The seal itself is proved by nothing in the folder: keep its hash elsewhere.
+    What a killed process left unfinished is no part of the run.
 
     Raises:
         ClipguardError: no run folder, no seal, or files that cannot be read.
@@ -46,20 +54,29 @@ def verify_run(path: Path | str) -> list[Checked]:
     files = sealed(run)
     if not files:
         raise ClipguardError(f"run folder {run} has no {SEAL}, or a damaged one: run again to write it")
-    checks = [compared(name, run / name, entry) for name, entry in files.items()]
-    stages = [folder for folder in sorted((run / "stages").iterdir()) if not folder.name.startswith(".")]
-    for folder in stages:
-        checks += _verify_stage(run, folder, files)
-    return checks
+    there = [name for name in sorted(_files(run)) if name not in (SEAL, LOCK)]
+    recorded = dict(files)
+    for name in there:
+        if fnmatchcase(name, f"stages/*/{MANIFEST}") and name.count("/") == 2:
+            recorded = _of_stage(run, name) | recorded
+    checks = [compared(name, run / name, entry) for name, entry in recorded.items()]
+    return checks + [Checked(path=name, status="added") for name in there if name not in recorded]
 
 
-def _verify_stage(run: Path, folder: Path, files: Mapping[str, Any]) -> list[Checked]:
-    place = folder.relative_to(run).as_posix()
+def _of_stage(run: Path, manifest: str) -> dict[str, Any]:
+    """Return what the manifest of a stage records; whether it may be believed, the seal tells."""
+    place = manifest.removesuffix(MANIFEST)
     try:
-        recorded = dict(read_json(folder / MANIFEST)["files"])
-    except (ClipguardError, LookupError, TypeError, ValueError):
-        recorded = {}  # the seal has told of the manifest itself
-    checks = [compared(f"{place}/{name}", folder / name, entry) for name, entry in recorded.items()]
-    known = {check.path for check in checks} | files.keys()
-    there = (file.relative_to(run).as_posix() for file in sorted(folder.rglob("*")) if file.is_file())
-    return checks + [Checked(path=name, status="added") for name in there if name not in known]
+        return {place + name: entry for name, entry in read_json(run / manifest)["files"].items()}
+    except (ClipguardError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _files(run: Path) -> Iterator[str]:
+    """Return all that is no folder, but for the seal, the lock and what is unfinished."""
+    for folder, folders, names in os.walk(run):
+        place = Path(folder).relative_to(run)
+        if place == Path("stages"):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        yield from ((place / name).as_posix() for name in (*names, *links) if not name.endswith(PART))
