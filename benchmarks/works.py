@@ -9,6 +9,7 @@ from clipguard.cli.bench import cache_folder
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 SHARED = HERE.parents[1] / "shared" / "data"
+CACHE = cache_folder()
 
 
 def config_of(name: str) -> BenchConfig:
@@ -19,5 +20,5 @@ def config_of(name: str) -> BenchConfig:
 def works(name: str) -> list[Work]:
     """Return the cells of `NAME.toml`; victims and helper nets are those of `clipguard bench`."""
     config = config_of(name)
-    lab = Lab(run=RESULTS / name, cache=cache_folder(), data=SHARED, beside=HERE)
+    lab = Lab(run=RESULTS / name, cache=CACHE, data=SHARED, beside=HERE)
     return [Work(cell, lab, config.oracle_seed) for cell in cells(config)]
