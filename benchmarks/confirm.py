@@ -12,18 +12,19 @@ out; one whose labels are judged otherwise is left, for `clipguard bench` to com
 import re
 import sys
 import tempfile
-from dataclasses import replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from clipguard.benchmark.cells import Work
 from clipguard.benchmark.machine import commit, machine
 from clipguard.benchmark.rows import Task, key_of, tasks_of
 from clipguard.defender import Defender
 from clipguard.evaluate import detection
-from clipguard.label_noise import LabelNoise, planted_labels
+from clipguard.label_noise import NO_SAY, surplus
 from clipguard.pipeline import Plan, Scan
 from clipguard.sources import ImageSource
 from clipguard.store import read_array, read_json, write_json
@@ -63,25 +64,28 @@ def differs_by_rule(work: Work, file: Path, task: Task) -> bool:
 
 
 def compared(row: dict[str, Any], found: Scan, truth: PoisonTruth) -> dict[str, Any]:
-    """Return how many labels the present rule calls planted, the row's own rule, and both."""
-    then = earlier(RULE.search(row["settings"]["row"]["with"]).group(1))
+    """Return how many labels the present rule calls planted, the first one, and both."""
     odds = read_array(found.stages["labels"].path / "odds.npy")
     unexplained = ~(found.split.triggered & ~found.mislabelled)
-    judged = planted_labels(found.entropy.guide_nll, odds, found.data.labels, unexplained, then)
+    then = by_the_first_rule(found.entropy.guide_nll, odds, found.data.labels, unexplained)
     figures = detection(found.entropy, found.split, truth)
     return {
         "planted_labels": int(found.mislabelled.sum()),
-        "planted_labels_then": int(judged.sum()),
-        "planted_labels_both": int((judged & found.mislabelled).sum()),
+        "planted_labels_then": int(then.sum()),
+        "planted_labels_both": int((then & found.mislabelled).sum()),
         "detection_same_to_the_last_digit": figures == row["detection"] if "detection" in row else None,
     }
 
 
-def earlier(settings: str) -> LabelNoise:
-    """Return the rule that a row was computed with; before `absurd` there was one threshold for both."""
-    values = {key: float(value) for key, value in (pair.split("=") for pair in settings.split(", "))}
-    values.setdefault("absurd", values["implausible"])
-    return replace(LabelNoise(), **{**values, "folds": int(values["folds"])})
+def by_the_first_rule(
+    guide_nll: np.ndarray, odds: np.ndarray, labels: np.ndarray, unexplained: np.ndarray
+) -> np.ndarray:
+    """Return the labels that were called planted when a class was judged by all its implausible ones."""
+    own, said = odds[np.arange(len(labels)), labels], odds.argmax(1)
+    implausible = unexplained & (own > NO_SAY) & (said != labels) & (np.minimum(guide_nll, -own) > 3)
+    excess = surplus(implausible, odds, labels, unexplained)
+    usual = max(1.0, 1.4826 * float(np.median(np.abs(excess - np.median(excess)))))
+    return implausible & ((excess > 4) & (excess - np.median(excess) > 2.5 * usual))[labels]
 
 
 def scanned(work: Work, plan: Plan) -> Scan:

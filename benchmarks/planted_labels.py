@@ -87,7 +87,7 @@ def judged(draw: Draw, embeddings: np.ndarray, beliefs: np.ndarray) -> dict[str,
     k = beliefs.shape[1]
     odds = probe_log_odds(embeddings[draw.rows], draw.labels, k, ~everyone, NOISE, Seed(0))
     disbelief = -beliefs[draw.rows, draw.labels]
-    flagged = planted_labels(disbelief, odds, draw.labels, everyone, NOISE)
+    flagged, _ = planted_labels(disbelief, odds, draw.labels, everyone, NOISE)
     return {
         "target": draw.target,
         "planted": int(draw.planted.sum()),

@@ -25,7 +25,7 @@ def judged(embeddings, labels, guide_nll=None, unexplained=None):
     everyone = np.ones(len(labels), dtype=bool)
     odds = probe_log_odds(embeddings, labels, K, ~everyone, NOISE, Seed(0))
     own = -odds[np.arange(len(labels)), labels] if guide_nll is None else guide_nll
-    return planted_labels(own, odds, labels, everyone if unexplained is None else unexplained, NOISE)
+    return planted_labels(own, odds, labels, everyone if unexplained is None else unexplained, NOISE)[0]
 
 
 def flipped(labels, count, target=0, seed=1):
@@ -62,7 +62,7 @@ def test_a_leaning_that_all_classes_share_in_some_measure_is_no_attack_however_l
     odds[wrong] = np.where(np.eye(k, dtype=bool)[(labels[wrong] - 1) % k], 0.0, -9.0)
     everyone = np.ones(n, bool)
     assert surplus(everyone, odds, labels, everyone).max() > NOISE.surplus
-    assert not planted_labels(np.full(n, 9.0), odds, labels, everyone, NOISE).any()
+    assert not planted_labels(np.full(n, 9.0), odds, labels, everyone, NOISE)[0].any()
 
 
 def test_few_planted_labels_stand_out_among_the_most_absurd_where_leanings_hide_them_from_the_rest():
@@ -80,10 +80,11 @@ def test_few_planted_labels_stand_out_among_the_most_absurd_where_leanings_hide_
     said[planted], depth[planted] = draw.integers(1, k, planted.sum()), 9.0
     odds = np.where(eye[said], 0.0, -np.where(said == labels, 9.0, depth)[:, None])
     everyone = np.ones(n, bool)
-    found = planted_labels(np.full(n, 9.0), odds, labels, everyone, LabelNoise(absurd=0.004))
+    found, _ = planted_labels(np.full(n, 9.0), odds, labels, everyone, LabelNoise(absurd=0.004))
     assert found[planted].all()
     assert not found[~planted].any()
-    assert not planted_labels(np.full(n, 9.0), odds, labels, everyone, LabelNoise(absurd=0.5)).any()
+    blunt = LabelNoise(absurd=0.5)
+    assert not planted_labels(np.full(n, 9.0), odds, labels, everyone, blunt)[0].any()
 
 
 def test_symmetric_noise_is_not_called_an_attack():
@@ -165,7 +166,7 @@ def test_the_surplus_is_the_difference_of_rates_in_standard_errors(seed, k):
     labels = draw.integers(0, k, n)
     odds, guide = draw.normal(-3, 3, (n, k)), draw.exponential(4, n)
     left, disbelieved = draw.random(n) < 0.8, draw.random(n) < 0.6
-    found = planted_labels(guide, odds, labels, left, NOISE)
+    found, doubted = planted_labels(guide, odds, labels, left, NOISE)
     excess = surplus(disbelieved & left, odds, labels, left)
     size = [max(1, sum(left & (labels == c))) for c in range(k)]
     for c in range(k):
@@ -183,6 +184,22 @@ def test_the_surplus_is_the_difference_of_rates_in_standard_errors(seed, k):
         assert excess[c] == pytest.approx((into - out) / variance**0.5)
     own = odds[np.arange(n), labels]
     assert not found[~left | (guide <= NOISE.implausible) | (-own <= NOISE.implausible)].any()
+    assert not doubted[~left | (-own <= NOISE.doubt) | found].any()
+
+
+def test_in_a_fed_class_alone_what_the_probe_doubts_is_not_learnt_from():
+    embeddings, labels = blobs()
+    changed, bad = flipped(labels, 60, 2)
+    everyone = np.ones(len(labels), bool)
+    odds = probe_log_odds(embeddings, changed, K, ~everyone, NOISE, Seed(0))
+    own = -odds[np.arange(len(labels)), changed]
+    # A guide that believes every second label, whatever it is: half of the planted ones are plausible.
+    guide = np.where(np.arange(len(labels)) % 2, own, 0.0)
+    found, doubted = planted_labels(guide, odds, changed, everyone, NOISE)
+    assert 0.3 < found[bad].mean() < 0.7
+    assert (found | doubted)[bad].mean() > 0.9
+    assert np.array_equal(doubted, (changed == 2) & (own > NOISE.doubt) & ~found)
+    assert not planted_labels(guide, odds, labels, everyone, NOISE)[1].any()
 
 
 def test_planted_labels_leave_clean_join_triggered_and_rise_in_the_ranking():
@@ -191,7 +208,9 @@ def test_planted_labels_leave_clean_join_triggered_and_rise_in_the_ranking():
         triggered=np.array([False, False, True, False]),
         suspicion=np.array([0.2, 0.4, 0.9, 0.5]),
     )
-    more = with_planted(part, np.array([True, False, True, False]))
-    assert more.clean.tolist() == [False, True, False, False]
+    assert part.admissible.tolist() == [True, True, False, True]
+    more = with_planted(part, np.array([True, False, True, False]), np.array([False, True, True, False]))
+    assert more.clean.tolist() == [False, False, False, False]
     assert more.triggered.tolist() == [True, False, True, False]
     assert more.suspicion.tolist() == [0.6, 0.4, 0.95, 0.5]
+    assert more.admissible.tolist() == [False, False, False, True]

@@ -186,14 +186,17 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_exactly_the_believed_are_readmitted_and_never_the_triggered(seed, monkeypatch):
+def test_exactly_the_believed_are_readmitted_and_never_the_triggered_or_doubted(seed, monkeypatch):
     passes = asked(monkeypatch)
     # Nothing moves at a rate of zero, so that the beliefs are known beforehand.
     model, data, part, guide, logits = draw_case(120, seed)
     cure = Cure(recipe=replace(STEP, epochs=3), readmit=0.6)
+    doubted = ~part.clean & ~part.triggered & (np.arange(120) % 3 == 0)
+    part = replace(part, doubted=doubted)
     history = unlearn(model, data, part, guide, cure, Seed(0))
     belief = np.array([softmax(z)[y] for z, y in zip(logits, data.labels, strict=True)])
-    believed = part.clean | ((belief > 0.6) & ~part.triggered)
+    assert ((belief > 0.6) & doubted).any()
+    believed = part.clean | ((belief > 0.6) & ~part.triggered & ~doubted)
     assert (believed & ~part.clean).sum() > 2
     assert ((belief > 0.6) & part.triggered).sum() > 2
     assert set(passes[0]) == set(np.flatnonzero(part.clean | part.triggered))

@@ -23,6 +23,7 @@ class LabelNoise:
         fewest: of them, where that share is less.
         surplus: standard errors by which a class must take in more absurd labels than it gives out.
         outlier: robust standard deviations by which its surplus must exceed that of the median class.
+        doubt: nats; in a fed class, labels to which the probe gives a larger loss are not learnt from.
     """
 
     folds: int = 5
@@ -31,6 +32,7 @@ class LabelNoise:
     fewest: int = 40
     surplus: float = 4.0
     outlier: float = 2.5
+    doubt: float = 1.0
 
 
 def probe_log_odds(
@@ -74,8 +76,8 @@ def planted_labels(
     labels: Int64[np.ndarray, "n"],
     unexplained: Bool[np.ndarray, "n"],
     noise: LabelNoise,
-) -> Bool[np.ndarray, "n"]:
-    """Return which labels look planted: the implausible ones of fed classes.
+) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+    """Return which labels look planted, the implausible ones of fed classes, and which others are doubted.
 
     Honest confusion goes both ways: about as many dogs are called cat as cats are called dog, as shares of
     their class. Labels that an attacker planted go one way, into the target. So a class is fed where it takes
@@ -90,6 +92,9 @@ def planted_labels(
     Only `unexplained` samples count: where a trigger accounts for the wrong labels of a class, what is left
     in it are honest mistakes, and unlearning those would cost its recall. For the same reason a class is left
     alone in which a trigger explains more samples than look planted.
+
+    Some planted labels are plausible. So among those of a fed class, the ones that the probe doubts are not
+    to be learnt from, though they are not flagged: most of them are honest.
     """
     k, said, own = odds.shape[1], odds.argmax(1), odds[np.arange(len(labels)), labels]
     # A class without a say disbelieves nothing.
@@ -98,8 +103,9 @@ def planted_labels(
     implausible = np.minimum(guide_nll, disbelief) > noise.implausible
     planted = implausible & (said != labels) & fed[labels]
     explained = np.bincount(labels[~unexplained], minlength=k)
-    left_alone = explained > np.bincount(labels[planted], minlength=k)
-    return np.asarray(planted & ~left_alone[labels])
+    fed &= explained <= np.bincount(labels[planted], minlength=k)
+    planted &= fed[labels]
+    return planted, fed[labels] & (disbelief > noise.doubt) & ~planted
 
 
 def _fed(
@@ -141,11 +147,12 @@ def surplus(
     return np.asarray((rate.sum(1) - rate.sum(0)) / error)
 
 
-def with_planted(split: Split, planted: Bool[np.ndarray, "n"]) -> Split:
-    """Return the split with the planted labels in `triggered`, their suspicion halfway to 1."""
+def with_planted(split: Split, planted: Bool[np.ndarray, "n"], doubted: Bool[np.ndarray, "n"]) -> Split:
+    """Return the split with the doubted, and the planted in `triggered`, their suspicion halfway to 1."""
     return replace(
         split,
-        clean=split.clean & ~planted,
+        clean=split.clean & ~planted & ~doubted,
         triggered=split.triggered | planted,
+        doubted=doubted & ~split.triggered,
         suspicion=np.where(planted, (1 + split.suspicion) / 2, split.suspicion),
     )

@@ -91,12 +91,19 @@ class Split:
         triggered: samples whose label is to be unlearnt; disjoint from `clean`.
         suspicion: in [0, 1], higher is more suspicious; what the ranked list is sorted by.
         starved: classes with too few clean samples to trust what is learnt of them.
+        doubted: samples in neither set that never join `clean`; None for no such sample.
     """
 
     clean: Bool[np.ndarray, "n"]
     triggered: Bool[np.ndarray, "n"]
     suspicion: Float64[np.ndarray, "n"]
     starved: tuple[str, ...] = ()
+    doubted: Bool[np.ndarray, "n"] | None = None
+
+    @property
+    def admissible(self) -> Bool[np.ndarray, "n"]:
+        """Samples that are in `clean` or may join it."""
+        return np.asarray(~self.triggered if self.doubted is None else ~self.triggered & ~self.doubted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ class Cure:
         temperature: T of the guide term.
         distill: share of the clean loss that follows the uncured model instead of the labels.
         readmit: after each pass, samples outside `clean` whose given label the half-cured model believes with
-            more than this probability join `clean`; 1 turns it off.
+            more than this probability join `clean`, unless they are `doubted`; 1 turns it off.
         balance: weigh clean samples so that every class keeps the share it has outside `triggered`.
         stamp: share of the clean samples of which a copy with the recovered trigger (with each, where there
             are several) is learnt under the sample's own label: unlearning says what a triggered image is
@@ -113,6 +113,7 @@ def stamped_copies(  # noqa: PLR0913  # what is copied, with what on it, how and
         clean=np.concatenate([split.clean, np.ones(len(rows), bool)]),
         triggered=np.concatenate([split.triggered, np.zeros(len(rows), bool)]),
         suspicion=np.concatenate([split.suspicion, split.suspicion[rows]]),
+        doubted=np.concatenate([~split.admissible & ~split.triggered, np.zeros(len(rows), bool)]),
     )
     return longer, part, replace(guide, logits=np.concatenate([guide.logits, guide.logits[rows]]))
 
@@ -231,7 +232,7 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
         believed = np.zeros(len(data), dtype=bool)
         if epoch > 0 and cure.readmit < 1:
             belief = _softmax_given(classifier_logits(model, data.images), data.labels)
-            believed = (belief > cure.readmit) & ~split.triggered
+            believed = (belief > cure.readmit) & split.admissible
         clean = admitted.note(epoch, believed)
         triggered = split.triggered & ~clean
         weights = np.ones(len(data.class_names))

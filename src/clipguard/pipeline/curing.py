@@ -137,6 +137,10 @@ def learnable(found: Scan) -> tuple[ImageSet, Split, Scores]:
     rows = np.flatnonzero(~found.reserved)
     part = found.split
     kept = replace(
-        part, clean=part.clean[rows], triggered=part.triggered[rows], suspicion=part.suspicion[rows]
+        part,
+        clean=part.clean[rows],
+        triggered=part.triggered[rows],
+        suspicion=part.suspicion[rows],
+        doubted=None if part.doubted is None else part.doubted[rows],
     )
     return found.data.take(rows), kept, replace(found.guide, logits=found.guide.logits[rows])

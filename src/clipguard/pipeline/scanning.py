@@ -135,8 +135,8 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
     found = refine(first, trigger, plan.detector)
     labels = _judge_labels(run, read, data, reserved, plan)
     odds = read_array(labels.path / "odds.npy")
-    mislabelled = planted_labels(entropy.guide_nll, odds, data.labels, ~found.triggered, plan.noise)
-    found = with_planted(found, mislabelled)
+    mislabelled, doubted = planted_labels(entropy.guide_nll, odds, data.labels, ~found.triggered, plan.noise)
+    found = with_planted(found, mislabelled, doubted)
     # The detector takes more samples out of `clean`, so that more classes may have too few.
     starved = starved_classes(found.clean, data.labels, data.class_names, plan.rule.fewest)
     stages = {"read": read, "suspect": suspect, "detect": detect, "labels": labels}
@@ -264,7 +264,7 @@ def _write_samples(found: Scan, trigger: Float64[np.ndarray, " n"], plan: Plan) 
 
     # Judged anew in every run, and what is judged is part of the key: another release may judge otherwise.
     judged = hashlib.sha256()
-    for column in (part.clean, part.triggered, part.suspicion, found.mislabelled):
+    for column in (part.clean, part.triggered, part.admissible, part.suspicion, found.mislabelled):
         judged.update(column.tobytes())
     inputs = [*(stage.key for stage in found.stages.values()), judged.hexdigest()]
     thresholds = [plan.detector.clean, plan.detector.triggered]
