@@ -184,6 +184,12 @@ def test_a_folder_in_which_another_process_works_is_left_to_it(scanned, tmp_path
     scanned(run)
 
 
+def test_a_run_folder_inside_the_images_is_refused(scanned, data):
+    before = tree(data)
+    scanned(data / "run", says="lies inside the data")
+    assert tree(data) == before
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_in_one_line_and_the_same_command_resumes(
     clipguard, scanned, whole, data, tmp_path, monkeypatch, number, code

@@ -87,7 +87,11 @@ def run_demo(out: Path, seed: int, as_json: bool) -> Outcome:
 
 def _source(path: Path, options: ScanOptions) -> ImageSource:
     rows = None if options.rows is None else rows_from(options.rows, "--rows")
-    return ImageSource.open(path, classes=options.classes, rows=rows, limits=options.limits)
+    source = ImageSource.open(path, classes=options.classes, rows=rows, limits=options.limits)
+    # It would be one more class the next time, and the data other data.
+    if source.kind == "folder" and options.out.resolve().is_relative_to(path.resolve()):
+        raise ClipguardError(f"run folder {options.out} lies inside the data {path}: give one outside")
+    return source
 
 
 def _guide(options: ScanOptions) -> ClipGuide:
