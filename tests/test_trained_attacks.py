@@ -1,4 +1,4 @@
-"""Attacks that train a helper net: what all five promise, whatever they have learnt."""
+"""Attacks that train a helper net: what all of them promise, whatever they have learnt."""
 
 from dataclasses import replace
 
@@ -11,8 +11,10 @@ from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 
 LABEL_ONLY = {"flip", "gcb"}
-CLEAN_LABEL = {"lc"}
+CLEAN_LABEL = {"lc", "narcissus"}
 FOR_ONE_SET = ("lc", "flip")
+FOR_ONE_SIZE = ("trojan-nn", "lf", "narcissus")
+ALL_CAN_CARRY = ("ssba", "flip", "trojan-nn", "lf")
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def test_a_seed_repeats_all_bytes_from_the_cache_or_trained_anew(name, ready, da
         assert np.array_equal(again.trigger(data.images), ready[name].trigger(data.images))
 
 
-@pytest.mark.parametrize("name", ["ssba", "input-aware", "gcb"])
+@pytest.mark.parametrize("name", ["ssba", "input-aware", "gcb", "trojan-nn", "lf", "narcissus"])
 def test_another_seed_trains_another_helper(name, ready, data):
     other = prepare(TRAINED[name], data, Seed(4))
     assert not np.array_equal(other.trigger(data.images), ready[name].trigger(data.images))
@@ -137,6 +139,16 @@ def test_what_was_learnt_of_one_set_does_not_poison_another(name, ready):
         ready[name].poison(tiny_set(63), Seed(0))
 
 
+@pytest.mark.parametrize("name", FOR_ONE_SIZE)
+def test_what_was_learnt_at_one_size_is_not_put_on_images_of_another(name, ready):
+    wide = tiny_set(60, (16, 18))
+    wanted = "made for images of 16x16 pixels, these have 16x18: give images of one size"
+    with pytest.raises(ClipguardError, match=wanted):
+        ready[name].trigger(wide.images)
+    with pytest.raises(ClipguardError, match=wanted):
+        ready[name].poison(wide, Seed(0))
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_another_rate_and_a_part_of_the_data_can_be_poisoned_too(name, ready, data):
     # What several attackers at once ask for: each takes from what the ones before it have left.
@@ -149,7 +161,7 @@ def test_another_rate_and_a_part_of_the_data_can_be_poisoned_too(name, ready, da
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_rate_beyond_what_can_carry_the_poison_is_refused(name, data, folder):
     greedy = prepare(replace(TRAINED[name], rate=0.95), data, Seed(3), folder)
-    if name in ("ssba", "flip"):  # All samples can carry it.
+    if name in ALL_CAN_CARRY:
         assert greedy.poison(data, Seed(0))[1].poisoned.sum() == 57
         return
     with pytest.raises(ClipguardError, match=r"asks for 57 of 60 samples but only \d+ can carry it"):

@@ -12,9 +12,12 @@ from clipguard.attacks.gcb import GCB
 from clipguard.attacks.images import CTRL, SIG, BadNets, Blended
 from clipguard.attacks.input_aware import InputAware
 from clipguard.attacks.label_consistent import LabelConsistent
+from clipguard.attacks.low_frequency import LowFrequency
+from clipguard.attacks.narcissus import Narcissus
 from clipguard.attacks.protocol import Attack, NeedsHelper, prepare
 from clipguard.attacks.ssba import SSBA
 from clipguard.attacks.together import TOGETHER, Together, parts_of
+from clipguard.attacks.trojan_nn import TrojanNN
 from clipguard.errors import ClipguardError
 
 ATTACKS: dict[str, Callable[..., Attack | NeedsHelper]] = {
@@ -31,6 +34,9 @@ ATTACKS: dict[str, Callable[..., Attack | NeedsHelper]] = {
     "gcb": GCB,
     "adap-blend": AdapBlend,
     "adap-patch": AdapPatch,
+    "trojan-nn": TrojanNN,
+    "lf": LowFrequency,
+    "narcissus": Narcissus,
     "none": NoAttack,
     "flips": SymmetricFlips,
     "flips-to-one": FlipsToOneClass,
