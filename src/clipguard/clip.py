@@ -9,6 +9,7 @@ which has a safetensors file. So the file is chosen and fetched here, and open_c
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import threading
@@ -68,6 +69,7 @@ class Clip:
         network: open_clip's model, in evaluation mode.
         preprocess: open_clip's evaluation transform: geometry on PIL images, then to tensor, then normalise.
         tokenizer: texts to [m, context_length] token numbers.
+        settings: how the network is built from its weights, as text.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Clip:
     network: Any
     preprocess: Any
     tokenizer: Callable[[list[str]], Any]
+    settings: str = ""
 
     @property
     def logit_scale(self) -> float:
@@ -102,6 +105,11 @@ class Clip:
         """The sha256 of the weights file, in hexadecimal."""
         with self.weights.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
+
+    @property
+    def reading(self) -> str:
+        """The sha256 of all that decides, beside the weights, what is seen in an image."""
+        return hashlib.sha256(f"{self.settings}/{self.preprocess!r}".encode()).hexdigest()
 
     @property
     def hub_sha256(self) -> str | None:
@@ -214,13 +222,15 @@ def _load_built_in(model: str, pretrained: str) -> Clip:
         )
     repository, file = os.path.split(tag["hf_hub"])
     weights = _fetch(name, repository, Path(file).with_suffix(".safetensors").name if file else WEIGHTS)
-    _require_text_parts(name, open_clip.get_model_config(model), local_tokenizer=False)
+    config = open_clip.get_model_config(model)
+    _require_text_parts(name, config, local_tokenizer=False)
     # A path for weights, but nothing is guessed: the preprocessing and the activation are the tag's own.
     return _open(
         name,
         weights,
         model,
         model,
+        json.dumps([config, tag], sort_keys=True, default=str),
         pretrained=str(weights),
         force_quick_gelu=bool(tag.get("quick_gelu", False)),
         **{f"image_{key}": tag[key] for key in ("mean", "std", "interpolation", "resize_mode")},
@@ -237,10 +247,11 @@ def _load_folder(name: str, folder: Path, kind: str) -> Clip:
     # A text tower of another package is built by that package, which may fetch it first.
     if not config["text_cfg"].get("hf_model_name"):
         check_weights(name, place, weights)
-    return _open(name, weights, place, place if local_tokenizer else name)
+    built = json.dumps(config, sort_keys=True)
+    return _open(name, weights, place, place if local_tokenizer else name, built)
 
 
-def _open(name: str, weights: Path, model: str, tokenizer: str, **arguments: Any) -> Clip:
+def _open(name: str, weights: Path, model: str, tokenizer: str, settings: str, **arguments: Any) -> Clip:
     import open_clip
     import torch
 
@@ -248,7 +259,7 @@ def _open(name: str, weights: Path, model: str, tokenizer: str, **arguments: Any
         network, preprocess = open_clip.create_model_from_pretrained(model, **arguments)
         read_text = open_clip.get_tokenizer(tokenizer)
         network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        clip = Clip(name=name, weights=weights, network=network, preprocess=preprocess, tokenizer=read_text)
+        clip = Clip(name, weights, network, preprocess, read_text, settings)
         # Sizes, means and deviations that fit no image, or no text, show here and not in the midst of a scan.
         clip.embed_images([np.zeros((8, 8, 3), np.uint8)])
         clip.embed_texts(["a"])

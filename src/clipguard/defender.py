@@ -150,7 +150,12 @@ class Defender:
             "plan": json.loads(json.dumps(asdict(plan))),
         }
         run = RunFolder.open(self.run_dir, info, config, plan.seed)
-        run.manifest["guide"] = {"name": guide.name, "sha256": guide.clip.fingerprint, "known_as": known}
+        run.manifest["guide"] = {
+            "name": guide.name,
+            "sha256": guide.clip.fingerprint,
+            "settings_sha256": guide.clip.reading,
+            "known_as": known,
+        }
         run.manifest["model"] = model
         self.found_: Scan = scan(source, guide, run, plan, reserve, self.report, model_size=model_size)
         self.split_: Split = self.found_.split

@@ -74,7 +74,7 @@ class RememberingClip(Clip):
     @property
     def _home(self) -> Path:
         """The folder of this model on this machine: elsewhere the floats may differ."""
-        text = "/".join((self.fingerprint, repr(self.preprocess), machine()))
+        text = "/".join((self.fingerprint, self.reading, machine()))
         return self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _read(self) -> None:
@@ -110,5 +110,6 @@ def remembering(clip: Clip, folder: Path) -> RememberingClip:
         network=clip.network,
         preprocess=clip.preprocess,
         tokenizer=clip.tokenizer,
+        settings=clip.settings,
         folder=folder,
     )

@@ -116,7 +116,8 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
     read = run.stage(
         "read",
         config={"size": size, "limits": asdict(source.limits)},
-        inputs=[source.fingerprint, clip.fingerprint],
+        # Other heads, activations or crops beside the same weights see other things.
+        inputs=[source.fingerprint, clip.fingerprint, clip.reading],
         compute=lambda folder: _read(source, clip, size, folder, tell),
     )
     run.publish(read.path / "unreadable.json", "unreadable.json")
