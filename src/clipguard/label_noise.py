@@ -18,7 +18,8 @@ class LabelNoise:
 
     Attributes:
         folds: each sample is judged by a probe that was fitted without its fold.
-        implausible: nats; a label is flagged if both the guide and the probe give it a larger loss than this.
+        implausible: nats; a label of a fed class is flagged if the probe gives it a larger loss than this,
+        unbelieved: and the guide one larger than this.
         absurd: share of all labels by which a class is judged: those that the probe disbelieves most.
         fewest: of them, where that share is less.
         surplus: standard errors by which a class must take in more absurd labels than it gives out.
@@ -27,7 +28,8 @@ class LabelNoise:
     """
 
     folds: int = 5
-    implausible: float = 3.0
+    implausible: float = 5.0
+    unbelieved: float = 1.0
     absurd: float = 0.015
     fewest: int = 40
     surplus: float = 4.0
@@ -100,7 +102,7 @@ def planted_labels(
     # A class without a say disbelieves nothing.
     disbelief = np.where(unexplained & (own > NO_SAY), -own, 0.0)
     fed = _fed(disbelief, odds, labels, unexplained, noise)
-    implausible = np.minimum(guide_nll, disbelief) > noise.implausible
+    implausible = (disbelief > noise.implausible) & (guide_nll > noise.unbelieved)
     planted = implausible & (said != labels) & fed[labels]
     explained = np.bincount(labels[~unexplained], minlength=k)
     fed &= explained <= np.bincount(labels[planted], minlength=k)
