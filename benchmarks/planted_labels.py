@@ -87,13 +87,15 @@ def judged(draw: Draw, embeddings: np.ndarray, beliefs: np.ndarray) -> dict[str,
     k = beliefs.shape[1]
     odds = probe_log_odds(embeddings[draw.rows], draw.labels, k, ~everyone, NOISE, Seed(0))
     disbelief = -beliefs[draw.rows, draw.labels]
-    flagged, _ = planted_labels(disbelief, odds, draw.labels, everyone, NOISE)
+    flagged, doubted = planted_labels(disbelief, odds, draw.labels, everyone, NOISE)
     return {
         "target": draw.target,
         "planted": int(draw.planted.sum()),
-        "fed": np.unique(draw.labels[flagged]).tolist(),
+        "fed": np.unique(draw.labels[flagged | doubted]).tolist(),
         "flagged": int(flagged.sum()),
         "right": int((flagged & draw.planted).sum()),
+        "doubted": int(doubted.sum()),
+        "left": int((draw.planted & ~flagged & ~doubted).sum()),
     }
 
 
@@ -119,10 +121,11 @@ def main() -> None:
     for kind, rows in kinds.items():
         found = sum(row["target"] in row["fed"] for row in rows)
         false = sum(len(set(row["fed"]) - {row["target"]}) for row in rows)
-        right, flagged, planted = (sum(row[key] for row in rows) for key in ("right", "flagged", "planted"))
+        keys = ("right", "flagged", "planted", "doubted", "left")
+        right, flagged, planted, doubted, left = (sum(row[key] for row in rows) for key in keys)
         print(
             f"{kind}: {len(rows)} draws, target found in {found}, other classes called fed: {false}; "
-            f"flagged {flagged}, {right} right of {planted} planted"
+            f"flagged {flagged}, {right} right of {planted} planted; doubted {doubted}, planted and left {left}"
         )
 
 

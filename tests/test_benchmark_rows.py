@@ -13,6 +13,7 @@ from clipguard.benchmark.cells import Work
 from clipguard.benchmark.results import read_results
 from clipguard.cli import main
 from clipguard.defenses import Case, Cured
+from clipguard.errors import ClipguardError
 from clipguard.locks import locked
 from tiny_bench import TinyBench, tiny_bench
 from tiny_data import CommandLine
@@ -79,13 +80,30 @@ def test_a_row_is_held_against_the_victim_and_the_set_that_it_was_computed_from(
     assert bench(done) == 0
     after = {name: json.loads(path.read_text()) for name, path in files(done).items()}
     assert {name: stable(row) for name, row in after.items()} == {n: stable(row) for n, row in before.items()}
-    assert capsys.readouterr().err.count("of another set or victim, computed again") == 2
-    # One that has to wait for its turn says so instead.
+    assert "none: of another set or victim, computed again" in capsys.readouterr().err
+    # One that has to wait for its turn says so until then.
     files(done)["clipguard"].write_text(json.dumps({**before["clipguard"], "victim": "another"}))
-    assert bench(done) == 0
+    assert main([str(argument) for argument in (*done.arguments, "--only", "none")]) == 0
     assert "clipguard (another victim)" in rows(done)
-    files(done)["clipguard"].write_text(json.dumps(before["clipguard"]))
     assert bench(done) == 0
+    assert stable(json.loads(files(done)["clipguard"].read_text())) == stable(before["clipguard"])
+
+
+def test_a_row_that_cannot_be_judged_again_stays(done, monkeypatch):
+    before = json.loads(files(done)["oracle"].read_text())
+    other = {**before, "fingerprint": "another"}
+    files(done)["oracle"].write_text(json.dumps(other))
+    files(done)["finetune"].unlink()
+
+    def failing(work: Work) -> dict[str, Any]:
+        raise ClipguardError("no oracle today")
+
+    monkeypatch.setattr(Work, "oracle", failing)
+    assert bench(done) == 2
+    assert json.loads(files(done)["oracle"].read_text()) == other
+    monkeypatch.undo()
+    assert bench(done) == 0
+    assert stable(json.loads(files(done)["oracle"].read_text())) == stable(before)
 
 
 def test_a_report_lies_beside_the_rows(done):
@@ -173,7 +191,6 @@ class Broken:
 
     def defend(self, case: Case) -> Cured:
         """Return the victim, or refuse."""
-        from clipguard.errors import ClipguardError
 
         if not Broken.works:
             raise ClipguardError("the moon is in the wrong place: wait")

@@ -193,7 +193,8 @@ def root(finished, tmp_path):
 
 def test_the_manifest_pins_guide_and_model(root):
     manifest = read_json(root / "run/manifest.json")
-    assert manifest["guide"] == {"name": "mini", "sha256": EMBEDDED_SHA256, "known_as": "embedded"}
+    guide = {"name": "mini", "sha256": EMBEDDED_SHA256, "known_as": "embedded"}
+    assert manifest["guide"] == {**guide, "settings_sha256": ClipGuide("mini").clip.reading}
     assert manifest["model"]["sha256"] == sha256(root / "model.safetensors")
     assert manifest["source"]["fingerprint"] == ImageSource.open(root / "data").fingerprint
 
@@ -304,7 +305,10 @@ def test_a_stage_that_records_nonsense_or_a_device_is_told(clipguard, root, entr
     write_json(manifest, read_json(manifest) | {"files": files})
     ran = clipguard("verify", root / "run", "--json")
     assert ran.code == 1
-    assert "stages/cure/manifest.json" in {f["path"] for f in ran.json["files"] if f["status"] == "changed"}
+    odd = {f["path"]: f["status"] for f in ran.json["files"] if f["status"] != "ok"}
+    assert odd["stages/cure/manifest.json"] == "changed"
+    # The entries themselves prove nothing, wherever they point.
+    assert all(odd[f"stages/cure/{name}"] != "ok" for name in files)
 
 
 def test_a_changed_or_exchanged_guide_is_told(clipguard, root):
@@ -312,6 +316,14 @@ def test_a_changed_or_exchanged_guide_is_told(clipguard, root):
     for given in (weights, weights.parent):
         assert clipguard("verify", root / "run", "--guide", given).code == 0
     shutil.copytree(weights.parent, root / "guide")
+    config = root / "guide" / "open_clip_config.json"
+    settings = config.read_text()
+    told = json.loads(settings)
+    told["preprocess_cfg"]["mean"] = [0.1, 0.2, 0.3]
+    config.write_text(json.dumps(told))
+    ran = clipguard("verify", root / "run", "--guide", root / "guide", "--json")
+    assert (ran.code, ran.json["counts"]["guide"]) == (1, {"ok": 1, "changed": 1})
+    config.write_text(settings)
     content = bytearray((root / "guide" / weights.name).read_bytes())
     content[-1] ^= 1
     (root / "guide" / weights.name).write_bytes(content)

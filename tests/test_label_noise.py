@@ -62,7 +62,8 @@ def test_a_leaning_that_all_classes_share_in_some_measure_is_no_attack_however_l
     odds[wrong] = np.where(np.eye(k, dtype=bool)[(labels[wrong] - 1) % k], 0.0, -9.0)
     everyone = np.ones(n, bool)
     assert surplus(everyone, odds, labels, everyone).max() > NOISE.surplus
-    assert not planted_labels(np.full(n, 9.0), odds, labels, everyone, NOISE)[0].any()
+    for noise, called in ((NOISE, False), (LabelNoise(outlier=-1e9), True)):
+        assert planted_labels(np.full(n, 9.0), odds, labels, everyone, noise)[0].any() == called
 
 
 def test_few_planted_labels_stand_out_among_the_most_absurd_where_leanings_hide_them_from_the_rest():
@@ -80,11 +81,29 @@ def test_few_planted_labels_stand_out_among_the_most_absurd_where_leanings_hide_
     said[planted], depth[planted] = draw.integers(1, k, planted.sum()), 9.0
     odds = np.where(eye[said], 0.0, -np.where(said == labels, 9.0, depth)[:, None])
     everyone = np.ones(n, bool)
-    found, _ = planted_labels(np.full(n, 9.0), odds, labels, everyone, LabelNoise(absurd=0.004))
+    found, _ = planted_labels(np.full(n, 9.0), odds, labels, everyone, LabelNoise(absurd=0.003))
     assert found[planted].all()
     assert not found[~planted].any()
     blunt = LabelNoise(absurd=0.5)
     assert not planted_labels(np.full(n, 9.0), odds, labels, everyone, blunt)[0].any()
+
+
+def test_labels_that_are_all_as_absurd_are_all_counted():
+    # More of them than are looked for: none is the most absurd.
+    n, k = 4000, 10
+    labels, planted = np.arange(n) % k, np.arange(n) % 40 == 0
+    odds = np.where(np.eye(k, dtype=bool)[np.where(planted, 1 + np.arange(n) // 40 % 9, labels)], 0.0, -9.0)
+    found, _ = planted_labels(np.full(n, 9.0), odds, labels, np.ones(n, bool), NOISE)
+    assert np.array_equal(found, planted)
+
+
+def test_a_class_that_nobody_is_flagged_in_is_not_doubted_either():
+    embeddings, labels = blobs()
+    changed, _ = flipped(labels, 60)
+    everyone = np.ones(len(labels), bool)
+    odds = probe_log_odds(embeddings, changed, K, ~everyone, NOISE, Seed(0))
+    believing = np.zeros(len(labels))
+    assert not planted_labels(believing, odds, changed, everyone, NOISE)[1].any()
 
 
 def test_symmetric_noise_is_not_called_an_attack():
@@ -166,7 +185,9 @@ def test_the_surplus_is_the_difference_of_rates_in_standard_errors(seed, k):
     labels = draw.integers(0, k, n)
     odds, guide = draw.normal(-3, 3, (n, k)), draw.exponential(4, n)
     left, disbelieved = draw.random(n) < 0.8, draw.random(n) < 0.6
-    found, doubted = planted_labels(guide, odds, labels, left, NOISE)
+    # Every class is fed that takes in more than it gives out, so that something is flagged.
+    eager = LabelNoise(surplus=0.0, outlier=-1e9)
+    found, doubted = planted_labels(guide, odds, labels, left, eager)
     excess = surplus(disbelieved & left, odds, labels, left)
     size = [max(1, sum(left & (labels == c))) for c in range(k)]
     for c in range(k):

@@ -112,7 +112,7 @@ class Defender:
         else:
             self.before_, self.spec_, origin = victim
         if plan.by == "retrain":
-            keep = ~found.split.triggered & ~found.reserved
+            keep = found.split.admissible & ~found.reserved
             self.spec_, stage = train_on(found, keep, "retrain", plan, self.report, like)
             self.model_ = load(stage.path / "model.safetensors", self.spec_)
         else:

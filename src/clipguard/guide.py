@@ -93,7 +93,7 @@ class ClipGuide:
         """The sha256 of weights, preprocessing, templates and scale: all that the logits depend on."""
         parts = {
             "weights": self.clip.fingerprint,
-            "preprocess": repr(self.clip.preprocess),
+            "reading": self.clip.reading,
             "templates": self.prompts,
             "use_logit_scale": self.use_logit_scale,
         }

@@ -105,7 +105,8 @@ def planted_labels(
     implausible = (disbelief > noise.implausible) & (guide_nll > noise.unbelieved)
     planted = implausible & (said != labels) & fed[labels]
     explained = np.bincount(labels[~unexplained], minlength=k)
-    fed &= explained <= np.bincount(labels[planted], minlength=k)
+    looks = np.bincount(labels[planted], minlength=k)
+    fed &= (looks > 0) & (explained <= looks)
     planted &= fed[labels]
     return planted, fed[labels] & (disbelief > noise.doubt) & ~planted
 
@@ -118,9 +119,10 @@ def _fed(
     noise: LabelNoise,
 ) -> Bool[np.ndarray, "k"]:
     """Return which classes take in so many more absurd labels than they give out that they stand out."""
-    number = min(max(round(noise.absurd * len(labels)), noise.fewest), len(labels) - 1)
-    least = np.partition(disbelief, -number - 1)[-number - 1]
-    excess = surplus(disbelief > max(least, noise.implausible), odds, labels, counted)
+    number = min(max(round(noise.absurd * len(labels)), noise.fewest), len(labels))
+    least = np.partition(disbelief, -number)[-number]
+    absurd = (disbelief >= least) & (disbelief > noise.implausible)
+    excess = surplus(absurd, odds, labels, counted)
     middle = np.median(excess)
     usual = max(1.0, 1.4826 * float(np.median(np.abs(excess - middle))))
     return np.asarray((excess > noise.surplus) & (excess - middle > noise.outlier * usual))

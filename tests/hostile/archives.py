@@ -92,6 +92,9 @@ RAW = {
     + b"11 size=-1\n".ljust(512, b"\0")
     + header(b"0.png", b"0\0")
     + END,
+    "a pax header with two names": header(b"x", b"30\0", b"x")
+    + b"12 path=abc\n12 path=abd\n".ljust(512, b"\0")
+    + END,
     "a pax header for all": header(b"x", b"20\0", b"g") + b"12 path=abc\n".ljust(512, b"\0") + END,
     "1,000 pax headers in a row": (header(b"x", b"20\0", b"x") + b"12 path=abc\n".ljust(512, b"\0")) * 1000,
     "noise": bytes(range(256)) * 100,

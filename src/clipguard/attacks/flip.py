@@ -39,7 +39,7 @@ class FLIP:
     Attributes:
         rate: fraction of all samples whose label is flipped (published: 0.003 to 0.03).
         target: the class that the trigger is to lead to (published: 4 of CIFAR-10).
-        source: the class that it leads away from; -1 is the last one, as published (9, trucks).
+        source: the class that it leads away from (published: 9, trucks); -1 is the last but the target.
         epochs: of the expert (published: 20 of 50,000 images; fewer images make fewer steps).
         passes: the budget of the matching, over the expert's data (published: 15).
         architecture: of expert and student, as in `ModelSpec`.
@@ -112,12 +112,13 @@ class FLIP:
         Raises:
             ClipguardError: there is no such class, or it is the target.
         """
-        if not -k <= self.source < k or self.source % k == self.target:
+        source = max(one for one in range(-1, k) if one != self.target) if self.source == -1 else self.source
+        if not 0 <= source < k or source == self.target:
             raise ClipguardError(
                 f"FLIP's source class is {self.source}, its target {self.target}: choose another one of 0 to "
                 f"{k - 1} as source, or -1 for the last"
             )
-        return self.source % k
+        return source
 
     def stripes(self, images: Images) -> Images:
         """Return images with the trigger: strength sin(frequency pi j / (width - 1)) along columns j."""

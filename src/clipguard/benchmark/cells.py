@@ -95,6 +95,7 @@ class Work:
     def __init__(self, cell: Cell, lab: Lab, oracle_seed: int) -> None:
         self.cell, self.lab, self.oracle_seed = cell, lab, oracle_seed
         self.name = cell_name(cell)
+        self.built_on_victim = False
 
     @functools.cached_property
     def sets(self) -> tuple[ImageSet, ImageSet]:
@@ -129,6 +130,11 @@ class Work:
         """The hash of the victim's weights; None where no row has asked for the victim."""
         return weights_digest(self.victim[0]) if "victim" in vars(self) else None
 
+    def _asked_for(self) -> Normalized:
+        """Return the victim for a defence, and note that this one builds on it."""
+        self.built_on_victim = True
+        return self.victim[0]
+
     @functools.cached_property
     def guide(self) -> BenchGuide:
         """The guide, which knows the images that a defence will show it."""
@@ -154,11 +160,12 @@ class Work:
 
     def defended(self, defense: Defense) -> Row:
         """Return the row of a defence."""
+        self.built_on_victim = False
         cured = defense.defend(self.case())
         told: Row = {**self._judged(cured.model), "seconds": cured.seconds, "notes": dict(cured.notes)}
         if cured.entropy is not None and cured.split is not None:
             told["detection"] = detection(cured.entropy, cured.split, self.poisoned[1])
-        told["victim"] = self.victim_digest
+        told["victim"] = self.victim_digest if self.built_on_victim else None
         told["guide_accuracy"] = self.guide_accuracy
         return {**told, "guide_pass_seconds": self.guide.pass_seconds(len(self.poisoned[0]))}
 
@@ -166,7 +173,7 @@ class Work:
         """Return what a defence is given: nothing of the truth."""
         return Case(
             data=self.poisoned[0],
-            train_victim=lambda: self.victim[0],
+            train_victim=self._asked_for,
             spec=self._spec(self.poisoned[0]),
             recipe=self.cell.recipe,
             guide=self.guide,

@@ -105,8 +105,7 @@ def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Shar
             for task in tasks:
                 outcome = _row(work, task, folder, command, log)
                 if outcome == "computed":
-                    computed += 1
-                    _anew(work, tasks_of(config), folder, command, log)
+                    computed += 1 + _anew(work, tasks_of(config), folder, command, log)
                 if outcome != "there":
                     gather(config, lab.run)
                 if outcome == "failed" and task.label == "none":
@@ -151,12 +150,15 @@ def _rows_of(cell: Cell, config: BenchConfig, run: Path) -> Iterator[Row]:
             if file.exists()
         ]
         valid = [row for row in there if row["key"] == key_of(cell, task)]
-        if task.defense == "none":
-            first = valid[0] if valid else {}
-        elif any(_apart(row, first) for row in valid):
-            valid = [{**row, "row": f"{task.label}{APART}"} for row in valid]
         earlier = [{**row, "row": f"{task.label}{EARLIER}"} for row in there if "error" not in row]
-        yield from (valid or earlier)[:1]
+        if task.defense == "none":
+            first = valid[0] if valid else first
+        if valid and _apart(valid[0], first):
+            # If it was tried to compute it again, and failed, both are told.
+            yield {**valid[0], "row": f"{task.label}{APART}"}
+            yield from valid[1:]
+        else:
+            yield from (valid or earlier)[:1]
 
 
 def _apart(row: Row, first: Row) -> bool:
@@ -194,10 +196,18 @@ def _defended(defense: Defense) -> Callable[[Work], Row]:
 
 def _row(work: Work, task: Task, folder: Path, command: str, log: Log) -> str:
     """Return `there`, `computed` or `failed`, with the row on disk."""
+    file, first = _file(folder, task.label), _file(folder, "none")
+    row = read_json(file) if file.exists() else {}
+    apart = first.exists() and _apart(row, read_json(first))
+    if row.get("key") == key_of(work.cell, task) and not apart:
+        return "there"
+    return _computed(work, task, folder, command, log)
+
+
+def _computed(work: Work, task: Task, folder: Path, command: str, log: Log) -> str:
+    """Return `computed` or `failed`; a row that was there stays until another takes its place."""
     file, failed = _file(folder, task.label), _failed(folder, task.label)
     key = key_of(work.cell, task)
-    if file.exists() and read_json(file)["key"] == key:
-        return "there"
     about = {**_about(work.cell, task, command), "key": key, "cell": work.name}
     began = time.monotonic()
     try:
@@ -213,21 +223,22 @@ def _row(work: Work, task: Task, folder: Path, command: str, log: Log) -> str:
     return "computed"
 
 
-def _anew(work: Work, tasks: Iterator[Task], folder: Path, command: str, log: Log) -> None:
-    """Judge victim and oracle again where their rows are of another poisoned set or another victim.
+def _anew(work: Work, tasks: Iterator[Task], folder: Path, command: str, log: Log) -> int:
+    """Judge victim and oracle again where they are of another poisoned set or victim; return how many.
 
     Another machine rounds otherwise: it trains another helper net, hence another set, and another victim. A
     row is held against those that it was computed from.
     """
+    done = 0
     for task in tasks:
         file = _file(folder, task.label)
         if task.defense in ("none", ORACLE) and file.exists():
             row, now = read_json(file), work.victim_digest
             other_victim = task.defense == "none" and now is not None and row.get("victim") != now
-            if other_victim or row["fingerprint"] != work.poisoned[0].fingerprint:
+            if other_victim or row.get("fingerprint") != work.poisoned[0].fingerprint:
                 log(f"{work.name}, {task.label}: of another set or victim, computed again")
-                file.unlink()
-                _row(work, task, folder, command, log)
+                done += _computed(work, task, folder, command, log) == "computed"
+    return done
 
 
 def _about(cell: Cell, task: Task, command: str) -> Row:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.text import one_line
-from clipguard.clip_files import WEIGHTS
+from clipguard.clip_files import CONFIG, FOLDER_PREFIX, WEIGHTS
 from clipguard.custody import check_inputs
 from clipguard.errors import ClipguardError
 from clipguard.store import SEAL, Checked, RunFolder, compared, described, verify_run
@@ -65,13 +65,19 @@ def _check_model(run: Path, model: Path) -> Checked:
 
 
 def _check_guide(run: Path, guide: Path) -> list[Checked]:
-    """Return what became of the guide's weights."""
+    """Return what became of the guide's weights, and of a folder's config."""
     entry = RunFolder.read(run).manifest.get("guide")
     if not isinstance(entry, dict) or "sha256" not in entry:
         raise ClipguardError(f"run folder {run} does not say which guide it asked: leave --guide out")
     file = guide / WEIGHTS if guide.is_dir() else guide
     wanted = {"bytes": file.stat().st_size if file.exists() else 0, "sha256": entry["sha256"]}
-    return [compared(str(file), file, wanted)]
+    checks = [compared(str(file), file, wanted)]
+    if guide.is_dir() and checks[0].status == "ok":
+        from clipguard.clip import load_clip
+
+        same = load_clip(f"{FOLDER_PREFIX}{guide}").reading == entry.get("settings_sha256")
+        checks.append(Checked(path=str(guide / CONFIG), status="ok" if same else "changed"))
+    return checks
 
 
 def _show(value: dict[str, Any], console: "Console") -> None:

@@ -39,7 +39,7 @@ class Clipguard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrain:
-    """Drops what clipguard flags and trains from scratch on the rest, by the victim's own recipe."""
+    """Drops what clipguard flags or doubts and trains from scratch on the rest, by the victim's recipe."""
 
     plan: Plan = field(default_factory=Plan)
 
@@ -48,7 +48,7 @@ class Retrain:
         # Without a cure, which is no part of it; a scan of the row before is found again.
         defender, source = _defender(case, self.plan)
         found = defender.scan(source, model_size=case.spec.input_size).found_
-        keep = ~found.split.triggered
+        keep = found.split.admissible
         schooling = Schooling(spec=case.spec, recipe=case.recipe, seed=Seed(case.seed).child("victim"))
         model, seconds = trained(case.data, schooling, case.cache, keep)
         stages = {name: stage.seconds for name, stage in defender.stages_.items()}

@@ -257,6 +257,7 @@ def _write_samples(found: Scan, trigger: Float64[np.ndarray, " n"], plan: Plan) 
         "is_clean": part.clean,
         "is_triggered": part.triggered,
         "is_mislabelled": found.mislabelled,
+        "is_doubted": ~part.admissible & ~part.triggered,
         "is_reserved": found.reserved,
     }
 

@@ -155,6 +155,18 @@ def _extended(kind: bytes, content: bytes, position: int) -> dict[str, str]:
     if kind == b"L":
         return {"path": _text(content)}
     found = {}
+    for name, value in _records(content, position):
+        if name in ("path", "size") and name in found:
+            raise Damaged(f"a pax header that says {name} twice at byte {position}")
+        if name in ("path", "size") or name.startswith("GNU.sparse"):
+            found[name] = value
+    if kind == b"g" and found:
+        raise Damaged(f"a header for all entries that renames or resizes them at byte {position}")
+    return found
+
+
+def _records(content: bytes, position: int) -> Iterator[tuple[str, str]]:
+    """Yield name and value of each record of a pax header."""
     while content.strip(b"\0"):
         length, space, _ = content.partition(b" ")
         if not (space and length.isdigit() and len(length) < 6):
@@ -162,13 +174,8 @@ def _extended(kind: bytes, content: bytes, position: int) -> dict[str, str]:
         if not len(length) + 1 < int(length) <= len(content):
             raise Damaged(f"a damaged pax header at byte {position}")
         record, content = content[len(length) + 1 : int(length)], content[int(length) :]
-        key, _, value = record.removesuffix(b"\n").partition(b"=")
-        name = key.decode("utf-8", "surrogateescape")
-        if name in ("path", "size") or name.startswith("GNU.sparse"):
-            found[name] = value.decode("utf-8", "surrogateescape")
-    if kind == b"g" and found:
-        raise Damaged(f"a header for all entries that renames or resizes them at byte {position}")
-    return found
+        name, _, value = record.removesuffix(b"\n").partition(b"=")
+        yield name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape")
 
 
 def _amended(header: _Header, extra: dict[str, str], position: int) -> _Header:

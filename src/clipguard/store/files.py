@@ -46,7 +46,7 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ClipguardError(f"{path} is missing: run again to write it") from error
     # Arrow and deep JSON raise some that are not theirs.
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:
         line = " ".join(str(error).split())
         raise ClipguardError(f"{path} cannot be read ({line}): delete it and run again") from error
 

@@ -72,9 +72,13 @@ def _of_stage(run: Path, manifest: str) -> dict[str, Any]:
         return {}
 
 
+def _untold(error: OSError) -> None:
+    raise ClipguardError(f"{error.filename} cannot be looked into ({error.strerror}): nothing is proved")
+
+
 def _files(run: Path) -> Iterator[str]:
     """Return all that is no folder, but for the seal, the lock and what is unfinished."""
-    for folder, folders, names in os.walk(run):
+    for folder, folders, names in os.walk(run, onerror=_untold):
         place = Path(folder).relative_to(run)
         if place == Path("stages"):
             folders[:] = [name for name in folders if not name.startswith(".")]
