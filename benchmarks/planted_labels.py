@@ -125,7 +125,8 @@ def main() -> None:
         right, flagged, planted, doubted, left = (sum(row[key] for row in rows) for key in keys)
         print(
             f"{kind}: {len(rows)} draws, target found in {found}, other classes called fed: {false}; "
-            f"flagged {flagged}, {right} right of {planted} planted; doubted {doubted}, planted and left {left}"
+            f"flagged {flagged}, {right} right of {planted} planted; "
+            f"doubted {doubted}, planted and left {left}"
         )
 
 

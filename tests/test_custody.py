@@ -1,6 +1,7 @@
 """clipguard.custody and `clipguard verify`: what was read is on record, and every later change is told."""
 
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import replace
