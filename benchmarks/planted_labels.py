@@ -3,7 +3,7 @@
     python benchmarks/planted_labels.py        development rows -> results/ablation/planted-labels.json
 
 Training rows 40,000-49,999 of CIFAR-10. Random flips to each class, the same of images that share something
-to be seen (the highest along a random smooth pattern), symmetric noise, smaller draws and long tails of clean
+to be seen (the highest along a random smooth pattern), the same of images of one class, symmetric noise, smaller draws and long tails of clean
 labels. A draw that is there is not made again.
 """
 
@@ -64,6 +64,9 @@ def draws(data: ImageSet) -> Iterator[Draw]:
             for rate in (0.005, 0.01, 0.02, 0.05):
                 yield flipped(data, f"{rate:.1%} at random", rate, target, draw.random(n), number)
             yield flipped(data, "1.0% alike", 0.01, target, seen, number)
+            source = data.class_names[(target + 1 + draw.integers(k - 1)) % k]
+            of_one = np.where(labels == data.class_names.index(source), draw.random(n), -1.0)
+            yield flipped(data, "3.0% of one class", 0.03, target, of_one, number)
 
 
 def projections(data: ImageSet, draw: np.random.Generator) -> np.ndarray:

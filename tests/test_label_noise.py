@@ -106,6 +106,31 @@ def test_a_class_that_nobody_is_flagged_in_is_not_doubted_either():
     assert not planted_labels(believing, odds, changed, everyone, NOISE)[1].any()
 
 
+def test_labels_of_one_class_alone_that_became_another_are_found_by_the_pair():
+    n, k = 6000, 6
+    draw = np.random.default_rng(3)
+    labels = np.arange(n) % k
+    # All classes are a little unlike each other in how absurd their mistakes are, and one gives a fifth away.
+    said = np.where(draw.random(n) < 0.1, draw.integers(0, k, n), labels)
+    depth = np.where(said == labels, 0.0, draw.exponential(6, n))
+    given = (labels == 5) & (draw.random(n) < 0.2)
+    changed = np.where(given, 2, labels)
+    said[given], depth[given] = 5, 7.0
+    odds = np.where(np.eye(k, dtype=bool)[said], 0.0, -np.where(said == changed, 9.0, depth)[:, None])
+    everyone, guide = np.ones(n, bool), np.full(n, 9.0)
+    found, _ = planted_labels(guide, odds, changed, everyone, NOISE)
+    assert np.array_equal(np.unique(changed[found]), [2])
+    assert found[given].all()
+    assert not planted_labels(guide, odds, changed, everyone, LabelNoise(pair=1e9))[0].any()
+    # Two such pairs are not far ahead of each other: confusion, of which there may be more.
+    also = (labels == 4) & (draw.random(n) < 0.2)
+    twice, other = np.where(also, 1, changed), np.where(also, 4, said)
+    odds = np.where(
+        np.eye(k, dtype=bool)[other], 0.0, -np.where(other == twice, 9.0, np.where(also, 7, depth))[:, None]
+    )
+    assert not planted_labels(guide, odds, twice, everyone, NOISE)[0].any()
+
+
 def test_symmetric_noise_is_not_called_an_attack():
     embeddings, labels = blobs()
     draw = np.random.default_rng(3)

@@ -24,6 +24,10 @@ class LabelNoise:
         fewest: of them, where that share is less.
         surplus: standard errors by which a class must take in more absurd labels than it gives out.
         outlier: robust standard deviations by which its surplus must exceed that of the median class.
+        paired: share of all labels by which pairs of classes are judged, again the most disbelieved.
+        pair: standard errors by which a class must take in more of them from one other class than it gives
+            to that one.
+        ahead: how many times that of the next pair it must be.
         doubt: nats; in a fed class, labels to which the probe gives a larger loss are not learnt from.
     """
 
@@ -34,6 +38,9 @@ class LabelNoise:
     fewest: int = 40
     surplus: float = 4.0
     outlier: float = 2.5
+    paired: float = 0.05
+    pair: float = 5.0
+    ahead: float = 2.0
     doubt: float = 1.0
 
 
@@ -91,6 +98,10 @@ def planted_labels(
     out from the others, by median and median absolute deviation of all surpluses (taken as at least 1): that
     does not grow with n. Of two classes, neither can.
 
+    Where all planted labels come from one class, the probe learns some of the lie, and they are less absurd:
+    so a class is fed, too, where its exchange with one other class goes one way, far more so than that of any
+    other pair.
+
     Only `unexplained` samples count: where a trigger accounts for the wrong labels of a class, what is left
     in it are honest mistakes, and unlearning those would cost its recall. For the same reason a class is left
     alone in which a trigger explains more samples than look planted.
@@ -119,13 +130,22 @@ def _fed(
     noise: LabelNoise,
 ) -> Bool[np.ndarray, "k"]:
     """Return which classes take in so many more absurd labels than they give out that they stand out."""
-    number = min(max(round(noise.absurd * len(labels)), noise.fewest), len(labels))
-    least = np.partition(disbelief, -number)[-number]
-    absurd = (disbelief >= least) & (disbelief > noise.implausible)
-    excess = surplus(absurd, odds, labels, counted)
+    excess = surplus(_absurd(disbelief, noise.absurd, noise), odds, labels, counted)
     middle = np.median(excess)
     usual = max(1.0, 1.4826 * float(np.median(np.abs(excess - middle))))
-    return np.asarray((excess > noise.surplus) & (excess - middle > noise.outlier * usual))
+    by_class = (excess > noise.surplus) & (excess - middle > noise.outlier * usual)
+    rate, variance = _exchanged(_absurd(disbelief, noise.paired, noise), odds, labels, counted)
+    one_way = (rate - rate.T) / np.sqrt(variance + variance.T)
+    # At most one pair is so far ahead. Of a single pair, nothing is the next.
+    least = max(noise.pair, noise.ahead * float(np.sort(one_way, axis=None)[-2])) if len(rate) > 2 else np.inf
+    return np.asarray(by_class | (one_way > least).any(1))
+
+
+def _absurd(disbelief: Float64[np.ndarray, "n"], share: float, noise: LabelNoise) -> Bool[np.ndarray, "n"]:
+    """Return the implausible labels among that share of all that the probe disbelieves most."""
+    number = min(max(round(share * len(disbelief)), noise.fewest), len(disbelief))
+    least = np.partition(disbelief, -number)[-number]
+    return np.asarray((disbelief >= least) & (disbelief > noise.implausible))
 
 
 def surplus(
@@ -139,16 +159,25 @@ def surplus(
     With C the counts of disbelieved labels (given a, the probe says b) and n the class sizes among the
     `counted`, that is sum_b C_ab / n_a - sum_b C_ba / n_b in standard errors of Poisson counts.
     """
+    rate, variance = _exchanged(disbelieved, odds, labels, counted)
+    error = np.sqrt(variance.sum(1) + variance.sum(0))
+    return np.asarray((rate.sum(1) - rate.sum(0)) / error)
+
+
+def _exchanged(
+    disbelieved: Bool[np.ndarray, "n"],
+    odds: Float64[np.ndarray, "n k"],
+    labels: Int64[np.ndarray, "n"],
+    counted: Bool[np.ndarray, "n"],
+) -> tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k k"]]:
+    """Return C_ab / n_a as `surplus` has them, and their variances."""
     k, said = odds.shape[1], odds.argmax(1)
     rows = disbelieved & (said != labels)
     counts = np.zeros((k, k))
     np.add.at(counts, (labels[rows], said[rows]), 1)
     size = np.maximum(np.bincount(labels[counted], minlength=k), 1)[:, None]
-    rate = counts / size
     # One more count in each row and column keeps a class with none of them from a standard error of 0.
-    variance = (counts + 1 / k) / size**2
-    error = np.sqrt(variance.sum(1) + variance.sum(0))
-    return np.asarray((rate.sum(1) - rate.sum(0)) / error)
+    return counts / size, (counts + 1 / k) / size**2
 
 
 def with_planted(split: Split, planted: Bool[np.ndarray, "n"], doubted: Bool[np.ndarray, "n"]) -> Split:
