@@ -3,8 +3,8 @@
     python benchmarks/planted_labels.py        development rows -> results/ablation/planted-labels.json
 
 Training rows 40,000-49,999 of CIFAR-10. Random flips to each class, the same of images that share something
-to be seen (the highest along a random smooth pattern) or are of one other class, symmetric noise, smaller draws
-and long tails of clean labels. A draw that is there is not made again.
+to be seen (the highest along a random smooth pattern) or are of one other class, symmetric noise, smaller
+draws and long tails of clean labels. A draw that is there is not made again.
 """
 
 import json

@@ -364,11 +364,12 @@ def test_the_published_table_says_what_this_run_judged_even_where_settings_staye
 ):
     # As another release of the rule would judge.
     shutil.copytree(fitted.run_dir, tmp_path / "run")
-    marked = np.arange(len(source)) == 5
-    monkeypatch.setattr(scanning, "planted_labels", lambda *_: marked)
+    marked, other = (np.arange(len(source)) == row for row in (5, 6))
+    monkeypatch.setattr(scanning, "planted_labels", lambda *_: (marked, other))
     again = Defender(GUIDE, tmp_path / "run", plan=PLAN).fit(source)
     rows = read_table(tmp_path / "run" / "samples.parquet")
     assert again.stages_["detect"].cached
     assert np.array_equal(rows["is_mislabelled"], marked)
+    assert np.array_equal(rows["is_doubted"], other & ~again.split_.triggered)
     assert np.array_equal(rows["is_triggered"], again.split_.triggered)
     assert not again.stages_["cure"].cached

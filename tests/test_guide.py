@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -238,3 +239,18 @@ def test_the_embedded_guide_is_shipped_as_three_files_of_the_expected_weights(mi
     if not original.is_file():
         pytest.skip("shared/guides/mini is missing: the embedded weights are not compared with the original")
     assert hashlib.sha256(original.read_bytes()).hexdigest() == mini.clip.fingerprint
+
+
+@pytest.mark.parametrize("part", ["model_cfg", "preprocess_cfg"])
+def test_the_same_weights_built_or_shown_otherwise_are_another_reading(part, tmp_path):
+    here = ClipGuide("mini").clip.weights.parent
+    shutil.copytree(here, tmp_path / "other")
+    file = tmp_path / "other" / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    config[part] |= {"quick_gelu": True} if part == "model_cfg" else {"mean": [0.1, 0.2, 0.3]}
+    file.write_text(json.dumps(config))
+    one, two = (ClipGuide(f"local-dir:{folder}") for folder in (here, tmp_path / "other"))
+    assert one.clip.fingerprint == two.clip.fingerprint
+    assert one.clip.reading != two.clip.reading
+    assert one.fingerprint != two.fingerprint
+    assert one.clip.reading == ClipGuide("mini").clip.reading
