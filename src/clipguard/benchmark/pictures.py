@@ -67,9 +67,13 @@ def _saved(figure: "Figure", path: Path) -> Path:
     return path
 
 
-def _style(label: str, labels: Sequence[str]) -> tuple[str, str]:
-    others = [name for name in labels if name not in _MARKS]
-    return _MARKS[label] if label in _MARKS else _OTHERS[others.index(label) % len(_OTHERS)]
+def _style(label: str, labels: Sequence[str]) -> tuple[str, str, str]:
+    """Return mark, colour and filling; a row of other settings or another victim is its own kind, hollow."""
+    kinds = dict.fromkeys(name.partition(" (")[0] for name in labels)
+    kind, _, other = label.partition(" (")
+    others = [name for name in kinds if name not in _MARKS]
+    mark, colour = _MARKS[kind] if kind in _MARKS else _OTHERS[others.index(kind) % len(_OTHERS)]
+    return mark, colour, "none" if other else "full"
 
 
 def _by_cell(found: list[Group], figure_of: Callable[..., "Figure"]) -> "Figure":
@@ -151,13 +155,13 @@ def _marks(
     axis: "Axes",
     points: list[tuple[float, list[float]]],
     word: str,
-    style: tuple[str, str],
+    style: tuple[str, str, str],
     line: bool = False,
 ) -> None:
     """Draw the mean of each point's values, with a bar from the least to the most."""
     if not points:
         return
-    mark, colour = style
+    mark, colour, filling = style
     means = [100 * fmean(values) for _, values in points]
     # Rounding may leave the mean a hair outside the extremes.
     below = [max(0.0, mean - 100 * min(values)) for mean, (_, values) in zip(means, points, strict=True)]
@@ -168,6 +172,7 @@ def _marks(
         yerr=[below, above],
         fmt=mark,
         color=colour,
+        fillstyle=filling,
         markersize=9 if mark == "*" else 6,
         linestyle="-" if line else "none",
         linewidth=1,
