@@ -18,8 +18,8 @@ class LabelNoise:
 
     Attributes:
         folds: each sample is judged by a probe that was fitted without its fold.
-        implausible: nats; a label of a fed class is flagged if the probe gives it a larger loss than this,
-        unbelieved: and the guide one larger than this.
+        implausible: nats; a label of a fed class is flagged only if the probe gives it a larger loss.
+        unbelieved: nats; and only if the guide gives it a loss larger than this.
         absurd: share of all labels by which a class is judged: those that the probe disbelieves most.
         fewest: of them, where that share is less.
         surplus: standard errors by which a class must take in more absurd labels than it gives out.

@@ -34,7 +34,7 @@ class FLIP:
     trigger is a sinusoid of strength 6 and frequency 16, for images of one class. Momentum, weight decay and
     augmentation are the same in both steps. Reduced: one expert (published: up to 50) of an eighth of
     ResNet-18's width. Chosen: images are mirrored but not cropped, since a crop moves the stripes by any part
-    of their period, and an expert of 12,000 images then learns no trigger that it could hand on.
+    of their period.
 
     Attributes:
         rate: fraction of all samples whose label is flipped (published: 0.003 to 0.03).

@@ -21,6 +21,12 @@ GOALS: Final = (
     f"{100 * RECALL_LOSS:g} points below; where the attack did not take (ASR < 80 %), nobody is credited"
 )
 
+EARLIER: Final = " (earlier settings)"
+"""Follows the label of a row that was computed with settings that are the file's no more."""
+
+APART: Final = " (another victim)"
+"""Follows the label of a row that another machine computed from another poisoned set or victim."""
+
 NOT_PLANTED: Final = "not planted: no credit"
 
 AXES: Final = ("data", "attack", "rate", "guide", "degrade", "net")

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
-from clipguard.benchmark.goals import AXES, Group, groups
+from clipguard.benchmark.goals import APART, AXES, EARLIER, Group, groups
 from clipguard.errors import ClipguardError
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ def _saved(figure: "Figure", path: Path) -> Path:
 
 def _style(label: str, labels: Sequence[str]) -> tuple[str, str, str]:
     """Return mark, colour and filling; a row of other settings or another victim is its own kind, hollow."""
-    kinds = dict.fromkeys(name.partition(" (")[0] for name in labels)
-    kind, _, other = label.partition(" (")
+    kinds = dict.fromkeys(name.removesuffix(EARLIER).removesuffix(APART) for name in labels)
+    kind = label.removesuffix(EARLIER).removesuffix(APART)
     others = [name for name in kinds if name not in _MARKS]
     mark, colour = _MARKS[kind] if kind in _MARKS else _OTHERS[others.index(kind) % len(_OTHERS)]
-    return mark, colour, "none" if other else "full"
+    return mark, colour, "full" if label == kind else "none"
 
 
 def _by_cell(found: list[Group], figure_of: Callable[..., "Figure"]) -> "Figure":

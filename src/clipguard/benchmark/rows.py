@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from clipguard.benchmark.cells import Lab, Row, Work, cell_name
 from clipguard.benchmark.config import ORACLE, BenchConfig, Cell, cells, defense_of
+from clipguard.benchmark.goals import APART, EARLIER
 from clipguard.benchmark.judging import planted
 from clipguard.benchmark.machine import commit, machine, peak_memory, versions
 from clipguard.benchmark.results import write_results
@@ -29,12 +30,6 @@ from clipguard.store import read_json, write_json
 
 FORMAT: Final = 1
 """Raise it when the meaning of a figure changes: older rows are then computed again."""
-
-EARLIER: Final = " (earlier settings)"
-"""Follows the label of a row that was computed with settings that are the file's no more."""
-
-APART: Final = " (another victim)"
-"""Follows the label of a row that another machine computed from another poisoned set or victim."""
 
 Log = Callable[[str], None]
 """Called with one line when a row is done or has failed."""
