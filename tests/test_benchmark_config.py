@@ -8,7 +8,7 @@ import pytest
 
 from clipguard.benchmark.cells import cell_name
 from clipguard.benchmark.config import (
-    AttackChoice,
+    AttackEntry,
     BenchConfig,
     GuideChoice,
     cells,
@@ -52,8 +52,8 @@ def test_controls_are_there_whether_or_not_they_are_asked_for(tmp_path):
 def test_a_name_alone_stands_for_a_table_with_that_name(tmp_path):
     read = config(tmp_path, 'attacks = ["sig", {name = "blended", rate = 0.1, options = {alpha = 0.3}}]')
     assert read.attacks == (
-        AttackChoice(name="sig"),
-        AttackChoice(name="blended", rate=0.1, options={"alpha": 0.3}),
+        AttackEntry(name="sig"),
+        AttackEntry(name="blended", rate=0.1, options={"alpha": 0.3}),
     )
 
 
@@ -118,9 +118,24 @@ def test_tables_change_only_what_they_name(tmp_path):
 
 def test_a_net_may_have_a_recipe_of_its_own(tmp_path):
     read = config(tmp_path, 'nets = ["shallow", {name = "vit", victim = {optimizer = "adam", lr = 1}}]')
-    one, other = (recipe_of(read, net) for net in read.nets)
+    one, other = (recipe_of(read, net, read.attacks[0]) for net in read.nets)
     assert one == read.victim
     assert other == replace(read.victim, optimizer="adam", lr=1.0)
+
+
+def test_an_attacks_own_recipe_goes_before_the_nets_and_makes_no_other_cell(tmp_path):
+    read = config(
+        tmp_path,
+        'nets = [{name = "vit", victim = {optimizer = "adam", epochs = 3}}]\n'
+        'attacks = ["sig", {name = "wanet", victim = {epochs = 50}}]',
+    )
+    usual, longer = (cell.recipe for cell in cells(read))
+    assert usual == replace(read.victim, optimizer="adam", epochs=3)
+    assert longer == replace(usual, epochs=50)
+    (one,) = cells(config(tmp_path, 'attacks = ["wanet"]\nvictim = {epochs = 50}'))
+    (same,) = cells(config(tmp_path, 'attacks = [{name = "wanet", victim = {epochs = 50}}]'))
+    assert one == same
+    assert cell_name(one) == cell_name(same)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +143,7 @@ def test_a_net_may_have_a_recipe_of_its_own(tmp_path):
     [
         ("sedes = [1]", "unknown key 'sedes': give one of data, attacks"),
         ("[victim]\nepoch = 3", "key victim: unknown key 'epoch'"),
+        ('attacks = [{name = "sig", victim = {epoch = 3}}]', "attack sig: unknown key 'epoch'"),
         ('attacks = [{name = "sig", rat = 0.1}]', r"key attacks\[0\]: unknown key 'rat'"),
         ("attacks = [{rate = 0.1}]", r"key attacks\[0\]: key 'name' is missing"),
         ('seeds = ["a"]', r"key seeds\[0\]: 'a' is no whole number"),
@@ -148,7 +164,7 @@ def test_a_net_may_have_a_recipe_of_its_own(tmp_path):
         ('defenses = [{name = "clipguard", label = "oracle"}]', "two rows would be 'oracle'"),
         ('defenses = ["magic"]', "unknown defence 'magic'"),
         ('defenses = [{name = "clipguard", options = {plan = {sise = 3}}}]', "unknown key 'sise'"),
-        ('nets = [{name = "x", victim = {epoch = 3}}]', "net x: unknown key 'epoch'"),
+        ('nets = [{name = "x", victim = {epoch = 3}}]', "net x, attack badnets: unknown key 'epoch'"),
         ("seeds = [", "cannot be read as TOML"),
         (f"seeds = [{1 << 63}]", "a seed is beyond 64 bits"),
         (f"oracle_seed = {-(1 << 63) - 1}", "a seed is beyond 64 bits"),

@@ -23,6 +23,7 @@ def row(label: str, accuracy: float, successes: list[float], seed: int = 0, **mo
         "guide": "mini",
         "degrade": 0.0,
         "net": "preactresnet18-16",
+        "epochs": 25,
         "seed": seed,
         "row": label,
         "defense": label,
@@ -129,6 +130,14 @@ def test_data_that_nobody_has_poisoned_have_no_rate(tmp_path):
     assert "| badnets, 5 % | none" in text
     assert "| badnets, 1 % | none" in text
     assert "| none | none" in text
+
+
+def test_cells_that_differ_in_how_long_the_victim_was_trained_are_told_apart(tmp_path):
+    rows = [row("none", 0.75, [0.2]), row("none", 0.75, [0.9], epochs=50)]
+    text = markdown(told(rows, tmp_path))
+    assert "| badnets, 25 epochs | none | 75.00 | 20.00 |" in text
+    assert "| badnets, 50 epochs | none | 75.00 | 90.00 |" in text
+    assert "preactresnet18-16, 25 epochs." in markdown(told(rows[:1], tmp_path))
 
 
 def test_spread_of_one_value_has_no_deviation_and_of_none_no_number():

@@ -60,6 +60,13 @@ class AttackChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttackEntry(AttackChoice):
+    """An attack as a file asks for it; `victim` changes the recipe, for attacks that take longer to take."""
+
+    victim: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GuideChoice:
     """A guide by name, possibly made worse.
 
@@ -116,7 +123,7 @@ class BenchConfig:
     """
 
     data: tuple[DataChoice, ...] = (_COMMON,)
-    attacks: tuple[AttackChoice, ...] = (AttackChoice(name="badnets"),)
+    attacks: tuple[AttackEntry, ...] = (AttackEntry(name="badnets"),)
     rates: tuple[float, ...] = (0.05,)
     target: int = 0
     guides: tuple[GuideChoice, ...] = (GuideChoice(name="mini"),)
@@ -193,8 +200,8 @@ def _check(config: BenchConfig, path: Path) -> None:
             defense_of(config, choice, f"options of {choice.label!r}")
         except ClipguardError as error:
             raise ClipguardError(f"{path}, key defenses: {error}") from error
-    for net in config.nets:
-        recipe_of(config, net, f"{path}, net {net.name}")
+    for net, attack in product(config.nets, config.attacks):
+        recipe_of(config, net, attack, f"{path}, net {net.name}, attack {attack.name}")
 
 
 def _check_numbers(config: BenchConfig, path: Path) -> None:
@@ -229,13 +236,13 @@ def defense_of(config: BenchConfig, choice: DefenseChoice, where: str = "defence
     return made
 
 
-def recipe_of(config: BenchConfig, net: NetChoice, where: str = "net") -> Recipe:
-    """Return how a net is trained.
+def recipe_of(config: BenchConfig, net: NetChoice, attack: AttackEntry, where: str = "recipe") -> Recipe:
+    """Return how a net is trained on an attack's data: what the attack asks for goes first.
 
     Raises:
         ClipguardError: an unknown key.
     """
-    recipe: Recipe = read_as(Recipe, net.victim, where, config.victim)
+    recipe: Recipe = read_as(Recipe, net.victim | attack.victim, where, config.victim)
     return recipe
 
 
@@ -248,11 +255,11 @@ def cells(config: BenchConfig) -> Iterator[Cell]:
             yield Cell(
                 data=data,
                 # What it replaces stands in the cell itself: a cell is the same however it was asked for.
-                attack=replace(attack, rate=None, seeds=None),
+                attack=AttackChoice(name=attack.name, options=attack.options),
                 rate=rate,
                 target=config.target,
                 guide=guide,
                 net=net,
-                recipe=recipe_of(config, net),
+                recipe=recipe_of(config, net, attack),
                 seed=seed,
             )

@@ -29,7 +29,7 @@ APART: Final = " (another victim)"
 
 NOT_PLANTED: Final = "not planted: no credit"
 
-AXES: Final = ("data", "attack", "rate", "guide", "degrade", "net")
+AXES: Final = ("data", "attack", "rate", "guide", "degrade", "net", "epochs")
 """What tells cells apart, beside their seed."""
 
 

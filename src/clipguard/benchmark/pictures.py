@@ -107,6 +107,7 @@ def _column(axes: tuple[Any, ...], varying: Sequence[int]) -> str:
     words: dict[str, Callable[[Any], str]] = {
         "rate": lambda rate: f"{100 * rate:g} %",
         "degrade": lambda share: f"noise {share:g}" if share else "",
+        "epochs": lambda number: f"{number} epochs",
     }
     return " ".join(words.get(AXES[number], str)(axes[number]) for number in varying)
 

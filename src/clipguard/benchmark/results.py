@@ -14,7 +14,8 @@ _TEXTS: Final = ("settings", "versions")
 """Kept as JSON: what they hold differs from row to row."""
 
 _FIRST: Final = (
-    *("data", "attack", "rate", "target", "guide", "degrade", "net", "seed", "row", "defense", "error"),
+    *("data", "attack", "rate", "target", "guide", "degrade", "net", "epochs"),
+    *("seed", "row", "defense", "error"),
     *("planted", "accuracy", "attack_success", "recovery", "target_recall", "n"),
     *("attack_successes", "class_recalls", "train_n", "poisoned", "cover", "guide_accuracy"),
 )

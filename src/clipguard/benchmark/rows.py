@@ -129,6 +129,7 @@ def gather(config: BenchConfig, run: Path) -> tuple[int, int]:
             rows = list(_rows_of(cell, config, run))
             first = next((row for row in rows if row["row"] == "none" and "error" not in row), None)
             taken = None if first is None else planted(first["attack_successes"])
+            rows = [{**row, "epochs": cell.recipe.epochs} for row in rows]
             finished += [{**row, "planted": taken} for row in rows if "error" not in row]
             failed += [row for row in rows if "error" in row]
         write_results(finished + failed, run / "results.parquet")

@@ -79,6 +79,8 @@ def axis_text(group: Group, shown: Sequence[int]) -> str:
 def _axis_word(axis: str, value: Any) -> str:
     if axis == "rate":
         return f"{100 * value:g} %"
+    if axis == "epochs":
+        return f"{value} epochs"
     return f"{value:g} of the guide replaced by noise" if axis == "degrade" else str(value)
 
 
@@ -99,7 +101,8 @@ def _provenance(rows: list[Row]) -> list[str]:
         return ", ".join(f"`{_cell(text)}`" for text in found) or "unknown"
 
     same = [name for name in AXES if len({row[name] for row in rows}) == 1]
-    axes = [f"{name} {_cell(_axis_word(name, rows[0][name]))}" for name in same if rows[0][name] != 0]
+    words = {name: _axis_word(name, rows[0][name]) for name in same if rows[0][name] != 0}
+    axes = [_cell(word if name == "epochs" else f"{name} {word}") for name, word in words.items()]
     return [
         f"The same for all rows: {', '.join(axes)}." if axes else "",
         f"Command: {distinct('command')}. Commit: {distinct('commit')}. Machine: {distinct('machine')}.",
