@@ -139,14 +139,16 @@ def test_the_same_cell_in_another_folder_gives_the_same_figures_to_the_last_digi
         assert stable(rows(again)[name]) == stable(row), name
 
 
-def test_a_row_of_other_settings_is_not_taken_for_this_one(done, tmp_path, capsys):
+@pytest.mark.parametrize("what", ["key", "attack_settings"])
+def test_a_row_of_other_settings_is_not_taken_for_this_one(done, what, capsys):
     file = files(done)["oracle"]
     kept = file.read_text()
     try:
-        file.write_text(json.dumps({**json.loads(kept), "key": "another"}))
+        assert "rate=" in json.loads(kept)["attack_settings"]
+        file.write_text(json.dumps({**json.loads(kept), what: "another"}))
         assert CommandLine(capsys)(*done.arguments, "--only", "none", "--json").json["rows"] == 4
         assert "oracle" not in rows(done)
-        assert rows(done)["oracle (earlier settings)"]["key"] == "another"
+        assert rows(done)["oracle (earlier settings)"][what] == "another"
         assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == 1
         assert stable(json.loads(file.read_text())) == stable(json.loads(kept))
     finally:

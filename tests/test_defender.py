@@ -13,6 +13,7 @@ from clipguard.decode import thumbnail
 from clipguard.defender import Defender, verdict, write_summary
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
+from clipguard.label_noise import Judged
 from clipguard.models import ModelSpec, build, load, read_spec, save
 from clipguard.pipeline import curing, scanning
 from clipguard.scoring import classifier_logits
@@ -365,10 +366,12 @@ def test_the_published_table_says_what_this_run_judged_even_where_settings_staye
     # As another release of the rule would judge.
     shutil.copytree(fitted.run_dir, tmp_path / "run")
     marked, other = (np.arange(len(source)) == row for row in (5, 6))
-    monkeypatch.setattr(scanning, "planted_labels", lambda *_: (marked, other))
+    for rule in ("planted_labels", "looked_again"):
+        monkeypatch.setattr(scanning, rule, lambda *_: Judged(marked, other))
     again = Defender(GUIDE, tmp_path / "run", plan=PLAN).fit(source)
     rows = read_table(tmp_path / "run" / "samples.parquet")
     assert again.stages_["detect"].cached
+    assert "reprobe" in again.stages_
     assert np.array_equal(rows["is_mislabelled"], marked)
     assert np.array_equal(rows["is_doubted"], other & ~again.split_.triggered)
     assert np.array_equal(rows["is_triggered"], again.split_.triggered)

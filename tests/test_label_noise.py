@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipguard.label_noise import NO_SAY, LabelNoise, planted_labels, probe_log_odds, surplus, with_planted
+from clipguard.label_noise import (
+    NO_SAY,
+    Judged,
+    LabelNoise,
+    looked_again,
+    planted_labels,
+    probe_log_odds,
+    surplus,
+    with_planted,
+)
 from clipguard.seeds import Seed
 from clipguard.types import Split
 
@@ -255,8 +264,66 @@ def test_planted_labels_leave_clean_join_triggered_and_rise_in_the_ranking():
         suspicion=np.array([0.2, 0.4, 0.9, 0.5]),
     )
     assert part.admissible.tolist() == [True, True, False, True]
-    more = with_planted(part, np.array([True, False, True, False]), np.array([False, True, True, False]))
+    assert part.closed == ()
+    judged = Judged(np.array([True, False, True, False]), np.array([False, True, True, False]))
+    more = with_planted(part, np.array([3, 1, 3, 0]), judged)
     assert more.clean.tolist() == [False, False, False, False]
     assert more.triggered.tolist() == [True, False, True, False]
     assert more.suspicion.tolist() == [0.6, 0.4, 0.95, 0.5]
     assert more.admissible.tolist() == [False, False, False, True]
+    assert more.closed == (3,)
+
+
+def marked(count):
+    """Return embeddings, labels and which are planted: those have something in common that the probe sees."""
+    embeddings, labels = blobs(spread=0.8)
+    changed, bad = flipped(labels, count)
+    embeddings[bad, -1] += 3
+    return embeddings, changed, bad
+
+
+def opinion(embeddings, labels, seed=0):
+    everyone = np.ones(len(labels), bool)
+    odds = probe_log_odds(embeddings, labels, K, ~everyone, NOISE, Seed(seed))
+    guide = -odds[np.arange(len(labels)), labels]
+    return planted_labels(guide, odds, labels, everyone, NOISE), guide
+
+
+def again(embeddings, labels, judged, guide, noise=NOISE):
+    everyone = np.ones(len(labels), bool)
+    return looked_again(embeddings, guide, labels, K, everyone, ~everyone, judged, noise, Seed(0))
+
+
+def test_a_probe_that_has_not_learnt_the_flagged_labels_finds_more_of_their_like():
+    embeddings, labels, bad = marked(150)
+    first, guide = opinion(embeddings, labels)
+    second = again(embeddings, labels, first, guide)
+    assert first.planted[bad].sum() < second.planted[bad].sum()
+    left = [(bad & ~judged.planted & ~judged.doubted).sum() for judged in (first, second)]
+    assert left[1] < left[0] / 2
+    assert second.planted[~bad].mean() < 0.02
+    assert not (second.planted & second.doubted).any()
+    assert set(labels[second.planted | second.doubted]) == {0}
+
+
+def test_without_another_look_the_first_one_stands():
+    embeddings, labels, _ = marked(150)
+    first, guide = opinion(embeddings, labels)
+    for same in (
+        again(embeddings, labels, first, guide, LabelNoise(looks=0)),
+        # A class of which next to nothing is left cannot be learnt anew.
+        again(embeddings, labels, Judged(labels == 0, first.doubted), guide),
+    ):
+        assert np.array_equal(same.doubted, first.doubted)
+
+
+def test_on_another_look_reserved_samples_are_judged_and_explained_ones_are_not():
+    embeddings, labels, bad = marked(150)
+    first, guide = opinion(embeddings, labels)
+    everyone = np.ones(len(labels), bool)
+    reserved = bad & (np.arange(len(labels)) % 2 == 0)
+    scene = (embeddings, guide, labels, K)
+    judged = looked_again(*scene, ~reserved, reserved, first, NOISE, Seed(0))
+    assert not (judged.planted | judged.doubted)[reserved].any()
+    judged = looked_again(*scene, everyone, reserved, first, NOISE, Seed(0))
+    assert judged.planted[reserved].mean() > 0.5

@@ -213,6 +213,18 @@ def test_readmission_can_be_turned_off(monkeypatch):
     assert [set(rows) for rows in passes] == [set(np.flatnonzero(part.clean | part.triggered))] * 3
 
 
+def test_nobody_is_admitted_to_a_closed_class(monkeypatch):
+    passes = asked(monkeypatch)
+    model, data, part, guide, logits = draw_case(60, 0)
+    believed = np.array([softmax(z)[y] for z, y in zip(logits, data.labels, strict=True)]) > 0.5
+    waiting = believed & ~part.clean & ~part.triggered
+    assert len(set(data.labels[waiting])) == K
+    part = replace(part, closed=(0, 2))
+    unlearn(model, data, part, guide, Cure(recipe=replace(STEP, epochs=2), readmit=0.5), Seed(0))
+    admitted = passes[1][~(part.clean | part.triggered)[passes[1]]]
+    assert set(admitted) == set(np.flatnonzero(waiting & (data.labels == 1)))
+
+
 def poisoned_case():
     """Return poisoned data with a split that leaves a fifth in neither set, and which samples those are."""
     data, poisoned = poisoned_set(60)

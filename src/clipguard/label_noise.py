@@ -1,6 +1,7 @@
 """Label noise that leads somewhere: the classes that take in more implausible labels than they give out."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
@@ -29,6 +30,8 @@ class LabelNoise:
             to that one.
         ahead: how many times that of the next pair it must be.
         doubt: nats; in a fed class, labels to which the probe gives a larger loss are not learnt from.
+        looks: how often a fed class is looked at again by a probe that was fitted without what is flagged
+            or doubted there so far.
     """
 
     folds: int = 5
@@ -42,6 +45,14 @@ class LabelNoise:
     pair: float = 5.0
     ahead: float = 2.0
     doubt: float = 1.0
+    looks: int = 1
+
+
+class Judged(NamedTuple):
+    """Labels that look planted, and others of their classes that are doubted: not to be learnt from."""
+
+    planted: Bool[np.ndarray, "n"]
+    doubted: Bool[np.ndarray, "n"]
 
 
 def probe_log_odds(
@@ -85,7 +96,7 @@ def planted_labels(
     labels: Int64[np.ndarray, "n"],
     unexplained: Bool[np.ndarray, "n"],
     noise: LabelNoise,
-) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+) -> Judged:
     """Return which labels look planted, the implausible ones of fed classes, and which others are doubted.
 
     Honest confusion goes both ways: about as many dogs are called cat as cats are called dog, as shares of
@@ -109,17 +120,62 @@ def planted_labels(
     Some planted labels are plausible. So among those of a fed class, the ones that the probe doubts are not
     to be learnt from, though they are not flagged: most of them are honest.
     """
-    k, said, own = odds.shape[1], odds.argmax(1), odds[np.arange(len(labels)), labels]
-    # A class without a say disbelieves nothing.
-    disbelief = np.where(unexplained & (own > NO_SAY), -own, 0.0)
+    k, disbelief = odds.shape[1], _disbelief(odds, labels, unexplained)
     fed = _fed(disbelief, odds, labels, unexplained, noise)
-    implausible = (disbelief > noise.implausible) & (guide_nll > noise.unbelieved)
-    planted = implausible & (said != labels) & fed[labels]
+    planted, doubted = _within(fed, guide_nll, odds, labels, disbelief, noise)
     explained = np.bincount(labels[~unexplained], minlength=k)
-    looks = np.bincount(labels[planted], minlength=k)
-    fed &= (looks > 0) & (explained <= looks)
-    planted &= fed[labels]
-    return planted, fed[labels] & (disbelief > noise.doubt) & ~planted
+    found = np.bincount(labels[planted], minlength=k)
+    fed &= (found > 0) & (explained <= found)
+    return Judged(planted & fed[labels], doubted & fed[labels])
+
+
+def looked_again(  # noqa: PLR0913  # what is judged, by what, and what was said of it: no two belong together
+    embeddings: Shaped[np.ndarray, "n d"],
+    guide_nll: Float64[np.ndarray, "n"],
+    labels: Int64[np.ndarray, "n"],
+    k: int,
+    unexplained: Bool[np.ndarray, "n"],
+    reserved: Bool[np.ndarray, "n"],
+    judged: Judged,
+    noise: LabelNoise,
+    seed: Seed,
+) -> Judged:
+    """Return which labels of the fed classes look planted, and which others are doubted, on another look.
+
+    Where many labels of a class are planted, the probe has learnt them as much as the honest ones, above all
+    where they share something that it sees, and finds the rest of them plausible. So it is fitted anew
+    without what it flagged or doubted. Which classes are fed is not asked again.
+    """
+    fed = np.bincount(labels[judged.planted], minlength=k) > 0
+    for _ in range(noise.looks):
+        left_out = reserved | judged.planted | judged.doubted
+        if (np.bincount(labels[~left_out], minlength=k)[fed] < 2 * noise.folds).any():
+            break
+        odds = probe_log_odds(embeddings, labels, k, left_out, noise, seed)
+        judged = _within(fed, guide_nll, odds, labels, _disbelief(odds, labels, unexplained), noise)
+    return judged
+
+
+def _disbelief(
+    odds: Float64[np.ndarray, "n k"], labels: Int64[np.ndarray, "n"], unexplained: Bool[np.ndarray, "n"]
+) -> Float64[np.ndarray, "n"]:
+    """Return the probe's loss of each unexplained label, in nats; 0 where it has no say."""
+    own = odds[np.arange(len(labels)), labels]
+    return np.where(unexplained & (own > NO_SAY), -own, 0.0)
+
+
+def _within(
+    fed: Bool[np.ndarray, "k"],
+    guide_nll: Float64[np.ndarray, "n"],
+    odds: Float64[np.ndarray, "n k"],
+    labels: Int64[np.ndarray, "n"],
+    disbelief: Float64[np.ndarray, "n"],
+    noise: LabelNoise,
+) -> Judged:
+    """Return the implausible labels of the fed classes, and those that are not but are doubted."""
+    implausible = (disbelief > noise.implausible) & (guide_nll > noise.unbelieved)
+    planted = implausible & (odds.argmax(1) != labels) & fed[labels]
+    return Judged(planted, fed[labels] & (disbelief > noise.doubt) & ~planted)
 
 
 def _fed(
@@ -180,12 +236,22 @@ def _exchanged(
     return counts / size, (counts + 1 / k) / size**2
 
 
-def with_planted(split: Split, planted: Bool[np.ndarray, "n"], doubted: Bool[np.ndarray, "n"]) -> Split:
-    """Return the split with the doubted, and the planted in `triggered`, their suspicion halfway to 1."""
+def with_planted(
+    split: Split,
+    labels: Int64[np.ndarray, "n"],
+    judged: Judged,
+) -> Split:
+    """Return the split with the doubted, and the planted in `triggered`, their suspicion halfway to 1.
+
+    The classes that they are in are closed: most of the planted labels that are left wait there for a
+    half-cured model to believe them.
+    """
+    planted, doubted = judged
     return replace(
         split,
         clean=split.clean & ~planted & ~doubted,
         triggered=split.triggered | planted,
         doubted=doubted & ~split.triggered,
+        closed=tuple(np.unique(labels[planted]).tolist()),
         suspicion=np.where(planted, (1 + split.suspicion) / 2, split.suspicion),
     )

@@ -92,6 +92,7 @@ class Split:
         suspicion: in [0, 1], higher is more suspicious; what the ranked list is sorted by.
         starved: classes with too few clean samples to trust what is learnt of them.
         doubted: samples in neither set that never join `clean`; None for no such sample.
+        closed: classes of which no sample joins `clean` while a model is cured, doubted or not.
     """
 
     clean: Bool[np.ndarray, "n"]
@@ -99,6 +100,7 @@ class Split:
     suspicion: Float64[np.ndarray, "n"]
     starved: tuple[str, ...] = ()
     doubted: Bool[np.ndarray, "n"] | None = None
+    closed: tuple[int, ...] = ()
 
     @property
     def admissible(self) -> Bool[np.ndarray, "n"]:

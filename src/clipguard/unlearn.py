@@ -36,7 +36,8 @@ class Cure:
         temperature: T of the guide term.
         distill: share of the clean loss that follows the uncured model instead of the labels.
         readmit: after each pass, samples outside `clean` whose given label the half-cured model believes with
-            more than this probability join `clean`, unless they are `doubted`; 1 turns it off.
+            more than this probability join `clean`, unless they are `doubted` or their class is `closed`; 1
+            turns it off.
         balance: weigh clean samples so that every class keeps the share it has outside `triggered`.
         stamp: share of the clean samples of which a copy with the recovered trigger (with each, where there
             are several) is learnt under the sample's own label: unlearning says what a triggered image is
@@ -226,13 +227,14 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
     scaled = torch.from_numpy(guide.logits) * guide.scale
     teacher = copy.deepcopy(model).eval() if cure.distill > 0 else None
     admitted = _Admitted(split.clean, checkpoint)
+    admissible = split.admissible & ~np.isin(data.labels, split.closed)
     state = _State(*(torch.zeros(0),) * 3)
 
     def choose(epoch: int) -> Int64[np.ndarray, "m"]:
         believed = np.zeros(len(data), dtype=bool)
         if epoch > 0 and cure.readmit < 1:
             belief = _softmax_given(classifier_logits(model, data.images), data.labels)
-            believed = (belief > cure.readmit) & split.admissible
+            believed = (belief > cure.readmit) & admissible
         clean = admitted.note(epoch, believed)
         triggered = split.triggered & ~clean
         weights = np.ones(len(data.class_names))

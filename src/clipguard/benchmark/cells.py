@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clipguard.attacks import Attack, attack_named, prepare
+from clipguard.attacks import Attack, NeedsHelper, attack_named, prepare
 from clipguard.benchmark.config import Cell, DataChoice
 from clipguard.benchmark.guides import BenchGuide, accuracy, guide_of
 from clipguard.benchmark.judging import Trial, judged, trials
@@ -62,6 +62,15 @@ def cell_name(cell: Cell) -> str:
     return f"{plain[:100]}-{digest}"
 
 
+def attack_of(cell: Cell) -> Attack | NeedsHelper:
+    """Return the attack with all its settings, those that nobody chose included.
+
+    Raises:
+        ClipguardError: there is no such attack, or it has no such option.
+    """
+    return attack_named(cell.attack.name, rate=cell.rate, target=cell.target, **cell.attack.options)
+
+
 @functools.lru_cache(maxsize=2)
 def image_sets(choice: DataChoice, lab: Lab) -> tuple[ImageSet, ImageSet]:
     """Return decoded training and test set of a choice.
@@ -105,10 +114,9 @@ class Work:
     @functools.cached_property
     def attack(self) -> Attack:
         """The attack, its helper net from the cache or trained now."""
-        cell = self.cell
-        named = attack_named(cell.attack.name, rate=cell.rate, target=cell.target, **cell.attack.options)
-        seed, tell = Seed(cell.seed).child("helper", cell.attack.name), self.teller("helper net")
-        return prepare(named, self.sets[0], seed, self.lab.cache / "helpers", tell)
+        seed = Seed(self.cell.seed).child("helper", self.cell.attack.name)
+        tell = self.teller("helper net")
+        return prepare(attack_of(self.cell), self.sets[0], seed, self.lab.cache / "helpers", tell)
 
     @functools.cached_property
     def poisoned(self) -> tuple[ImageSet, PoisonTruth]:
@@ -206,6 +214,7 @@ class Work:
             "poisoned": int(np.sum(truth.poisoned)),
             "cover": int(np.sum(truth.cover)),
             "fingerprint": self.poisoned[0].fingerprint,
+            "attack_settings": repr(attack_of(self.cell)),
         }
 
 

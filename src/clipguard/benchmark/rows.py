@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from clipguard.benchmark.cells import Lab, Row, Work, cell_name
+from clipguard.benchmark.cells import Lab, Row, Work, attack_of, cell_name
 from clipguard.benchmark.config import ORACLE, BenchConfig, Cell, cells, defense_of
 from clipguard.benchmark.goals import APART, EARLIER
 from clipguard.benchmark.judging import planted
@@ -145,7 +145,7 @@ def _rows_of(cell: Cell, config: BenchConfig, run: Path) -> Iterator[Row]:
             for file in (_file(folder, task.label), _failed(folder, task.label))
             if file.exists()
         ]
-        valid = [row for row in there if row["key"] == key_of(cell, task)]
+        valid = [row for row in there if _fits(row, cell, task)]
         earlier = [{**row, "row": f"{task.label}{EARLIER}"} for row in there if "error" not in row]
         if task.defense == "none":
             first = valid[0] if valid else first
@@ -155,6 +155,16 @@ def _rows_of(cell: Cell, config: BenchConfig, run: Path) -> Iterator[Row]:
             yield from valid[1:]
         else:
             yield from (valid or earlier)[:1]
+
+
+def _fits(row: Row, cell: Cell, task: Task) -> bool:
+    """Return whether a row was computed with the present settings, those of the attack included.
+
+    The attack's own defaults came to the rows after the key; a row without them says nothing about them.
+    """
+    attack = row.get("attack_settings")
+    same = attack is None or attack == repr(attack_of(cell))
+    return bool(same and row.get("key") == key_of(cell, task))
 
 
 def _apart(row: Row, first: Row) -> bool:
@@ -195,7 +205,7 @@ def _row(work: Work, task: Task, folder: Path, command: str, log: Log) -> str:
     file, first = _file(folder, task.label), _file(folder, "none")
     row = read_json(file) if file.exists() else {}
     apart = first.exists() and _apart(row, read_json(first))
-    if row.get("key") == key_of(work.cell, task) and not apart:
+    if _fits(row, work.cell, task) and not apart:
         return "there"
     return _computed(work, task, folder, command, log)
 

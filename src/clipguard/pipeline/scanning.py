@@ -13,7 +13,7 @@ from clipguard.decode import common_size, thumbnail
 from clipguard.detector import refine, trigger_scores
 from clipguard.entropy import entropy_map, split, starved_classes
 from clipguard.guide import ClipGuide
-from clipguard.label_noise import planted_labels, probe_log_odds, with_planted
+from clipguard.label_noise import Judged, looked_again, planted_labels, probe_log_odds, with_planted
 from clipguard.pipeline.plan import Count, Plan, Report
 from clipguard.scoring import embed_source
 from clipguard.seeds import Seed
@@ -134,13 +134,11 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
     detect = _detect(run, seen, (first, read), [guide.fingerprint, suspect.key], plan, tell)
     trigger = read_array(detect.path / "trigger.npy")
     found = refine(first, trigger, plan.detector)
-    labels = _judge_labels(run, read, data, reserved, plan)
-    odds = read_array(labels.path / "odds.npy")
-    mislabelled, doubted = planted_labels(entropy.guide_nll, odds, data.labels, ~found.triggered, plan.noise)
-    found = with_planted(found, mislabelled, doubted)
+    stages = {"read": read, "suspect": suspect, "detect": detect}
+    judged = _judge_labels(run, seen, stages, (entropy, found), plan)
+    found = with_planted(found, data.labels, judged)
     # The detector takes more samples out of `clean`, so that more classes may have too few.
     starved = starved_classes(found.clean, data.labels, data.class_names, plan.rule.fewest)
-    stages = {"read": read, "suspect": suspect, "detect": detect, "labels": labels}
     result = Scan(
         run=run,
         data=data,
@@ -149,7 +147,7 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
         entropy=entropy,
         split=replace(found, starved=starved),
         reserved=reserved,
-        mislabelled=mislabelled,
+        mislabelled=judged.planted,
         stages=stages,
     )
     stages["samples"] = _write_samples(result, trigger, plan)
@@ -217,18 +215,39 @@ def _detect(
 
 
 def _judge_labels(
-    run: RunFolder, read: Stage, data: ImageSet, reserved: Bool[np.ndarray, " n"], plan: Plan
-) -> Stage:
-    """Return the stage of the probe's opinion on every label."""
+    run: RunFolder, seen: _Seen, stages: dict[str, Stage], so_far: tuple[EntropyMap, Split], plan: Plan
+) -> Judged:
+    """Return which labels look planted; the stages of the probe's opinions join `stages`."""
+    labels, k, reserved, noise = seen.data.labels, len(seen.data.class_names), seen.reserved, plan.noise
+    (entropy, found), seed = so_far, Seed(plan.seed).child("labels")
+
+    def embeddings() -> np.ndarray:
+        return read_array(stages["read"].path / "embeddings.npy")
 
     def compute(folder: Path) -> None:
-        embeddings, seed = read_array(read.path / "embeddings.npy"), Seed(plan.seed).child("labels")
-        k = len(data.class_names)
-        odds = probe_log_odds(embeddings, data.labels, k, reserved, plan.noise, seed)
-        write_array(folder / "odds.npy", odds)
+        write_array(folder / "odds.npy", probe_log_odds(embeddings(), labels, k, reserved, noise, seed))
 
-    config = {"folds": plan.noise.folds, "seed": plan.seed, "reserve": int(reserved.sum())}
-    return run.stage("labels", config=config, inputs=[read.key], compute=compute)
+    config = {"folds": noise.folds, "seed": plan.seed, "reserve": int(reserved.sum())}
+    stages["labels"] = run.stage("labels", config=config, inputs=[stages["read"].key], compute=compute)
+    odds, unexplained = read_array(stages["labels"].path / "odds.npy"), ~found.triggered
+    first = planted_labels(entropy.guide_nll, odds, labels, unexplained, noise)
+    if not first.planted.any():
+        return first
+
+    def look_again(folder: Path) -> None:
+        said = looked_again(
+            embeddings(), entropy.guide_nll, labels, k, unexplained, reserved, first, noise, seed
+        )
+        for name, mask in said._asdict().items():
+            write_array(folder / f"{name}.npy", mask)
+
+    inputs = [
+        stages["labels"].key,
+        stages["detect"].key,
+        hashlib.sha256(np.array(first).tobytes()).hexdigest(),
+    ]
+    stages["reprobe"] = run.stage("reprobe", config=asdict(noise), inputs=inputs, compute=look_again)
+    return Judged(*(read_array(stages["reprobe"].path / f"{name}.npy") for name in Judged._fields))
 
 
 def _read(source: ImageSource, clip: Clip, size: tuple[int, int], folder: Path, tell: Report) -> None:
