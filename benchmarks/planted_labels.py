@@ -19,7 +19,7 @@ from clipguard.benchmark.config import GuideChoice
 from clipguard.benchmark.guides import guide_of
 from clipguard.benchmark.machine import commit, machine
 from clipguard.decode import read_images
-from clipguard.label_noise import LabelNoise, planted_labels, probe_log_odds
+from clipguard.label_noise import LabelNoise, looked_again, planted_labels, probe_log_odds
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.types import ImageSet
@@ -86,11 +86,13 @@ def flipped(data: ImageSet, name: str, rate: float, target: int, score: np.ndarr
 
 def judged(draw: Draw, embeddings: np.ndarray, beliefs: np.ndarray) -> dict[str, object]:
     """Return which classes are called fed, and how many of the flagged labels are planted."""
-    everyone = np.ones(len(draw.rows), bool)
-    k = beliefs.shape[1]
-    odds = probe_log_odds(embeddings[draw.rows], draw.labels, k, ~everyone, NOISE, Seed(0))
-    disbelief = -beliefs[draw.rows, draw.labels]
-    flagged, doubted = planted_labels(disbelief, odds, draw.labels, everyone, NOISE)
+    everyone, embeddings, labels = np.ones(len(draw.rows), bool), embeddings[draw.rows], draw.labels
+    k, disbelief = beliefs.shape[1], -beliefs[draw.rows, labels]
+    odds = probe_log_odds(embeddings, labels, k, ~everyone, NOISE, Seed(0))
+    found = planted_labels(disbelief, odds, labels, everyone, NOISE)
+    if found.planted.any():
+        found = looked_again(embeddings, disbelief, labels, k, everyone, ~everyone, found, NOISE, Seed(0))
+    flagged, doubted = found
     return {
         "target": draw.target,
         "planted": int(draw.planted.sum()),
