@@ -10,8 +10,8 @@ of the same data on this machine, which may round otherwise than the row's: whet
 row's to the last digit is noted. Such a row takes the present key, and says under `confirmed` how that was
 found out; any other is left, for `clipguard bench` to compute again.
 
-What came to the rule after `SECOND` follows a flagged label: another look, and no re-admission. A row that
-was confirmed for `SECOND` has no flagged label, so that it is not scanned once more.
+What came later (`LATER`) follows a flagged label: another look, no re-admission, and what the cure makes of
+such samples. A row that was confirmed before has no flagged label, so that it is not scanned once more.
 """
 
 import re
@@ -38,7 +38,7 @@ from works import RESULTS, config_of, works
 
 RULE = re.compile(r"noise=LabelNoise\([^)]*\)")
 FIRST = "noise=LabelNoise(folds=5, implausible=3.0, surplus=4.0, outlier=2.5)"
-SECOND = re.compile(r", looks=\d+(?=\))")
+LATER = re.compile(r", (?:looks|sure|mislabelled|relabel)=[\d.]+")
 COMMAND = "python benchmarks/confirm.py"
 BUILT_ON_A_SCAN = ("clipguard", "retrain", "finetune")
 
@@ -54,7 +54,7 @@ def confirm(name: str, pattern: str) -> None:
         pairs = [(folder / f"{task.label}.json", task) for task in tasks]
         pairs = [pair for pair in pairs if pair[0].exists()]
         for file, task in pairs:
-            if confirmed_for_second(work, file, task):
+            if confirmed_before(work, file, task):
                 row = read_json(file)
                 about = {**row["confirmed"], "renewed": {"command": f"{COMMAND} {name}", **provenance()}}
                 renew(work, file, task, about)
@@ -74,19 +74,21 @@ def renew(work: Work, file: Path, task: Task, confirmed: dict[str, Any]) -> None
     write_json(file, {**row, **renewed, "settings": {**row["settings"], "row": task.settings}})
 
 
-def confirmed_for_second(work: Work, file: Path, task: Task) -> bool:
+def confirmed_before(work: Work, file: Path, task: Task) -> bool:
     """Return whether a row lacks the present key only for what follows a flagged label, and has none."""
     row = read_json(file)
     then, now = row["settings"]["row"]["with"], task.settings["with"]
     nothing = [row.get("confirmed", {}).get(name) for name in ("planted_labels", "doubted_labels")] == [0, 0]
-    return nothing and row["key"] != key_of(work.cell, task) and then == SECOND.sub("", now)
+    return nothing and row["key"] != key_of(work.cell, task) and LATER.sub("", then) == LATER.sub("", now)
 
 
 def differs_by_rule(work: Work, file: Path, task: Task) -> bool:
     """Return whether nothing but the rule for planted labels tells a row's settings from the present ones."""
     row = read_json(file)
     then, now = row["settings"]["row"]["with"], task.settings["with"]
-    only_the_rule = FIRST in then and then.replace(FIRST, "") == RULE.sub("", now)
+    only_the_rule = FIRST in then and LATER.sub("", then.replace(FIRST, "")) == LATER.sub(
+        "", RULE.sub("", now)
+    )
     if not only_the_rule or row["key"] == key_of(work.cell, task):
         return False
     # Last, since it may have a helper net trained.

@@ -92,7 +92,7 @@ def judged(draw: Draw, embeddings: np.ndarray, beliefs: np.ndarray) -> dict[str,
     found = planted_labels(disbelief, odds, labels, everyone, NOISE)
     if found.planted.any():
         found = looked_again(embeddings, disbelief, labels, k, everyone, ~everyone, found, NOISE, Seed(0))
-    flagged, doubted = found
+    flagged, doubted, _ = found
     return {
         "target": draw.target,
         "planted": int(draw.planted.sum()),

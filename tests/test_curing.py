@@ -43,6 +43,14 @@ def test_what_is_learnt_from_leaves_the_reserved_rows_out_of_everything(found):
     assert guide.scale == found.guide.scale
 
 
+def test_what_mislabelled_samples_show_goes_with_them(found):
+    shown = np.arange(3 * len(found.data), dtype=np.float32).reshape(-1, 3)
+    marked = replace(found, split=replace(found.split, shown=shown, closed=(1,)))
+    _, part, _ = learnable(marked)
+    assert np.array_equal(part.shown, shown[~found.reserved])
+    assert part.closed == (1,)
+
+
 def test_without_a_reserve_everything_may_be_learnt(found):
     nobody = replace(found, reserved=np.zeros(len(found.data), bool))
     data, part, guide = learnable(nobody)

@@ -366,8 +366,9 @@ def test_the_published_table_says_what_this_run_judged_even_where_settings_staye
     # As another release of the rule would judge.
     shutil.copytree(fitted.run_dir, tmp_path / "run")
     marked, other = (np.arange(len(source)) == row for row in (5, 6))
+    odds = np.zeros((len(source), len(fitted.found_.data.class_names)))
     for rule in ("planted_labels", "looked_again"):
-        monkeypatch.setattr(scanning, rule, lambda *_: Judged(marked, other))
+        monkeypatch.setattr(scanning, rule, lambda *_: Judged(marked, other, odds))
     again = Defender(GUIDE, tmp_path / "run", plan=PLAN).fit(source)
     rows = read_table(tmp_path / "run" / "samples.parquet")
     assert again.stages_["detect"].cached

@@ -90,7 +90,7 @@ def test_few_planted_labels_stand_out_among_the_most_absurd_where_leanings_hide_
     said[planted], depth[planted] = draw.integers(1, k, planted.sum()), 9.0
     odds = np.where(eye[said], 0.0, -np.where(said == labels, 9.0, depth)[:, None])
     everyone = np.ones(n, bool)
-    found, _ = planted_labels(np.full(n, 9.0), odds, labels, everyone, LabelNoise(absurd=0.003))
+    found, *_ = planted_labels(np.full(n, 9.0), odds, labels, everyone, LabelNoise(absurd=0.003))
     assert found[planted].all()
     assert not found[~planted].any()
     blunt = LabelNoise(absurd=0.5)
@@ -102,7 +102,7 @@ def test_labels_that_are_all_as_absurd_are_all_counted():
     n, k = 4000, 10
     labels, planted = np.arange(n) % k, np.arange(n) % 40 == 0
     odds = np.where(np.eye(k, dtype=bool)[np.where(planted, 1 + np.arange(n) // 40 % 9, labels)], 0.0, -9.0)
-    found, _ = planted_labels(np.full(n, 9.0), odds, labels, np.ones(n, bool), NOISE)
+    found, *_ = planted_labels(np.full(n, 9.0), odds, labels, np.ones(n, bool), NOISE)
     assert np.array_equal(found, planted)
 
 
@@ -127,7 +127,7 @@ def test_labels_of_one_class_alone_that_became_another_are_found_by_the_pair():
     said[given], depth[given] = 5, 7.0
     odds = np.where(np.eye(k, dtype=bool)[said], 0.0, -np.where(said == changed, 9.0, depth)[:, None])
     everyone, guide = np.ones(n, bool), np.full(n, 9.0)
-    found, _ = planted_labels(guide, odds, changed, everyone, NOISE)
+    found, *_ = planted_labels(guide, odds, changed, everyone, NOISE)
     assert np.array_equal(np.unique(changed[found]), [2])
     assert found[given].all()
     assert not planted_labels(guide, odds, changed, everyone, LabelNoise(pair=1e9))[0].any()
@@ -221,7 +221,7 @@ def test_the_surplus_is_the_difference_of_rates_in_standard_errors(seed, k):
     left, disbelieved = draw.random(n) < 0.8, draw.random(n) < 0.6
     # Every class is fed that takes in more than it gives out, so that something is flagged.
     eager = LabelNoise(surplus=0.0, outlier=-1e9)
-    found, doubted = planted_labels(guide, odds, labels, left, eager)
+    found, doubted, _ = planted_labels(guide, odds, labels, left, eager)
     excess = surplus(disbelieved & left, odds, labels, left)
     size = [max(1, sum(left & (labels == c))) for c in range(k)]
     for c in range(k):
@@ -250,7 +250,7 @@ def test_in_a_fed_class_alone_what_the_probe_doubts_is_not_learnt_from():
     own = -odds[np.arange(len(labels)), changed]
     # A guide that believes every second label, whatever it is: half of the planted ones are plausible.
     guide = np.where(np.arange(len(labels)) % 2, own, 0.0)
-    found, doubted = planted_labels(guide, odds, changed, everyone, NOISE)
+    found, doubted, _ = planted_labels(guide, odds, changed, everyone, NOISE)
     assert 0.3 < found[bad].mean() < 0.7
     assert (found | doubted)[bad].mean() > 0.9
     assert np.array_equal(doubted, (changed == 2) & (own > NOISE.doubt) & ~found)
@@ -265,13 +265,19 @@ def test_planted_labels_leave_clean_join_triggered_and_rise_in_the_ranking():
     )
     assert part.admissible.tolist() == [True, True, False, True]
     assert part.closed == ()
-    judged = Judged(np.array([True, False, True, False]), np.array([False, True, True, False]))
+    odds = np.log(np.array([[0.1, 0.2, 0.3, 0.4]] * 4))
+    judged = Judged(np.array([True, False, True, False]), np.array([False, True, True, False]), odds)
     more = with_planted(part, np.array([3, 1, 3, 0]), judged)
     assert more.clean.tolist() == [False, False, False, False]
     assert more.triggered.tolist() == [True, False, True, False]
     assert more.suspicion.tolist() == [0.6, 0.4, 0.95, 0.5]
     assert more.admissible.tolist() == [False, False, False, True]
     assert more.closed == (3,)
+    # What the labels of class 3 leave to the others, as a distribution.
+    assert more.shown[[0, 2]] == pytest.approx(np.array([[1 / 6, 1 / 3, 1 / 2, 0]] * 2))
+    assert not more.shown[[1, 3]].any()
+    nobody = np.zeros(4, bool)
+    assert with_planted(part, np.array([3, 1, 3, 0]), Judged(nobody, nobody, odds)).shown is None
 
 
 def marked(count):
@@ -312,7 +318,7 @@ def test_without_another_look_the_first_one_stands():
     for same in (
         again(embeddings, labels, first, guide, LabelNoise(looks=0)),
         # A class of which next to nothing is left cannot be learnt anew.
-        again(embeddings, labels, Judged(labels == 0, first.doubted), guide),
+        again(embeddings, labels, Judged(labels == 0, first.doubted, first.odds), guide),
     ):
         assert np.array_equal(same.doubted, first.doubted)
 
@@ -326,4 +332,4 @@ def test_on_another_look_reserved_samples_are_judged_and_explained_ones_are_not(
     judged = looked_again(*scene, ~reserved, reserved, first, NOISE, Seed(0))
     assert not (judged.planted | judged.doubted)[reserved].any()
     judged = looked_again(*scene, everyone, reserved, first, NOISE, Seed(0))
-    assert judged.planted[reserved].mean() > 0.5
+    assert (judged.planted | judged.doubted)[reserved].mean() > 0.5

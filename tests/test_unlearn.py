@@ -54,6 +54,8 @@ def draw_case(n, seed, spread=4.0):
     place = draw.integers(0, 3, n)
     place[0] = 0  # somebody to learn from
     part = Split(clean=place == 0, triggered=place == 1, suspicion=np.zeros(n))
+    shown = draw.dirichlet(np.ones(K), n) * ((place == 1) & (draw.random(n) < 0.5))[:, None]
+    part = replace(part, shown=shown.astype(np.float32))
     guide = Scores(logits=draw.normal(size=(n, K)).astype(np.float32), scale=3.0, source="guide")
     return model, image_set(images, draw.integers(0, K, n), NAMES), part, guide, logits.astype(np.float64)
 
@@ -71,9 +73,8 @@ def oracle(logits, data, part, guide, cure):
     """Return the mean loss over the samples in the two sets, one sample after the other in float64."""
     weights = class_weights(part.clean, ~part.triggered, data.labels, K) if cure.balance else np.ones(K)
     total = 0.0
-    for z, y, clean, triggered, opinion in zip(
-        logits, data.labels, part.clean, part.triggered, guide.logits.astype(np.float64), strict=True
-    ):
+    columns = (data.labels, part.clean, part.triggered, part.shown, guide.logits.astype(np.float64))
+    for z, y, clean, triggered, shown, opinion in zip(logits, *columns, strict=True):
         p = softmax(z)
         if clean:
             # The uncured model is its own teacher at the first step: the distillation term is then 0.
@@ -82,7 +83,8 @@ def oracle(logits, data, part, guide, cure):
             others = sum(p[j] for j in range(K) if j != y)
             forget = -np.log(others) if cure.loss == "unlikelihood" else np.log(p[y] + 1e-6)
             t = cure.temperature
-            total += cure.unlearn * forget
+            total += cure.unlearn * forget * (cure.mislabelled if shown.any() else 1)
+            total -= cure.relabel * sum(q * np.log(r) for q, r in zip(shown, p, strict=True))
             total += cure.guide * t * t * kl(softmax(guide.scale * opinion / t), softmax(z / t))
     return total / (part.clean | part.triggered).sum()
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
+from scipy.special import softmax
 
 from clipguard.seeds import Seed
 from clipguard.types import Split
@@ -32,6 +33,7 @@ class LabelNoise:
         doubt: nats; in a fed class, labels to which the probe gives a larger loss are not learnt from.
         looks: how often a fed class is looked at again by a probe that was fitted without what is flagged
             or doubted there so far.
+        sure: nats; what `implausible` is on another look, which disbelieves honest labels more, too.
     """
 
     folds: int = 5
@@ -46,13 +48,18 @@ class LabelNoise:
     ahead: float = 2.0
     doubt: float = 1.0
     looks: int = 1
+    sure: float = 9.0
 
 
 class Judged(NamedTuple):
-    """Labels that look planted, and others of their classes that are doubted: not to be learnt from."""
+    """Labels that look planted, others of their classes that are doubted, and who says so.
+
+    `odds` are the probe's log p(class | embedding); doubted labels are not to be learnt from.
+    """
 
     planted: Bool[np.ndarray, "n"]
     doubted: Bool[np.ndarray, "n"]
+    odds: Float64[np.ndarray, "n k"]
 
 
 def probe_log_odds(
@@ -122,11 +129,11 @@ def planted_labels(
     """
     k, disbelief = odds.shape[1], _disbelief(odds, labels, unexplained)
     fed = _fed(disbelief, odds, labels, unexplained, noise)
-    planted, doubted = _within(fed, guide_nll, odds, labels, disbelief, noise)
+    planted, doubted, _ = _within(fed, guide_nll, odds, labels, disbelief, noise)
     explained = np.bincount(labels[~unexplained], minlength=k)
     found = np.bincount(labels[planted], minlength=k)
     fed &= (found > 0) & (explained <= found)
-    return Judged(planted & fed[labels], doubted & fed[labels])
+    return Judged(planted & fed[labels], doubted & fed[labels], odds)
 
 
 def looked_again(  # noqa: PLR0913  # what is judged, by what, and what was said of it: no two belong together
@@ -147,6 +154,7 @@ def looked_again(  # noqa: PLR0913  # what is judged, by what, and what was said
     without what it flagged or doubted. Which classes are fed is not asked again.
     """
     fed = np.bincount(labels[judged.planted], minlength=k) > 0
+    noise = replace(noise, implausible=noise.sure)
     for _ in range(noise.looks):
         left_out = reserved | judged.planted | judged.doubted
         if (np.bincount(labels[~left_out], minlength=k)[fed] < 2 * noise.folds).any():
@@ -175,7 +183,7 @@ def _within(
     """Return the implausible labels of the fed classes, and those that are not but are doubted."""
     implausible = (disbelief > noise.implausible) & (guide_nll > noise.unbelieved)
     planted = implausible & (odds.argmax(1) != labels) & fed[labels]
-    return Judged(planted, fed[labels] & (disbelief > noise.doubt) & ~planted)
+    return Judged(planted, fed[labels] & (disbelief > noise.doubt) & ~planted, odds)
 
 
 def _fed(
@@ -244,14 +252,18 @@ def with_planted(
     """Return the split with the doubted, and the planted in `triggered`, their suspicion halfway to 1.
 
     The classes that they are in are closed: most of the planted labels that are left wait there for a
-    half-cured model to believe them.
+    half-cured model to believe them. What a planted label's image shows instead is the probe's opinion of the
+    other classes.
     """
-    planted, doubted = judged
+    planted, doubted, odds = judged
+    given = np.eye(odds.shape[1], dtype=bool)[labels]
+    others = softmax(np.where(given, NO_SAY, odds), axis=1)
     return replace(
         split,
         clean=split.clean & ~planted & ~doubted,
         triggered=split.triggered | planted,
         doubted=doubted & ~split.triggered,
         closed=tuple(np.unique(labels[planted]).tolist()),
+        shown=np.where(planted[:, None], others, 0).astype(np.float32) if planted.any() else None,
         suspicion=np.where(planted, (1 + split.suspicion) / 2, split.suspicion),
     )

@@ -93,6 +93,8 @@ class Split:
         starved: classes with too few clean samples to trust what is learnt of them.
         doubted: samples in neither set that never join `clean`; None for no such sample.
         closed: classes of which no sample joins `clean` while a model is cured, doubted or not.
+        shown: class probabilities of what triggered samples show whose label, and not image, is wrong; rows
+            of zeros for all others, None for no such sample.
     """
 
     clean: Bool[np.ndarray, "n"]
@@ -101,6 +103,7 @@ class Split:
     starved: tuple[str, ...] = ()
     doubted: Bool[np.ndarray, "n"] | None = None
     closed: tuple[int, ...] = ()
+    shown: Float32[np.ndarray, "n k"] | None = None
 
     @property
     def admissible(self) -> Bool[np.ndarray, "n"]:

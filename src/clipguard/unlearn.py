@@ -32,6 +32,8 @@ class Cure:
         recipe: schedule of the fine-tuning; fixed, since no test data may stop it. The long warm-up softens
             the first steps, which unlearn the backdoor: with a short one, cures differ more by chance.
         unlearn: b, weight of the unlearning term, per triggered sample relative to a clean one.
+        mislabelled: share of that weight for samples of which it is known what they show instead.
+        relabel: weight of the cross-entropy to what those show.
         guide: a, weight of KL(guide || model) on triggered samples at `temperature`.
         temperature: T of the guide term.
         distill: share of the clean loss that follows the uncured model instead of the labels.
@@ -47,6 +49,8 @@ class Cure:
     loss: Literal["unlikelihood", "reference"] = "unlikelihood"
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=3, lr=0.02, warmup=0.3, crop=0.0625))
     unlearn: float = 1.0
+    mislabelled: float = 0.5
+    relabel: float = 1.0
     guide: float = 0.0
     temperature: float = 3.0
     distill: float = 0.0
@@ -115,6 +119,7 @@ def stamped_copies(  # noqa: PLR0913  # what is copied, with what on it, how and
         triggered=np.concatenate([split.triggered, np.zeros(len(rows), bool)]),
         suspicion=np.concatenate([split.suspicion, split.suspicion[rows]]),
         doubted=np.concatenate([~split.admissible & ~split.triggered, np.zeros(len(rows), bool)]),
+        shown=None if split.shown is None else np.pad(split.shown, ((0, len(rows)), (0, 0))),
     )
     return longer, part, replace(guide, logits=np.concatenate([guide.logits, guide.logits[rows]]))
 
@@ -176,7 +181,7 @@ class _State:
 
 
 def _cure_loss(
-    state: _State, labels: Tensor, guide: Tensor, teacher: Normalized | None, cure: Cure
+    state: _State, labels: Tensor, guide: Tensor, shown: Tensor, teacher: Normalized | None, cure: Cure
 ) -> LossFunction:
     forget = _UNLEARNING[cure.loss]
 
@@ -196,7 +201,11 @@ def _cure_loss(
         total = (state.weight[rows][clean] * clean_loss(logits[clean], given[clean], batch[clean])).sum()
         if bool(triggered.any()):
             wrong = logits[triggered]
-            total = total + cure.unlearn * forget(wrong, given[triggered]).sum()
+            told = shown[rows][triggered]
+            known = told.sum(1)
+            weight = cure.unlearn * (1 - known * (1 - cure.mislabelled))
+            total = total + (weight * forget(wrong, given[triggered])).sum()
+            total = total - cure.relabel * (told * wrong.log_softmax(1)).sum()
             if cure.guide > 0:
                 t = cure.temperature
                 opinion = (guide[rows][triggered] / t).softmax(1)
@@ -244,7 +253,8 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
         state.weight = torch.from_numpy(weights[data.labels].astype(np.float32))
         return np.flatnonzero(clean | triggered)
 
-    loss = _cure_loss(state, labels, scaled, teacher, cure)
+    shown = torch.zeros_like(scaled) if split.shown is None else torch.from_numpy(split.shown)
+    loss = _cure_loss(state, labels, scaled, shown, teacher, cure)
     history = fit(model, data.images, choose, loss, cure.recipe, seed, on_epoch, checkpoint)
     sizes = {
         "clean": tuple(float(clean.sum()) for clean in admitted.passes),

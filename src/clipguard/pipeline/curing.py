@@ -142,5 +142,6 @@ def learnable(found: Scan) -> tuple[ImageSet, Split, Scores]:
         triggered=part.triggered[rows],
         suspicion=part.suspicion[rows],
         doubted=None if part.doubted is None else part.doubted[rows],
+        shown=None if part.shown is None else part.shown[rows],
     )
     return found.data.take(rows), kept, replace(found.guide, logits=found.guide.logits[rows])

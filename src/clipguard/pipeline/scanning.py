@@ -238,14 +238,11 @@ def _judge_labels(
         said = looked_again(
             embeddings(), entropy.guide_nll, labels, k, unexplained, reserved, first, noise, seed
         )
-        for name, mask in said._asdict().items():
-            write_array(folder / f"{name}.npy", mask)
+        for name, values in said._asdict().items():
+            write_array(folder / f"{name}.npy", values)
 
-    inputs = [
-        stages["labels"].key,
-        stages["detect"].key,
-        hashlib.sha256(np.array(first).tobytes()).hexdigest(),
-    ]
+    flagged = hashlib.sha256(first.planted.tobytes() + first.doubted.tobytes()).hexdigest()
+    inputs = [stages["labels"].key, stages["detect"].key, flagged]
     stages["reprobe"] = run.stage("reprobe", config=asdict(noise), inputs=inputs, compute=look_again)
     return Judged(*(read_array(stages["reprobe"].path / f"{name}.npy") for name in Judged._fields))
 
