@@ -201,3 +201,26 @@ def test_a_plan_can_be_made_without_arguments_and_compared():
     assert Plan() == Plan()
     assert Plan(by="retrain") != Plan()
     assert Path(Plan().architecture).name == Plan().architecture
+
+
+def test_labels_planted_without_a_mark_are_looked_at_again_closed_and_shown_for_what_they_are(tmp_path):
+    clean, _ = poisoned_set(600, 0.0)
+    rows = np.random.default_rng(3).choice(np.flatnonzero(clean.labels != 0), 60, replace=False)
+    planted = np.isin(np.arange(600), rows)
+    data = replace(clean, labels=np.where(planted, 0, clean.labels))
+    # The guide, which knows none of these classes, disbelieves no label, and the probe has few to learn from.
+    noise = replace(PLAN.noise, unbelieved=0.1, implausible=3.0, sure=3.0)
+    quick = replace(PLAN, noise=noise)
+    found = scanned(tmp_path / "run", data, plan=quick)
+    assert found.mislabelled[planted].mean() > 0.6
+    assert found.mislabelled[~planted].mean() < 0.02
+    assert found.split.closed == (0,)
+    assert found.split.shown is not None
+    shown = found.split.shown[found.mislabelled & planted].argmax(1)
+    assert (shown == clean.labels[found.mislabelled & planted]).mean() > 0.9
+    assert not found.split.shown[~found.mislabelled].any()
+    again = scanned(tmp_path / "run", data, plan=quick)
+    assert again.stages["reprobe"].cached
+    assert np.array_equal(again.split.shown, found.split.shown)
+    longer = scanned(tmp_path / "run", data, plan=replace(quick, noise=replace(noise, looks=2)))
+    assert not longer.stages["reprobe"].cached
