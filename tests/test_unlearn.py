@@ -320,6 +320,7 @@ def test_the_reference_has_the_papers_values():
     assert (REFERENCE.recipe.epochs, REFERENCE.recipe.optimizer) == (10, "plain-sgd")
     assert (REFERENCE.recipe.lr, REFERENCE.recipe.batch_size, REFERENCE.recipe.constant) == (0.01, 256, True)
     assert (REFERENCE.readmit, REFERENCE.distill) == (1.0, 0.0)
+    assert (REFERENCE.mislabelled, REFERENCE.relabel) == (1.0, 0.0)
 
 
 def test_copies_with_the_trigger_are_appended_as_clean_and_nothing_else_changes():

@@ -64,6 +64,8 @@ REFERENCE = Cure(
     recipe=Recipe(epochs=10, lr=0.01, batch_size=256, optimizer="plain-sgd", warmup=0.0, constant=True),
     unlearn=0.025,
     guide=0.0005,
+    mislabelled=1.0,
+    relabel=0.0,
     readmit=1.0,
     stamp=0.0,
 )
