@@ -267,12 +267,15 @@ def test_planted_labels_leave_clean_join_triggered_and_rise_in_the_ranking():
     assert part.closed == ()
     odds = np.log(np.array([[0.1, 0.2, 0.3, 0.4]] * 4))
     judged = Judged(np.array([True, False, True, False]), np.array([False, True, True, False]), odds)
+    before = odds.copy()
     more = with_planted(part, np.array([3, 1, 3, 0]), judged)
+    assert np.array_equal(odds, before)
     assert more.clean.tolist() == [False, False, False, False]
     assert more.triggered.tolist() == [True, False, True, False]
     assert more.suspicion.tolist() == [0.6, 0.4, 0.95, 0.5]
     assert more.admissible.tolist() == [False, False, False, True]
-    assert more.closed == (3,)
+    # A class in which another look only doubts is closed, too.
+    assert more.closed == (1, 3)
     # What the labels of class 3 leave to the others, as a distribution.
     assert more.shown[[0, 2]] == pytest.approx(np.array([[1 / 6, 1 / 3, 1 / 2, 0]] * 2))
     assert not more.shown[[1, 3]].any()

@@ -244,11 +244,7 @@ def _exchanged(
     return counts / size, (counts + 1 / k) / size**2
 
 
-def with_planted(
-    split: Split,
-    labels: Int64[np.ndarray, "n"],
-    judged: Judged,
-) -> Split:
+def with_planted(split: Split, labels: Int64[np.ndarray, "n"], judged: Judged) -> Split:
     """Return the split with the doubted, and the planted in `triggered`, their suspicion halfway to 1.
 
     The classes that they are in are closed: most of the planted labels that are left wait there for a
@@ -256,14 +252,18 @@ def with_planted(
     other classes.
     """
     planted, doubted, odds = judged
-    given = np.eye(odds.shape[1], dtype=bool)[labels]
-    others = softmax(np.where(given, NO_SAY, odds), axis=1)
+    shown = None
+    if planted.any():
+        others = odds[planted]
+        np.put_along_axis(others, labels[planted, None], NO_SAY, axis=1)
+        shown = np.zeros(odds.shape, np.float32)
+        shown[planted] = softmax(others, axis=1)
     return replace(
         split,
         clean=split.clean & ~planted & ~doubted,
         triggered=split.triggered | planted,
         doubted=doubted & ~split.triggered,
-        closed=tuple(np.unique(labels[planted]).tolist()),
-        shown=np.where(planted[:, None], others, 0).astype(np.float32) if planted.any() else None,
+        closed=tuple(np.unique(labels[planted | doubted]).tolist()),
+        shown=shown,
         suspicion=np.where(planted, (1 + split.suspicion) / 2, split.suspicion),
     )
