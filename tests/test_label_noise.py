@@ -268,7 +268,7 @@ def test_planted_labels_leave_clean_join_triggered_and_rise_in_the_ranking():
     odds = np.log(np.array([[0.1, 0.2, 0.3, 0.4]] * 4))
     judged = Judged(np.array([True, False, True, False]), np.array([False, True, True, False]), odds)
     before = odds.copy()
-    more = with_planted(part, np.array([3, 1, 3, 0]), judged)
+    more = with_planted(part, np.array([3, 1, 3, 0]), judged, NOISE)
     assert np.array_equal(odds, before)
     assert more.clean.tolist() == [False, False, False, False]
     assert more.triggered.tolist() == [True, False, True, False]
@@ -280,7 +280,7 @@ def test_planted_labels_leave_clean_join_triggered_and_rise_in_the_ranking():
     assert more.shown[[0, 2]] == pytest.approx(np.array([[1 / 6, 1 / 3, 1 / 2, 0]] * 2))
     assert not more.shown[[1, 3]].any()
     nobody = np.zeros(4, bool)
-    assert with_planted(part, np.array([3, 1, 3, 0]), Judged(nobody, nobody, odds)).shown is None
+    assert with_planted(part, np.array([3, 1, 3, 0]), Judged(nobody, nobody, odds), NOISE).shown is None
 
 
 def marked(count):
@@ -313,6 +313,22 @@ def test_a_probe_that_has_not_learnt_the_flagged_labels_finds_more_of_their_like
     assert second.planted[~bad].mean() < 0.02
     assert not (second.planted & second.doubted).any()
     assert set(labels[second.planted | second.doubted]) == {0}
+
+
+def test_a_closed_class_counts_for_as_many_as_are_thought_honest():
+    embeddings, labels, bad = marked(150)
+    nothing = np.zeros(len(labels), bool)
+    part = Split(clean=~nothing, triggered=nothing, suspicion=np.zeros(len(labels)))
+    first, guide = opinion(embeddings, labels)
+    flagged = again(embeddings, labels, first, guide)
+    # However few of the planted labels are flagged, the rest of them must not count.
+    few = flagged._replace(planted=flagged.planted & (np.arange(len(labels)) % 2 == 0))
+    for judged in (flagged, few):
+        more = with_planted(part, labels, judged, NOISE)
+        rest = np.bincount(labels[~more.triggered], minlength=K)
+        assert more.honest * rest == pytest.approx(np.bincount(labels[~bad]), rel=0.1)
+        assert (more.honest[1:] == 1).all()
+    assert with_planted(part, labels, Judged(nothing, nothing, first.odds), NOISE).honest is None
 
 
 def test_without_another_look_the_first_one_stands():

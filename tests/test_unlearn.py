@@ -55,7 +55,7 @@ def draw_case(n, seed, spread=4.0):
     place[0] = 0  # somebody to learn from
     part = Split(clean=place == 0, triggered=place == 1, suspicion=np.zeros(n))
     shown = draw.dirichlet(np.ones(K), n) * ((place == 1) & (draw.random(n) < 0.5))[:, None]
-    part = replace(part, shown=shown.astype(np.float32))
+    part = replace(part, shown=shown.astype(np.float32), honest=draw.uniform(0.2, 1, K))
     guide = Scores(logits=draw.normal(size=(n, K)).astype(np.float32), scale=3.0, source="guide")
     return model, image_set(images, draw.integers(0, K, n), NAMES), part, guide, logits.astype(np.float64)
 
@@ -71,7 +71,8 @@ def kl(p, q):
 
 def oracle(logits, data, part, guide, cure):
     """Return the mean loss over the samples in the two sets, one sample after the other in float64."""
-    weights = class_weights(part.clean, ~part.triggered, data.labels, K) if cure.balance else np.ones(K)
+    honest = np.ones(K) if part.honest is None else part.honest
+    weights = class_weights(part.clean, ~part.triggered, data.labels, honest) if cure.balance else np.ones(K)
     total = 0.0
     columns = (data.labels, part.clean, part.triggered, part.shown, guide.logits.astype(np.float64))
     for z, y, clean, triggered, shown, opinion in zip(logits, *columns, strict=True):
@@ -143,14 +144,17 @@ def test_certain_labels_give_finite_weights():
     assert torch.isfinite(model.network.table).all()
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_class_weights_are_those_of_a_slow_oracle(rows):
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=1, max_size=60),
+    st.lists(st.floats(0.1, 1), min_size=6, max_size=6),
+)
+def test_class_weights_are_those_of_a_slow_oracle(rows, honest):
     labels = np.array([row[0] for row in rows])
     clean, kept = (np.array([row[i] for row in rows]) for i in (1, 2))
-    found = class_weights(clean, kept | clean, labels, 6)
+    found = class_weights(clean, kept | clean, labels, np.array(honest))
     have = [sum(c for y, c in zip(labels, clean, strict=True) if y == k) for k in range(6)]
     want = [sum(c for y, c in zip(labels, kept | clean, strict=True) if y == k) for k in range(6)]
-    raw = [w / h if h else 0.0 for w, h in zip(want, have, strict=True)]
+    raw = [w * part / h if h else 0.0 for w, part, h in zip(want, honest, have, strict=True)]
     mass = sum(r * h for r, h in zip(raw, have, strict=True))
     for k in range(6):
         assert found[k] == pytest.approx(min(raw[k] * sum(have) / mass, 10.0) if have[k] else 0.0)
@@ -159,7 +163,7 @@ def test_class_weights_are_those_of_a_slow_oracle(rows):
 def test_a_class_without_clean_samples_weighs_nothing_and_the_others_average_one():
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     clean = np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)
-    found = class_weights(clean, np.ones(8, bool), labels, 4)
+    found = class_weights(clean, np.ones(8, bool), labels, np.ones(4))
     assert (found[2], found[3]) == (0, 0)
     assert found[1] == pytest.approx(2 * found[0])
     assert (found[labels[clean]]).mean() == pytest.approx(1)
@@ -169,7 +173,7 @@ def test_no_class_weighs_more_than_ten_times_the_usual():
     labels = np.repeat([0, 1], [100, 100])
     clean = labels == 0
     clean[100] = True
-    assert class_weights(clean, np.ones(200, bool), labels, 2).max() == 10
+    assert class_weights(clean, np.ones(200, bool), labels, np.ones(2)).max() == 10
 
 
 def asked(monkeypatch):

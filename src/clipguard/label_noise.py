@@ -244,7 +244,7 @@ def _exchanged(
     return counts / size, (counts + 1 / k) / size**2
 
 
-def with_planted(split: Split, labels: Int64[np.ndarray, "n"], judged: Judged) -> Split:
+def with_planted(split: Split, labels: Int64[np.ndarray, "n"], judged: Judged, noise: LabelNoise) -> Split:
     """Return the split with the doubted, and the planted in `triggered`, their suspicion halfway to 1.
 
     The classes that they are in are closed: most of the planted labels that are left wait there for a
@@ -252,7 +252,7 @@ def with_planted(split: Split, labels: Int64[np.ndarray, "n"], judged: Judged) -
     other classes.
     """
     planted, doubted, odds = judged
-    shown = None
+    closed, shown = np.unique(labels[planted | doubted]), None
     if planted.any():
         others = odds[planted]
         np.put_along_axis(others, labels[planted, None], NO_SAY, axis=1)
@@ -263,7 +263,30 @@ def with_planted(split: Split, labels: Int64[np.ndarray, "n"], judged: Judged) -
         clean=split.clean & ~planted & ~doubted,
         triggered=split.triggered | planted,
         doubted=doubted & ~split.triggered,
-        closed=tuple(np.unique(labels[planted | doubted]).tolist()),
+        closed=tuple(closed.tolist()),
+        honest=_honest(closed, odds, labels, split.triggered | planted, noise) if len(closed) else None,
         shown=shown,
         suspicion=np.where(planted, (1 + split.suspicion) / 2, split.suspicion),
     )
+
+
+def _honest(
+    closed: Int64[np.ndarray, "c"],
+    odds: Float64[np.ndarray, "n k"],
+    labels: Int64[np.ndarray, "n"],
+    triggered: Bool[np.ndarray, "n"],
+    noise: LabelNoise,
+) -> Float64[np.ndarray, "k"]:
+    """Return the share of each class, what is triggered apart, that is thought to be labelled honestly.
+
+    The probe doubts some honest labels of every class. So the labels of a closed class that it does not doubt
+    are its honest ones but for the share that is doubted in the open classes; what exceeds that is planted.
+    """
+    k, doubted = odds.shape[1], _disbelief(odds, labels, ~triggered) > noise.doubt
+    rest = ~triggered
+    usual = float(np.mean(doubted[rest & ~np.isin(labels, closed)])) if len(closed) < k else 0.0
+    have = np.bincount(labels[rest], minlength=k)
+    vouched = np.bincount(labels[rest & ~doubted], minlength=k) / max(1 - usual, 1e-12)
+    share = np.ones(k)
+    share[closed] = np.minimum(1.0, vouched / np.maximum(have, 1))[closed]
+    return share

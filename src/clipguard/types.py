@@ -93,6 +93,7 @@ class Split:
         starved: classes with too few clean samples to trust what is learnt of them.
         doubted: samples in neither set that never join `clean`; None for no such sample.
         closed: classes of which no sample joins `clean` while a model is cured, doubted or not.
+        honest: share of each class outside `triggered` that is thought to be labelled honestly; None for all.
         shown: class probabilities of what triggered samples show whose label, and not image, is wrong; rows
             of zeros for all others, None for no such sample.
     """
@@ -103,6 +104,7 @@ class Split:
     starved: tuple[str, ...] = ()
     doubted: Bool[np.ndarray, "n"] | None = None
     closed: tuple[int, ...] = ()
+    honest: Float64[np.ndarray, "k"] | None = None
     shown: Float32[np.ndarray, "n k"] | None = None
 
     @property

@@ -40,7 +40,8 @@ class Cure:
         readmit: after each pass, samples outside `clean` whose given label the half-cured model believes with
             more than this probability join `clean`, unless they are `doubted` or their class is `closed`; 1
             turns it off.
-        balance: weigh clean samples so that every class keeps the share it has outside `triggered`.
+        balance: weigh clean samples so that every class keeps the share that its honest labels have outside
+            `triggered`.
         stamp: share of the clean samples of which a copy with the recovered trigger (with each, where there
             are several) is learnt under the sample's own label: unlearning says what a triggered image is
             not, this says what it is.
@@ -142,14 +143,18 @@ def _to_stamp(
 
 
 def class_weights(
-    clean: Bool[np.ndarray, "n"], kept: Bool[np.ndarray, "n"], labels: Int64[np.ndarray, "n"], k: int
+    clean: Bool[np.ndarray, "n"],
+    kept: Bool[np.ndarray, "n"],
+    labels: Int64[np.ndarray, "n"],
+    honest: Float64[np.ndarray, "k"],
 ) -> Float64[np.ndarray, "k"]:
     """Return a weight a class: its count in `kept` over its count in `clean`, scaled to mean 1 over `clean`.
 
-    A class without clean samples gets 0. Weights are bounded by 10, so that a few samples cannot rule.
+    Of the count in `kept` only the share `honest` is taken. A class without clean samples gets 0. Weights are bounded by 10, so that a few samples cannot rule.
     """
+    k = len(honest)
     have = np.bincount(labels[clean], minlength=k)
-    want = np.bincount(labels[kept], minlength=k)
+    want = np.bincount(labels[kept], minlength=k) * honest
     raw = np.where(have > 0, want / np.maximum(have, 1), 0.0)
     scale = have.sum() / max((raw * have).sum(), 1e-12)
     weights: Float64[np.ndarray, " k"] = np.minimum(raw * scale, 10.0)
@@ -239,6 +244,7 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
     teacher = copy.deepcopy(model).eval() if cure.distill > 0 else None
     admitted = _Admitted(split.clean, checkpoint)
     admissible = split.admissible & ~np.isin(data.labels, split.closed)
+    honest = np.ones(len(data.class_names)) if split.honest is None else split.honest
     state = _State(*(torch.zeros(0),) * 3)
 
     def choose(epoch: int) -> Int64[np.ndarray, "m"]:
@@ -250,7 +256,7 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
         triggered = split.triggered & ~clean
         weights = np.ones(len(data.class_names))
         if cure.balance:
-            weights = class_weights(clean, ~triggered, data.labels, len(data.class_names))
+            weights = class_weights(clean, ~triggered, data.labels, honest)
         state.clean, state.triggered = torch.from_numpy(clean), torch.from_numpy(triggered)
         state.weight = torch.from_numpy(weights[data.labels].astype(np.float32))
         return np.flatnonzero(clean | triggered)

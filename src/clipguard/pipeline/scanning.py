@@ -136,7 +136,7 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
     found = refine(first, trigger, plan.detector)
     stages = {"read": read, "suspect": suspect, "detect": detect}
     judged = _judge_labels(run, seen, stages, (entropy, found), plan)
-    found = with_planted(found, data.labels, judged)
+    found = with_planted(found, data.labels, judged, plan.noise)
     # The detector takes more samples out of `clean`, so that more classes may have too few.
     starved = starved_classes(found.clean, data.labels, data.class_names, plan.rule.fewest)
     result = Scan(
