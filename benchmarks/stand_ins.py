@@ -6,6 +6,9 @@
 keep their label: image-dependent, as a warp is, with covers. `component`: the one per cent of images that
 show most of the third principal component are called airplane, test images are moved that way: label-only.
 None of them is an attack of the table. A way that is there is not computed again.
+
+How large a fed class counts in the cure came later than the ways to look and to unlearn, which therefore
+have it as it is labelled; of its size, four cures tell, which differ by their seed alone.
 """
 
 import json
@@ -20,7 +23,8 @@ from scipy.ndimage import uniform_filter1d
 
 from clipguard.benchmark.machine import commit, machine
 from clipguard.defender import Defender
-from clipguard.pipeline import Plan
+from clipguard.models import load
+from clipguard.pipeline import Plan, cure
 from clipguard.scoring import classifier_logits
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
@@ -33,14 +37,29 @@ WORK = works("development")[0]
 SEED = WORK.cell.seed
 TARGET = 0
 USUAL = Plan(seed=SEED)
-NO_LOOK, RELABEL = replace(USUAL.noise, looks=0), {"mislabelled": 1.0, "relabel": 0.0}
+NO_LOOK = replace(USUAL.noise, looks=0)
+AT_FIVE = replace(USUAL.noise, sure=5.0)
+UNLEARNT = replace(USUAL.cure, mislabelled=1.0, relabel=0.0)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A plan, the seed of the cure alone, and whether a fed class counts for its honest labels only."""
+
+    plan: Plan
+    seed: int = SEED
+    honest: bool = False
+
+
 WAYS = {
-    "one look, unlearnt": replace(USUAL, noise=NO_LOOK, cure=replace(USUAL.cure, **RELABEL)),
-    "another look at 5 nats, unlearnt": replace(
-        USUAL, noise=replace(USUAL.noise, sure=5.0), cure=replace(USUAL.cure, **RELABEL)
-    ),
-    "another look at 9 nats, unlearnt": replace(USUAL, cure=replace(USUAL.cure, **RELABEL)),
-    "another look at 9 nats, relabelled (default)": USUAL,
+    "one look, unlearnt": Way(replace(USUAL, noise=NO_LOOK, cure=UNLEARNT)),
+    "another look at 5 nats, unlearnt": Way(replace(USUAL, noise=AT_FIVE, cure=UNLEARNT)),
+    "another look at 9 nats, unlearnt": Way(replace(USUAL, cure=UNLEARNT)),
+    "another look at 9 nats, relabelled": Way(USUAL),
+}
+SEEDS = range(SEED, SEED + 4)
+SIZES = {f"the same, cure seed {seed}": Way(USUAL, seed) for seed in SEEDS[1:]} | {
+    f"the same, honest size (default), cure seed {seed}": Way(USUAL, seed, honest=True) for seed in SEEDS
 }
 
 
@@ -110,20 +129,25 @@ def rates(model, stand_in: StandIn) -> dict[str, float]:
     return {name: round(100 * value, 2) for name, value in out.items()}
 
 
-def cured(stand_in: StandIn, plan: Plan, folder: Path) -> dict[str, float]:
+def cured(stand_in: StandIn, way: Way, folder: Path) -> dict[str, float]:
     """Return the rates after a cure, and what was flagged."""
     data, poison = stand_in.data, stand_in.poison
     WORK.guide.foresee(data)
     source = ImageSource.open((data.images, data.labels), classes=data.class_names)
-    done = Defender(WORK.guide, folder, plan=plan).fit(source, model=victim(data), spec=WORK.case().spec)
-    part = done.split_
+    found = Defender(WORK.guide, folder, plan=way.plan).scan(source, model_size=data.images.shape[1:3]).found_
+    if not way.honest:
+        found = replace(found, split=replace(found.split, honest=None))
+    plan = replace(way.plan, seed=way.seed)
+    # The stages know a split by who is in it, and not by how its classes are weighed.
+    done = cure(found, victim(data), WORK.case().spec, f"victim, {way.honest}", plan)
+    part = found.split
     counts = {
         "flagged": int(part.triggered.sum()),
         "right": int((part.triggered & poison).sum()),
         "trusted": int((part.clean & poison).sum()),
         "poison": int(poison.sum()),
     }
-    return {**rates(done.model_, stand_in), **counts}
+    return {**rates(load(done.path / "model.safetensors", WORK.case().spec), stand_in), **counts}
 
 
 def main() -> None:
@@ -137,7 +161,9 @@ def main() -> None:
                 "oracle": lambda made=stand_in: rates(victim(WORK.sets[0]), made),
             }
             run = Path(folder) / make.__name__
-            ways |= {name: partial(cured, stand_in, plan, run) for name, plan in WAYS.items()}
+            # Only where so much is planted that a class has another size.
+            tried = WAYS | SIZES if make is blur else WAYS
+            ways |= {name: partial(cured, stand_in, way, run) for name, way in tried.items()}
             for name, compute in ways.items():
                 key = f"{make.__name__}, {name}"
                 if key not in rows:

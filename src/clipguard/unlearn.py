@@ -150,7 +150,8 @@ def class_weights(
 ) -> Float64[np.ndarray, "k"]:
     """Return a weight a class: its count in `kept` over its count in `clean`, scaled to mean 1 over `clean`.
 
-    Of the count in `kept` only the share `honest` is taken. A class without clean samples gets 0. Weights are bounded by 10, so that a few samples cannot rule.
+    Of the count in `kept` only the share `honest` is taken. A class without clean samples gets 0. Weights are
+    bounded by 10, so that a few samples cannot rule.
     """
     k = len(honest)
     have = np.bincount(labels[clean], minlength=k)
