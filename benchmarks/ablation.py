@@ -130,7 +130,7 @@ def separation(work: Work, name: str) -> Row:
     seconds = time.monotonic() - began
     entropy = entropy_map(guide, scores, data.labels)
     first = split(entropy, data.labels, data.class_names, SplitRule())
-    found = detection(entropy, first, truth)
+    found = detection(entropy, first, data, truth)
     return {**found, "seconds": round(seconds, 1), "attack": work.cell.attack.name}
 
 

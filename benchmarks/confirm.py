@@ -100,12 +100,14 @@ def compared(row: dict[str, Any], found: Scan, truth: PoisonTruth) -> dict[str, 
     odds = read_array(found.stages["labels"].path / "odds.npy")
     unexplained = ~(found.split.triggered & ~found.mislabelled)
     then = by_the_first_rule(found.entropy.guide_nll, odds, found.data.labels, unexplained)
-    figures = detection(found.entropy, found.split, truth)
+    figures = detection(found.entropy, found.split, found.data, truth)
     return {
         "planted_labels": int(found.mislabelled.sum()),
         "planted_labels_then": int(then.sum()),
         "doubted_labels": int((~found.split.admissible & ~found.split.triggered).sum()),
-        "detection_same_to_the_last_digit": figures == row["detection"] if "detection" in row else None,
+        "detection_same_to_the_last_digit": row["detection"].items() <= figures.items()
+        if "detection" in row
+        else None,
     }
 
 

@@ -15,6 +15,8 @@ from clipguard.benchmark.config import (
     defense_of,
     read_config,
     recipe_of,
+    settings_of,
+    variants,
 )
 from clipguard.defenses.own import Clipguard, Retrain
 from clipguard.errors import ClipguardError
@@ -165,6 +167,16 @@ def test_an_attacks_own_recipe_goes_before_the_nets_and_makes_no_other_cell(tmp_
         ('defenses = ["magic"]', "unknown defence 'magic'"),
         ('defenses = [{name = "clipguard", options = {plan = {sise = 3}}}]', "unknown key 'sise'"),
         ('nets = [{name = "x", victim = {epoch = 3}}]', "net x, attack badnets: unknown key 'epoch'"),
+        ('attacks = ["badnetz"]', "key attacks: unknown attack 'badnetz'"),
+        ('attacks = [{name = "sig", options = {amplitud = 3}}]', "attack sig has no option 'amplitud'"),
+        ("[victim]\nepochs = 0", "epochs, batch_size and lr of victim must be positive"),
+        ("[victim]\nlr = -1.0", "epochs, batch_size and lr of victim must be positive"),
+        ('nets = [{name = "x", victim = {batch_size = 0}}]', "net x, attack badnets: epochs, batch_size"),
+        ('data = [{name = "x", imbalance = nan}]', "imbalance nan is below 1"),
+        ('data = [{name = "x", size = [0, 32]}]', "is no size"),
+        ('data = [{name = "x", train = "a"}]', "x has only one of train and test"),
+        ("[plan]\nseed = 3", "the seed is each cell's"),
+        ('defenses = [":x"]', "cannot be imported"),
         ("seeds = [", "cannot be read as TOML"),
         (f"seeds = [{1 << 63}]", "a seed is beyond 64 bits"),
         (f"oracle_seed = {-(1 << 63) - 1}", "a seed is beyond 64 bits"),
@@ -188,3 +200,36 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_the_benchmarks_of_this_repository_can_be_read(file):
     assert list(cells(read_config(file)))
+
+
+def test_cells_that_share_all_axes_are_told_apart_by_what_differs(tmp_path):
+    read = config(
+        tmp_path,
+        'attacks = [{name = "blended", options = {alpha = 0.2}},'
+        ' {name = "blended", options = {alpha = 0.9}}, {name = "blended", options = {mapping = "all-to-all"}},'
+        ' {name = "sig", options = {frequency = 3}}]\n'
+        'data = ["cifar10", {name = "cifar10", imbalance = 50}, "gtsrb"]\nseeds = [0, 1]',
+    )
+    told = [(cell.data.name, cell.attack.name, cell.seed, text) for cell, text in variants(read)]
+    assert len(told) == 3 * 4 * 2
+    assert len({(data, attack, text) for data, attack, _, text in told}) == 3 * 4
+    assert ("gtsrb", "blended", 1, "alpha 0.9") in told
+    assert ("cifar10", "sig", 0, "imbalance 50.0") in told
+    assert ("gtsrb", "sig", 0, "") in told
+    assert all(text == "" for _, text in variants(config(tmp_path, "seeds = [0, 1]")))
+
+
+def test_what_changes_nothing_has_one_rate_only(tmp_path):
+    read = config(tmp_path, 'attacks = ["none", "sig"]\nrates = [0.05, 0.1]')
+    assert [(cell.attack.name, cell.rate) for cell in cells(read)] == [
+        ("none", 0.05),
+        ("sig", 0.05),
+        ("sig", 0.1),
+    ]
+
+
+def test_class_names_are_part_of_a_cell_only_where_they_are_given(tmp_path):
+    (plain,) = cells(config(tmp_path, ""))
+    (named,) = cells(config(tmp_path, 'data = [{name = "cifar10", classes = ["a", "b"]}]'))
+    assert "classes" not in settings_of(plain)["data"]
+    assert settings_of(named)["data"]["classes"] == ("a", "b")

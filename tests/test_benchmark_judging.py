@@ -37,7 +37,7 @@ def test_rates_are_those_counted_by_hand():
     assert told["class_recalls"] == [0.0, 1.0, 0.0]
     assert (told["attack_success"], told["recovery"], told["target_recall"]) == (1.0, 0.0, 0.0)
     assert told["attack_successes"] == [1.0]
-    assert told["n"] == 6
+    assert (told["n"], told["attack_n"]) == (6, 4)
 
 
 def test_of_two_triggers_the_worse_one_counts_and_both_are_told():

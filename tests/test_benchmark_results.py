@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from clipguard.benchmark.goals import NOT_PLANTED, goal, groups
+from clipguard.benchmark.goals import APART, NOT_PLANTED, goal, groups
 from clipguard.benchmark.report import write_bench_report
 from clipguard.benchmark.results import read_results, write_results
 from clipguard.benchmark.tables import markdown, spread, verdicts
@@ -24,6 +24,7 @@ def row(label: str, accuracy: float, successes: list[float], seed: int = 0, **mo
         "degrade": 0.0,
         "net": "preactresnet18-16",
         "epochs": 25,
+        "variant": "",
         "seed": seed,
         "row": label,
         "defense": label,
@@ -138,6 +139,31 @@ def test_cells_that_differ_in_how_long_the_victim_was_trained_are_told_apart(tmp
     assert "| badnets, 25 epochs | none | 75.00 | 20.00 |" in text
     assert "| badnets, 50 epochs | none | 75.00 | 90.00 |" in text
     assert "preactresnet18-16, 25 epochs." in markdown(told(rows[:1], tmp_path))
+
+
+def test_cells_that_differ_in_something_else_are_told_apart(tmp_path):
+    rows = [row("none", 0.75, [0.2], variant="alpha 0.2"), row("none", 0.75, [0.9], variant="alpha 0.9")]
+    text = markdown(told(rows, tmp_path))
+    assert "| badnets, alpha 0.2 | none | 75.00 | 20.00 |" in text
+    assert "| badnets, alpha 0.9 | none | 75.00 | 90.00 |" in text
+
+
+def test_a_row_of_another_victim_has_no_goal_and_no_part_in_the_spread(tmp_path):
+    rows = cell(row("clipguard", 0.75, [0.02]))
+    apart = rows[2] | {"row": "clipguard (earlier settings)" + APART, "accuracy": 0.5}
+    found = {group.label: group for group in groups(told([*rows, apart], tmp_path))}
+    assert found["clipguard"].goals == ("met",)
+    assert found["clipguard (earlier settings) (another victim)"].goals == ("",)
+    assert "| clipguard (earlier settings) (another victim) | 50.00 |" in markdown(
+        told([*rows, apart], tmp_path)
+    )
+    write_bench_report(tmp_path)
+
+
+def test_the_table_tells_how_many_images_were_attacked_where_the_row_knows(tmp_path):
+    text = markdown(told([row("none", 0.7, [0.9], attack_n=900), row("oracle", 0.7, [0.02])], tmp_path))
+    assert "| 1 | 1,000; 900 |" in text
+    assert "| 1 | 1,000 |" in text
 
 
 def test_spread_of_one_value_has_no_deviation_and_of_none_no_number():

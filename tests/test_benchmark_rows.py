@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from clipguard.benchmark.cells import Work
 from clipguard.benchmark.results import read_results
@@ -15,8 +18,10 @@ from clipguard.cli import main
 from clipguard.defenses import Case, Cured
 from clipguard.errors import ClipguardError
 from clipguard.locks import locked
+from clipguard.sources.writer import write_parquet
 from tiny_bench import TinyBench, tiny_bench
 from tiny_data import CommandLine
+from tiny_runs import poisoned_set
 
 FIGURES = ("accuracy", "attack_success", "attack_successes", "recovery", "target_recall", "class_recalls")
 SETTINGS = "rates = [0.15]\n"
@@ -212,13 +217,102 @@ def test_a_row_that_fails_is_told_and_tried_again_and_the_others_go_on(done, tmp
     assert rows(tiny)["mine"]["accuracy"] == rows(tiny)["none"]["accuracy"]
 
 
-def test_an_attack_that_cannot_be_made_costs_its_own_cell_only(tmp_path, capsys):
-    tiny = tiny_bench(tmp_path, 'attacks = [{name = "sig", rate = 0.9}, "no-such"]\n')
+class Foreign:
+    """Defences as they come: one that spoils what it is given, one that falls over, one that forgets."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def defend(self, case: Case) -> Cured:
+        """Do one of these."""
+        if self.kind == "falls over":
+            raise ZeroDivisionError("no\nluck")
+        with torch.no_grad():
+            for weight in case.victim.parameters():
+                weight.zero_()
+        victim = case.victim
+        return Cured(model=victim, seconds={}) if self.kind == "spoils" else victim  # type: ignore[return-value]
+
+
+def test_a_defence_costs_its_own_row_whatever_it_does(done, tmp_path, capsys):
+    kinds = ("spoils", "falls over", "forgets")
+    foreign = ", ".join(
+        f'{{name = "test_benchmark_rows:Foreign", label = "{kind}", options = {{kind = "{kind}"}}}}'
+        for kind in kinds
+    )
+    tiny = replace(tiny_bench(tmp_path, f"rates = [0.15]\ndefenses = [{foreign}]\n"), cache=done.cache)
     ran = CommandLine(capsys)(*tiny.arguments, "--json")
-    assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 0, 2)
-    text = (tiny.out / "results.md").read_text()
-    assert "asks for 86 of 96 samples" in text
-    assert "unknown attack 'no-such'" in text
+    assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 5, 2)
+    assert "falls over: failed: ZeroDivisionError: no" in ran.err
+    assert "forgets: failed: the defence returned Normalized: return a Cured" in ran.err
+    found = rows(tiny)
+    # What it was given was a copy: neither the victim's row nor the next defence has seen it.
+    assert found["spoils"]["accuracy"] == found["none"]["accuracy"] == rows(done)["none"]["accuracy"]
+    assert found["finetune"]["accuracy"] == rows(done)["finetune"]["accuracy"]
+
+
+def test_an_attack_that_cannot_be_made_costs_its_own_cell_only(tmp_path, capsys):
+    tiny = tiny_bench(tmp_path, 'attacks = [{name = "sig", rate = 0.9}]\n')
+    ran = CommandLine(capsys)(*tiny.arguments, "--json")
+    assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 0, 1)
+    assert "asks for 86 of 96 samples" in (tiny.out / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("target = 7\n", "target 7 of badnets is no class of tiny: choose one of 0 to 2"),
+        ('attacks = ["together:sig+lc"]\ntarget = 2\n', "target 3 of together:sig+lc is no class of tiny"),
+        ('attacks = [{name = "badnets", options = {mapping = "x"}}]\n', "unknown mapping 'x'"),
+        ('guides = ["no-such-guide"]\n', "no-such-guide"),
+        ('nets = ["resnet99"]\n', "resnet99"),
+    ],
+)
+def test_what_can_be_told_early_is_told_before_anything_is_made(tmp_path, capsys, text, message):
+    tiny = tiny_bench(tmp_path, text)
+    if "nets" in text:
+        tiny.file.write_text(tiny.file.read_text().replace('nets = ["shallow-8"]\n', "", 1))
+    ran = CommandLine(capsys)(*tiny.arguments)
+    assert ran.code == 2
+    assert message in ran.err
+    assert ran.err.count("\n") == 1
+    assert not tiny.out.exists()
+
+
+def test_training_and_test_set_must_name_the_same_classes(tmp_path, capsys):
+    tiny = tiny_bench(tmp_path)
+    test = np.load(tmp_path / "test.npz")
+    names = np.array([*test["class_names"][:2], "another"])
+    np.savez(tmp_path / "test.npz", images=test["images"], labels=test["labels"], class_names=names)
+    ran = CommandLine(capsys)(*tiny.arguments)
+    assert ran.code == 2
+    assert "data set tiny: " in ran.err
+    assert "names other classes than" in ran.err
+    assert not tiny.out.exists()
+
+
+def test_names_may_be_given_and_images_that_cannot_be_read_are_counted(tmp_path, capsys):
+    for part, count in (("train", 40), ("test", 20)):
+        data, _ = poisoned_set(count, share=0)
+        write_parquet(data, tmp_path / f"{part}.parquet")
+    text = 'classes = ["red", "green", "blue"]'
+    tiny = tiny_bench(tmp_path, "rates = [0.15]\n")
+    file = tiny.file.read_text().replace("train.npz", "train.parquet").replace("test.npz", "test.parquet")
+    tiny.file.write_text(file.replace('test = "test.parquet"', f'test = "test.parquet", {text}'))
+    spoil(tmp_path / "train.parquet")
+    ran = CommandLine(capsys)(*tiny.arguments, "--only", "none", "--json")
+    assert ran.code == 0, ran.err
+    row = rows(tiny)["none"]
+    assert (row["train_n"], row["unreadable"]) == (39, 1)
+
+
+def spoil(path: Path) -> None:
+    """Make the second image of a Parquet file unreadable."""
+    table = pq.read_table(path)
+    images = table.column("image").to_pylist()
+    images[1]["bytes"] = b"no image"
+    kind = table.schema.field("image").type
+    pq.write_table(table.set_column(0, table.schema.field("image"), pa.array(images, kind)), path)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +333,7 @@ def test_data_that_are_not_there_are_told_with_the_ways_out(tmp_path, capsys):
     file = tmp_path / "common.toml"
     file.write_text("")
     ran = CommandLine(capsys)("bench", file, "-o", tmp_path / "out", "--data", tmp_path, "--json")
-    assert (ran.code, ran.json["failed"]) == (2, 1)
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1
     assert "train.parquet" in ran.err
     assert "--download" in ran.err

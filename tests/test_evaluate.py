@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from clipguard.evaluate import auroc, detection, evaluate
 from clipguard.truth import PoisonTruth
-from clipguard.types import EntropyMap, Split
+from clipguard.types import EntropyMap, Split, image_set
 from reference import detection as oracle
 
 K = 3
@@ -151,7 +151,15 @@ def a_case(n, seed, poison):
 @given(st.integers(1, 40), draws, st.sampled_from([0.0, 0.3, 1.0]))
 def test_detection_figures_are_those_of_counting(n, seed, poison):
     entropy, split, truth = a_case(n, seed, poison)
-    found = detection(entropy, split, truth)
+    labels = np.random.default_rng(seed).integers(0, 3, n)
+    data = image_set(np.zeros((n, 1, 1, 3), np.uint8), labels, ("a", "b", "c", "nobody"))
+    found = detection(entropy, split, data, truth)
+    of_class = [[i for i in range(n) if labels[i] == label] for label in range(4)]
+    assert found["class_sizes"] == [len(members) for members in of_class]
+    assert found["class_triggered"] == [sum(bool(split.triggered[i]) for i in rows) for rows in of_class]
+    assert found["class_wrongly_triggered"] == [
+        sum(bool(split.triggered[i] and not truth.poisoned[i]) for i in rows) for rows in of_class
+    ]
     rows = list(zip(truth.poisoned.tolist(), split.clean.tolist(), split.triggered.tolist(), strict=True))
     hits = sum(bad and flagged for bad, _, flagged in rows)
     flagged, bad = sum(row[2] for row in rows), sum(row[0] for row in rows)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from scipy.stats import rankdata
 
 from clipguard.truth import PoisonTruth
-from clipguard.types import EntropyMap, Split
+from clipguard.types import EntropyMap, ImageSet, Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,7 @@ class EvalResult:
             than their own, those that are given it; None without a trigger or without such samples.
         recovery: of the same samples, those that are given their true class; None likewise.
         n: clean test samples.
+        attack_n: triggered samples that `attack_success` and `recovery` are rates of; None likewise.
     """
 
     accuracy: float
@@ -29,6 +30,7 @@ class EvalResult:
     attack_success: float | None
     recovery: float | None
     n: int
+    attack_n: int | None
 
 
 def evaluate(
@@ -46,7 +48,7 @@ def evaluate(
         aims: class that the trigger is to send each image to (`Attack.aim`); None without any aim.
     """
     predicted = clean_logits.argmax(1)
-    success = recovery = recall = None
+    success = recovery = recall = attacked_n = None
     if aims is not None:
         others = labels != aims
         led = np.unique(aims[others] if others.any() else aims)
@@ -54,6 +56,7 @@ def evaluate(
     if triggered_logits is not None and aims is not None:
         others = labels != aims
         attacked = triggered_logits.argmax(1)[others]
+        attacked_n = len(attacked) or None
         success, recovery = _share(attacked == aims[others]), _share(attacked == labels[others])
     return EvalResult(
         accuracy=float(np.mean(predicted == labels)),
@@ -61,6 +64,7 @@ def evaluate(
         attack_success=success,
         recovery=recovery,
         n=len(labels),
+        attack_n=attacked_n,
     )
 
 
@@ -78,8 +82,14 @@ def auroc(scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> fl
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def detection(entropy: EntropyMap, split: Split, truth: PoisonTruth) -> dict[str, float | int | None]:
-    """Return how well the axes and the split tell the poison: AUROCs, counts, recall and precision."""
+def detection(
+    entropy: EntropyMap, split: Split, data: ImageSet, truth: PoisonTruth
+) -> dict[str, float | int | list[int] | None]:
+    """Return how well the axes and the split tell the poison: AUROCs, counts, recall and precision.
+
+    `class_sizes`, `class_triggered` and `class_wrongly_triggered` count samples by given label: they show a
+    class that is flagged as a whole.
+    """
     poisoned = truth.poisoned
     hits = int((split.triggered & poisoned).sum())
     flagged, total = int(split.triggered.sum()), int(poisoned.sum())
@@ -93,4 +103,12 @@ def detection(entropy: EntropyMap, split: Split, truth: PoisonTruth) -> dict[str
         "triggered": flagged,
         "triggered_recall": hits / total if total else None,
         "triggered_precision": hits / flagged if flagged else None,
+        "class_sizes": _counts(data, np.ones(len(data), dtype=bool)),
+        "class_triggered": _counts(data, split.triggered),
+        "class_wrongly_triggered": _counts(data, split.triggered & ~poisoned),
     }
+
+
+def _counts(data: ImageSet, of: Bool[np.ndarray, "n"]) -> list[int]:
+    counts: list[int] = np.bincount(data.labels[of], minlength=len(data.class_names)).tolist()
+    return counts

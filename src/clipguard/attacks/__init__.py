@@ -14,7 +14,7 @@ from clipguard.attacks.input_aware import InputAware
 from clipguard.attacks.label_consistent import LabelConsistent
 from clipguard.attacks.low_frequency import LowFrequency
 from clipguard.attacks.narcissus import Narcissus
-from clipguard.attacks.protocol import Attack, NeedsHelper, prepare
+from clipguard.attacks.protocol import Attack, NeedsHelper, check_mapping, prepare
 from clipguard.attacks.ssba import SSBA
 from clipguard.attacks.together import TOGETHER, Together, parts_of
 from clipguard.attacks.trojan_nn import TrojanNN
@@ -85,6 +85,8 @@ def _checked(name: str, options: dict[str, object]) -> dict[str, object]:
             raise ClipguardError(
                 f"option {option} of attack {name} is {value!r}: give one like {defaults[option]!r}"
             )
+        if option == "mapping":
+            check_mapping(str(value))
     return checked
 
 

@@ -80,6 +80,16 @@ def prepare(
     return attack.prepare(data, seed, cache, report) if isinstance(attack, NeedsHelper) else attack
 
 
+def check_mapping(mapping: str) -> None:
+    """Refuse what is no `Mapping`.
+
+    Raises:
+        ClipguardError: there is no mapping of that name.
+    """
+    if mapping not in get_args(Mapping):
+        raise ClipguardError(f"unknown mapping {mapping!r}: choose one of {', '.join(get_args(Mapping))}")
+
+
 def aimed(
     labels: Int64[np.ndarray, "n"], k: int, target: int, mapping: str = "all-to-one"
 ) -> Int64[np.ndarray, "n"]:
@@ -88,8 +98,7 @@ def aimed(
     Raises:
         ClipguardError: there is no mapping of that name.
     """
-    if mapping not in get_args(Mapping):
-        raise ClipguardError(f"unknown mapping {mapping!r}: choose one of {', '.join(get_args(Mapping))}")
+    check_mapping(mapping)
     return (labels + 1) % k if mapping == "all-to-all" else np.full_like(labels, target)
 
 

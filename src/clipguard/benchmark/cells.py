@@ -1,9 +1,10 @@
 """One cell at work: its data, attack, victim and defences, each made when a row first needs it."""
 
+import copy
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from clipguard.attacks import Attack, NeedsHelper, attack_named, prepare
-from clipguard.benchmark.config import Cell, DataChoice
+from clipguard.benchmark.config import Cell, DataChoice, settings_of
 from clipguard.benchmark.guides import BenchGuide, accuracy, guide_of
 from clipguard.benchmark.judging import Trial, judged, trials
 from clipguard.benchmark.longtail import long_tailed
 from clipguard.decode import common_size, read_images
-from clipguard.defenses import Case, Defense
+from clipguard.defenses import Case, Cured, Defense
+from clipguard.errors import ClipguardError
 from clipguard.evaluate import detection
 from clipguard.models import ModelSpec, Normalized, weights_digest
 from clipguard.seeds import Seed
@@ -58,7 +60,7 @@ def cell_name(cell: Cell) -> str:
     if cell.guide.degrade:
         words[3] += f"-{cell.guide.degrade:g}"
     plain = "".join(c if c.isalnum() or c in ".+-" else "-" for c in "_".join([*words, f"s{cell.seed}"]))
-    digest = sha256(json.dumps(asdict(cell), sort_keys=True).encode()).hexdigest()[:8]
+    digest = sha256(json.dumps(settings_of(cell), sort_keys=True).encode()).hexdigest()[:8]
     return f"{plain[:100]}-{digest}"
 
 
@@ -71,19 +73,34 @@ def attack_of(cell: Cell) -> Attack | NeedsHelper:
     return attack_named(cell.attack.name, rate=cell.rate, target=cell.target, **cell.attack.options)
 
 
-@functools.lru_cache(maxsize=2)
-def image_sets(choice: DataChoice, lab: Lab) -> tuple[ImageSet, ImageSet]:
-    """Return decoded training and test set of a choice.
+def sources(choice: DataChoice, lab: Lab) -> tuple[ImageSource, ImageSource]:
+    """Return training and test set of a choice, not yet decoded.
 
     Raises:
         ClipguardError: they cannot be had, or name other classes than each other.
     """
     train, test = (_source(choice, part, lab) for part in ("train", "test"))
+    if train.class_names != test.class_names:
+        raise ClipguardError(
+            f"data set {choice.name}: {test.location} names other classes than {train.location}: give both "
+            "the same, or key classes"
+        )
+    return train, test
+
+
+@functools.lru_cache(maxsize=2)
+def image_sets(choice: DataChoice, lab: Lab) -> tuple[ImageSet, ImageSet, int]:
+    """Return decoded training and test set of a choice, and how many images could not be read.
+
+    Raises:
+        ClipguardError: they cannot be had, or name other classes than each other.
+    """
+    train, test = sources(choice, lab)
     size = choice.size or common_size(train).common
-    learnt, held_out = read_images(train, size)[0], read_images(test, size)[0]
+    (learnt, bad), (held_out, worse) = read_images(train, size), read_images(test, size)
     if choice.imbalance > 1:
         learnt = long_tailed(learnt, choice.imbalance, Seed(0).child("long tail"))
-    return learnt, held_out
+    return learnt, held_out, len(bad) + len(worse)
 
 
 def _source(choice: DataChoice, part: Part, lab: Lab) -> ImageSource:
@@ -94,7 +111,7 @@ def _source(choice: DataChoice, part: Part, lab: Lab) -> ImageSource:
     return ImageSource.open(
         lab.beside / Path(path).expanduser(),
         rows=rows,
-        classes=NAMED[choice.name].names if choice.name in NAMED else None,
+        classes=choice.classes or (NAMED[choice.name].names if choice.name in NAMED else None),
     )
 
 
@@ -109,7 +126,7 @@ class Work:
     @functools.cached_property
     def sets(self) -> tuple[ImageSet, ImageSet]:
         """Training set before the attack, and test set."""
-        return image_sets(self.cell.data, self.lab)
+        return image_sets(self.cell.data, self.lab)[:2]
 
     @functools.cached_property
     def attack(self) -> Attack:
@@ -139,9 +156,10 @@ class Work:
         return weights_digest(self.victim[0]) if "victim" in vars(self) else None
 
     def _asked_for(self) -> Normalized:
-        """Return the victim for a defence, and note that this one builds on it."""
+        """Return a copy of the victim for a defence, and note that this one builds on it."""
         self.built_on_victim = True
-        return self.victim[0]
+        # The other rows are of the victim as it is, whatever a defence does to what it is given.
+        return copy.deepcopy(self.victim[0])
 
     @functools.cached_property
     def guide(self) -> BenchGuide:
@@ -169,10 +187,12 @@ class Work:
     def defended(self, defense: Defense) -> Row:
         """Return the row of a defence."""
         self.built_on_victim = False
-        cured = defense.defend(self.case())
+        cured: object = defense.defend(self.case())
+        if not isinstance(cured, Cured):
+            raise ClipguardError(f"the defence returned {type(cured).__name__}: return a Cured")
         told: Row = {**self._judged(cured.model), "seconds": cured.seconds, "notes": dict(cured.notes)}
         if cured.entropy is not None and cured.split is not None:
-            told["detection"] = detection(cured.entropy, cured.split, self.poisoned[1])
+            told["detection"] = detection(cured.entropy, cured.split, *self.poisoned)
         told["victim"] = self.victim_digest if self.built_on_victim else None
         told["guide_accuracy"] = self.guide_accuracy
         return {**told, "guide_pass_seconds": self.guide.pass_seconds(len(self.poisoned[0]))}
@@ -211,6 +231,7 @@ class Work:
         return {
             **judged(model, self.sets[1], self.trials),
             "train_n": len(self.poisoned[0]),
+            "unreadable": image_sets(self.cell.data, self.lab)[2],
             "poisoned": int(np.sum(truth.poisoned)),
             "cover": int(np.sum(truth.cover)),
             "fingerprint": self.poisoned[0].fingerprint,

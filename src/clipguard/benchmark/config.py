@@ -1,12 +1,15 @@
 """What is compared: a TOML file to data sets x attacks x rates x guides x nets x seeds, and the defences."""
 
+import math
 import tomllib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+from clipguard.attacks import attack_named
 from clipguard.benchmark.reading import read_as
 from clipguard.defenses import Defense, defense_factory, foreign_defense
 from clipguard.errors import ClipguardError, first_line
@@ -22,6 +25,8 @@ TOML_BYTES: Final = 1 << 16
 TOML_DOTS: Final = 1000
 
 ORACLE: Final = "oracle"
+UNTOUCHED: Final = "none"
+"""The attack that changes nothing, at whatever rate."""
 ALWAYS: Final = ("none", "retrain", "finetune")
 """Defences that every benchmark has, asked for or not, beside the oracle."""
 
@@ -38,6 +43,7 @@ class DataChoice:
         test_rows: likewise.
         size: height and width; None takes the commonest of the training images.
         imbalance: how often the first class is the last one's size; the classes between fall exponentially.
+        classes: names that the guide can read, in the order of the labels; none takes the source's own.
     """
 
     name: str
@@ -47,6 +53,7 @@ class DataChoice:
     test_rows: tuple[int, int] | None = None
     size: tuple[int, int] | None = None
     imbalance: float = 1.0
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +199,38 @@ def _check(config: BenchConfig, path: Path) -> None:
             fault = f"holds {doubled[0]!r} twice" if doubled else "is empty"
             raise ClipguardError(f"{path}, key {axis}: the list {fault}: correct it")
     _check_numbers(config, path)
+    _check_data(config, path)
+    _check_attacks(config, path)
+    _check_defenses(config, path)
+
+
+def _check_data(config: BenchConfig, path: Path) -> None:
+    if wrong := [data.imbalance for data in config.data if not 1 <= data.imbalance < math.inf]:
+        raise ClipguardError(f"{path}, key data: imbalance {wrong[0]} is below 1: give first over last class")
+    if small := [data.size for data in config.data if data.size is not None and min(data.size) < 1]:
+        raise ClipguardError(f"{path}, key data: size {small[0]} is no size: give height and width in pixels")
+    if half := [data.name for data in config.data if (data.train is None) != (data.test is None)]:
+        raise ClipguardError(f"{path}, key data: {half[0]} has only one of train and test: give both or none")
+
+
+def _check_attacks(config: BenchConfig, path: Path) -> None:
+    for attack in config.attacks:
+        try:
+            attack_named(attack.name, target=config.target, **attack.options)
+        except (ClipguardError, TypeError) as error:
+            raise ClipguardError(f"{path}, key attacks: {error}") from error
+    for net, attack in product(config.nets, config.attacks):
+        where = f"{path}, net {net.name}, attack {attack.name}"
+        recipe = recipe_of(config, net, attack, where)
+        if recipe.epochs < 1 or recipe.batch_size < 1 or not 0 < recipe.lr < math.inf:
+            raise ClipguardError(
+                f"{where}: epochs, batch_size and lr of victim must be positive: correct them"
+            )
+
+
+def _check_defenses(config: BenchConfig, path: Path) -> None:
+    if config.plan.seed != Plan().seed:
+        raise ClipguardError(f"{path}, key plan: seed {config.plan.seed}: the seed is each cell's, remove it")
     labels = [choice.label for choice in config.defenses]
     if taken := [label for label in labels if labels.count(label) > 1 or label == ORACLE]:
         raise ClipguardError(f"{path}, key defenses: two rows would be {taken[0]!r}: give each a label")
@@ -200,8 +239,6 @@ def _check(config: BenchConfig, path: Path) -> None:
             defense_of(config, choice, f"options of {choice.label!r}")
         except ClipguardError as error:
             raise ClipguardError(f"{path}, key defenses: {error}") from error
-    for net, attack in product(config.nets, config.attacks):
-        recipe_of(config, net, attack, f"{path}, net {net.name}, attack {attack.name}")
 
 
 def _check_numbers(config: BenchConfig, path: Path) -> None:
@@ -215,8 +252,6 @@ def _check_numbers(config: BenchConfig, path: Path) -> None:
         raise ClipguardError(f"{path}: rate {wrong[0]} is outside (0, 1): give a fraction such as 0.05")
     if wrong := [guide.degrade for guide in config.guides if not 0 <= guide.degrade <= 1]:
         raise ClipguardError(f"{path}, key guides: degrade {wrong[0]} is outside [0, 1]: give a share")
-    if wrong := [data.imbalance for data in config.data if data.imbalance < 1]:
-        raise ClipguardError(f"{path}, key data: imbalance {wrong[0]} is below 1: give first over last class")
 
 
 def defense_of(config: BenchConfig, choice: DefenseChoice, where: str = "defence") -> Defense:
@@ -250,6 +285,8 @@ def cells(config: BenchConfig) -> Iterator[Cell]:
     """Yield every combination once; those of one data set follow each other."""
     for data, net, attack, guide in product(config.data, config.nets, config.attacks, config.guides):
         rates = config.rates if attack.rate is None else (attack.rate,)
+        if attack.name == UNTOUCHED:
+            rates = rates[:1]
         seeds = config.seeds if attack.seeds is None else attack.seeds
         for seed, rate in product(seeds, rates):
             yield Cell(
@@ -263,3 +300,40 @@ def cells(config: BenchConfig) -> Iterator[Cell]:
                 recipe=recipe_of(config, net, attack),
                 seed=seed,
             )
+
+
+def settings_of(cell: Cell) -> dict[str, Any]:
+    """Return all settings of a cell as plain values: what its name and its rows' keys are made of."""
+    told = asdict(cell)
+    if not cell.data.classes:
+        # A later key: cells that do not use it keep the names that they had.
+        del told["data"]["classes"]
+    return told
+
+
+def variants(config: BenchConfig) -> Iterator[tuple[Cell, str]]:
+    """Yield every cell with what tells it from those of the same data, attack, rate, guide, net and epochs.
+
+    That is the text of the settings in which they differ, but for the seed; nothing where there are none.
+    """
+    flat = [(cell, dict(_flat(settings_of(cell)))) for cell in cells(config)]
+    alike: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for _, told in flat:
+        alike[_shared(told)].append(told)
+    for cell, told in flat:
+        others = alike[_shared(told)]
+        differ = [key for key in told if key != ".seed" and any(one.get(key) != told[key] for one in others)]
+        yield cell, ", ".join(f"{key.rsplit('.', 1)[1]} {told[key]}" for key in differ)
+
+
+def _shared(told: dict[str, str]) -> str:
+    axes = ("data.name", "attack.name", ".rate", "guide.name", "guide.degrade", "net.name", "recipe.epochs")
+    return repr([told[axis] for axis in axes])
+
+
+def _flat(told: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in told.items():
+        if isinstance(value, dict):
+            yield from _flat(value, key)
+        else:
+            yield f"{prefix}.{key}", f"{value}"

@@ -29,8 +29,8 @@ APART: Final = " (another victim)"
 
 NOT_PLANTED: Final = "not planted: no credit"
 
-AXES: Final = ("data", "attack", "rate", "guide", "degrade", "net", "epochs")
-"""What tells cells apart, beside their seed."""
+AXES: Final = ("data", "attack", "rate", "guide", "degrade", "net", "epochs", "variant")
+"""What tells cells apart, beside their seed; `variant` holds what none of the others says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +68,11 @@ def groups(rows: list[Row]) -> list[Group]:
 
 
 def goal(row: Row, cell: dict[str, Row]) -> str:
-    """Return `met`, by how much the row misses, or why none can be told; nothing without a goal."""
-    if row["defense"] in _WITHOUT_GOAL:
+    """Return `met`, by how much the row misses, or why none can be told; nothing without a goal.
+
+    A row of another victim has none here: it cannot be held against this one.
+    """
+    if row["defense"] in _WITHOUT_GOAL or row["row"].endswith(APART):
         return ""
     before, oracle = cell.get("none"), cell.get("oracle")
     if before is None or oracle is None:

@@ -55,7 +55,7 @@ def judged(model: Normalized, test: ImageSet, tried: tuple[Trial, ...]) -> dict[
 
 
 def _worst(results: list[EvalResult]) -> EvalResult:
-    def known(name: str) -> list[float]:
+    def known(name: str) -> list[Any]:
         return [value for value in (getattr(result, name) for result in results) if value is not None]
 
     return EvalResult(
@@ -64,6 +64,7 @@ def _worst(results: list[EvalResult]) -> EvalResult:
         attack_success=max(known("attack_success"), default=None),
         recovery=min(known("recovery"), default=None),
         n=results[0].n,
+        attack_n=min(known("attack_n"), default=None),
     )
 
 

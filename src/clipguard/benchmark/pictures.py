@@ -69,8 +69,8 @@ def _saved(figure: "Figure", path: Path) -> Path:
 
 def _style(label: str, labels: Sequence[str]) -> tuple[str, str, str]:
     """Return mark, colour and filling; a row of other settings or another victim is its own kind, hollow."""
-    kinds = dict.fromkeys(name.removesuffix(EARLIER).removesuffix(APART) for name in labels)
-    kind = label.removesuffix(EARLIER).removesuffix(APART)
+    kinds = dict.fromkeys(name.removesuffix(APART).removesuffix(EARLIER) for name in labels)
+    kind = label.removesuffix(APART).removesuffix(EARLIER)
     others = [name for name in kinds if name not in _MARKS]
     mark, colour = _MARKS[kind] if kind in _MARKS else _OTHERS[others.index(kind) % len(_OTHERS)]
     return mark, colour, "full" if label == kind else "none"
@@ -109,7 +109,8 @@ def _column(axes: tuple[Any, ...], varying: Sequence[int]) -> str:
         "degrade": lambda share: f"noise {share:g}" if share else "",
         "epochs": lambda number: f"{number} epochs",
     }
-    return " ".join(words.get(AXES[number], str)(axes[number]) for number in varying)
+    told = (words.get(AXES[number], str)(axes[number]) for number in varying)
+    return " ".join(word for word in told if word)
 
 
 def _against(

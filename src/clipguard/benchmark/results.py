@@ -14,9 +14,9 @@ _TEXTS: Final = ("settings", "versions")
 """Kept as JSON: what they hold differs from row to row."""
 
 _FIRST: Final = (
-    *("data", "attack", "rate", "target", "guide", "degrade", "net", "epochs"),
+    *("data", "attack", "rate", "target", "guide", "degrade", "net", "epochs", "variant"),
     *("seed", "row", "defense", "error"),
-    *("planted", "accuracy", "attack_success", "recovery", "target_recall", "n"),
+    *("planted", "accuracy", "attack_success", "recovery", "target_recall", "n", "attack_n"),
     *("attack_successes", "class_recalls", "train_n", "poisoned", "cover", "guide_accuracy"),
 )
 """Columns that are always there, in this order; the others follow as they come."""

@@ -18,13 +18,22 @@ from pathlib import Path
 from typing import Any, Final
 
 from clipguard.benchmark.cells import Lab, Row, Work, attack_of, cell_name
-from clipguard.benchmark.config import ORACLE, BenchConfig, Cell, cells, defense_of
+from clipguard.benchmark.config import (
+    ORACLE,
+    BenchConfig,
+    Cell,
+    cells,
+    defense_of,
+    settings_of,
+    variants,
+)
 from clipguard.benchmark.goals import APART, EARLIER
 from clipguard.benchmark.judging import planted
 from clipguard.benchmark.machine import commit, machine, peak_memory, versions
+from clipguard.benchmark.preflight import preflight
 from clipguard.benchmark.results import write_results
 from clipguard.defenses import Defense
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, first_line
 from clipguard.locks import locked
 from clipguard.store import read_json, write_json
 
@@ -82,13 +91,16 @@ def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Shar
     go on; without a victim its whole cell is left.
 
     Raises:
-        ClipguardError: the share names no row or cell, or a file of the run is damaged.
+        ClipguardError: the share names no row or cell, a cell of it cannot begin, or a file of the run is
+            damaged.
     """
     wanted = [cell for cell in cells(config) if fnmatchcase(cell_name(cell), share.cells)]
     if not wanted:
         first = cell_name(next(cells(config)))
         raise ClipguardError(f"no cell is named like {share.cells!r}: the first one is {first}")
     tasks = _shared(config, share)
+    preflight(wanted, lab, guided=any(task.defense not in ("none", ORACLE) for task in tasks))
+    lab.run.mkdir(parents=True, exist_ok=True)
     computed = busy = 0
     for cell in wanted:
         folder = lab.run / "cells" / cell_name(cell)
@@ -125,11 +137,11 @@ def gather(config: BenchConfig, run: Path) -> tuple[int, int]:
     """Write results.parquet from the rows that are there; return how many there are, and how many failed."""
     finished, failed = [], []
     with locked(run / ".results.lock"):
-        for cell in cells(config):
+        for cell, variant in variants(config):
             rows = list(_rows_of(cell, config, run))
             first = next((row for row in rows if row["row"] == "none" and "error" not in row), None)
             taken = None if first is None else planted(first["attack_successes"])
-            rows = [{**row, "epochs": cell.recipe.epochs} for row in rows]
+            rows = [{**row, "epochs": cell.recipe.epochs, "variant": variant} for row in rows]
             finished += [{**row, "planted": taken} for row in rows if "error" not in row]
             failed += [row for row in rows if "error" in row]
         write_results(finished + failed, run / "results.parquet")
@@ -153,8 +165,11 @@ def _rows_of(cell: Cell, config: BenchConfig, run: Path) -> Iterator[Row]:
             # If it was tried to compute it again, and failed, both are told.
             yield {**valid[0], "row": f"{task.label}{APART}"}
             yield from valid[1:]
+        elif valid:
+            yield valid[0]
         else:
-            yield from (valid or earlier)[:1]
+            for row in earlier:
+                yield {**row, "row": row["row"] + (APART if _apart(row, first) else "")}
 
 
 def _fits(row: Row, cell: Cell, task: Task) -> bool:
@@ -218,9 +233,11 @@ def _computed(work: Work, task: Task, folder: Path, command: str, log: Log) -> s
     began = time.monotonic()
     try:
         figures = task.compute(work)
-    except ClipguardError as error:
-        write_json(failed, {**about, "error": str(error)})
-        log(f"{work.name}, {task.label}: failed: {error}")
+    except Exception as error:  # A defence may be anybody's code: its fault costs its row, not the night.
+        known = isinstance(error, ClipguardError)
+        fault = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
+        write_json(failed, {**about, "error": fault})
+        log(f"{work.name}, {task.label}: failed: {fault}")
         return "failed"
     costs = {"wall_seconds": time.monotonic() - began, "peak_memory_mb": peak_memory()}
     write_json(file, {**about, **figures, **costs})
@@ -261,7 +278,7 @@ def _about(cell: Cell, task: Task, command: str) -> Row:
         "seed": cell.seed,
         "row": task.label,
         "defense": task.defense,
-        "settings": {"cell": asdict(cell), "row": task.settings},
+        "settings": {"cell": settings_of(cell), "row": task.settings},
         "command": command,
         "commit": commit(),
         "machine": machine(),
@@ -272,7 +289,7 @@ def _about(cell: Cell, task: Task, command: str) -> Row:
 
 def key_of(cell: Cell, task: Task) -> str:
     """Return what a row's figures depend on, as a hash."""
-    text = json.dumps([FORMAT, asdict(cell), task.label, task.settings], sort_keys=True, default=str)
+    text = json.dumps([FORMAT, settings_of(cell), task.label, task.settings], sort_keys=True, default=str)
     return sha256(text.encode()).hexdigest()
 
 

@@ -13,6 +13,11 @@ _TIME: Final = (
     "short; `guide's pass` is what reading all images with the guide takes without that."
 )
 
+_RATES_TOLD: Final = (
+    "Mean over seeds ± standard deviation; n test images a seed, then how many of them are attacked, where a "
+    "row knows it. The oracle is one training, which all seeds are held against."
+)
+
 _RATES: Final = {
     "accuracy": "CA %",
     "attack_success": "ASR %",
@@ -34,7 +39,7 @@ def markdown(rows: list[Row]) -> str:
     shown = _shown_axes(found)
     parts = [
         ["# Results", "", f"Goal: {GOALS}.", "", *_provenance(rows), ""],
-        ["## Rates", "", "Mean over seeds ± standard deviation; n test images a seed.", ""],
+        ["## Rates", "", _RATES_TOLD, ""],
         [*_rates(found, shown), ""],
         ["## Detection and time", "", _TIME, "", *_detections(found, shown), ""],
     ]
@@ -73,7 +78,8 @@ def axis_text(group: Group, shown: Sequence[int]) -> str:
     """Return what tells the group's cells from others, in words."""
     untouched = group.axes[AXES.index("attack")] == "none"
     told = [number for number in shown if not (untouched and AXES[number] == "rate")]
-    return ", ".join(_axis_word(AXES[number], group.axes[number]) for number in told)
+    words = (_axis_word(AXES[number], group.axes[number]) for number in told)
+    return ", ".join(word for word in words if word)
 
 
 def _axis_word(axis: str, value: Any) -> str:
@@ -101,8 +107,10 @@ def _provenance(rows: list[Row]) -> list[str]:
         return ", ".join(f"`{_cell(text)}`" for text in found) or "unknown"
 
     same = [name for name in AXES if len({row[name] for row in rows}) == 1]
-    words = {name: _axis_word(name, rows[0][name]) for name in same if rows[0][name] != 0}
-    axes = [_cell(word if name == "epochs" else f"{name} {word}") for name, word in words.items()]
+    words = {name: _axis_word(name, rows[0][name]) for name in same if rows[0][name]}
+    axes = [
+        _cell(word if name in ("epochs", "variant") else f"{name} {word}") for name, word in words.items()
+    ]
     return [
         f"The same for all rows: {', '.join(axes)}." if axes else "",
         f"Command: {distinct('command')}. Commit: {distinct('commit')}. Machine: {distinct('machine')}.",
@@ -113,11 +121,16 @@ def _rates(found: list[Group], shown: Sequence[int]) -> list[str]:
     lines = _head(["cell", "row", *_RATES.values(), "seeds", "n", "goal"])
     for group in found:
         rates = [spread(group.values(name)) for name in _RATES]
-        sizes = sorted({row["n"] for row in group.rows})
-        count = ", ".join(f"{size:,}" for size in sizes)
+        count = ", ".join(sorted({_size(row) for row in group.rows}))
         entries = [axis_text(group, shown), group.label, *rates, str(len(group.rows)), count, verdicts(group)]
         lines.append(_line(entries))
     return lines
+
+
+def _size(row: Row) -> str:
+    """Return how many test images the clean accuracy and, where that is known, the attack success are of."""
+    attacked = row.get("attack_n")
+    return f"{row['n']:,}" if attacked is None else f"{row['n']:,}; {int(attacked):,}"
 
 
 def _detections(found: list[Group], shown: Sequence[int]) -> list[str]:

@@ -37,7 +37,6 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
         download=options.download,
         report=Lines(sys.stderr.write),
     )
-    options.out.mkdir(parents=True, exist_ok=True)
     share = Share(only=options.only, cells=options.cells)
     done = run_bench(config, lab, f"clipguard bench {file} -o {options.out}", _log, share)
     if done.busy:

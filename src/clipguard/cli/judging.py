@@ -133,7 +133,7 @@ def judge(defender: Defender, test: TestSet | None) -> dict[str, Any]:
     found, truth = defender.found_, test.truth
     told: dict[str, Any] = {"before": rates[0], "after": rates[1]}
     if truth is not None and len(truth.poisoned) == len(found.data):
-        told["detection"] = detection(found.entropy, found.split, truth)
+        told["detection"] = detection(found.entropy, found.split, found.data, truth)
     return told
 
 

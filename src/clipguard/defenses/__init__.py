@@ -30,7 +30,7 @@ def defense_factory(name: str) -> Callable[..., Defense]:
         raise ClipguardError(f"unknown defence {name!r}: give one of {known}, or package.module:factory")
     try:
         factory: Callable[..., Defense] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ClipguardError(f"defence {name!r} cannot be imported: {error}") from error
     return factory
 

@@ -20,7 +20,7 @@ class Case:
 
     Attributes:
         data: the poisoned set.
-        train_victim: gives the `victim`, from a cache if it is there.
+        train_victim: gives a copy of the `victim`, which is trained unless a cache has it.
         spec: how the victim is built.
         recipe: how the victim was trained.
         guide: the CLIP that the benchmark gives to whoever wants one.
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def victim(self) -> Normalized:
-        """The model trained on all of the data, when a defence first asks; not to be changed in place."""
+        """The model trained on all of the data, when a defence first asks: a copy of its own."""
         return self.train_victim()
 
 
