@@ -206,7 +206,8 @@ def test_cells_that_share_all_axes_are_told_apart_by_what_differs(tmp_path):
     read = config(
         tmp_path,
         'attacks = [{name = "blended", options = {alpha = 0.2}},'
-        ' {name = "blended", options = {alpha = 0.9}}, {name = "blended", options = {mapping = "all-to-all"}},'
+        ' {name = "blended", options = {alpha = 0.9}},'
+        ' {name = "blended", options = {mapping = "all-to-all"}},'
         ' {name = "sig", options = {frequency = 3}}]\n'
         'data = ["cifar10", {name = "cifar10", imbalance = 50}, "gtsrb"]\nseeds = [0, 1]',
     )

@@ -17,6 +17,8 @@ from clipguard.guide import ClipGuide
 from clipguard.sources import named
 from clipguard.sources.named import NAMED, Archive, open_named
 from clipguard.sources.signs import GTSRB_NAMES
+from clipguard.sources.writer import write_parquet
+from clipguard.types import image_set
 from tiny_data import image_folder, pictures
 
 
@@ -142,6 +144,17 @@ def test_a_local_folder_serves_by_the_same_name(tmp_path):
     image_folder(tmp_path / "cifar10" / "train", 6)
     source = open_named("cifar10", "train", tmp_path)
     assert (len(source), source.class_names) == (6, ("cat", "dog"))
+
+
+def test_shards_as_the_hub_lays_them_out_serve_by_the_same_name(tmp_path):
+    for part, shards in (("train", 2), ("valid", 1)):
+        for number in range(shards):
+            data = image_set(np.full((3, 4, 4, 3), number, np.uint8), np.arange(3), ("a", "b", "c"))
+            folder = tmp_path / "tiny-imagenet" / "data"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_parquet(data, folder / f"{part}-{number:05d}-of-{shards:05d}.parquet")
+    sizes = [len(open_named("tiny-imagenet", part, tmp_path)) for part in ("train", "test")]
+    assert sizes == [6, 3]
 
 
 def test_what_is_not_there_is_not_fetched_without_being_asked(tmp_path, monkeypatch):

@@ -136,7 +136,7 @@ IMAGE = pa.array([{"bytes": b"a", "path": None}] * 2, pa.struct({"bytes": pa.bin
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({"img": IMAGE, "label": [0, 1]}, "lacks the column 'image'"),
+        ({"picture": IMAGE, "label": [0, 1]}, "lacks the column 'image'"),
         ({"image": IMAGE, "target": [0, 1]}, "lacks the column 'label'"),
         ({"image": ["a", "b"], "label": [0, 1]}, "'image'"),
         ({"image": [{"path": "a"}] * 2, "label": [0, 1]}, "'image'"),
@@ -148,6 +148,28 @@ IMAGE = pa.array([{"bytes": b"a", "path": None}] * 2, pa.struct({"bytes": pa.bin
 def test_other_columns_are_refused_by_name(tmp_path, columns, said):
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     assert said in refusal(tmp_path / "x.parquet", classes=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("columns", "taken"),
+    [
+        (("img", "label"), [2, 0, 1]),
+        (("img", "fine_label", "coarse_label"), [2, 0, 1]),
+        (("image", "labels"), [2, 0, 1]),
+        (("image", "label", "fine_label"), [2, 0, 1]),
+    ],
+)
+def test_the_columns_may_have_the_other_names_that_the_hub_has_for_them(tmp_path, columns, taken):
+    write_parquet(tmp_path / "usual.parquet", taken)
+    usual = pq.read_table(tmp_path / "usual.parquet")
+    parts = [usual.column("image"), usual.column("label"), pa.array([0, 0, 0])]
+    names = {"info": {"features": {columns[1]: {"names": list(NAMES)}}}}
+    table = pa.table(dict(zip(columns, parts, strict=False)))
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), tmp_path / "x.parquet")
+    found = ImageSource.open(tmp_path / "x.parquet")
+    assert found.class_names == NAMES
+    assert found.labels.tolist() == taken
+    assert list(found.read(range(3))) == list(ImageSource.open(tmp_path / "usual.parquet").read(range(3)))
 
 
 @pytest.mark.parametrize("metadata", ["{", "[]", '{"info": {"features": {"label": {"names": [1, 2]}}}}'])

@@ -1,10 +1,11 @@
 """Data sets by name: CIFAR-10, CIFAR-100, GTSRB, Tiny-ImageNet, from a folder or, if asked, the network.
 
-A local folder may hold `NAME/train.parquet` and `NAME/test.parquet` (or shards), image folders `NAME/train`
-and `NAME/test`, or the archives themselves. The archives are those that the authors publish. They are fetched
-by torchvision's downloader, which checks their MD5 sums: torchvision's own for GTSRB, for CIFAR the ones on
-the authors' page, for Tiny-ImageNet the sum in common use. CIFAR comes in its binary version: the one that
-torchvision takes is a pickle. Nothing is unpacked to disk; an archive's members are read where they are.
+A local folder may hold `NAME/train.parquet` and `NAME/test.parquet`, shards as the Hugging Face Hub lays them
+out (`NAME/data/train-00000-of-00001.parquet`), image folders `NAME/train` and `NAME/test`, or the archives that
+the authors publish. Those are fetched by torchvision's downloader, which checks their MD5 sums: torchvision's
+own for GTSRB, for CIFAR the ones on the authors' page, for Tiny-ImageNet the sum in common use. CIFAR comes in
+its binary version: the one that torchvision takes is a pickle. Nothing is unpacked to disk; an archive's
+members are read where they are.
 """
 
 import csv
@@ -130,7 +131,20 @@ def data_folder() -> Path:
 def _local(home: Path, part: Part) -> Path | None:
     if (home / f"{part}.parquet").is_file():
         return home / f"{part}.parquet"
-    return home / part if (home / part).is_dir() else None
+    if (home / part).is_dir():
+        return home / part
+    return _shards(home, part)
+
+
+def _shards(home: Path, part: Part) -> Path | None:
+    """Return the pattern of a part's shards as the Hub lays them out, in the folder or in one inside it."""
+    for split in (part, *(("validation", "valid") if part == "test" else ())):
+        for first in sorted(home.glob(f"**/{split}-00000-of-*.parquet")):
+            total = first.stem.rsplit("-", 1)[1]
+            if total.isdigit() and int(total):
+                last = f"{int(total) - 1:05d}"
+                return first.with_name(f"{split}-{{00000..{last}}}-of-{total}.parquet")
+    return None
 
 
 def _fetched(archive: Archive, home: Path, name: str) -> Path:

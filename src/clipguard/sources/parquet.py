@@ -1,4 +1,4 @@
-"""Parquet in the Hugging Face layout: `image` = struct{bytes, path}, `label` integer, names in its schema."""
+"""Parquet in the Hugging Face layout: images as struct{bytes, path}, integer labels, names in its schema."""
 
 from collections.abc import Iterator
 from contextlib import closing

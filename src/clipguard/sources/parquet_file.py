@@ -3,11 +3,11 @@
 Arrow is a large library in C++; where the limits say so, `parquet_worker` runs this in a process of its own.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from jaxtyping import Int64
@@ -18,6 +18,10 @@ from clipguard.sources.listing import Failed, Item, as_labels
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
+
+IMAGES: Final = ("image", "img")
+LABELS: Final = ("label", "labels", "fine_label")
+"""What the Hub calls the columns (CIFAR has `img`, CIFAR-100 `fine_label`); the first that is there counts."""
 
 # Few enough that a batch of large photographs stays far below Arrow's 2 GiB for one array of bytes.
 BATCH_ROWS = 128
@@ -103,14 +107,21 @@ def _read_group(
 
     start = 0
     rows = _batch_rows(opened.metadata.row_group(group))
-    for batch in opened.iter_batches(rows, row_groups=[group], columns=["image.bytes"]):
+    image = _columns(opened.schema_arrow.names)[0]
+    for batch in opened.iter_batches(rows, row_groups=[group], columns=[f"{image}.bytes"]):
         stop = start + batch.num_rows
         low, high = np.searchsorted(wanted, (start, stop))
-        column = pc.struct_field(batch.column("image"), "bytes")
+        column = pc.struct_field(batch.column(image), "bytes")
         yield from column.take(wanted[low:high] - start).to_pylist()
         if high == len(wanted):
             return
         start = stop
+
+
+def _columns(there: Sequence[str]) -> tuple[str, str]:
+    """Return the names of the columns of images and labels, the usual ones where there are none."""
+    image = next((name for name in IMAGES if name in there), IMAGES[0])
+    return image, next((name for name in LABELS if name in there), LABELS[0])
 
 
 def _check_columns(opened: "pq.ParquetFile", shown: str) -> bool:
@@ -118,20 +129,21 @@ def _check_columns(opened: "pq.ParquetFile", shown: str) -> bool:
     import pyarrow as pa
 
     schema = opened.schema_arrow
-    missing = [name for name in ("image", "label") if name not in schema.names]
+    names = _columns(schema.names)
+    missing = [name for name in names if name not in schema.names]
     if missing:
         raise ClipguardError(
             f"{shown} lacks the column {missing[0]!r}: it has {', '.join(schema.names)[:200]}"
         )
-    image, label = schema.field("image").type, schema.field("label").type
+    image, label = (schema.field(name).type for name in names)
     fields = {field.name: field.type for field in image} if pa.types.is_struct(image) else {}
     content = fields.get("bytes")
     if content is None or not (pa.types.is_binary(content) or pa.types.is_large_binary(content)):
         raise ClipguardError(
-            f"column 'image' of {shown} must be struct<bytes: binary, path: string>, not {image}"
+            f"column {names[0]!r} of {shown} must be struct<bytes: binary, path: string>, not {image}"
         )
     if not pa.types.is_integer(label):
-        raise ClipguardError(f"column 'label' of {shown} must hold integers, not {label}")
+        raise ClipguardError(f"column {names[1]!r} of {shown} must hold integers, not {label}")
     path_type = fields.get("path", pa.null())
     return bool(pa.types.is_string(path_type) or pa.types.is_large_string(path_type))
 
@@ -139,8 +151,9 @@ def _check_columns(opened: "pq.ParquetFile", shown: str) -> bool:
 def _metadata_names(opened: "pq.ParquetFile", limits: Limits) -> tuple[str, ...] | None:
     """Return the class names in the schema's metadata; None when there are none to be made out."""
     text = (opened.schema_arrow.metadata or {}).get(b"huggingface")
+    label = _columns(opened.schema_arrow.names)[1]
     try:
-        names = parse_json(text, limits)["info"]["features"]["label"]["names"] if text else None
+        names = parse_json(text, limits)["info"]["features"][label]["names"] if text else None
     except (ValueError, KeyError, TypeError):
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -162,12 +175,13 @@ def list_shard(path: Path, shown: str, limits: Limits) -> Shard:
         claimed = opened.metadata.num_rows
         if claimed > limits.members:
             raise ClipguardError(f"{shown} claims {claimed} rows, more than the limit of {limits.members}")
-        table = opened.read(columns=["label", "image.path"] if has_path else ["label"])
+        image, label = _columns(opened.schema_arrow.names)
+        table = opened.read(columns=[label, f"{image}.path"] if has_path else [label])
         names = _metadata_names(opened, limits)
-        column = table.column("label")
+        column = table.column(label)
         given = np.array(column.to_pylist(), object) if column.null_count else column.to_numpy()
         labels = as_labels(given, shown)
-        paths = pc.struct_field(table.column("image"), "path").to_pylist() if has_path else None
+        paths = pc.struct_field(table.column(image), "path").to_pylist() if has_path else None
     if len(labels) != claimed:
         raise ClipguardError(f"{shown} claims {claimed} rows but holds {len(labels)}: get it again")
     if paths is not None and any(len(name or "") > limits.name_length for name in paths):
