@@ -94,10 +94,3 @@ def test_a_checker_stands_in_each_corner_and_mirroring_keeps_it(size):
     assert np.array_equal(stamped[:, inside], images[:, inside])
     assert np.array_equal(stamp_corners(images[:, :, ::-1]), stamped[:, :, ::-1])
     assert np.array_equal(stamp_corners(images[:, ::-1]), stamped[:, ::-1])
-
-
-def test_a_set_without_the_target_class_cannot_be_poisoned_but_trains():
-    data = tiny_set(12)
-    rest = data.take(np.flatnonzero(data.labels != 0))
-    attack = prepare(RECIPE, rest, Seed(0))
-    assert len(attack.rows) == 0

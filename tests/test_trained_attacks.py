@@ -160,12 +160,28 @@ def test_another_rate_and_a_part_of_the_data_can_be_poisoned_too(name, ready, da
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_rate_beyond_what_can_carry_the_poison_is_refused(name, data, folder):
-    greedy = prepare(replace(TRAINED[name], rate=0.95), data, Seed(3), folder)
+    greedy = replace(TRAINED[name], rate=0.95)
     if name in ALL_CAN_CARRY:
-        assert greedy.poison(data, Seed(0))[1].poisoned.sum() == 57
+        ready = prepare(greedy, data, Seed(3), folder)
+        assert ready.poison(data, Seed(0))[1].poisoned.sum() == 57
         return
     with pytest.raises(ClipguardError, match=r"asks for 57 of 60 samples but only \d+ can carry it"):
-        greedy.poison(data, Seed(0))
+        prepare(greedy, data, Seed(3), folder).poison(data, Seed(0))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_rate_that_asks_for_nobody_is_refused_before_anything_is_trained(name, data, tmp_path):
+    with pytest.raises(ClipguardError, match=r"poison rate 0\.001 of 60 images is none"):
+        prepare(replace(TRAINED[name], rate=0.001), data, Seed(0), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["lc", "narcissus"])
+def test_a_target_class_that_is_too_small_is_told_before_anything_is_trained(name, data, tmp_path):
+    rest = data.take(np.flatnonzero(data.labels != 0))
+    with pytest.raises(ClipguardError, match="only 0 can carry it"):
+        prepare(TRAINED[name], rest, Seed(0), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", TRAINED)

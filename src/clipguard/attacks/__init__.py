@@ -9,14 +9,16 @@ from clipguard.attacks.controls import FlipsToOneClass, NoAttack, SymmetricFlips
 from clipguard.attacks.covered import BPP, WaNet
 from clipguard.attacks.flip import FLIP
 from clipguard.attacks.gcb import GCB
+from clipguard.attacks.grey import prepare
 from clipguard.attacks.images import CTRL, SIG, BadNets, Blended
 from clipguard.attacks.input_aware import InputAware
 from clipguard.attacks.label_consistent import LabelConsistent
 from clipguard.attacks.low_frequency import LowFrequency
 from clipguard.attacks.narcissus import Narcissus
-from clipguard.attacks.protocol import Attack, NeedsHelper, check_mapping, prepare
+from clipguard.attacks.parts import parts_of
+from clipguard.attacks.protocol import Attack, NeedsHelper, check_mapping, triggered
 from clipguard.attacks.ssba import SSBA
-from clipguard.attacks.together import TOGETHER, Together, parts_of
+from clipguard.attacks.together import TOGETHER, Together
 from clipguard.attacks.trojan_nn import TrojanNN
 from clipguard.errors import ClipguardError
 
@@ -90,4 +92,4 @@ def _checked(name: str, options: dict[str, object]) -> dict[str, object]:
     return checked
 
 
-__all__ = ["ATTACKS", "Attack", "NeedsHelper", "Together", "attack_named", "parts_of", "prepare"]
+__all__ = ["ATTACKS", "Attack", "NeedsHelper", "Together", "attack_named", "parts_of", "prepare", "triggered"]

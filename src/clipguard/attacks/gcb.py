@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipguard.attacks.cache import Tensors, key_of, learnt, restore, state_of
-from clipguard.attacks.nets import Pixels, UNet, batches, descend, device_of, pixels, transformed
+from clipguard.attacks.nets import Pixels, UNet, batches, chunked, descend, device_of, pixels, transformed
 from clipguard.attacks.protocol import Progress, aimed, planted
 from clipguard.attacks.rows import check_target, highest
 from clipguard.models import ShallowNet
@@ -20,8 +20,6 @@ from clipguard.truth import PoisonTruth
 from clipguard.types import Images, ImageSet
 
 Code = Float[Tensor, "b"]
-
-_CHUNK = 250
 
 
 class Generator(nn.Module):
@@ -158,7 +156,7 @@ class ReadyGCB:
     def scores(self, images: Images) -> Float[np.ndarray, "n"]:
         """Return Q's logit of code 1 for every image."""
         device = device_of(self.reader)
-        parts = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
+        parts = (images[part] for part in chunked(images))
         with torch.no_grad():
             read = [self.reader(_view(coarse(pixels(part).to(device))))[:, 0].cpu().numpy() for part in parts]
         return np.concatenate(read)

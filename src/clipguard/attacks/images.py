@@ -96,7 +96,8 @@ class CTRL:
     """Two frequencies of the colour planes of target-class images whose labels stay (Li et al. 2023).
 
     The formula is the published one in floating point; the published code rounds to whole numbers in YUV as
-    well, and knows 32 x 32 pixels only: other sizes as `chroma_waves` says.
+    well, and knows 32 x 32 pixels only: other sizes as `chroma_waves` says. It moves colours alone: on grey
+    data, which stay grey, nothing of it is left but rounding.
     """
 
     rate: float = 0.05

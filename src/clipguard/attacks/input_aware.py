@@ -14,6 +14,7 @@ from clipguard.attacks.nets import (
     Pixels,
     UNet,
     batches,
+    chunked,
     descend,
     device_of,
     logits_of,
@@ -35,7 +36,6 @@ Mask = Float[Tensor, "b 1 h w"]
 
 _PIXEL_STD = 0.25
 _SMALL = 1e-7
-_CHUNK = 250
 _AUGMENTATION = Recipe(epochs=1, lr=0.0)
 
 
@@ -251,8 +251,7 @@ class ReadyInputAware:
     def crossed(self, images: Images, others: Images) -> Images:
         """Return images with the pattern and the mask of others."""
         out, device = np.array(images), device_of(self.generator)
-        for start in range(0, len(images), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for part in chunked(images):
             x, y = (pixels(some[part]).to(device) for some in (images, others))
             with torch.no_grad():
                 out[part] = to_images(put_on(x, pattern_of(self.generator, y), mask_of(self.masker, y)))

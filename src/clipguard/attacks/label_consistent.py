@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipguard.attacks.cache import Tensors, key_of, learnt
-from clipguard.attacks.nets import Pixels, logits_of, pixels, to_images
+from clipguard.attacks.nets import Pixels, chunk_of, logits_of, pixels, to_images
 from clipguard.attacks.protocol import Progress, aimed, choose, planted
 from clipguard.attacks.rows import check_target, places_of
 from clipguard.models import ModelSpec, Normalized, build
@@ -63,6 +63,8 @@ class LabelConsistent:
             ClipguardError: the target is no class of `data`, or the training diverged.
         """
         check_target(self.target, data)
+        # What cannot be poisoned afterwards is told before the training.
+        choose(np.flatnonzero(data.labels == self.target), self.rate, len(data), seed)
         tensors = learnt(key_of(self, data, seed), cache, lambda: _hardened(self, data, seed, report))
         return ReadyLabelConsistent(
             rate=self.rate,
@@ -133,7 +135,7 @@ def _hardened(recipe: LabelConsistent, data: ImageSet, seed: Seed, report: Progr
     """Return the rows of the target class and their images after PGD."""
     h, w = data.images.shape[1:3]
     rows = np.flatnonzero(data.labels == recipe.target)
-    chunks = np.array_split(rows, -(-len(rows) // _CHUNK)) if len(rows) else []
+    chunks = np.array_split(rows, -(-len(rows) // chunk_of(h, w, _CHUNK))) if len(rows) else []
     total = recipe.epochs + len(chunks)
     spec = ModelSpec(architecture=recipe.architecture, num_classes=len(data.class_names), input_size=(h, w))
     model = build(spec, seed.child("init"))

@@ -65,6 +65,8 @@ class Narcissus:
             ClipguardError: the target is no class of `data`, or the training diverged.
         """
         check_target(self.target, data)
+        # What cannot be poisoned afterwards is told before the training.
+        choose(np.flatnonzero(data.labels == self.target), self.rate, len(data), seed)
         key = key_of(self, data, seed, ("rate", "magnified"))
         tensors = learnt(key, cache, lambda: _searched(self, data, seed, report))
         surrogate = untrained(self, data, seed)

@@ -17,7 +17,7 @@ from clipguard.types import Images
 Pixels = Float[Tensor, "b 3 h w"]
 """A batch of images in [0, 1]."""
 
-_CHUNK = 250
+_CHUNK, _AREA = 250, 32 * 32
 
 
 def _layer(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -82,12 +82,23 @@ def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
         optimizer.step()
 
 
+def chunk_of(h: int, w: int, most: int = _CHUNK) -> int:
+    """Return how many images go through a net at once: `most` at 32 x 32 pixels, fewer of larger ones."""
+    return min(most, max(1, most * _AREA // (h * w)))
+
+
+def chunked(images: Images) -> Iterator[slice]:
+    """Yield slices of images that go through a net together."""
+    step = chunk_of(*images.shape[1:3])
+    yield from (slice(start, start + step) for start in range(0, len(images), step))
+
+
 def transformed(images: Images, change: Callable[[Pixels], Pixels], device: torch.device) -> Images:
     """Return every image after `change`, which needs no gradient."""
     keep_freed_memory()
     if not len(images):
         return np.array(images)
-    parts = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
+    parts = (images[part] for part in chunked(images))
     with torch.no_grad():
         return np.concatenate([to_images(change(pixels(part).to(device))) for part in parts])
 

@@ -76,8 +76,30 @@ def prepare(
     """Return an attack that is ready to poison `data`: its helper net, if it needs one, is trained.
 
     Helpers are cached in the folder `cache` by their recipe, the data's contents and the seed.
+
+    Raises:
+        ClipguardError: the rate asks for no sample at all, which is told before anything is trained.
     """
-    return attack.prepare(data, seed, cache, report) if isinstance(attack, NeedsHelper) else attack
+    if not isinstance(attack, NeedsHelper):
+        return attack
+    if attack.rate and not round(attack.rate * len(data)):
+        raise ClipguardError(f"poison rate {attack.rate:g} of {len(data)} images is none: give a higher rate")
+    return attack.prepare(data, seed, cache, report)
+
+
+def triggered(attack: Attack, images: Images) -> Images | None:
+    """Return test images with the attack's trigger, None for a control, which has none.
+
+    Raises:
+        ClipguardError: it changes no image: a wave, say, may be zero at every column of some widths.
+    """
+    moved = attack.trigger(images)
+    if moved is not None and len(images) and np.array_equal(moved, images):
+        h, w = images.shape[1:3]
+        raise ClipguardError(
+            f"the trigger changes no pixel of images of {h} x {w}: choose another size or attack"
+        )
+    return moved
 
 
 def check_mapping(mapping: str) -> None:

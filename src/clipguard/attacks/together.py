@@ -21,7 +21,7 @@ TOGETHER: Final = "together:"
 class Together:
     """Two or more attacks at once: each poisons rows that the ones before it have left alone.
 
-    There is no common trigger: attack success is measured with the trigger and the aim of each of `parts_of`.
+    There is no common trigger: attack success is measured with the trigger and the aim of each of `parts`.
     """
 
     attacks: tuple[Attack | NeedsHelper, ...]
@@ -42,6 +42,18 @@ class Together:
         """Class that the first backdoor leads to."""
         return self.attacks[0].target
 
+    @property
+    def parts(self) -> tuple[Attack, ...]:
+        """The attacks.
+
+        Raises:
+            ClipguardError: one of them still lacks its helper net.
+        """
+        ready = tuple(part for part in self.attacks if isinstance(part, Attack))
+        if len(ready) < len(self.attacks):
+            raise ClipguardError("an attack of several needs a helper net: prepare them first")
+        return ready
+
     def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> "Together":
         """Return the same attacks, each with its helper net if it needs one."""
         ready = [prepare(a, data, seed.child(i), cache, report) for i, a in enumerate(self.attacks)]
@@ -56,7 +68,7 @@ class Together:
         n, names = len(data), list[str]()
         images, labels = np.array(data.images), data.labels.copy()
         poisoned, cover, part = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.full(n, -1)
-        for i, attack in enumerate(parts_of(self)):
+        for i, attack in enumerate(self.parts):
             left = np.flatnonzero(part < 0)
             # The rate counts over all samples, not over those that are left.
             recipe: Any = attack
@@ -84,17 +96,3 @@ class Together:
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
         """Return None: each part has an aim of its own."""
         return None
-
-
-def parts_of(attack: Attack) -> tuple[Attack, ...]:
-    """Return the attacks whose triggers are to be measured one by one: itself, or those of `Together`.
-
-    Raises:
-        ClipguardError: one of them still lacks its helper net.
-    """
-    if not isinstance(attack, Together):
-        return (attack,)
-    ready = tuple(part for part in attack.attacks if isinstance(part, Attack))
-    if len(ready) < len(attack.attacks):
-        raise ClipguardError("an attack of several needs a helper net: prepare them first")
-    return ready

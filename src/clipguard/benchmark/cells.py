@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from clipguard.attacks import Attack, NeedsHelper, attack_named, prepare
-from clipguard.benchmark.config import Cell, DataChoice, settings_of
+from clipguard.benchmark.config import UNTOUCHED, Cell, DataChoice, settings_of
 from clipguard.benchmark.guides import BenchGuide, accuracy, guide_of
 from clipguard.benchmark.judging import Trial, judged, trials
 from clipguard.benchmark.longtail import long_tailed
@@ -138,7 +138,11 @@ class Work:
     @functools.cached_property
     def poisoned(self) -> tuple[ImageSet, PoisonTruth]:
         """The poisoned training set and the truth about it."""
-        return self.attack.poison(self.sets[0], Seed(self.cell.seed).child("attack", self.cell.attack.name))
+        seed = Seed(self.cell.seed).child("attack", self.cell.attack.name)
+        data, truth = self.attack.poison(self.sets[0], seed)
+        if self.cell.attack.name != UNTOUCHED and not truth.poisoned.any():
+            raise ClipguardError(f"{self.cell.rate:g} of {len(data)} images is none: give a higher rate")
+        return data, truth
 
     @functools.cached_property
     def trials(self) -> tuple[Trial, ...]:

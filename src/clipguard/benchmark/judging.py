@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.attacks import Attack, parts_of
+from clipguard.attacks import Attack, parts_of, triggered
 from clipguard.evaluate import EvalResult, evaluate
 from clipguard.models import Normalized
 from clipguard.scoring import classifier_logits
@@ -29,7 +29,7 @@ def trials(attack: Attack, test: ImageSet) -> tuple[Trial, ...]:
     k = len(test.class_names)
     images = np.asarray(test.images)
     return tuple(
-        Trial(triggered=part.trigger(images), aims=part.aim(test.labels, k)) for part in parts_of(attack)
+        Trial(triggered=triggered(part, images), aims=part.aim(test.labels, k)) for part in parts_of(attack)
     )
 
 

@@ -1,11 +1,11 @@
 """Data sets by name: CIFAR-10, CIFAR-100, GTSRB, Tiny-ImageNet, from a folder or, if asked, the network.
 
-A local folder may hold `NAME/train.parquet` and `NAME/test.parquet`, shards as the Hugging Face Hub lays them
-out (`NAME/data/train-00000-of-00001.parquet`), image folders `NAME/train` and `NAME/test`, or the archives that
-the authors publish. Those are fetched by torchvision's downloader, which checks their MD5 sums: torchvision's
-own for GTSRB, for CIFAR the ones on the authors' page, for Tiny-ImageNet the sum in common use. CIFAR comes in
-its binary version: the one that torchvision takes is a pickle. Nothing is unpacked to disk; an archive's
-members are read where they are.
+A local folder may hold `NAME/train.parquet` and `NAME/test.parquet`, shards as the Hugging Face Hub has
+them (`NAME/data/train-00000-of-00001.parquet`), image folders `NAME/train` and `NAME/test`, or the archives
+that the authors publish. Those are fetched by torchvision's downloader, which checks their MD5 sums:
+torchvision's own for GTSRB, for CIFAR the ones on the authors' page, for Tiny-ImageNet the sum in common
+use. CIFAR comes in its binary version: the one that torchvision takes is a pickle. Nothing is unpacked to
+disk; an archive's members are read where they are.
 """
 
 import csv

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 IMAGES: Final = ("image", "img")
 LABELS: Final = ("label", "labels", "fine_label")
-"""What the Hub calls the columns (CIFAR has `img`, CIFAR-100 `fine_label`); the first that is there counts."""
+"""What the Hub calls the columns (CIFAR has `img`, CIFAR-100 `fine_label`); the first found counts."""
 
 # Few enough that a batch of large photographs stays far below Arrow's 2 GiB for one array of bytes.
 BATCH_ROWS = 128
