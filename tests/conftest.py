@@ -33,6 +33,14 @@ def _refuse(host: object) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what tests learn from the user's own cache, and the other way round."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPGUARD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
     """Refuse look-ups of and connections to other machines, as a network that is down would."""
     connect, connect_ex, look_up = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo

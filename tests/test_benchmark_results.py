@@ -166,6 +166,15 @@ def test_the_table_tells_how_many_images_were_attacked_where_the_row_knows(tmp_p
     assert "| 1 | 1,000 |" in text
 
 
+def test_a_class_that_is_flagged_as_a_whole_is_seen(tmp_path):
+    counts = {"class_sizes": [10, 40], "class_triggered": [9, 20], "class_wrongly_triggered": [9, 4]}
+    told_row = row("clipguard", 0.75, [0.02], detection={"poisoned": 20, **counts})
+    older = row("retrain", 0.75, [0.02], detection={"poisoned": 20})
+    text = markdown(told([told_row, older], tmp_path))
+    assert "| 90.00 % | – of 20.00 |" in text
+    assert "| – | – of 20.00 |" in text
+
+
 def test_spread_of_one_value_has_no_deviation_and_of_none_no_number():
     assert spread([0.123456]) == "12.35"
     assert spread([]) == "–"

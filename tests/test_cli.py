@@ -1,7 +1,6 @@
 """The command line: what it prints where, its exit codes, its options, its progress."""
 
 import io
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -363,25 +362,3 @@ def test_main_reads_the_arguments_of_the_process(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["clipguard", "--version"])
     assert main() == 0
     assert capsys.readouterr().out.strip() == __version__
-
-
-@pytest.mark.parametrize("attack", list(ATTACKS))
-def test_attack_tells_what_it_wrote(clipguard, tmp_path, attack):
-    data, test = image_folder(tmp_path / "data", n=40), image_folder(tmp_path / "test", n=10, seed=1)
-    out = tmp_path / "made" / "out"
-    ran = clipguard("attack", data, "-o", out, "--attack", attack, "--rate", 0.1, "--test", test, "--json")
-    has_trigger = attack not in ("none", "flips", "flips-to-one")
-    counts = {"train": 40, "poisoned": 0 if attack == "none" else 4, "test": 10, "unreadable": 0}
-    counts["cover"] = {"wanet": 8, "bpp": 4, "input-aware": 4, "adap-blend": 4, "adap-patch": 8}.get(
-        attack, 0
-    )
-    assert ran.code == 0
-    assert ran.json["counts"] == {**counts, "triggered": 10 if has_trigger else 0}
-    files = {"train.parquet", "test.parquet", "truth.parquet", "attack.json"}
-    assert {path.name for path in out.iterdir()} == files | (
-        {"test-triggered.parquet"} if has_trigger else set()
-    )
-    about = json.loads((out / "attack.json").read_text())
-    assert about["target"] == (None if attack in ("none", "flips") else 0)
-    assert about["aims"] == (None if attack in ("none", "flips") else [0, 0])
-    assert [path.name for path in (tmp_path / "made").iterdir()] == ["out"]

@@ -134,16 +134,28 @@ def _size(row: Row) -> str:
 
 
 def _detections(found: list[Group], shown: Sequence[int]) -> list[str]:
-    lines = _head(["cell", "row", *_DETECTION.values(), "poison left in clean", "seconds by stage"])
+    told = [*_DETECTION.values(), "wrongly flagged, worst class", "poison left in clean", "seconds by stage"]
+    lines = _head(["cell", "row", *told])
     for group in found:
         if not group.values("detection_poisoned"):
             continue
         figures = [spread(group.values(name), 1.0) for name in _DETECTION]
         left = spread(group.values("detection_poison_in_clean"), 1.0)
         total = spread(group.values("detection_poisoned"), 1.0)
-        entries = [axis_text(group, shown), group.label, *figures, f"{left} of {total}", _seconds(group)]
+        figures += [_worst_class(group), f"{left} of {total}", _seconds(group)]
+        entries = [axis_text(group, shown), group.label, *figures]
         lines.append(_line(entries))
     return lines
+
+
+def _worst_class(group: Group) -> str:
+    """Return the largest share of a class that is flagged without being poison, where rows know their classes."""
+    shares = [
+        max(wrong / max(1, size) for wrong, size in zip(wrongly, row["detection_class_sizes"], strict=True))
+        for row in group.rows
+        if (wrongly := row.get("detection_class_wrongly_triggered")) is not None
+    ]
+    return spread(shares) + (" %" if shares else "")
 
 
 def _seconds(group: Group) -> str:

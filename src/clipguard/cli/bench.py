@@ -1,6 +1,5 @@
 """`bench` and `bench-report`: a TOML file to rows, results.parquet to a table and pictures."""
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipguard.cli.options import BenchOptions
 from clipguard.cli.outcome import Outcome
+from clipguard.cli.places import cache_folder
 from clipguard.cli.progress import Lines, warn
 from clipguard.cli.text import one_line
 
@@ -52,11 +52,6 @@ def run_report(run: Path, as_json: bool) -> Outcome:
         ClipguardError: the folder has no results.
     """
     return _reported(run, {}, as_json, 0)
-
-
-def cache_folder() -> Path:
-    """Return where victims, helper nets and embeddings are kept unless told otherwise."""
-    return Path(os.environ.get("CLIPGUARD_CACHE", "~/.cache/clipguard/bench")).expanduser()
 
 
 def _log(line: str) -> None:

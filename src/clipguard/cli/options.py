@@ -141,7 +141,18 @@ class AttackOptions:
     target: Annotated[int, Parameter(help="Label that the backdoor leads to.")] = 0
     mapping: Annotated[
         Literal["all-to-one", "all-to-all"] | None,
-        Parameter(help="Every class to --target, or each to the next one; not for clean-label attacks."),
+        Parameter(help="Every class to --target, or each to the next one: badnets, blended, wanet, bpp."),
+    ] = None
+    option: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="",
+            help="A setting of the attack's own as NAME=VALUE, such as alpha=0.1; repeatable.",
+        ),
+    ] = ()
+    cache: Annotated[
+        Path | None,
+        Parameter(help="Folder of helper nets, which some attacks train; default: ~/.cache/clipguard/bench."),
     ] = None
     test: Annotated[
         Path | None, Parameter(help="Labelled test set, to be written without and with the trigger.")

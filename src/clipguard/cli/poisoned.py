@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.attacks import Attack, attack_named, prepare
+from clipguard.attacks import Attack, attack_named, prepare, triggered
 from clipguard.cli.options import AttackOptions
 from clipguard.cli.outcome import Outcome
+from clipguard.cli.places import cache_folder
 from clipguard.cli.progress import warn, working
-from clipguard.cli.text import rows_from, size_from
+from clipguard.cli.text import rows_from, settings_from, size_from
 from clipguard.decode import common_size, read_images
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
@@ -77,12 +78,14 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
     """
     refuse_full(options.out)
     mapping = {} if options.mapping is None else {"mapping": options.mapping}
-    recipe = attack_named(options.attack, rate=options.rate, target=options.target, **mapping)
+    own = settings_from(options.option, "--option") | mapping
+    recipe = attack_named(options.attack, rate=options.rate, target=options.target, **own)
+    cache = (options.cache or cache_folder()) / "helpers"
     seed = Seed(options.seed)
     with working() as tell:
         train, test, unreadable = _read(path, options, tell)
         helper = seed.child("helper", options.attack)
-        attack = prepare(recipe, train, helper, report=partial(tell, "helper net"))
+        attack = prepare(recipe, train, helper, cache, partial(tell, "helper net"))
         poisoned, truth = attack.poison(train, seed.child("attack", options.attack))
         if options.attack != "none" and not truth.poisoned.any():
             raise ClipguardError(f"{attack.rate:g} of {len(train)} images is none: give a higher --rate")
@@ -93,6 +96,7 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
         about = {
             "attack": options.attack,
             "rate": attack.rate,
+            "options": own,
             "target": truth.target,
             "aims": None if aims is None else aims.tolist(),
             "seed": options.seed,
@@ -161,7 +165,7 @@ def _read(path: Path, options: AttackOptions, tell: Tell) -> tuple[ImageSet, Ima
 
 
 def _triggered(attack: Attack, test: ImageSet) -> ImageSet | None:
-    images = attack.trigger(np.asarray(test.images))
+    images = triggered(attack, np.asarray(test.images))
     return None if images is None else image_set(images, test.labels, test.class_names, test.ids)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 from clipguard.errors import ClipguardError
 from clipguard.errors import one_line as one_line
@@ -34,6 +35,32 @@ def rows_from(text: str, option: str) -> tuple[int, int]:
     if match is None:
         raise ClipguardError(f"{option} {text!r}: give FIRST:END, such as 0:1000")
     return int(match[1]), int(match[2])
+
+
+def settings_from(texts: Sequence[str], option: str) -> dict[str, object]:
+    """Return the values of several `NAME=VALUE` by name: numbers and truth values as such, else texts.
+
+    Raises:
+        ClipguardError: another form, or a name given twice.
+    """
+    told: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name or name in told:
+            raise ClipguardError(f"{option} {text!r}: give each setting once, as in alpha=0.1")
+        told[name] = _value(value)
+    return told
+
+
+def _value(text: str) -> object:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def channels_from(text: str, option: str) -> tuple[float, float, float]:

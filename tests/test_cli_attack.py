@@ -1,0 +1,64 @@
+"""The command `attack`: what it writes and tells, an attack's own settings, helper nets kept."""
+
+import json
+
+import numpy as np
+import pytest
+
+from clipguard.attacks import ATTACKS, narcissus
+from clipguard.decode import read_images
+from clipguard.sources import ImageSource
+from clipguard.truth import read_truth
+from tiny_data import CommandLine, image_folder
+
+
+@pytest.fixture
+def clipguard(capsys):
+    return CommandLine(capsys)
+
+
+def test_an_attacks_own_settings_can_be_given(clipguard, tmp_path):
+    data = image_folder(tmp_path / "data", n=20)
+    made = []
+    for alpha in ("0.2", "1"):
+        out = tmp_path / alpha
+        more = ("--option", f"alpha={alpha}", "--option", "pattern_seed=3", "--mapping", "all-to-all")
+        ran = clipguard("attack", data, "-o", out, "--attack", "blended", "--rate", 0.5, *more, "--json")
+        assert ran.code == 0, ran.err
+        assert ran.json["options"] == {"alpha": float(alpha), "pattern_seed": 3, "mapping": "all-to-all"}
+        made.append(read_images(ImageSource.open(out / "train.parquet"), (16, 16))[0])
+    truth = read_truth(out / "truth.parquet").poisoned
+    weak, strong = (len(np.unique(data.images[truth], axis=0)) for data in made)
+    assert (weak, strong) == (10, 1)
+
+
+def test_a_helper_net_is_trained_once(clipguard, tmp_path, monkeypatch):
+    data, cache = image_folder(tmp_path / "data", n=40), tmp_path / "cache"
+    for number, rate in enumerate((0.1, 0.2)):
+        more = ("--rate", rate, "--cache", cache)
+        ran = clipguard("attack", data, "-o", tmp_path / f"{number}", "--attack", "narcissus", *more)
+        assert ran.code == 0, ran.err
+        assert len(list((cache / "helpers").iterdir())) == 1
+        monkeypatch.setattr(narcissus, "taught", lambda *args: pytest.fail("trained again"))
+
+
+@pytest.mark.parametrize("attack", list(ATTACKS))
+def test_attack_tells_what_it_wrote(clipguard, tmp_path, attack):
+    data, test = image_folder(tmp_path / "data", n=40), image_folder(tmp_path / "test", n=10, seed=1)
+    out = tmp_path / "made" / "out"
+    ran = clipguard("attack", data, "-o", out, "--attack", attack, "--rate", 0.1, "--test", test, "--json")
+    has_trigger = attack not in ("none", "flips", "flips-to-one")
+    counts = {"train": 40, "poisoned": 0 if attack == "none" else 4, "test": 10, "unreadable": 0}
+    counts["cover"] = {"wanet": 8, "bpp": 4, "input-aware": 4, "adap-blend": 4, "adap-patch": 8}.get(
+        attack, 0
+    )
+    assert ran.code == 0
+    assert ran.json["counts"] == {**counts, "triggered": 10 if has_trigger else 0}
+    files = {"train.parquet", "test.parquet", "truth.parquet", "attack.json"}
+    assert {path.name for path in out.iterdir()} == files | (
+        {"test-triggered.parquet"} if has_trigger else set()
+    )
+    about = json.loads((out / "attack.json").read_text())
+    assert about["target"] == (None if attack in ("none", "flips") else 0)
+    assert about["aims"] == (None if attack in ("none", "flips") else [0, 0])
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["out"]
