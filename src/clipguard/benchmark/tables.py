@@ -149,7 +149,7 @@ def _detections(found: list[Group], shown: Sequence[int]) -> list[str]:
 
 
 def _worst_class(group: Group) -> str:
-    """Return the largest share of a class that is flagged without being poison, where rows know their classes."""
+    """Return the largest share of a class that is flagged without being poison, where rows know it."""
     shares = [
         max(wrong / max(1, size) for wrong, size in zip(wrongly, row["detection_class_sizes"], strict=True))
         for row in group.rows
