@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from clipguard.backdoorbench import MEMORY, Record, _main, _plain, poisoned_by, read_record, triggered_by
+from clipguard.backdoorbench_net import preactresnet18
 from clipguard.cli.judging import open_test
+from clipguard.cli.text import channels_from
 from clipguard.decode import read_images
 from clipguard.errors import ClipguardError
+from clipguard.models import ModelSpec, load
+from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.sources.writer import write_parquet
 from clipguard.truth import read_truth
@@ -274,6 +279,55 @@ def test_a_converted_record_is_judged_like_an_attack(clipguard, folder, tmp_path
     test = open_test(out, poisoned, None, None)
     assert test.aims.tolist() == [0, 0, 0]
     assert test.triggered is not None
+
+
+def test_the_model_of_a_record_is_loaded_by_the_command_that_is_told(clipguard, folder, tmp_path):
+    with Seed(5).torch_global():
+        net = preactresnet18(len(NAMES))
+    record = torch.load(folder / "attack_result.pt", weights_only=False)  # noqa: TID251  # made above
+    save_record(folder, record["bd_train"], record["bd_test"], model=net.state_dict())
+    write_parquet(clean_set(), tmp_path / "train.parquet")
+    out = tmp_path / "out"
+    ran = clipguard("convert", folder, "--source", tmp_path / "train.parquet", "-o", out)
+    assert ran.code == 0, ran.err
+    told = ran.out.replace("\n", " ").split("clipguard defend ")[1].split()
+    options = dict(zip(told[1::2], told[2::2], strict=False))
+    spec = ModelSpec(
+        architecture=options["--architecture"],
+        num_classes=3,
+        input_size=(SIDE, SIDE),
+        mean=channels_from(options["--mean"], "--mean"),
+        std=channels_from(options["--std"], "--std"),
+    )
+    model = load(Path(options["--model"]), spec)
+    x = torch.rand(2, 3, SIDE, SIDE)
+    scaled = (x - torch.tensor([0.4914, 0.4822, 0.4465])[:, None, None]) / torch.tensor(
+        [0.247, 0.243, 0.261]
+    )[:, None, None]
+    assert torch.allclose(model.network(scaled), net.eval()(scaled), atol=1e-6)
+
+
+def test_a_model_that_is_not_known_is_told_and_nothing_guessed(clipguard, folder, tmp_path):
+    record = torch.load(folder / "attack_result.pt", weights_only=False)  # noqa: TID251  # made above
+    save_record(folder, record["bd_train"], record["bd_test"], model_name="vgg\n19", clean_data="celeba")
+    write_parquet(clean_set(), tmp_path / "train.parquet")
+    ran = clipguard("convert", folder, "--source", tmp_path / "train.parquet", "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert "on celeba) is not known here: give defend --architecture, --mean and --std" in ran.out
+    assert "vgg\n19" not in ran.out
+
+
+def test_the_net_of_the_records_has_the_names_and_the_size_of_theirs():
+    net = preactresnet18(10)
+    # Of the published net: 11,171,146 weights for ten classes.
+    assert sum(weight.numel() for weight in net.parameters()) == 11_171_146
+    names = set(net.state_dict())
+    assert {"conv1.weight", "linear.weight", "linear.bias", "layer2.0.shortcut.0.weight"} <= names
+    assert {
+        f"layer{n}.{i}.{part}.weight" for n in (1, 4) for i in (0, 1) for part in ("bn1", "conv2")
+    } <= names
+    assert "layer1.0.shortcut.0.weight" not in names
+    assert not [name for name in names if name.startswith(("norm", "head", "stem"))]
 
 
 def test_what_cannot_be_converted_is_one_line_and_leaves_nothing(clipguard, folder, tmp_path):

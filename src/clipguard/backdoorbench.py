@@ -27,6 +27,8 @@ from clipguard.types import Images, ImageSet
 RECORD: Final = "attack_result.pt"
 MEMORY: Final = 8 << 30
 """Bytes that reading a record may take: a small file can claim a tensor of any size."""
+NAME: Final = 100
+"""Characters of a name in a record; what is longer is no name."""
 PATIENCE: Final = 600.0
 """Seconds by the clock that reading a record may take."""
 
@@ -59,12 +61,16 @@ class Record:
         size: height and width of its images.
         train: changes to the training set.
         test: test images with the trigger, of the classes that it is meant to change.
+        net: what the record calls its model's architecture.
+        clean_data: what it calls the data set.
     """
 
     num_classes: int
     size: tuple[int, int]
     train: Changes
     test: Changes
+    net: str = ""
+    clean_data: str = ""
 
     @property
     def aims(self) -> Int64[np.ndarray, "k"]:
@@ -105,7 +111,14 @@ def read_record(folder: Path, weights: Path) -> Record:
         labels = np.concatenate([train.labels, train.original_labels, test.labels, test.original_labels])
         if not np.isin(labels, np.arange(told["num_classes"])).all():
             raise ValueError("a label is no class")
-        return Record(num_classes=told["num_classes"], size=(height, width), train=train, test=test)
+        return Record(
+            num_classes=told["num_classes"],
+            size=(height, width),
+            train=train,
+            test=test,
+            net=told["net"],
+            clean_data=told["clean_data"],
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ClipguardError(f"{file} is no record that can be read: make it anew") from error
 
@@ -199,6 +212,8 @@ def _plain(file: str, weights: str) -> dict[str, Any]:
         record = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251  # the one place, by a list
     save_file({name: value.clone().contiguous() for name, value in record["model"].items()}, weights)
     return {
+        "net": str(record.get("model_name", ""))[:NAME],
+        "clean_data": str(record.get("clean_data", ""))[:NAME],
         "num_classes": int(record["num_classes"]),
         "size": [int(side) for side in record["img_size"][:2]],
         **{name: _entries(record[name]) for name in ("bd_train", "bd_test")},

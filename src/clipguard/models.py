@@ -55,7 +55,7 @@ class PreActBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         narrow = stride == 1 and inputs == outputs
-        self.shortcut = None if narrow else nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.shortcut: nn.Module | None = None if narrow else nn.Conv2d(inputs, outputs, 1, bias=False)
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:

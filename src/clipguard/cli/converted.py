@@ -1,16 +1,19 @@
 """`convert`: a BackdoorBench record to a folder such as `attack` writes, with the record's model."""
 
+import shlex
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from clipguard.backdoorbench import Record, poisoned_by, read_record, triggered_by
+from clipguard.backdoorbench_net import NORMALISATIONS
 from clipguard.cli.options import ConvertOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.poisoned import MODEL, TEST, TRAIN, TRIGGERED, TRUTH, refuse_full, write_attack
 from clipguard.cli.progress import working
+from clipguard.cli.text import one_line
 from clipguard.decode import read_images
 from clipguard.errors import ClipguardError
 from clipguard.sources import ImageSource
@@ -18,6 +21,9 @@ from clipguard.types import ImageSet
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+NETS: Final = {"preactresnet18": "clipguard.backdoorbench_net:preactresnet18"}
+"""What a record calls its net, and the factory of it."""
 
 
 def run_convert(folder: Path, options: ConvertOptions) -> Outcome:
@@ -42,6 +48,7 @@ def run_convert(folder: Path, options: ConvertOptions) -> Outcome:
             "target": truth.target,
             "aims": record.aims.tolist(),
             "record": str(folder),
+            "model": _model(record),
             "source": str(options.source),
             "test_source": None if options.test is None else str(options.test),
             "classes": list(train.class_names),
@@ -57,6 +64,31 @@ def run_convert(folder: Path, options: ConvertOptions) -> Outcome:
     files = [str(options.out / name) for name in (*sets, TRUTH, MODEL)]
     value = {**about, "out": str(options.out), "files": files}
     return Outcome(value=value, show=partial(_show, value), as_json=options.json)
+
+
+def _model(record: Record) -> dict[str, Any]:
+    """Return what `defend` is to be told of the record's model; None for what is not known here."""
+    mean, std = NORMALISATIONS.get(record.clean_data, (None, None))
+    return {
+        "architecture": NETS.get(record.net),
+        "mean": None if mean is None else ",".join(f"{value:g}" for value in mean),
+        "std": None if std is None else ",".join(f"{value:g}" for value in std),
+        "named": record.net,
+        "data_named": record.clean_data,
+    }
+
+
+def _how_to_go_on(value: dict[str, Any]) -> list[str]:
+    """Return the lines that say how the record's model is cured."""
+    model, out = value["model"], shlex.quote(value["out"])
+    if model["architecture"] is None or model["mean"] is None:
+        named = f"{model['named'] or 'without a name'} on {model['data_named'] or 'unnamed data'}"
+        return [f"its model ({named}) is not known here: give defend --architecture, --mean and --std for it"]
+    return [
+        "to cure its model:",
+        f"  clipguard defend {out}/{TRAIN} --test {out} -o run --model {out}/{MODEL} "
+        f"--architecture {model['architecture']} --mean {model['mean']} --std {model['std']}",
+    ]
 
 
 def _clean(path: Path, record: Record, options: ConvertOptions, tell: Callable[[int, int], None]) -> ImageSet:
@@ -85,3 +117,5 @@ def _show(value: dict[str, Any], console: "Console") -> None:
     )
     for file in value["files"]:
         console.print(f"  {file}", soft_wrap=True, markup=False)
+    for line in _how_to_go_on(value):
+        console.print(one_line(line) if line[0] != " " else line, soft_wrap=True, markup=False)
