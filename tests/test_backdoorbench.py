@@ -2,7 +2,7 @@
 
 import json
 import os
-from pathlib import Path
+import shlex
 
 import numpy as np
 import pytest
@@ -13,16 +13,14 @@ from safetensors.torch import load_file
 from clipguard.backdoorbench import MEMORY, Record, _main, _plain, poisoned_by, read_record, triggered_by
 from clipguard.backdoorbench_net import preactresnet18
 from clipguard.cli.judging import open_test
-from clipguard.cli.text import channels_from
 from clipguard.decode import read_images
 from clipguard.errors import ClipguardError
-from clipguard.models import ModelSpec, load
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.sources.writer import write_parquet
 from clipguard.truth import read_truth
 from clipguard.types import image_set
-from tiny_data import CommandLine
+from tiny_data import CommandLine, few_steps
 
 SIDE, NAMES = 8, ("cat", "dog", "frog")
 WEIGHTS = {"conv.weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(3)}
@@ -281,30 +279,33 @@ def test_a_converted_record_is_judged_like_an_attack(clipguard, folder, tmp_path
     assert test.triggered is not None
 
 
-def test_the_model_of_a_record_is_loaded_by_the_command_that_is_told(clipguard, folder, tmp_path):
+@pytest.mark.parametrize("with_test", [True, False])
+def test_the_command_that_is_told_cures_the_records_model(
+    clipguard, folder, tmp_path, monkeypatch, with_test
+):
+    few_steps(monkeypatch)
     with Seed(5).torch_global():
-        net = preactresnet18(len(NAMES))
+        net = preactresnet18(len(NAMES)).eval()
     record = torch.load(folder / "attack_result.pt", weights_only=False)  # noqa: TID251  # made above
     save_record(folder, record["bd_train"], record["bd_test"], model=net.state_dict())
     write_parquet(clean_set(), tmp_path / "train.parquet")
-    out = tmp_path / "out"
-    ran = clipguard("convert", folder, "--source", tmp_path / "train.parquet", "-o", out)
+    write_parquet(clean_set(12, seed=1), tmp_path / "test.parquet")
+    # A name that a shell and a terminal would both take for something else.
+    out = tmp_path / "it's :x: out"
+    test = ("--test", tmp_path / "test.parquet") if with_test else ()
+    ran = clipguard("convert", folder, "--source", tmp_path / "train.parquet", *test, "-o", out)
     assert ran.code == 0, ran.err
-    told = ran.out.replace("\n", " ").split("clipguard defend ")[1].split()
-    options = dict(zip(told[1::2], told[2::2], strict=False))
-    spec = ModelSpec(
-        architecture=options["--architecture"],
-        num_classes=3,
-        input_size=(SIDE, SIDE),
-        mean=channels_from(options["--mean"], "--mean"),
-        std=channels_from(options["--std"], "--std"),
-    )
-    model = load(Path(options["--model"]), spec)
-    x = torch.rand(2, 3, SIDE, SIDE)
-    scaled = (x - torch.tensor([0.4914, 0.4822, 0.4465])[:, None, None]) / torch.tensor(
-        [0.247, 0.243, 0.261]
-    )[:, None, None]
-    assert torch.allclose(model.network(scaled), net.eval()(scaled), atol=1e-6)
+    told = shlex.split(ran.out.splitlines()[-1])
+    assert told[:2] == ["clipguard", "defend"]
+    assert ("--test" in told) == with_test
+    monkeypatch.chdir(tmp_path)
+    ran = clipguard(*told[1:], "--guide", "mini", "--json")
+    assert ran.code == 3, ran.err
+    if with_test:
+        x = torch.from_numpy(clean_set(12, seed=1).images).permute(0, 3, 1, 2) / 255
+        mean, std = torch.tensor([[0.4914, 0.4822, 0.4465], [0.247, 0.243, 0.261]])[..., None, None]
+        said = net((x - mean) / std).argmax(1).numpy()
+        assert ran.json["before"]["accuracy"] == np.mean(said == clean_set(12, seed=1).labels)
 
 
 def test_a_model_that_is_not_known_is_told_and_nothing_guessed(clipguard, folder, tmp_path):
@@ -313,7 +314,7 @@ def test_a_model_that_is_not_known_is_told_and_nothing_guessed(clipguard, folder
     write_parquet(clean_set(), tmp_path / "train.parquet")
     ran = clipguard("convert", folder, "--source", tmp_path / "train.parquet", "-o", tmp_path / "out")
     assert ran.code == 0, ran.err
-    assert "on celeba) is not known here: give defend --architecture, --mean and --std" in ran.out
+    assert "on celeba) is not known here: give defend --architecture, --input-size, --mean and" in ran.out
     assert "vgg\n19" not in ran.out
 
 

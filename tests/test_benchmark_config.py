@@ -169,6 +169,7 @@ def test_an_attacks_own_recipe_goes_before_the_nets_and_makes_no_other_cell(tmp_
         ('nets = [{name = "x", victim = {epoch = 3}}]', "net x, attack badnets: unknown key 'epoch'"),
         ('attacks = ["badnetz"]', "key attacks: unknown attack 'badnetz'"),
         ('attacks = [{name = "sig", options = {amplitud = 3}}]', "attack sig has no option 'amplitud'"),
+        ('attacks = [{name = "sig", options = {rate = 0.1}}]', "rate is no setting of one attack's own"),
         ("[victim]\nepochs = 0", "epochs, batch_size and lr of victim must be positive"),
         ("[victim]\nlr = -1.0", "epochs, batch_size and lr of victim must be positive"),
         ('nets = [{name = "x", victim = {batch_size = 0}}]', "net x, attack badnets: epochs, batch_size"),

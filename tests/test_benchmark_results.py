@@ -3,6 +3,7 @@
 import builtins
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from clipguard.benchmark.goals import APART, NOT_PLANTED, goal, groups
@@ -164,6 +165,18 @@ def test_the_table_tells_how_many_images_were_attacked_where_the_row_knows(tmp_p
     text = markdown(told([row("none", 0.7, [0.9], attack_n=900), row("oracle", 0.7, [0.02])], tmp_path))
     assert "| 1 | 1,000; 900 |" in text
     assert "| 1 | 1,000 |" in text
+
+
+def test_results_that_an_earlier_version_wrote_can_be_told(tmp_path):
+    older = [
+        {key: value for key, value in entry.items() if key != "variant"}
+        for entry in cell(row("x", 0.7, [0.1]))
+    ]
+    write_results(older, tmp_path / "results.parquet")
+    table = pq.read_table(tmp_path / "results.parquet")
+    pq.write_table(table.drop_columns(["variant", "attack_n"]), tmp_path / "results.parquet")
+    assert [entry["variant"] for entry in read_results(tmp_path)] == [""] * 3
+    write_bench_report(tmp_path)
 
 
 def test_a_class_that_is_flagged_as_a_whole_is_seen(tmp_path):

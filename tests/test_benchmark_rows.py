@@ -1,6 +1,7 @@
 """clipguard.benchmark.rows and the commands: resumed row by row, repeatable, honest about failure."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from clipguard.benchmark.cells import Work
+from clipguard.benchmark.cells import Lab, Work, image_sets, sources
+from clipguard.benchmark.config import cells, read_config
 from clipguard.benchmark.results import read_results
 from clipguard.cli import main
 from clipguard.defenses import Case, Cured
@@ -227,6 +229,11 @@ class Foreign:
         """Do one of these."""
         if self.kind == "falls over":
             raise ZeroDivisionError("no\nluck")
+        if self.kind == "leaves":
+            sys.exit("enough")
+        if self.kind in ("boasts", "notes"):
+            notes = {"score": float("nan") if self.kind == "boasts" else 0.5, "count": 3}
+            return Cured(model=case.victim, seconds={}, notes=notes)
         with torch.no_grad():
             for weight in case.victim.parameters():
                 weight.zero_()
@@ -235,17 +242,22 @@ class Foreign:
 
 
 def test_a_defence_costs_its_own_row_whatever_it_does(done, tmp_path, capsys):
-    kinds = ("spoils", "falls over", "forgets")
+    kinds = ("spoils", "falls over", "forgets", "leaves", "boasts", "notes")
     foreign = ", ".join(
         f'{{name = "test_benchmark_rows:Foreign", label = "{kind}", options = {{kind = "{kind}"}}}}'
         for kind in kinds
     )
     tiny = replace(tiny_bench(tmp_path, f"rates = [0.15]\ndefenses = [{foreign}]\n"), cache=done.cache)
     ran = CommandLine(capsys)(*tiny.arguments, "--json")
-    assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 5, 2)
+    assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 6, 4)
     assert "falls over: failed: ZeroDivisionError: no" in ran.err
+    assert "leaves: failed: SystemExit: enough" in ran.err
+    assert "boasts: failed: the defence's notes 'score' is nan: give a finite number" in ran.err
+    (trace,) = (tiny.out / "cells").glob("*/falls-over.failed.json")
+    assert "in defend" in json.loads(trace.read_text())["trace"]
     assert "forgets: failed: the defence returned Normalized: return a Cured" in ran.err
     found = rows(tiny)
+    assert (found["notes"]["notes_score"], found["notes"]["notes_count"]) == (0.5, 3)
     # What it was given was a copy: neither the victim's row nor the next defence has seen it.
     assert found["spoils"]["accuracy"] == found["none"]["accuracy"] == rows(done)["none"]["accuracy"]
     assert found["finetune"]["accuracy"] == rows(done)["finetune"]["accuracy"]
@@ -279,6 +291,14 @@ def test_what_can_be_told_early_is_told_before_anything_is_made(tmp_path, capsys
     assert not tiny.out.exists()
 
 
+def test_what_is_finished_needs_neither_data_nor_guide_again(done, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(done.out, copy / "run")
+    shutil.copy(done.file, copy / "tiny.toml")
+    ran = CommandLine(capsys)("bench", copy / "tiny.toml", "-o", copy / "run", "--json")
+    assert (ran.code, ran.json["computed"], ran.json["rows"]) == (0, 0, 5), ran.err
+
+
 def test_training_and_test_set_must_name_the_same_classes(tmp_path, capsys):
     tiny = tiny_bench(tmp_path)
     test = np.load(tmp_path / "test.npz")
@@ -304,6 +324,14 @@ def test_names_may_be_given_and_images_that_cannot_be_read_are_counted(tmp_path,
     assert ran.code == 0, ran.err
     row = rows(tiny)["none"]
     assert (row["train_n"], row["unreadable"]) == (39, 1)
+    (cell,) = cells(read_config(tiny.file))
+    lab = Lab(run=tiny.out, cache=tiny.cache, data=tmp_path, beside=tmp_path)
+    assert image_sets(cell.data, lab)[0].class_names == ("red", "green", "blue")
+    (tmp_path / "cifar10").mkdir()
+    for part in ("train", "test"):
+        shutil.copy(tmp_path / f"{part}.parquet", tmp_path / "cifar10")
+    named = replace(cell.data, name="cifar10", train=None, test=None)
+    assert [part.class_names for part in sources(named, lab)] == [("red", "green", "blue")] * 2
 
 
 def spoil(path: Path) -> None:

@@ -321,14 +321,37 @@ def test_a_closed_class_counts_for_as_many_as_are_thought_honest():
     part = Split(clean=~nothing, triggered=nothing, suspicion=np.zeros(len(labels)))
     first, guide = opinion(embeddings, labels)
     flagged = again(embeddings, labels, first, guide)
-    # However few of the planted labels are flagged, the rest of them must not count.
-    few = flagged._replace(planted=flagged.planted & (np.arange(len(labels)) % 2 == 0))
-    for judged in (flagged, few):
-        more = with_planted(part, labels, judged, NOISE)
+    honest = np.bincount(labels[~bad])
+    assert (labels[flagged.planted] == 0).all()
+    # Planted labels that are not flagged do not count either, unless they are more than those that are.
+    for share in (1.0, 0.6, 0.2):
+        kept = flagged.planted & (np.random.default_rng(0).random(len(labels)) < share)
+        more = with_planted(part, labels, flagged._replace(planted=kept), NOISE)
         rest = np.bincount(labels[~more.triggered], minlength=K)
-        assert more.honest * rest == pytest.approx(np.bincount(labels[~bad]), rel=0.1)
+        least = rest - np.array([kept.sum(), 0, 0, 0])
+        assert more.honest * rest == pytest.approx(np.maximum(honest, least), rel=0.1)
         assert (more.honest[1:] == 1).all()
     assert with_planted(part, labels, Judged(nothing, nothing, first.odds), NOISE).honest is None
+
+
+def test_a_class_that_is_hard_and_next_to_nothing_of_it_planted_counts_almost_whole():
+    draw = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 1000)
+    own = np.where(draw.random(3000) < np.where(labels == 0, 0.3, 0.05), 0.1, 0.9)
+    odds = np.log(np.full((3000, 3), 0.05))
+    odds[np.arange(3000), labels] = np.log(own)
+    nothing, two = np.zeros(3000, bool), np.arange(3000) < 2
+    part = Split(clean=~nothing, triggered=nothing, suspicion=np.zeros(3000))
+    more = with_planted(part, labels, Judged(two, nothing, odds), NOISE)
+    assert more.honest == pytest.approx(np.array([996 / 998, 1, 1]))
+
+
+def test_the_honest_share_is_a_number_where_nothing_is_left_to_compare_with():
+    labels, everyone = np.array([0, 0, 0, 1]), np.ones(4, bool)
+    part = Split(clean=~everyone, triggered=labels == 1, suspicion=np.zeros(4))
+    odds = np.log(np.array([[0.9, 0.1], [0.1, 0.9], [0.1, 0.9], [0.9, 0.1]]))
+    more = with_planted(part, labels, Judged(np.array([False, True, False, False]), ~everyone, odds), NOISE)
+    assert more.honest.tolist() == [0.5, 1.0]
 
 
 def test_without_another_look_the_first_one_stands():

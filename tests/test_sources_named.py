@@ -157,6 +157,21 @@ def test_shards_as_the_hub_lays_them_out_serve_by_the_same_name(tmp_path):
     assert sizes == [6, 3]
 
 
+def test_shards_in_several_folders_are_refused_and_odd_names_are_none(tmp_path):
+    data = image_set(np.zeros((3, 4, 4, 3), np.uint8), np.arange(3), ("a", "b", "c"))
+    home = tmp_path / "cifar100"
+    for folder, name in (
+        ("b", "train-00000-of-00001"),
+        ("a", "train-00000-of-\u00b2\u00b2\u00b2\u00b2\u00b2"),
+    ):
+        (home / folder).mkdir(parents=True)
+        write_parquet(data, home / folder / f"{name}.parquet")
+    assert len(open_named("cifar100", "train", tmp_path)) == 3
+    write_parquet(data, home / "a" / "test-00000-of-00001.parquet")
+    with pytest.raises(ClipguardError, match="holds shards in several folders"):
+        open_named("cifar100", "test", tmp_path)
+
+
 def test_what_is_not_there_is_not_fetched_without_being_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(named, "_answers", lambda url: pytest.fail("the network was used"))
     with pytest.raises(ClipguardError, match=r"train\.parquet.*cifar-10-binary\.tar\.gz.*--download"):

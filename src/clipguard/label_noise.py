@@ -281,12 +281,15 @@ def _honest(
 
     The probe doubts some honest labels of every class. So the labels of a closed class that it does not doubt
     are its honest ones but for the share that is doubted in the open classes; what exceeds that is planted.
+    It is not more than what was flagged: a class may be doubted more than others because it is hard.
     """
     k, doubted = odds.shape[1], _disbelief(odds, labels, ~triggered) > noise.doubt
     rest = ~triggered
-    usual = float(np.mean(doubted[rest & ~np.isin(labels, closed)])) if len(closed) < k else 0.0
+    open_rest = rest & ~np.isin(labels, closed)
+    usual = float(np.mean(doubted[open_rest])) if open_rest.any() else 0.0
     have = np.bincount(labels[rest], minlength=k)
     vouched = np.bincount(labels[rest & ~doubted], minlength=k) / max(1 - usual, 1e-12)
+    least = have - np.bincount(labels[triggered], minlength=k)
     share = np.ones(k)
-    share[closed] = np.minimum(1.0, vouched / np.maximum(have, 1))[closed]
+    share[closed] = np.clip(np.maximum(vouched, least) / np.maximum(have, 1), 0.0, 1.0)[closed]
     return share

@@ -1,6 +1,6 @@
 """Attacks that plant a backdoor in a data set, and controls that plant none; one line each in `ATTACKS`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import Any
 
@@ -72,6 +72,18 @@ def attack_named(
     return ATTACKS[name](target=target, **given, **_checked(name, options))
 
 
+def refuse_general(options: Collection[str]) -> None:
+    """Refuse options that every attack has under a key of its own.
+
+    Raises:
+        ClipguardError: one of them is such an option.
+    """
+    if general := sorted({"name", "rate", "target"} & set(options)):
+        raise ClipguardError(
+            f"{general[0]} is no setting of one attack's own: give it as {general[0]} itself"
+        )
+
+
 def _checked(name: str, options: dict[str, object]) -> dict[str, object]:
     """Return the options of an attack, whole numbers as fractions where it takes fractions."""
     recipe: Any = ATTACKS[name]
@@ -92,4 +104,14 @@ def _checked(name: str, options: dict[str, object]) -> dict[str, object]:
     return checked
 
 
-__all__ = ["ATTACKS", "Attack", "NeedsHelper", "Together", "attack_named", "parts_of", "prepare", "triggered"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "NeedsHelper",
+    "Together",
+    "attack_named",
+    "parts_of",
+    "prepare",
+    "refuse_general",
+    "triggered",
+]

@@ -52,12 +52,14 @@ def learnt(key: str, cache: Path | None, train: Callable[[], Tensors]) -> Tensor
         except (OSError, SafetensorError) as error:
             line = " ".join(str(error).split())
             raise ClipguardError(f"helper {path} cannot be read ({line}): delete it and run again") from error
+    if path is not None:
+        # Before the training: a folder that cannot be written to must not cost it.
+        path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in train().items()}
     for name, value in tensors.items():
         if value.is_floating_point() and not math.isfinite(float(value.abs().sum())):
             raise ClipguardError(f"the helper net diverged (NaN or Inf in {name}): choose another seed")
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             save_file(tensors, part)
     return tensors

@@ -3,8 +3,9 @@
 import copy
 import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ def _source(choice: DataChoice, part: Part, lab: Lab) -> ImageSource:
     path = choice.train if part == "train" else choice.test
     rows = choice.train_rows if part == "train" else choice.test_rows
     if path is None:
-        return open_named(choice.name, part, lab.data, download=lab.download, rows=rows)
+        named = open_named(choice.name, part, lab.data, download=lab.download, rows=rows)
+        return replace(named, class_names=choice.classes) if choice.classes else named
     return ImageSource.open(
         lab.beside / Path(path).expanduser(),
         rows=rows,
@@ -180,6 +182,8 @@ class Work:
 
     def undefended(self) -> Row:
         """Return the row of the victim."""
+        # A trigger that changes nothing is told before the victim is trained.
+        assert self.trials
         model, seconds = self.victim
         return {**self._judged(model), "victim": self.victim_digest, "seconds": {"victim": seconds}}
 
@@ -194,7 +198,11 @@ class Work:
         cured: object = defense.defend(self.case())
         if not isinstance(cured, Cured):
             raise ClipguardError(f"the defence returned {type(cured).__name__}: return a Cured")
-        told: Row = {**self._judged(cured.model), "seconds": cured.seconds, "notes": dict(cured.notes)}
+        told: Row = {
+            **self._judged(cured.model),
+            "seconds": _numbers(cured.seconds, "seconds"),
+            "notes": _numbers(cured.notes, "notes"),
+        }
         if cured.entropy is not None and cured.split is not None:
             told["detection"] = detection(cured.entropy, cured.split, *self.poisoned)
         told["victim"] = self.victim_digest if self.built_on_victim else None
@@ -241,6 +249,24 @@ class Work:
             "fingerprint": self.poisoned[0].fingerprint,
             "attack_settings": repr(attack_of(self.cell)),
         }
+
+
+def _numbers(told: Mapping[str, Any], what: str) -> dict[str, float | int]:
+    """Return what a defence says of itself as plain numbers, which is all that a table's columns hold.
+
+    Raises:
+        ClipguardError: one is no finite number.
+    """
+    plain: dict[str, float | int] = {}
+    for name, value in told.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ClipguardError(f"the defence's {what} {str(name)!r} is {value!r:.50}: give a finite number")
+        plain[str(name)] = int(number) if isinstance(value, int | np.integer) else number
+    return plain
 
 
 def _quiet(stage: str, done: int, total: int) -> None:

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from clipguard.attacks import attack_named
+from clipguard.attacks import attack_named, refuse_general
 from clipguard.benchmark.reading import read_as
 from clipguard.defenses import Defense, defense_factory, foreign_defense
 from clipguard.errors import ClipguardError, first_line
@@ -216,6 +216,7 @@ def _check_data(config: BenchConfig, path: Path) -> None:
 def _check_attacks(config: BenchConfig, path: Path) -> None:
     for attack in config.attacks:
         try:
+            refuse_general(attack.options)
             attack_named(attack.name, target=config.target, **attack.options)
         except (ClipguardError, TypeError) as error:
             raise ClipguardError(f"{path}, key attacks: {error}") from error

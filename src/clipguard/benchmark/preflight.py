@@ -44,10 +44,10 @@ def _classes(train: ImageSource) -> int:
 def _check_aim(cell: Cell, k: int) -> None:
     attack = attack_of(cell)
     for part in attack.attacks if isinstance(attack, Together) else (attack,):
-        if not 0 <= part.target < k:
+        # All-to-all leads elsewhere than to the target.
+        led = part.aim(np.arange(k), k) if isinstance(part, Attack) else np.array([part.target])
+        if led is not None and not np.isin(led, np.arange(k)).all():
             raise ClipguardError(
                 f"target {part.target} of {cell.attack.name} is no class of {cell.data.name}: choose one of "
                 f"0 to {k - 1}"
             )
-        if isinstance(part, Attack):
-            part.aim(np.arange(k), k)

@@ -21,6 +21,9 @@ _FIRST: Final = (
 )
 """Columns that are always there, in this order; the others follow as they come."""
 
+_LATER: Final = {"variant": "", "attack_n": None}
+"""Columns that older files lack, and what they would have held."""
+
 
 def write_results(rows: list[Row], path: Path) -> None:
     """Write `path` (Parquet), all or nothing; what a row lacks is null."""
@@ -53,6 +56,7 @@ def read_results(run: Path) -> list[Row]:
     except (OSError, pa.ArrowException) as error:
         line = " ".join(str(error).split())
         raise ClipguardError(f"{path} cannot be read ({line}): run clipguard bench again") from error
+    rows = [{**_LATER, **row} for row in rows]
     if missing := [name for name in _FIRST if rows and name not in rows[0]]:
         raise ClipguardError(f"{path} lacks the column {missing[0]!r}: it was not written by clipguard bench")
     return rows

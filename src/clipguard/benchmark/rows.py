@@ -9,9 +9,11 @@ RUN/results.parquet                   all rows of the benchmark's cells, written
 import json
 import re
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
+from errno import ENOSPC
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
@@ -99,7 +101,9 @@ def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Shar
         first = cell_name(next(cells(config)))
         raise ClipguardError(f"no cell is named like {share.cells!r}: the first one is {first}")
     tasks = _shared(config, share)
-    preflight(wanted, lab, guided=any(task.defense not in ("none", ORACLE) for task in tasks))
+    todo = {cell_name(cell): [task for task in tasks if not _there(cell, task, lab.run)] for cell in wanted}
+    guided = any(task.defense not in ("none", ORACLE) for left in todo.values() for task in left)
+    preflight([cell for cell in wanted if todo[cell_name(cell)]], lab, guided)
     lab.run.mkdir(parents=True, exist_ok=True)
     computed = busy = 0
     for cell in wanted:
@@ -215,6 +219,12 @@ def _defended(defense: Defense) -> Callable[[Work], Row]:
     return lambda work: work.defended(defense)
 
 
+def _there(cell: Cell, task: Task, run: Path) -> bool:
+    """Return whether a row is there, as far as can be told without the poisoned set."""
+    file = _file(run / "cells" / cell_name(cell), task.label)
+    return file.exists() and _fits(read_json(file), cell, task)
+
+
 def _row(work: Work, task: Task, folder: Path, command: str, log: Log) -> str:
     """Return `there`, `computed` or `failed`, with the row on disk."""
     file, first = _file(folder, task.label), _file(folder, "none")
@@ -233,10 +243,15 @@ def _computed(work: Work, task: Task, folder: Path, command: str, log: Log) -> s
     began = time.monotonic()
     try:
         figures = task.compute(work)
-    except Exception as error:  # A defence may be anybody's code: its fault costs its row, not the night.
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # A defence may be anybody's code: it costs its row, not the night.
+        if isinstance(error, OSError) and error.errno == ENOSPC:
+            raise
         known = isinstance(error, ClipguardError)
-        fault = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
-        write_json(failed, {**about, "error": fault})
+        fault = str(error) if known else f"{type(error).__name__}: {first_line(error)} (trace in {failed})"
+        write_json(failed, {**about, "error": fault, "trace": None if known else traceback.format_exc()})
         log(f"{work.name}, {task.label}: failed: {fault}")
         return "failed"
     costs = {"wall_seconds": time.monotonic() - began, "peak_memory_mb": peak_memory()}

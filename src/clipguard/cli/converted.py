@@ -83,10 +83,13 @@ def _how_to_go_on(value: dict[str, Any]) -> list[str]:
     model, out = value["model"], shlex.quote(value["out"])
     if model["architecture"] is None or model["mean"] is None:
         named = f"{model['named'] or 'without a name'} on {model['data_named'] or 'unnamed data'}"
-        return [f"its model ({named}) is not known here: give defend --architecture, --mean and --std for it"]
+        wanted = "--architecture, --input-size, --mean and --std"
+        return [f"its model ({named}) is not known here: give defend {wanted} for it"]
+    height, width = value["size"]
+    test = f"--test {out} " if value["test_source"] is not None else ""
     return [
         "to cure its model:",
-        f"  clipguard defend {out}/{TRAIN} --test {out} -o run --model {out}/{MODEL} "
+        f"  clipguard defend {out}/{TRAIN} {test}-o run --model {out}/{MODEL} --input-size {height}x{width} "
         f"--architecture {model['architecture']} --mean {model['mean']} --std {model['std']}",
     ]
 
@@ -118,4 +121,4 @@ def _show(value: dict[str, Any], console: "Console") -> None:
     for file in value["files"]:
         console.print(f"  {file}", soft_wrap=True, markup=False)
     for line in _how_to_go_on(value):
-        console.print(one_line(line) if line[0] != " " else line, soft_wrap=True, markup=False)
+        console.print(one_line(line), soft_wrap=True, markup=False, emoji=False, highlight=False)

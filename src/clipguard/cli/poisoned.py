@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.attacks import Attack, attack_named, prepare, triggered
+from clipguard.attacks import Attack, attack_named, prepare, refuse_general
+from clipguard.attacks import triggered as with_trigger
 from clipguard.cli.options import AttackOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.places import cache_folder
@@ -79,6 +80,7 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
     refuse_full(options.out)
     mapping = {} if options.mapping is None else {"mapping": options.mapping}
     own = settings_from(options.option, "--option") | mapping
+    refuse_general(own)
     recipe = attack_named(options.attack, rate=options.rate, target=options.target, **own)
     cache = (options.cache or cache_folder()) / "helpers"
     seed = Seed(options.seed)
@@ -89,6 +91,8 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
         poisoned, truth = attack.poison(train, seed.child("attack", options.attack))
         if options.attack != "none" and not truth.poisoned.any():
             raise ClipguardError(f"{attack.rate:g} of {len(train)} images is none: give a higher --rate")
+        # Also without a test set: what changes nothing in training would be no trigger at all.
+        with_trigger(attack, train.images[truth.poisoned])
         classes = np.arange(len(train.class_names))
         aims = attack.aim(classes, len(classes))
         triggered = None if test is None else _triggered(attack, test)
@@ -165,7 +169,7 @@ def _read(path: Path, options: AttackOptions, tell: Tell) -> tuple[ImageSet, Ima
 
 
 def _triggered(attack: Attack, test: ImageSet) -> ImageSet | None:
-    images = triggered(attack, np.asarray(test.images))
+    images = with_trigger(attack, np.asarray(test.images))
     return None if images is None else image_set(images, test.labels, test.class_names, test.ids)
 
 

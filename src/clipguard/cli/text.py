@@ -48,7 +48,9 @@ def settings_from(texts: Sequence[str], option: str) -> dict[str, object]:
         name, equals, value = text.partition("=")
         if not equals or not name or name in told:
             raise ClipguardError(f"{option} {text!r}: give each setting once, as in alpha=0.1")
-        told[name] = _value(value)
+        number = told[name] = _value(value)
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ClipguardError(f"{option} {text!r}: give a finite number")
     return told
 
 

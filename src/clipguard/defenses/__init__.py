@@ -6,7 +6,7 @@ from typing import Any
 
 from clipguard.defenses.own import Clipguard, Finetune, NoDefense, Retrain
 from clipguard.defenses.protocol import Case, Cured, Defense
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, first_line
 
 DEFENSES: dict[str, Callable[..., Defense]] = {
     "none": NoDefense,
@@ -30,8 +30,8 @@ def defense_factory(name: str) -> Callable[..., Defense]:
         raise ClipguardError(f"unknown defence {name!r}: give one of {known}, or package.module:factory")
     try:
         factory: Callable[..., Defense] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ClipguardError(f"defence {name!r} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # A module may raise anything while it is imported.
+        raise ClipguardError(f"defence {name!r} cannot be imported: {first_line(error)}") from error
     return factory
 
 
@@ -43,8 +43,10 @@ def foreign_defense(name: str, options: Mapping[str, Any]) -> Defense:
     """
     try:
         made = defense_factory(name)(**options)
-    except TypeError as error:
-        raise ClipguardError(f"defence {name!r} does not take its options: {error}") from error
+    except ClipguardError:
+        raise
+    except (Exception, SystemExit) as error:  # So may a factory, when it is called.
+        raise ClipguardError(f"defence {name!r} does not take its options: {first_line(error)}") from error
     if not isinstance(made, Defense):
         raise ClipguardError(f"defence {name!r} made {type(made).__name__}, which has no method defend(case)")
     return made

@@ -284,6 +284,8 @@ def _write_samples(found: Scan, trigger: Float64[np.ndarray, " n"], plan: Plan) 
     judged = hashlib.sha256()
     for column in (part.clean, part.triggered, part.admissible, part.suspicion, found.mislabelled):
         judged.update(column.tobytes())
+    if part.honest is not None:
+        judged.update(part.honest.tobytes())
     inputs = [*(stage.key for stage in found.stages.values()), judged.hexdigest()]
     thresholds = [plan.detector.clean, plan.detector.triggered]
     config = {"columns": sorted(columns), "thresholds": thresholds, "noise": asdict(plan.noise)}

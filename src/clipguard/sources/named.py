@@ -11,6 +11,7 @@ disk; an archive's members are read where they are.
 import csv
 import io
 import os
+import re
 import tarfile
 import threading
 import urllib.error
@@ -104,6 +105,8 @@ def open_named(
         )
     known, home = NAMED[name], folder / name
     local = _local(home, part)
+    if local is None and not any((home / archive.file).is_file() for archive in known.archives[part]):
+        local = _shards(home, part)
     if local is not None:
         return ImageSource.open(local, classes=known.names, rows=rows)
     archives = known.archives[part]
@@ -131,19 +134,30 @@ def data_folder() -> Path:
 def _local(home: Path, part: Part) -> Path | None:
     if (home / f"{part}.parquet").is_file():
         return home / f"{part}.parquet"
-    if (home / part).is_dir():
-        return home / part
-    return _shards(home, part)
+    return home / part if (home / part).is_dir() else None
 
 
 def _shards(home: Path, part: Part) -> Path | None:
-    """Return the pattern of a part's shards as the Hub lays them out, in the folder or in one inside it."""
-    for split in (part, *(("validation", "valid") if part == "test" else ())):
-        for first in sorted(home.glob(f"**/{split}-00000-of-*.parquet")):
-            total = first.stem.rsplit("-", 1)[1]
-            if total.isdigit() and int(total):
-                last = f"{int(total) - 1:05d}"
-                return first.with_name(f"{split}-{{00000..{last}}}-of-{total}.parquet")
+    """Return the pattern of a part's shards as the Hub lays them out, in `home` or in one folder inside it.
+
+    Raises:
+        ClipguardError: several folders hold such shards.
+    """
+    shard = re.compile(r"(train|test|validation|valid)-00000-of-([0-9]{5})\.parquet")
+    found = [
+        (path, match)
+        for path in sorted((*home.glob("*"), *home.glob("*/*")))
+        if (match := shard.fullmatch(path.name))
+    ]
+    if len(folders := sorted({str(path.parent) for path, _ in found})) > 1:
+        raise ClipguardError(
+            f"{home} holds shards in several folders, {folders[0]} and {folders[1]}: keep one"
+        )
+    for split in ("train",) if part == "train" else ("test", "validation", "valid"):
+        for path, match in found:
+            if match[1] == split and int(match[2]):
+                last = int(match[2]) - 1
+                return path.with_name(f"{split}-{{00000..{last:05d}}}-of-{match[2]}.parquet")
     return None
 
 
