@@ -147,6 +147,7 @@ class AttackOptions:
         tuple[str, ...],
         Parameter(
             negative="",
+            show_default=False,
             help="A setting of the attack's own as NAME=VALUE, such as alpha=0.1; repeatable.",
         ),
     ] = ()
