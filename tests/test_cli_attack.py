@@ -32,6 +32,28 @@ def test_an_attacks_own_settings_can_be_given(clipguard, tmp_path):
     assert (weak, strong) == (10, 1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--attack", "blended", "--option", "alpha"], "alpha=0.1"),
+        (["--attack", "blended", "--option", "alpha=0.1", "--option", "alpha=0.2"], "once"),
+        (["--attack", "blended", "--option", "alpah=0.1"], "no option 'alpah'"),
+        (["--attack", "blended", "--option", "alpha=much"], "option alpha of attack blended is 'much'"),
+        (["--attack", "blended", "--option", "alpha=nan"], "finite number"),
+        (["--attack", "blended", "--option", "rate=0.2"], "rate is no setting of one attack's own"),
+        (["--attack", "sig", "--rate", "0.1", "--size", "12"], "the trigger changes no pixel"),
+        (["--attack", "sig", "--mapping", "all-to-all"], "no option 'mapping'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line_and_leaves_nothing(clipguard, tmp_path, arguments, says):
+    data = image_folder(tmp_path / "data", n=40)
+    ran = clipguard("attack", data, "-o", tmp_path / "out", *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert says in ran.err
+    assert "Traceback" not in ran.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_helper_net_is_trained_once(clipguard, tmp_path, monkeypatch):
     data, cache = image_folder(tmp_path / "data", n=40), tmp_path / "cache"
     for number, rate in enumerate((0.1, 0.2)):

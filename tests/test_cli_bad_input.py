@@ -326,14 +326,6 @@ def test_an_attack_may_fill_an_empty_folder_and_what_a_killed_one_left_goes_away
         (["--attack", "badnets", "--target", "2"], "labels 0 to 1"),
         (["--attack", "badnets", "--target", "-1"], "labels 0 to 1"),
         (["--attack", "badnets", "--test-rows", "0:2"], "--test"),
-        (["--attack", "blended", "--option", "alpha"], "alpha=0.1"),
-        (["--attack", "blended", "--option", "alpha=0.1", "--option", "alpha=0.2"], "once"),
-        (["--attack", "blended", "--option", "alpah=0.1"], "no option 'alpah'"),
-        (["--attack", "blended", "--option", "alpha=much"], "option alpha of attack blended is 'much'"),
-        (["--attack", "blended", "--option", "alpha=nan"], "finite number"),
-        (["--attack", "blended", "--option", "rate=0.2"], "rate is no setting of one attack's own"),
-        (["--attack", "sig", "--rate", "0.1", "--size", "12"], "the trigger changes no pixel"),
-        (["--attack", "sig", "--mapping", "all-to-all"], "no option 'mapping'"),
     ],
 )
 def test_an_attack_that_cannot_be_done(refused, data, tmp_path, arguments, says):
