@@ -80,13 +80,17 @@ def marked(data, aim):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Return a record: rows 1 and 3 poisoned (the second of the target class itself), row 4 a decoy."""
+def parts(tmp_path):
+    """Return what a record is made of: rows 1 and 3 poisoned (one of the target class), row 4 a decoy."""
     train = [(1, 0, 1, white(1)), (3, 0, 0, white(3)), (4, 1, 1, white(4))]
     where, test = tmp_path / "record", marked(clean_set(12, seed=1), 0)
-    return save_record(
-        where, state_of(where, "bd_train_dataset", 30, train), state_of(where, "bd_test_dataset", 12, test)
-    )
+    sets = (("bd_train_dataset", 30, train), ("bd_test_dataset", 12, test))
+    return (where, *(state_of(where, *part) for part in sets))
+
+
+@pytest.fixture
+def folder(parts):
+    return save_record(*parts)
 
 
 def in_this_process(folder, monkeypatch):
@@ -280,14 +284,11 @@ def test_a_converted_record_is_judged_like_an_attack(clipguard, folder, tmp_path
 
 
 @pytest.mark.parametrize("with_test", [True, False])
-def test_the_command_that_is_told_cures_the_records_model(
-    clipguard, folder, tmp_path, monkeypatch, with_test
-):
+def test_the_command_that_is_told_cures_the_records_model(clipguard, parts, tmp_path, monkeypatch, with_test):
     few_steps(monkeypatch)
     with Seed(5).torch_global():
         net = preactresnet18(len(NAMES)).eval()
-    record = torch.load(folder / "attack_result.pt", weights_only=False)  # noqa: TID251  # made above
-    save_record(folder, record["bd_train"], record["bd_test"], model=net.state_dict())
+    folder = save_record(*parts, model=net.state_dict())
     write_parquet(clean_set(), tmp_path / "train.parquet")
     write_parquet(clean_set(12, seed=1), tmp_path / "test.parquet")
     # A name that a shell and a terminal would both take for something else.
@@ -308,9 +309,8 @@ def test_the_command_that_is_told_cures_the_records_model(
         assert ran.json["before"]["accuracy"] == np.mean(said == clean_set(12, seed=1).labels)
 
 
-def test_a_model_that_is_not_known_is_told_and_nothing_guessed(clipguard, folder, tmp_path):
-    record = torch.load(folder / "attack_result.pt", weights_only=False)  # noqa: TID251  # made above
-    save_record(folder, record["bd_train"], record["bd_test"], model_name="vgg\n19", clean_data="celeba")
+def test_a_model_that_is_not_known_is_told_and_nothing_guessed(clipguard, parts, tmp_path):
+    folder = save_record(*parts, model_name="vgg\n19", clean_data="celeba")
     write_parquet(clean_set(), tmp_path / "train.parquet")
     ran = clipguard("convert", folder, "--source", tmp_path / "train.parquet", "-o", tmp_path / "out")
     assert ran.code == 0, ran.err

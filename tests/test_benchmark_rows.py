@@ -332,6 +332,8 @@ def test_names_may_be_given_and_images_that_cannot_be_read_are_counted(tmp_path,
         shutil.copy(tmp_path / f"{part}.parquet", tmp_path / "cifar10")
     named = replace(cell.data, name="cifar10", train=None, test=None)
     assert [part.class_names for part in sources(named, lab)] == [("red", "green", "blue")] * 2
+    with pytest.raises(ClipguardError, match="has 2 names but"):
+        sources(replace(named, classes=("red", "green")), lab)
 
 
 def spoil(path: Path) -> None:

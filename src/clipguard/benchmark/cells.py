@@ -5,7 +5,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,9 @@ def _source(choice: DataChoice, part: Part, lab: Lab) -> ImageSource:
     path = choice.train if part == "train" else choice.test
     rows = choice.train_rows if part == "train" else choice.test_rows
     if path is None:
-        named = open_named(choice.name, part, lab.data, download=lab.download, rows=rows)
-        return replace(named, class_names=choice.classes) if choice.classes else named
+        return open_named(
+            choice.name, part, lab.data, download=lab.download, rows=rows, classes=choice.classes or None
+        )
     return ImageSource.open(
         lab.beside / Path(path).expanduser(),
         rows=rows,

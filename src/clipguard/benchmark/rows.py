@@ -243,10 +243,7 @@ def _computed(work: Work, task: Task, folder: Path, command: str, log: Log) -> s
     began = time.monotonic()
     try:
         figures = task.compute(work)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # A defence may be anybody's code: it costs its row, not the night.
+    except (Exception, SystemExit) as error:  # Anybody's code may run here: it costs its row, not the night.
         if isinstance(error, OSError) and error.errno == ENOSPC:
             raise
         known = isinstance(error, ClipguardError)

@@ -85,7 +85,13 @@ class NamedSet:
 
 
 def open_named(
-    name: str, part: Part, folder: Path, *, download: bool = False, rows: tuple[int, int] | None = None
+    name: str,
+    part: Part,
+    folder: Path,
+    *,
+    download: bool = False,
+    rows: tuple[int, int] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> ImageSource:
     """Return one part of a data set that is known by name.
 
@@ -95,6 +101,7 @@ def open_named(
         folder: holds a folder `name`, or gets one.
         download: fetch what is missing.
         rows: first and one past the last row to keep.
+        classes: names in place of the data set's own.
 
     Raises:
         ClipguardError: unknown name, or it is not there and is not to be, or cannot be, downloaded.
@@ -108,7 +115,7 @@ def open_named(
     if local is None and not any((home / archive.file).is_file() for archive in known.archives[part]):
         local = _shards(home, part)
     if local is not None:
-        return ImageSource.open(local, classes=known.names, rows=rows)
+        return ImageSource.open(local, classes=classes or known.names, rows=rows)
     archives = known.archives[part]
     missing = [archive for archive in archives if not (home / archive.file).is_file()]
     if missing and not download:
@@ -123,7 +130,7 @@ def open_named(
         what, names = known.read(files, part)
     except (OSError, ValueError, KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise ClipguardError(f"{files[0]} cannot be read ({first_line(error)}): delete it") from error
-    return replace(ImageSource.open(what, classes=names, rows=rows), location=f"{name} ({part})")
+    return replace(ImageSource.open(what, classes=classes or names, rows=rows), location=f"{name} ({part})")
 
 
 def data_folder() -> Path:
