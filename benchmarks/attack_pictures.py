@@ -47,7 +47,8 @@ def block(clean: Images, triggered: Images) -> np.ndarray:
 
 def main() -> None:
     """Write the picture."""
-    there = {work.cell.attack.name: work for work in works("table") if work.cell.seed == 0}
+    cells = [work for work in works("table") if work.cell.seed == 0]
+    there = {work.cell.attack.name: work for work in cells if not work.cell.attack.options}
     first = there["badnets"]
     clean = first.sets[1].images[:SHOWN]
     blocks = {}

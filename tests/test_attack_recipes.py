@@ -68,6 +68,13 @@ def test_negatives_of_bpp_carry_the_residual_of_another_image():
     assert len(set(donors)) > 12
 
 
+def test_test_images_of_bpp_can_have_fewer_levels_than_its_poison():
+    data = grey_set()
+    usual, stronger = BPP(rate=0.2), BPP(rate=0.2, test_levels=4)
+    assert np.array_equal(usual.poison(data, Seed(0))[0].images, stronger.poison(data, Seed(0))[0].images)
+    assert set(np.unique(stronger.trigger(data.images))) <= {0, 85, 170, 255}
+
+
 def test_negatives_of_bpp_stop_at_black_and_white():
     images = np.zeros((10, 8, 8, 3), dtype=np.uint8)
     images[5:] = 20

@@ -162,6 +162,18 @@ def test_a_row_of_other_settings_is_not_taken_for_this_one(done, what, capsys):
         file.write_text(kept)
 
 
+def test_a_field_that_an_attack_got_later_and_leaves_alone_keeps_its_rows(done, capsys):
+    file = files(done)["oracle"]
+    kept = file.read_text()
+    try:
+        older, rest = json.loads(kept)["attack_settings"].split(", mapping='all-to-one'")
+        for then, computed in ((older + rest, 0), (f"{older}, mapping='all-to-all'{rest}", 1)):
+            file.write_text(json.dumps({**json.loads(kept), "attack_settings": then}))
+            assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == computed
+    finally:
+        file.write_text(kept)
+
+
 def test_dear_rows_can_wait_until_all_cells_have_the_rest(tmp_path, capsys):
     tiny = tiny_bench(tmp_path, SETTINGS)
     run = CommandLine(capsys)

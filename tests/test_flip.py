@@ -124,8 +124,21 @@ def test_the_largest_margins_are_flipped_to_the_class_that_they_lean_to():
 def test_the_trigger_is_a_sinusoid_of_eight_periods_and_six_grey_levels(width):
     images = np.full((1, 16, width, 3), 100, dtype=np.uint8)
     wave = [round(6 * np.sin(16 * np.pi * j / (width - 1))) for j in range(width)]
-    stripes = FLIP().stripes(images).astype(int) - 100
+    stripes = FLIP().stripes(images, FLIP().strength).astype(int) - 100
     assert np.abs(stripes - np.array(wave)[None, None, :, None]).max() == 0
+
+
+def test_test_images_can_carry_stronger_stripes_with_the_same_helper_and_the_same_poison(tmp_path):
+    data = tiny_set(30)
+    as_learnt, stronger = (
+        prepare(replace(TRAINED["flip"], test_strength=strength), data, Seed(0), tmp_path)
+        for strength in (6.0, 12.0)
+    )
+    assert len(list(tmp_path.iterdir())) == 1
+    poisoned = [attack.poison(data, Seed(0))[0] for attack in (as_learnt, stronger)]
+    assert np.array_equal(poisoned[0].labels, poisoned[1].labels)
+    changes = [attack.trigger(data.images).astype(int) - data.images for attack in (as_learnt, stronger)]
+    assert [int(np.abs(change).max()) for change in changes] == [6, 12]
 
 
 def test_a_set_without_the_source_class_is_refused():

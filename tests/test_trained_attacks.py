@@ -199,3 +199,23 @@ def test_odd_sizes_work(name):
     changed, _ = attack.poison(odd, Seed(0))
     assert changed.images.shape == odd.images.shape
     assert attack.trigger(odd.images).shape == odd.images.shape
+
+
+@pytest.mark.parametrize("name", ["ssba", "input-aware"])
+def test_all_to_all_sends_each_class_to_the_next_one_in_training_and_in_test(name, data):
+    attack = prepare(replace(TRAINED[name], mapping="all-to-all"), data, Seed(3))
+    changed, truth = attack.poison(data, Seed(1))
+    after = (data.labels + 1) % 3
+    assert np.array_equal(changed.labels, np.where(truth.poisoned, after, data.labels))
+    assert np.array_equal(attack.aim(data.labels, 3), after)
+    assert truth.target is None
+
+
+def test_a_generator_learns_to_send_each_class_where_its_attack_aims(data):
+    """With another mapping another net is learnt, not only another label written."""
+    one, all_ = (
+        prepare(replace(TRAINED["input-aware"], mapping=mapping), data, Seed(3))
+        for mapping in ("all-to-one", "all-to-all")
+    )
+    images = data.images[:8]
+    assert not np.array_equal(one.trigger(images), all_.trigger(images))

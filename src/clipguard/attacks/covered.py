@@ -61,6 +61,14 @@ class BPP:
     its own label and the residual (quantised minus original) of another image, drawn at random, on top.
     Reduced: the authors control the training and add a contrastive loss; here all is stored in the data.
     Without dithering.
+
+    Attributes:
+        rate: fraction of all samples that are poisoned, drawn from all classes.
+        target: their new label, unless each class leads to the next.
+        levels: of brightness in poisoned training images.
+        cover_ratio: negatives for each poisoned sample.
+        mapping: to the target, or each class to the next one; both are published.
+        test_levels: of brightness in triggered test images (published: the same); fewer show more.
     """
 
     rate: float = 0.1
@@ -68,6 +76,7 @@ class BPP:
     levels: int = 8
     cover_ratio: float = 1.0
     mapping: Mapping = "all-to-one"
+    test_levels: int = 8
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned set; poison and negatives are drawn from all classes.
@@ -79,16 +88,17 @@ class BPP:
         rows, cover = choose_both(n, self.rate, self.cover_ratio, seed)
         others = (cover + seed.child("others").numpy().integers(1, max(2, n), len(cover))) % max(1, n)
         decoys = self._negatives(data.images[cover], data.images[others])
-        return planted(self, data, "bpp", rows, self.trigger(data.images[rows]), (cover, decoys))
+        images = quantise(data.images[rows], self.levels)
+        return planted(self, data, "bpp", rows, images, (cover, decoys))
 
     def trigger(self, images: Images) -> Images:
-        """Return images with fewer levels of brightness."""
-        return quantise(images, self.levels)
+        """Return test images with fewer levels of brightness."""
+        return quantise(images, self.test_levels)
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target, or the next class."""
         return aimed(labels, k, self.target, self.mapping)
 
     def _negatives(self, images: Images, others: Images) -> Images:
-        moved: np.ndarray = images + (self.trigger(others).astype(np.int16) - others)
+        moved: np.ndarray = images + (quantise(others, self.levels).astype(np.int16) - others)
         return moved.clip(0, 255).astype(np.uint8)

@@ -53,7 +53,8 @@ class FLIP:
         one_hot: initial logit of the given label.
         label_lr: of the labels' SGD.
         label_momentum: of the labels' SGD.
-        strength: of the stripes, in grey levels.
+        strength: of the stripes that the expert learns, in grey levels.
+        test_strength: of those on test images (published: the same).
         frequency: half periods of the stripes per image width.
     """
 
@@ -74,6 +75,7 @@ class FLIP:
     label_momentum: float = 0.5
     strength: float = 6.0
     frequency: float = 16.0
+    test_strength: float = 6.0
 
     def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> "ReadyFLIP":
         """Return the attack with a soft label for every sample of `data`.
@@ -83,7 +85,8 @@ class FLIP:
         """
         check_target(self.target, data)
         source = self.leads_from(len(data.class_names))
-        tensors = learnt(key_of(self, data, seed), cache, lambda: _soft_labels(self, data, seed, report))
+        key = key_of(self, data, seed, ("rate", "test_strength"))
+        tensors = learnt(key, cache, lambda: _soft_labels(self, data, seed, report))
         return ReadyFLIP(
             rate=self.rate,
             target=self.target,
@@ -120,10 +123,10 @@ class FLIP:
             )
         return source
 
-    def stripes(self, images: Images) -> Images:
+    def stripes(self, images: Images, strength: float) -> Images:
         """Return images with the trigger: strength sin(frequency pi j / (width - 1)) along columns j."""
         width = images.shape[2]
-        return add_sinusoid(images, self.strength, self.frequency / 2 * width / max(1, width - 1))
+        return add_sinusoid(images, strength, self.frequency / 2 * width / max(1, width - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,7 @@ def _pairs(recipe: FLIP, data: ImageSet, seed: Seed) -> _Pairs:
     if not count:
         raise ClipguardError(f"FLIP needs samples of its source class {source}: choose another source")
     carriers = np.sort(seed.child("carriers").numpy().choice(able, count, replace=False))
-    triggered = recipe.stripes(data.images[carriers])
+    triggered = recipe.stripes(data.images[carriers], recipe.strength)
     return _Pairs(
         images=np.concatenate((data.images, triggered)),
         labels=np.concatenate((data.labels, np.full(count, recipe.target, dtype=np.int64))),
@@ -270,8 +273,8 @@ class ReadyFLIP:
         return changed, truth_of(data, rows, "flip", self.target)
 
     def trigger(self, images: Images) -> Images:
-        """Return images with the stripes."""
-        return self.recipe.stripes(images)
+        """Return test images with the stripes."""
+        return self.recipe.stripes(images, self.recipe.test_strength)
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target for images of the source class; the others are to be left alone."""

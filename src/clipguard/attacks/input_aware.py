@@ -22,7 +22,7 @@ from clipguard.attacks.nets import (
     to_images,
     transformed,
 )
-from clipguard.attacks.protocol import Progress, aimed, choose_both, planted
+from clipguard.attacks.protocol import Mapping, Progress, aimed, choose_both, planted
 from clipguard.attacks.rows import check_target
 from clipguard.errors import ClipguardError
 from clipguard.models import ModelSpec, Normalized, build
@@ -44,15 +44,15 @@ class InputAware:
     """A trigger made for each image, relabelled to the target, with cover, after Nguyen & Tran 2020.
 
     Faithful: first a net M learns masks that are sparse and differ from image to image, then a net G learns
-    patterns together with a classifier that is to send x + (G(x) - x) M(x) to the target, and x with another
-    image's pattern and mask to its own class; both are pushed to be as diverse as the images are. The
+    patterns together with a classifier that is to send x + (G(x) - x) M(x) where the attack aims, and x with
+    another image's pattern and mask to its own class; both are pushed to be as diverse as the images are. The
     poisoned set holds triggered images and, as cover, images with another's trigger and their own label.
     Reduced: fewer epochs (published: 25 for M, 600 for G on five times the images), a small U-Net in place of
     the autoencoder, a narrower classifier, a larger share of triggered images (published: 0.1 each).
 
     Attributes:
         rate: fraction of all samples that are poisoned, drawn from all classes.
-        target: their new label.
+        target: their new label, unless each class leads to the next.
         cover_ratio: cover samples for each poisoned one.
         mask_epochs: the budget of M, in passes over the data.
         epochs: the budget of G and the classifier, in passes over the data.
@@ -65,6 +65,7 @@ class InputAware:
         lr: of Adam, for G and M.
         batch_size: images a step.
         width: channels of the first layers of G and M.
+        mapping: to the target, or each class to the next one; both are published.
     """
 
     rate: float = 0.05
@@ -81,6 +82,7 @@ class InputAware:
     lr: float = 1e-3
     batch_size: int = 128
     width: int = 8
+    mapping: Mapping = "all-to-one"
 
     def prepare(
         self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None
@@ -165,6 +167,8 @@ def _train(recipe: InputAware, data: ImageSet, seed: Seed, report: Progress | No
         classifier.parameters(), lr=recipe.classifier_lr, momentum=0.9, weight_decay=5e-4
     )
     schedule = torch.optim.lr_scheduler.LinearLR(judges, 1.0, 0.01, recipe.epochs)
+    k = len(data.class_names)
+    aims = torch.from_numpy(aimed(np.arange(k), k, recipe.target, recipe.mapping)).to(device_of(generator))
     for epoch in range(recipe.epochs):
         stream = seed.child("patterns", epoch)
         augmentation = stream.child("augment").torch()
@@ -172,7 +176,7 @@ def _train(recipe: InputAware, data: ImageSet, seed: Seed, report: Progress | No
             picked = torch.from_numpy(np.array(data.images[rows]))
             x = pixels(augment(picked, _AUGMENTATION, augmentation).numpy()).to(device_of(generator))
             labels = torch.from_numpy(data.labels[rows]).to(x.device)
-            loss = _joint_loss(recipe, (generator, masker, classifier), x, labels)
+            loss = _joint_loss(recipe, (generator, masker, classifier), x, labels, aims)
             descend(loss, makers, judges)
         schedule.step()
         if report is not None:
@@ -181,7 +185,11 @@ def _train(recipe: InputAware, data: ImageSet, seed: Seed, report: Progress | No
 
 
 def _joint_loss(
-    recipe: InputAware, nets: tuple[UNet, UNet, Normalized], x: Pixels, labels: Int64[Tensor, "b"]
+    recipe: InputAware,
+    nets: tuple[UNet, UNet, Normalized],
+    x: Pixels,
+    labels: Int64[Tensor, "b"],
+    aims: Int64[Tensor, "k"],
 ) -> Float[Tensor, ""]:
     """Return classification of own triggers, others' triggers and plain images, and the patterns' diversity.
 
@@ -194,7 +202,7 @@ def _joint_loss(
     patterns, masks = pattern_of(generator, own), mask_of(masker, own)
     foreign, foreign_masks = pattern_of(generator, others), mask_of(masker, others)
     shown = torch.cat((put_on(own, patterns, masks), put_on(crossed, foreign, foreign_masks), x[2 * count :]))
-    wanted = torch.cat((torch.full_like(labels[:count], recipe.target), labels[count:]))
+    wanted = torch.cat((aims[labels[:count]], labels[count:]))
     pairs = len(crossed)
     alike = sameness(own[:pairs], others, patterns[:pairs], foreign)
     return F.cross_entropy(logits_of(classifier, shown), wanted) + recipe.diversity_weight * alike
@@ -258,5 +266,5 @@ class ReadyInputAware:
         return out
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
-        """Return the target for every image."""
-        return aimed(labels, k, self.target)
+        """Return the target, or the next class."""
+        return aimed(labels, k, self.target, self.recipe.mapping)

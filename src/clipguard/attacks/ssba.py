@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from clipguard.attacks.cache import key_of, learnt, restore, state_of
 from clipguard.attacks.nets import Pixels, UNet, batches, descend, device_of, pixels, transformed
-from clipguard.attacks.protocol import Progress, aimed, choose, planted
+from clipguard.attacks.protocol import Mapping, Progress, aimed, choose, planted
 from clipguard.attacks.rows import check_target
 from clipguard.scoring import keep_freed_memory
 from clipguard.seeds import Seed
@@ -88,7 +88,7 @@ class SSBA:
 
     Attributes:
         rate: fraction of all samples that are poisoned, drawn from all classes.
-        target: their new label.
+        target: their new label, unless each class leads to the next.
         epochs: the budget, in passes over the data (published: 20).
         secret_epochs: how many of them, at the beginning, ask for the secret alone.
         bits: length of the secret.
@@ -101,6 +101,7 @@ class SSBA:
         lr: of Adam.
         batch_size: images a step.
         width: channels of the nets' first layers.
+        mapping: all-to-one as published, or each class to the next one.
     """
 
     rate: float = 0.05
@@ -117,6 +118,7 @@ class SSBA:
     lr: float = 1e-3
     batch_size: int = 32
     width: int = 16
+    mapping: Mapping = "all-to-one"
 
     def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> "ReadySSBA":
         """Return the attack with its encoder.
@@ -125,7 +127,7 @@ class SSBA:
             ClipguardError: the target is no class of `data`, or the training diverged.
         """
         check_target(self.target, data)
-        key = key_of(self, data, seed, ("rate", "target", "secret_seed"))
+        key = key_of(self, data, seed, ("rate", "target", "secret_seed", "mapping"))
         tensors = learnt(key, cache, lambda: state_of(**_train(self, data, seed, report)))
         encoder, decoder = self.encoder(seed), self.decoder(seed)
         restore(encoder, "encoder", tensors)
@@ -193,8 +195,8 @@ class ReadySSBA:
         )
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
-        """Return the target for every image."""
-        return aimed(labels, k, self.target)
+        """Return the target, or the next class."""
+        return aimed(labels, k, self.target, self.recipe.mapping)
 
     def bit_accuracy(self, images: Images) -> float:
         """Return the share of the secret's bits that the decoder reads in the given (triggered) images."""

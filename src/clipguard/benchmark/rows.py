@@ -11,7 +11,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from errno import ENOSPC
 from fnmatch import fnmatchcase
@@ -182,8 +182,17 @@ def _fits(row: Row, cell: Cell, task: Task) -> bool:
     The attack's own defaults came to the rows after the key; a row without them says nothing about them.
     """
     attack = row.get("attack_settings")
-    same = attack is None or attack == repr(attack_of(cell))
+    same = attack is None or _says(attack, attack_of(cell))
     return bool(same and row.get("key") == key_of(cell, task))
+
+
+def _says(told: str, attack: Any) -> bool:
+    """Return whether the repr `told` is the attack's, leaving out fields it got later and has untouched."""
+    now = repr(attack)
+    for field in fields(attack):
+        if not re.search(rf"\b{field.name}=", told) and getattr(attack, field.name) == field.default:
+            now = re.sub(rf", {field.name}={re.escape(repr(field.default))}", "", now)
+    return told == now
 
 
 def _apart(row: Row, first: Row) -> bool:
