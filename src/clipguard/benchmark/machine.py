@@ -11,6 +11,7 @@ from typing import Final
 
 import torch
 
+_CODE: Final = Path(__file__).parents[1]
 _PACKAGES: Final = ("clipguard", "numpy", "torch", "open_clip_torch", "timm", "scipy")
 
 
@@ -44,10 +45,22 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout that this code runs from, `-dirty` where it has changes; or None."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    """Return the commit of this code's checkout, or None; with `-dirty` where the code has changes.
+
+    Other files of the checkout do not count, such as results that a benchmark writes there; nor does a
+    repository around an installation, which holds other code.
+    """
+    if not _git("ls-files", "--", "__init__.py"):
+        return None
+    head, changes = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "--", ".")
+    return head and head + ("-dirty" if changes else "")
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git says about the folder of this code; None without git, a repository or an answer."""
+    command = ["git", *arguments]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, cwd=_CODE, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
