@@ -10,8 +10,9 @@ of the same data on this machine, which may round otherwise than the row's: whet
 row's to the last digit is noted. Such a row takes the present key, and says under `confirmed` how that was
 found out; any other is left, for `clipguard bench` to compute again.
 
-What came later (`LATER`) follows a flagged label: another look, no re-admission, and what the cure makes of
-such samples. A row that was confirmed before has no flagged label, so that it is not scanned once more.
+What came later (`LATER`) follows a flagged label: another look, no re-admission, what the cure makes of
+such samples, and what the victim's activations say of them. A row that was confirmed before has no flagged
+label, so that it is not scanned once more; nor is `retrain`, which asks no victim, where nothing else is new.
 """
 
 import re
@@ -38,7 +39,8 @@ from works import RESULTS, config_of, works
 
 RULE = re.compile(r"noise=LabelNoise\([^)]*\)")
 FIRST = "noise=LabelNoise(folds=5, implausible=3.0, surplus=4.0, outlier=2.5)"
-LATER = re.compile(r", (?:looks|sure|mislabelled|relabel)=[\d.]+")
+ACTIVATIONS = re.compile(r", activations=Activations\([^)]*\)")
+LATER = re.compile(ACTIVATIONS.pattern + r"|, (?:looks|sure|mislabelled|relabel)=[\d.]+")
 COMMAND = "python benchmarks/confirm.py"
 BUILT_ON_A_SCAN = ("clipguard", "retrain", "finetune")
 
@@ -54,10 +56,9 @@ def confirm(name: str, pattern: str) -> None:
         pairs = [(folder / f"{task.label}.json", task) for task in tasks]
         pairs = [pair for pair in pairs if pair[0].exists()]
         for file, task in pairs:
-            if confirmed_before(work, file, task):
-                row = read_json(file)
-                about = {**row["confirmed"], "renewed": {"command": f"{COMMAND} {name}", **provenance()}}
-                renew(work, file, task, about)
+            if confirmed_before(work, file, task) or asks_no_victim(work, file, task):
+                row, again = read_json(file), {"command": f"{COMMAND} {name}", **provenance()}
+                renew(work, file, task, {**row.get("confirmed", {}), "renewed": again})
         stale = [pair for pair in pairs if differs_by_rule(work, *pair)]
         found = scanned(work, Plan(seed=work.cell.seed)) if stale else None
         for file, task in stale:
@@ -82,14 +83,23 @@ def confirmed_before(work: Work, file: Path, task: Task) -> bool:
     return nothing and row["key"] != key_of(work.cell, task) and LATER.sub("", then) == LATER.sub("", now)
 
 
+def asks_no_victim(work: Work, file: Path, task: Task) -> bool:
+    """Return whether nothing but the rule for a victim's activations tells a row from one that asks none."""
+    row = read_json(file)
+    then, now = row["settings"]["row"]["with"], task.settings["with"]
+    alike = ACTIVATIONS.sub("", then) == ACTIVATIONS.sub("", now)
+    return task.label == "retrain" and alike and row["key"] != key_of(work.cell, task)
+
+
 def differs_by_rule(work: Work, file: Path, task: Task) -> bool:
     """Return whether nothing but the rule for planted labels tells a row's settings from the present ones."""
     row = read_json(file)
     then, now = row["settings"]["row"]["with"], task.settings["with"]
-    only_the_rule = FIRST in then and LATER.sub("", then.replace(FIRST, "")) == LATER.sub(
-        "", RULE.sub("", now)
-    )
-    if not only_the_rule or row["key"] == key_of(work.cell, task):
+    if LATER.sub("", then) != LATER.sub("", now) and (
+        FIRST not in then or LATER.sub("", then.replace(FIRST, "")) != LATER.sub("", RULE.sub("", now))
+    ):
+        return False
+    if row["key"] == key_of(work.cell, task):
         return False
     # Last, since it may have a helper net trained.
     return bool(row["fingerprint"] == work.poisoned[0].fingerprint)
@@ -99,7 +109,9 @@ def compared(row: dict[str, Any], found: Scan, truth: PoisonTruth) -> dict[str, 
     """Return how many labels the present rule calls planted or doubts, and how many the first one did."""
     odds = read_array(found.stages["labels"].path / "odds.npy")
     unexplained = ~(found.split.triggered & ~found.mislabelled)
-    then = by_the_first_rule(found.entropy.guide_nll, odds, found.data.labels, unexplained)
+    then = found.mislabelled
+    if FIRST in row["settings"]["row"]["with"]:
+        then = by_the_first_rule(found.entropy.guide_nll, odds, found.data.labels, unexplained)
     figures = detection(found.entropy, found.split, found.data, truth)
     return {
         "planted_labels": int(found.mislabelled.sum()),

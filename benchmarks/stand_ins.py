@@ -8,7 +8,8 @@ show most of the third principal component are called airplane, test images are 
 None of them is an attack of the table. A way that is there is not computed again.
 
 How large a fed class counts in the cure came later than the ways to look and to unlearn, which therefore
-have it as it is labelled; of its size, four cures tell, which differ by their seed alone.
+have it as it is labelled; that the victim's activations judge it came later still. Of both, four cures tell,
+which differ by their seed alone.
 """
 
 import json
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
+from clipguard.activations import Activations
 from clipguard.benchmark.machine import commit, machine
 from clipguard.defender import Defender
 from clipguard.models import load
@@ -28,6 +30,7 @@ from clipguard.pipeline import Plan, cure
 from clipguard.scoring import classifier_logits
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
+from clipguard.store import read_table
 from clipguard.types import Images, ImageSet, image_set
 from clipguard.victims import Schooling, trained
 from works import CACHE, RESULTS, works
@@ -36,7 +39,8 @@ FILE = RESULTS / "ablation" / "stand-ins.json"
 WORK = works("development")[0]
 SEED = WORK.cell.seed
 TARGET = 0
-USUAL = Plan(seed=SEED)
+USUAL = Plan(seed=SEED, activations=Activations(looks=0))
+JUDGED = replace(USUAL, activations=Activations())
 NO_LOOK = replace(USUAL.noise, looks=0)
 AT_FIVE = replace(USUAL.noise, sure=5.0)
 UNLEARNT = replace(USUAL.cure, mislabelled=1.0, relabel=0.0)
@@ -61,6 +65,7 @@ SEEDS = range(SEED, SEED + 4)
 SIZES = {f"the same, cure seed {seed}": Way(USUAL, seed) for seed in SEEDS[1:]} | {
     f"the same, honest size (default), cure seed {seed}": Way(USUAL, seed, honest=True) for seed in SEEDS
 }
+LOOKED_AT = {f"judged by activations, cure seed {seed}": Way(JUDGED, seed, honest=True) for seed in SEEDS}
 
 
 @dataclass(frozen=True)
@@ -140,11 +145,17 @@ def cured(stand_in: StandIn, way: Way, folder: Path) -> dict[str, float]:
     plan = replace(way.plan, seed=way.seed)
     # The stages know a split by who is in it, and not by how its classes are weighed.
     done = cure(found, victim(data), WORK.case().spec, f"victim, {way.honest}", plan)
-    part = found.split
+    flagged, trusted = found.split.triggered, found.split.clean
+    if "activations" in found.stages:
+        table = read_table(found.stages["activations"].path / "planted.parquet")
+        flagged, trusted = (
+            np.isin(np.array(data.ids), table["id"][table[name]].astype(str))
+            for name in ("is_planted", "is_trusted")
+        )
     counts = {
-        "flagged": int(part.triggered.sum()),
-        "right": int((part.triggered & poison).sum()),
-        "trusted": int((part.clean & poison).sum()),
+        "flagged": int(flagged.sum()),
+        "right": int((flagged & poison).sum()),
+        "trusted": int((trusted & poison).sum()),
         "poison": int(poison.sum()),
     }
     return {**rates(load(done.path / "model.safetensors", WORK.case().spec), stand_in), **counts}
@@ -162,7 +173,7 @@ def main() -> None:
             }
             run = Path(folder) / make.__name__
             # Only where so much is planted that a class has another size.
-            tried = WAYS | SIZES if make is blur else WAYS
+            tried = WAYS | (SIZES if make is blur else {}) | LOOKED_AT
             ways |= {name: partial(cured, stand_in, way, run) for name, way in tried.items()}
             for name, compute in ways.items():
                 key = f"{make.__name__}, {name}"

@@ -1,18 +1,22 @@
 """clipguard.pipeline, what is made of a scan: victims, retraining, cures; killed ones go on."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from clipguard import training
+from clipguard.activations import judged_again
 from clipguard.errors import ClipguardError
 from clipguard.models import ModelSpec, build, load
 from clipguard.pipeline import cure, curing, learnable, shared_triggers, train_on
+from clipguard.scoring import activations
 from clipguard.seeds import Seed
 from clipguard.store import Stage, read_table
 from clipguard.types import image_set
+from clipguard.unlearn import unlearn
 from tiny_runs import NAMES, PLAN, moved, other_at, poisoned_set, scanned
 
 
@@ -280,3 +284,73 @@ def test_the_cure_learns_copies_that_carry_the_shared_triggers(found, monkeypatc
         sizes.append(read_table(stage.path / "history.parquet")["clean"][0])
     clean = found.split.clean & ~found.reserved
     assert sizes == [clean.sum(), clean.sum() + round(0.5 * clean.sum())]
+
+
+def fed(found):
+    """Return a scan that has flagged some labels of the first class for themselves, and closed it."""
+    rows = np.flatnonzero((found.data.labels == 0) & ~found.reserved & ~found.split.triggered)
+    planted, trusted = (np.isin(np.arange(len(found.data)), some) for some in (rows[:12], rows[12:36]))
+    shown = np.zeros((len(found.data), 3), np.float32)
+    shown[rows, 1] = 1.0
+    part = replace(
+        found.split,
+        clean=(found.split.clean & (found.data.labels != 0)) | trusted,
+        triggered=found.split.triggered | planted,
+        doubted=np.isin(np.arange(len(found.data)), rows[36:]),
+        closed=(0,),
+        honest=np.array([0.5, 1.0, 1.0]),
+        shown=shown,
+    )
+    return replace(found, split=part, mislabelled=planted)
+
+
+def test_the_victim_judges_closed_classes_before_it_is_cured_and_what_became_of_them_is_published(
+    elsewhere, monkeypatch
+):
+    here, given = fed(elsewhere("run")), []
+    monkeypatch.setattr(
+        curing, "unlearn", lambda *args, **more: given.append(args[2]) or unlearn(*args, **more)
+    )
+    model, spec = small_victim()
+    cure(here, model, spec, "a victim", PLAN)
+    data, part, _ = learnable(here)
+    judged = judged_again(
+        part,
+        data.labels,
+        partial(activations, model, data.images),
+        PLAN.activations,
+        Seed(PLAN.seed).child("activations"),
+    )
+    n = len(data)
+    for name in ("clean", "triggered", "doubted"):
+        assert np.array_equal(getattr(given[0], name)[:n], getattr(judged, name)), name
+    assert np.array_equal(given[0].honest, judged.honest)
+    table = read_table(here.run.path / "planted.parquet")
+    closed = np.flatnonzero(data.labels == 0)
+    assert table["id"].tolist() == [data.ids[row] for row in closed]
+    assert set(table["label_name"]) == {NAMES[0]}
+    assert np.array_equal(table["is_planted"], judged.triggered[closed])
+    assert np.array_equal(table["is_trusted"], judged.clean[closed])
+
+
+def test_what_the_victim_said_is_kept_and_asked_anew_of_another_one_or_with_other_settings(elsewhere):
+    here = fed(elsewhere("run"))
+
+    def cached(origin, plan) -> bool:
+        cure(here, *small_victim(), origin, plan)
+        return here.stages["activations"].cached
+
+    assert not cached("one", PLAN)
+    assert cached("one", PLAN)
+    assert not cached("two", PLAN)
+    assert not cached("two", replace(PLAN, activations=replace(PLAN.activations, sure=9.0)))
+
+
+def test_without_a_closed_class_or_without_a_look_the_victim_is_not_asked(elsewhere):
+    open_only, closed = elsewhere("open"), fed(elsewhere("closed"))
+    cure(open_only, *small_victim(), "a victim", PLAN)
+    never = replace(PLAN, activations=replace(PLAN.activations, looks=0))
+    cure(closed, *small_victim(), "a victim", never)
+    for here in (open_only, closed):
+        assert "activations" not in here.stages
+        assert not (here.run.path / "planted.parquet").exists()

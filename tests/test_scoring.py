@@ -12,8 +12,8 @@ from clipguard import scoring
 from clipguard.clip import Clip
 from clipguard.decode import decode, thumbnail
 from clipguard.errors import ClipguardError
-from clipguard.models import ModelSpec, build
-from clipguard.scoring import classifier_logits, embed_source
+from clipguard.models import ModelSpec, Normalized, build
+from clipguard.scoring import activations, classifier_logits, embed_source
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
 from clipguard.store import read_array, read_image_set
@@ -261,3 +261,49 @@ def test_images_in_a_read_only_memory_map_are_scored_without_a_warning(tmp_path,
     model = build(SPEC, Seed(0))
     assert np.array_equal(classifier_logits(model, mapped), classifier_logits(model, pictures()))
     assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_activations_are_what_the_last_layer_is_given_of_the_asked_rows():
+    model = build(SPEC, Seed(0))
+    images = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 3), dtype=np.uint8)
+    rows = np.array([3, 20, 5])
+    found = activations(model, images, rows, batch_size=2)
+    (head,) = [m for m in model.network.modules() if isinstance(m, torch.nn.Linear)]
+    with torch.no_grad():
+        logits = head(torch.from_numpy(found)).numpy()
+    assert np.allclose(logits, classifier_logits(model, images)[rows], atol=1e-5)
+    # The hook is gone.
+    assert not head._forward_pre_hooks
+
+
+class Convolutional(torch.nn.Module):
+    """Ends in a convolution and has a linear layer, of as many outputs, that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.unused = torch.nn.Conv2d(3, 3, 8), torch.nn.Linear(7, 3)
+
+    def forward(self, x):
+        return self.last(x).flatten(1)
+
+
+class OfTokens(torch.nn.Module):
+    """Judges every row of pixels, as a transformer its tokens, and takes the mean of what it says."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(24, 3)
+
+    def forward(self, x):
+        return self.head(x.permute(0, 2, 1, 3).flatten(2)).mean(1)
+
+
+def test_models_of_other_forms_give_their_logits_or_the_mean_of_what_the_layer_is_given():
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    rows = np.arange(5)
+    model = Normalized(Convolutional(), SPEC)
+    assert np.array_equal(activations(model, images, rows), classifier_logits(model, images))
+    model = Normalized(OfTokens(), SPEC)
+    with torch.no_grad():
+        logits = model.network.head(torch.from_numpy(activations(model, images, rows))).numpy()
+    assert np.allclose(logits, classifier_logits(model, images), atol=1e-5)

@@ -120,7 +120,7 @@ class Defender:
             self.model_ = _weights_into(self.before_, self.spec_, stage)
         self.history_ = read_table(stage.path / "history.parquet")
         found.run.publish(stage.path / "model.safetensors", "model.safetensors")
-        self.stages_ = {**stages, "retrain" if plan.by == "retrain" else "cure": stage}
+        self.stages_ = {**found.stages, **stages, "retrain" if plan.by == "retrain" else "cure": stage}
         return self
 
     def _scan(

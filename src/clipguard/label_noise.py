@@ -254,10 +254,12 @@ def with_planted(split: Split, labels: Int64[np.ndarray, "n"], judged: Judged, n
     planted, doubted, odds = judged
     closed, shown = np.unique(labels[planted | doubted]), None
     if planted.any():
-        others = odds[planted]
-        np.put_along_axis(others, labels[planted, None], NO_SAY, axis=1)
+        # Also of those that are not flagged: a later stage may.
+        rows = np.isin(labels, closed) & ~split.triggered
+        others = odds[rows]
+        np.put_along_axis(others, labels[rows, None], NO_SAY, axis=1)
         shown = np.zeros(odds.shape, np.float32)
-        shown[planted] = softmax(others, axis=1)
+        shown[rows] = softmax(others, axis=1)
     return replace(
         split,
         clean=split.clean & ~planted & ~doubted,

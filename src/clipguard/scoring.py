@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
+from torch import Tensor, nn
 
 from clipguard.decode import Decoder, Unreadable, check_readable, decode_rows, decoding, thumbnail
 from clipguard.models import Normalized
@@ -64,6 +65,34 @@ def classifier_logits(model: Normalized, images: Images, batch_size: int = 250) 
             batch = torch.from_numpy(np.array(images[start : start + batch_size]))
             out.append(model(batch.permute(0, 3, 1, 2).to(device)).float().cpu().numpy())
     return np.concatenate(out)
+
+
+def activations(
+    model: Normalized, images: Images, rows: Int64[np.ndarray, "m"], batch_size: int = 250
+) -> Float32[np.ndarray, "m d"]:
+    """Return what the model's last linear layer is given of the images of `rows`, in evaluation mode.
+
+    That is the last one with an output for every class. A model without one, such as one that ends in a
+    convolution, gives its logits instead; of several vectors an image, such as tokens, it is their mean.
+    """
+    k = classifier_logits(model, images[:1]).shape[1]
+    heads = [m for m in model.network.modules() if isinstance(m, nn.Linear) and m.out_features == k]
+    given: list[Float32[np.ndarray, "b d"]] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].float()
+        given.append(values.reshape(len(values), -1, values.shape[-1]).mean(1).cpu().numpy())
+
+    hooks = [head.register_forward_pre_hook(keep) for head in heads[-1:]]
+    try:
+        starts = range(0, len(rows), batch_size)
+        logits = [classifier_logits(model, images[rows[i : i + batch_size]]) for i in starts]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # A layer that is not called, or several times a batch, tells nothing of single images.
+    whole = sum(map(len, given)) == len(rows)
+    return np.concatenate(given if whole else logits)
 
 
 @dataclass(frozen=True, slots=True)

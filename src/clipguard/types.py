@@ -94,8 +94,8 @@ class Split:
         doubted: samples in neither set that never join `clean`; None for no such sample.
         closed: classes of which no sample joins `clean` while a model is cured, doubted or not.
         honest: share of each class outside `triggered` that is thought to be labelled honestly; None for all.
-        shown: class probabilities of what triggered samples show whose label, and not image, is wrong; rows
-            of zeros for all others, None for no such sample.
+        shown: class probabilities of what samples of closed classes show if their label is wrong; rows of
+            zeros for all others, also for what is `triggered` for its image; None without closed classes.
     """
 
     clean: Bool[np.ndarray, "n"]

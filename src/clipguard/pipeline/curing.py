@@ -3,23 +3,27 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
+from clipguard.activations import judged_again
 from clipguard.errors import ClipguardError
 from clipguard.evidence import OWN_SHARE, recover_triggers
 from clipguard.models import ModelSpec, Normalized, build, check_sound, save
 from clipguard.pipeline.plan import Count, Plan, Report
 from clipguard.pipeline.scanning import Scan
+from clipguard.scoring import activations
 from clipguard.seeds import Seed
 from clipguard.store import (
     Stage,
     read_array,
     read_triggers,
     resume_folder,
+    write_array,
     write_pieces,
     write_table,
     write_triggers,
@@ -103,6 +107,7 @@ def cure(
         counted = Count("cure", plan.cure.recipe.epochs, report or (lambda stage, done, total: None))
         seed = Seed(plan.seed).child("cure")
         data, part, guide = learnable(found)
+        part = part if judged is None else _read_split(part, judged)
         if triggers and plan.cure.stamp > 0:
             copies = seed.child("copies")
             data, part, guide = stamped_copies(data, part, guide, triggers, plan.cure, copies, on_disk)
@@ -110,9 +115,53 @@ def cure(
         return model, spec, history
 
     triggers = shared_triggers(found, plan)
+    judged = _judged_by_victim(found, victim, origin, plan)
     config = {"cure": asdict(plan.cure), "spec": asdict(spec), "seed": plan.seed}
     inputs = [found.stages["samples"].key, found.stages["evidence"].key, origin]
+    inputs += [] if judged is None else [judged.key]
     return _model_stage(found, "cure", config, inputs, train)
+
+
+def _judged_by_victim(found: Scan, victim: Normalized, origin: str, plan: Plan) -> Stage | None:
+    """Return the stage of what the victim's activations say about closed classes; None without any.
+
+    It publishes planted.parquet: every learnable sample of those classes, and what became of it.
+    """
+    if not found.split.closed or not plan.activations.looks:
+        return None
+
+    def compute(folder: Path) -> None:
+        data, part, _ = learnable(found)
+        seed = Seed(plan.seed).child("activations")
+        seen = partial(activations, victim, data.images)
+        judged = judged_again(part, data.labels, seen, plan.activations, seed)
+        for name in _JUDGED:
+            write_array(folder / f"{name}.npy", getattr(judged, name))
+        rows = np.flatnonzero(np.isin(data.labels, part.closed))
+        columns: dict[str, np.ndarray | list[str]] = {
+            "id": [data.ids[row] for row in rows],
+            "label": data.labels[rows],
+            "label_name": [data.class_names[data.labels[row]] for row in rows],
+            "is_planted": judged.triggered[rows],
+            "is_trusted": judged.clean[rows],
+        }
+        write_table(folder / "planted.parquet", columns)
+
+    inputs = [found.stages["samples"].key, origin]
+    config = {"activations": asdict(plan.activations), "seed": plan.seed}
+    stage = found.run.stage("activations", config=config, inputs=inputs, compute=compute)
+    found.stages["activations"] = stage
+    found.run.publish(stage.path / "planted.parquet", "planted.parquet")
+    return stage
+
+
+_JUDGED = ("clean", "triggered", "doubted", "honest")
+
+
+def _read_split(part: Split, judged: Stage) -> Split:
+    """Return the split as the victim's activations judge it."""
+    clean, triggered, doubted, honest = (read_array(judged.path / f"{name}.npy") for name in _JUDGED)
+    return replace(part, clean=clean, triggered=triggered, doubted=doubted, honest=honest)
 
 
 def shared_triggers(found: Scan, plan: Plan) -> tuple[AffineTrigger, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from clipguard.activations import Activations
 from clipguard.detector import Detector
 from clipguard.entropy import SplitRule
 from clipguard.label_noise import LabelNoise
@@ -27,6 +28,7 @@ class Plan:
         rule: thresholds of the split.
         detector: the trigger detector.
         noise: when labels look planted.
+        activations: how the model to cure judges the labels of a class that some were planted into.
         architecture: of the victim that is trained here when no model is given.
         victim: its recipe, also that of `retrain`.
         by: `unlearn` cures the model, `retrain` drops the flagged samples and trains from scratch.
@@ -39,6 +41,7 @@ class Plan:
     rule: SplitRule = field(default_factory=SplitRule)
     detector: Detector = field(default_factory=Detector)
     noise: LabelNoise = field(default_factory=LabelNoise)
+    activations: Activations = field(default_factory=Activations)
     architecture: str = "preactresnet18-16"
     victim: Recipe = VICTIM
     by: Literal["unlearn", "retrain"] = "unlearn"
