@@ -347,9 +347,10 @@ def test_the_table_has_before_after_and_change_of_what_was_measured():
     assert "recall" not in text
 
 
-def test_a_long_path_is_not_broken_into_lines():
-    path = "runs/" + "x" * 300 + "/report.html"
-    assert path in shown({**SUMMARY, "report": path})
+@pytest.mark.parametrize("file", ["report", "samples", "planted", "model"])
+def test_the_files_of_a_run_are_named_and_a_long_path_is_not_broken_into_lines(file):
+    path = "runs/" + "x" * 300 + "/file"
+    assert path in shown({**SUMMARY, file: path})
 
 
 def test_report_prints_the_path_of_the_page(clipguard, monkeypatch, tmp_path):

@@ -19,7 +19,7 @@ from clipguard.entropy import SplitRule
 from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide, guide_from_name
 from clipguard.models import ModelSpec, read_spec
-from clipguard.pipeline import Plan
+from clipguard.pipeline import PLANTED, Plan
 from clipguard.report import write_report
 from clipguard.sources import ImageSource
 from clipguard.suspect import suspect_named
@@ -179,6 +179,8 @@ def _finish(defender: Defender, command: str, figures: Mapping[str, Any]) -> dic
     published = {"report": "report.html", "samples": "samples.parquet"}
     if figures:
         published["model"] = CURED
+    if "activations" in defender.stages_:
+        published["planted"] = PLANTED
     paths = {name: str(run / file) for name, file in published.items()}
     summary = write_summary(defender, command, {**figures, **paths})
     write_report(run)

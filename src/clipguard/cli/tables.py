@@ -20,7 +20,7 @@ _RATES: Final = {
     "attack_success": "attack success",
     "recovery": "triggered images set right",
 }
-_FILES: Final = {"report": "Report", "samples": "Samples", "model": "Model"}
+_FILES: Final = {"report": "Report", "samples": "Samples", "planted": "Planted", "model": "Model"}
 
 
 def show_run(summary: Mapping[str, Any], samples: Mapping[str, Any], console: Console) -> None:

@@ -1,10 +1,11 @@
 """The defence in order: guide and suspicious model, split, detector, cure; each a cached stage."""
 
-from clipguard.pipeline.curing import cure, learnable, shared_triggers, spec_to_train, train_on
+from clipguard.pipeline.curing import PLANTED, cure, learnable, shared_triggers, spec_to_train, train_on
 from clipguard.pipeline.plan import Plan, Report
 from clipguard.pipeline.scanning import Scan, reserved_rows, scan, thumbnail_size
 
 __all__ = [
+    "PLANTED",
     "Plan",
     "Report",
     "Scan",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool
@@ -31,6 +31,9 @@ from clipguard.store import (
 from clipguard.training import cross_entropy, fit
 from clipguard.types import AffineTrigger, History, Images, ImageSet, Scores, Split
 from clipguard.unlearn import stamped_copies, unlearn
+
+PLANTED: Final = "planted.parquet"
+"""What a victim's activations say of the labels of closed classes."""
 
 
 def _model_stage(
@@ -145,13 +148,13 @@ def _judged_by_victim(found: Scan, victim: Normalized, origin: str, plan: Plan) 
             "is_planted": judged.triggered[rows],
             "is_trusted": judged.clean[rows],
         }
-        write_table(folder / "planted.parquet", columns)
+        write_table(folder / PLANTED, columns)
 
     inputs = [found.stages["samples"].key, origin]
     config = {"activations": asdict(plan.activations), "seed": plan.seed}
     stage = found.run.stage("activations", config=config, inputs=inputs, compute=compute)
     found.stages["activations"] = stage
-    found.run.publish(stage.path / "planted.parquet", "planted.parquet")
+    found.run.publish(stage.path / PLANTED, PLANTED)
     return stage
 
 
