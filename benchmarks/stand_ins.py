@@ -149,7 +149,7 @@ def cured(stand_in: StandIn, way: Way, folder: Path) -> dict[str, float]:
     if "activations" in found.stages:
         table = read_table(found.stages["activations"].path / "planted.parquet")
         flagged, trusted = (
-            np.isin(np.array(data.ids), table["id"][table[name]].astype(str))
+            np.isin(np.array(found.data.ids), table["id"][table[name]].astype(str))
             for name in ("is_planted", "is_trusted")
         )
     counts = {
