@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipguard.activations import Activations, judged_again
+from clipguard.activations import WIDEST, Activations, judged_again
 from clipguard.seeds import Seed
 from clipguard.types import Split
 
@@ -138,3 +138,12 @@ def test_the_same_seed_gives_the_same_split():
     one, other = (judge(told(), activations(2.0)) for _ in range(2))
     assert np.array_equal(one.triggered, other.triggered)
     assert np.array_equal(one.honest, other.honest)
+
+
+def test_wide_activations_are_judged_by_their_principal_components():
+    wide = np.random.default_rng(3).normal(size=(N, WIDEST + 88)).astype(np.float32)
+    wide[:, :20] = 5 * activations(6.0)
+    before = told()
+    after = judge(before, wide)
+    assert after.triggered[BAD].mean() > before.triggered[BAD].mean() + 0.2
+    assert after.triggered[~BAD].mean() < 0.02

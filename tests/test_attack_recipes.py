@@ -73,6 +73,8 @@ def test_test_images_of_bpp_can_have_fewer_levels_than_its_poison():
     usual, stronger = BPP(rate=0.2), BPP(rate=0.2, test_levels=4)
     assert np.array_equal(usual.poison(data, Seed(0))[0].images, stronger.poison(data, Seed(0))[0].images)
     assert set(np.unique(stronger.trigger(data.images))) <= {0, 85, 170, 255}
+    as_in_training = BPP(levels=4)
+    assert np.array_equal(as_in_training.trigger(data.images), stronger.trigger(data.images))
 
 
 def test_negatives_of_bpp_stop_at_black_and_white():

@@ -12,7 +12,6 @@ from clipguard.activations import judged_again
 from clipguard.errors import ClipguardError
 from clipguard.models import ModelSpec, build, load
 from clipguard.pipeline import cure, curing, learnable, shared_triggers, train_on
-from clipguard.scoring import activations
 from clipguard.seeds import Seed
 from clipguard.store import Stage, read_table
 from clipguard.types import image_set
@@ -308,6 +307,15 @@ def test_the_victim_judges_closed_classes_before_it_is_cured_and_what_became_of_
     elsewhere, monkeypatch
 ):
     here, given = fed(elsewhere("run")), []
+    told = np.flatnonzero(here.mislabelled[~here.reserved])
+
+    def seen(_model, images, rows):
+        # A model that has learnt every second doubted sample with those that were flagged.
+        apart = np.isin(rows, told) | (rows % 2 == 0)
+        noise = np.random.default_rng(0).normal(size=(len(images), 3))[rows]
+        return noise + 9 * (apart & ~learnable(here)[1].clean[rows])[:, None]
+
+    monkeypatch.setattr(curing, "activations", seen)
     monkeypatch.setattr(
         curing, "unlearn", lambda *args, **more: given.append(args[2]) or unlearn(*args, **more)
     )
@@ -317,10 +325,12 @@ def test_the_victim_judges_closed_classes_before_it_is_cured_and_what_became_of_
     judged = judged_again(
         part,
         data.labels,
-        partial(activations, model, data.images),
+        partial(seen, model, data.images),
         PLAN.activations,
         Seed(PLAN.seed).child("activations"),
     )
+    assert (judged.triggered & ~part.triggered).any()
+    assert (judged.clean & ~part.clean).any()
     n = len(data)
     for name in ("clean", "triggered", "doubted"):
         assert np.array_equal(getattr(given[0], name)[:n], getattr(judged, name)), name
@@ -344,6 +354,9 @@ def test_what_the_victim_said_is_kept_and_asked_anew_of_another_one_or_with_othe
     assert cached("one", PLAN)
     assert not cached("two", PLAN)
     assert not cached("two", replace(PLAN, activations=replace(PLAN.activations, sure=9.0)))
+    _, spec = small_victim()
+    cure(here, small_victim()[0], replace(spec, mean=(0.1, 0.2, 0.3)), "one", PLAN)
+    assert not here.stages["activations"].cached
 
 
 def test_without_a_closed_class_or_without_a_look_the_victim_is_not_asked(elsewhere):

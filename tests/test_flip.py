@@ -132,7 +132,7 @@ def test_test_images_can_carry_stronger_stripes_with_the_same_helper_and_the_sam
     data = tiny_set(30)
     as_learnt, stronger = (
         prepare(replace(TRAINED["flip"], test_strength=strength), data, Seed(0), tmp_path)
-        for strength in (6.0, 12.0)
+        for strength in (0.0, 12.0)
     )
     assert len(list(tmp_path.iterdir())) == 1
     poisoned = [attack.poison(data, Seed(0))[0] for attack in (as_learnt, stronger)]

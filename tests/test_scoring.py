@@ -298,12 +298,28 @@ class OfTokens(torch.nn.Module):
         return self.head(x.permute(0, 2, 1, 3).flatten(2)).mean(1)
 
 
-def test_models_of_other_forms_give_their_logits_or_the_mean_of_what_the_layer_is_given():
+class Twice(torch.nn.Module):
+    """Asks its last layer twice an image, with the input by name the second time."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(192, 3)
+
+    def forward(self, x):
+        return self.head(x.flatten(1)) * 0 + self.head(input=x.flatten(1))
+
+
+@pytest.mark.parametrize("network", [Convolutional, OfTokens, Twice])
+def test_models_that_do_not_end_in_a_linear_layer_give_their_logits(network):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
-    rows = np.arange(5)
-    model = Normalized(Convolutional(), SPEC)
-    assert np.array_equal(activations(model, images, rows), classifier_logits(model, images))
-    model = Normalized(OfTokens(), SPEC)
-    with torch.no_grad():
-        logits = model.network.head(torch.from_numpy(activations(model, images, rows))).numpy()
-    assert np.allclose(logits, classifier_logits(model, images), atol=1e-5)
+    model = Normalized(network(), SPEC)
+    assert np.array_equal(activations(model, images, np.arange(5)), classifier_logits(model, images))
+
+
+def test_activations_that_are_no_numbers_are_refused_in_one_line():
+    model = build(SPEC, Seed(0))
+    images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+    (head,) = [m for m in model.network.modules() if isinstance(m, torch.nn.Linear)]
+    head.register_forward_pre_hook(lambda _, inputs: (inputs[0] / 0,))
+    with pytest.raises(ClipguardError, match="NaN or Inf for some images: give another model"):
+        activations(model, images, np.arange(2))

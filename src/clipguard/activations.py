@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from clipguard.seeds import Seed
 from clipguard.types import Split
+
+WIDEST: Final = 512
+"""Dimensions of activations; of more, their principal components are taken, since a discriminant's time grows
+with the cube of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +22,8 @@ class Activations:
     Attributes:
         folds: each sample is judged by a discriminant that was fitted without its fold.
         looks: how often, each time with what the look before has flagged and trusted; 0 turns it off.
-        sure: nats; a sample is flagged above these log-odds, planted against honest, and trusted below their
-            negative.
+        sure: nats; a doubted sample is flagged above these log-odds, planted against honest, and trusted
+            below their negative, down to which a flagged one stays flagged.
         keep: nats; a trusted sample stays so up to these log-odds.
     """
 
@@ -78,6 +83,7 @@ def _sides(
 ) -> tuple[Bool[np.ndarray, "m"], Bool[np.ndarray, "m"]]:
     """Return which of a class's samples are planted, and which are to be trusted."""
     told = planted, trusted
+    activations = _reduced(activations.astype(np.float64), seed.child("reduced"))
     for look in range(settings.looks):
         odds = _calibrated(_log_odds(activations, planted, trusted, settings.folds, seed.child(look)), *told)
         undecided = ~planted & ~trusted
@@ -89,7 +95,7 @@ def _sides(
 
 
 def _log_odds(
-    activations: Shaped[np.ndarray, "m d"],
+    activations: Float64[np.ndarray, "m d"],
     planted: Bool[np.ndarray, "m"],
     trusted: Bool[np.ndarray, "m"],
     folds: int,
@@ -104,9 +110,20 @@ def _log_odds(
         learnt, judged = (planted | trusted) & (fold != number), fold == number
         if judged.any() and len(np.unique(planted[learnt])) == 2:
             sides = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=[0.5, 0.5])
-            sides.fit(activations[learnt].astype(np.float64), planted[learnt])
-            out[judged] = sides.decision_function(activations[judged].astype(np.float64))
+            sides.fit(activations[learnt], planted[learnt])
+            out[judged] = sides.decision_function(activations[judged])
     return out
+
+
+def _reduced(activations: Float64[np.ndarray, "m d"], seed: Seed) -> Float64[np.ndarray, "m w"]:
+    """Return the principal components of activations that are wider than `WIDEST`, and others as they are."""
+    from sklearn.decomposition import PCA
+
+    m, d = activations.shape
+    if d <= WIDEST:
+        return activations
+    axes = PCA(min(WIDEST, m), svd_solver="randomized", random_state=int(seed.numpy().integers(2**31)))
+    return np.asarray(axes.fit_transform(activations), dtype=np.float64)
 
 
 def _calibrated(

@@ -17,6 +17,7 @@ from clipguard.errors import ClipguardError
 from clipguard.guide import ClipGuide
 from clipguard.models import ModelSpec, Normalized, build, check_sound, load, read_spec, weights_digest
 from clipguard.pipeline import (
+    PLANTED,
     Plan,
     Report,
     Scan,
@@ -119,7 +120,7 @@ class Defender:
             stage = cure(found, self.before_, self.spec_, origin, plan, self.report)
             self.model_ = _weights_into(self.before_, self.spec_, stage)
         self.history_ = read_table(stage.path / "history.parquet")
-        found.run.publish(stage.path / "model.safetensors", "model.safetensors")
+        _publish(found, stage)
         self.stages_ = {**found.stages, **stages, "retrain" if plan.by == "retrain" else "cure": stage}
         return self
 
@@ -188,6 +189,13 @@ class Defender:
             right = classifier_logits(model, found.data.images[rows]).argmax(1) == found.data.labels[rows]
             figures.append({"accuracy": float(right.mean()), "measured_on": label, "n": len(rows)})
         return figures[0], figures[1]
+
+
+def _publish(found: Scan, stage: Stage) -> None:
+    """Publish the model of a stage; what activations said is of an earlier one, unless they were asked."""
+    found.run.publish(stage.path / "model.safetensors", "model.safetensors")
+    if "activations" not in found.stages:
+        found.run.retract(PLANTED)
 
 
 def _opened(source: object) -> ImageSource:

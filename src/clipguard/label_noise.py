@@ -255,7 +255,7 @@ def with_planted(split: Split, labels: Int64[np.ndarray, "n"], judged: Judged, n
     closed, shown = np.unique(labels[planted | doubted]), None
     if planted.any():
         # Also of those that are not flagged: a later stage may.
-        rows = np.isin(labels, closed) & ~split.triggered
+        rows = planted | (np.isin(labels, closed) & ~split.triggered)
         others = odds[rows]
         np.put_along_axis(others, labels[rows, None], NO_SAY, axis=1)
         shown = np.zeros(odds.shape, np.float32)

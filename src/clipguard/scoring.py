@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
 from clipguard.decode import Decoder, Unreadable, check_readable, decode_rows, decoding, thumbnail
+from clipguard.errors import ClipguardError
 from clipguard.models import Normalized
 from clipguard.sources import ImageSource
 from clipguard.store import (
@@ -70,29 +71,54 @@ def classifier_logits(model: Normalized, images: Images, batch_size: int = 250) 
 def activations(
     model: Normalized, images: Images, rows: Int64[np.ndarray, "m"], batch_size: int = 250
 ) -> Float32[np.ndarray, "m d"]:
-    """Return what the model's last linear layer is given of the images of `rows`, in evaluation mode.
+    """Return what the model's last layer is given of the images of `rows`, in evaluation mode.
 
-    That is the last one with an output for every class. A model without one, such as one that ends in a
-    convolution, gives its logits instead; of several vectors an image, such as tokens, it is their mean.
+    That is a linear layer whose output is the logits. A model without one gives its logits instead.
+
+    Raises:
+        ClipguardError: NaN or Inf is among them.
     """
-    k = classifier_logits(model, images[:1]).shape[1]
-    heads = [m for m in model.network.modules() if isinstance(m, nn.Linear) and m.out_features == k]
-    given: list[Float32[np.ndarray, "b d"]] = []
+    given: list[Tensor] = []
+    head = _head(model, images[:1])
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].float()
-        given.append(values.reshape(len(values), -1, values.shape[-1]).mean(1).cpu().numpy())
+        given.append(inputs[0].float().cpu())
 
-    hooks = [head.register_forward_pre_hook(keep) for head in heads[-1:]]
+    hooks = [] if head is None else [head.register_forward_pre_hook(keep)]
     try:
         starts = range(0, len(rows), batch_size)
         logits = [classifier_logits(model, images[rows[i : i + batch_size]]) for i in starts]
     finally:
         for hook in hooks:
             hook.remove()
-    # A layer that is not called, or several times a batch, tells nothing of single images.
-    whole = sum(map(len, given)) == len(rows)
-    return np.concatenate(given if whole else logits)
+    found: Float32[np.ndarray, "m d"] = np.concatenate([values.numpy() for values in given] or logits)
+    if not np.isfinite(found).all():
+        raise ClipguardError("the model's last layer is given NaN or Inf for some images: give another model")
+    return found
+
+
+def _head(model: Normalized, image: Images) -> nn.Linear | None:
+    """Return the linear layer that is given one vector of an image and makes the logits of it, if any."""
+    made: list[tuple[nn.Linear, int, Tensor]] = []
+
+    def note(layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        made.append((layer, len(inputs), output))
+
+    linear = [module for module in model.network.modules() if isinstance(module, nn.Linear)]
+    hooks = [layer.register_forward_hook(note) for layer in linear]
+    try:
+        logits = classifier_logits(model, image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    called = [layer for layer, *_ in made]
+    heads = [
+        layer
+        for layer, inputs, output in made
+        # One that is given its input by name does not show it to a hook.
+        if inputs and called.count(layer) == 1 and np.array_equal(output.float().cpu().numpy(), logits)
+    ]
+    return heads[0] if heads else None
 
 
 @dataclass(frozen=True, slots=True)

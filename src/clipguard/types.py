@@ -95,7 +95,7 @@ class Split:
         closed: classes of which no sample joins `clean` while a model is cured, doubted or not.
         honest: share of each class outside `triggered` that is thought to be labelled honestly; None for all.
         shown: class probabilities of what samples of closed classes show if their label is wrong; rows of
-            zeros for all others, also for what is `triggered` for its image; None without closed classes.
+            zeros for all others, also for what is `triggered` for its image; None if no label is flagged.
     """
 
     clean: Bool[np.ndarray, "n"]

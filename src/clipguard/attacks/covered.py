@@ -68,7 +68,7 @@ class BPP:
         levels: of brightness in poisoned training images.
         cover_ratio: negatives for each poisoned sample.
         mapping: to the target, or each class to the next one; both are published.
-        test_levels: of brightness in triggered test images (published: the same); fewer show more.
+        test_levels: of brightness in triggered test images; fewer show more. 0, as published: the same.
     """
 
     rate: float = 0.1
@@ -76,7 +76,7 @@ class BPP:
     levels: int = 8
     cover_ratio: float = 1.0
     mapping: Mapping = "all-to-one"
-    test_levels: int = 8
+    test_levels: int = 0
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned set; poison and negatives are drawn from all classes.
@@ -93,7 +93,7 @@ class BPP:
 
     def trigger(self, images: Images) -> Images:
         """Return test images with fewer levels of brightness."""
-        return quantise(images, self.test_levels)
+        return quantise(images, self.test_levels or self.levels)
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target, or the next class."""

@@ -54,7 +54,7 @@ class FLIP:
         label_lr: of the labels' SGD.
         label_momentum: of the labels' SGD.
         strength: of the stripes that the expert learns, in grey levels.
-        test_strength: of those on test images (published: the same).
+        test_strength: of those on test images; 0, as published: the same.
         frequency: half periods of the stripes per image width.
     """
 
@@ -75,7 +75,7 @@ class FLIP:
     label_momentum: float = 0.5
     strength: float = 6.0
     frequency: float = 16.0
-    test_strength: float = 6.0
+    test_strength: float = 0.0
 
     def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> "ReadyFLIP":
         """Return the attack with a soft label for every sample of `data`.
@@ -274,7 +274,7 @@ class ReadyFLIP:
 
     def trigger(self, images: Images) -> Images:
         """Return test images with the stripes."""
-        return self.recipe.stripes(images, self.recipe.test_strength)
+        return self.recipe.stripes(images, self.recipe.test_strength or self.recipe.strength)
 
     def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target for images of the source class; the others are to be left alone."""

@@ -93,7 +93,9 @@ class InputAware:
             ClipguardError: the target is no class of `data`, or the training diverged.
         """
         check_target(self.target, data)
-        key = key_of(self, data, seed, ("rate", "cover_ratio"))
+        # Helpers from before there was a choice stay valid.
+        usual = ("mapping",) if self.mapping == "all-to-one" else ()
+        key = key_of(self, data, seed, ("rate", "cover_ratio", *usual))
         tensors = learnt(key, cache, lambda: _train(self, data, seed, report))
         generator, masker = self.net(3, seed.child("generator")), self.net(1, seed.child("masker"))
         restore(generator, "generator", tensors)

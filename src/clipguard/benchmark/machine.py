@@ -53,17 +53,17 @@ def commit() -> str | None:
     if not _git("ls-files", "--", "__init__.py"):
         return None
     head, changes = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "--", ".")
-    return head and head + ("-dirty" if changes else "")
+    return None if head is None or changes is None else head + ("-dirty" if changes else "")
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git says about the folder of this code; None without git, a repository or an answer."""
+    """Return what git says about the folder of this code; None where it cannot say."""
     command = ["git", *arguments]
     try:
-        done = subprocess.run(command, cwd=_CODE, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, cwd=_CODE, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip()
 
 
 def peak_memory() -> float:

@@ -10,9 +10,10 @@ from jaxtyping import Int64
 
 from clipguard.defender import Defender
 from clipguard.defenses.protocol import Case, Cured
-from clipguard.pipeline import Plan
+from clipguard.pipeline import PLANTED, Plan
 from clipguard.seeds import Seed
 from clipguard.sources import ImageSource
+from clipguard.store import read_table
 from clipguard.training import cross_entropy, fit
 from clipguard.victims import Schooling, trained
 
@@ -105,11 +106,14 @@ def _digest(plan: Plan) -> str:
 
 
 def _cured(defender: Defender) -> Cured:
-    found = defender.found_
+    found, notes = defender.found_, {"flagged": int(defender.found_.split.triggered.sum())}
+    if "activations" in defender.stages_:
+        said = read_table(defender.stages_["activations"].path / PLANTED)
+        notes |= {f"{name}_by_the_victim": int(said[f"is_{name}"].sum()) for name in ("planted", "trusted")}
     return Cured(
         model=defender.model_,
         seconds={name: stage.seconds for name, stage in defender.stages_.items()},
         entropy=found.entropy,
         split=found.split,
-        notes={"flagged": int(found.split.triggered.sum())},
+        notes=notes,
     )

@@ -118,19 +118,21 @@ def cure(
         return model, spec, history
 
     triggers = shared_triggers(found, plan)
-    judged = _judged_by_victim(found, victim, origin, plan)
+    judged = _judged_by_victim(found, victim, spec, origin, plan)
     config = {"cure": asdict(plan.cure), "spec": asdict(spec), "seed": plan.seed}
     inputs = [found.stages["samples"].key, found.stages["evidence"].key, origin]
     inputs += [] if judged is None else [judged.key]
     return _model_stage(found, "cure", config, inputs, train)
 
 
-def _judged_by_victim(found: Scan, victim: Normalized, origin: str, plan: Plan) -> Stage | None:
+def _judged_by_victim(
+    found: Scan, victim: Normalized, spec: ModelSpec, origin: str, plan: Plan
+) -> Stage | None:
     """Return the stage of what the victim's activations say about closed classes; None without any.
 
     It publishes planted.parquet: every learnable sample of those classes, and what became of it.
     """
-    if not found.split.closed or not plan.activations.looks:
+    if found.split.shown is None or not plan.activations.looks:
         return None
 
     def compute(folder: Path) -> None:
@@ -151,7 +153,7 @@ def _judged_by_victim(found: Scan, victim: Normalized, origin: str, plan: Plan) 
         write_table(folder / PLANTED, columns)
 
     inputs = [found.stages["samples"].key, origin]
-    config = {"activations": asdict(plan.activations), "seed": plan.seed}
+    config = {"activations": asdict(plan.activations), "spec": asdict(spec), "seed": plan.seed}
     stage = found.run.stage("activations", config=config, inputs=inputs, compute=compute)
     found.stages["activations"] = stage
     found.run.publish(stage.path / PLANTED, PLANTED)

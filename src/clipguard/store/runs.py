@@ -190,6 +190,13 @@ class RunFolder:
             shutil.copyfile(file, part)
         return path
 
+    def retract(self, name: str) -> None:
+        """Remove the copy `name` that an earlier command, with other settings, has published, if any."""
+        self._claim()
+        with self._told(name):
+            unseal(self.path, name)
+            (self.path / name).unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def publishing(self, name: str) -> Iterator[Path]:
         """Give the path of `name` in the run folder, to be written in the block, after which it is sealed.
