@@ -15,6 +15,7 @@ from clipguard.store import (
     read_json,
     write_json,
 )
+from clipguard.store.seals import sealed
 
 
 def source(fingerprint: str = "f1") -> SourceInfo:
@@ -316,6 +317,18 @@ def test_publishing_replaces_the_copy_and_leaves_the_stage_untouched_by_edits(tm
     assert (stage.path / "out.txt").read_text() == "result"
     assert run.publish(stage.path / "out.txt", "result.txt").read_text() == "result"
     assert not list((tmp_path / "run").glob("*.part"))
+
+
+def test_what_is_retracted_is_gone_from_the_folder_and_from_its_seal(tmp_path):
+    run = open_run(tmp_path / "run")
+    stage = run_stage(run, Counted())
+    run.publish(stage.path / "out.txt", "result.txt")
+    assert "result.txt" in sealed(run.path)
+    run.retract("result.txt")
+    assert not (run.path / "result.txt").exists()
+    assert "result.txt" not in sealed(run.path)
+    assert (stage.path / "out.txt").exists()
+    run.retract("result.txt")
 
 
 def test_the_store_starts_without_torch():
