@@ -24,22 +24,22 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from clipguard.benchmark.cells import Work
-from clipguard.benchmark.judging import judged
-from clipguard.benchmark.machine import commit, machine
-from clipguard.decode import thumbnail
-from clipguard.detector import trigger_scores
-from clipguard.entropy import SplitRule, entropy_map, split
-from clipguard.evaluate import detection
+from clipguard.data import ImageSource
+from clipguard.data.decode import thumbnail
+from clipguard.detection.early_model import SUSPECTS, suspect_scores
+from clipguard.detection.entropy_map import SplitRule, entropy_map, split
+from clipguard.detection.trigger_detector import trigger_scores
+from clipguard.lab.benchmark.cells import Work
+from clipguard.lab.benchmark.judging import judged
+from clipguard.lab.benchmark.machine import commit, machine
+from clipguard.lab.evaluation import detection
+from clipguard.mitigation.unlearning import REFERENCE, Cure, stamped_copies, unlearn
 from clipguard.pipeline import Plan, scan
-from clipguard.pipeline.curing import shared_triggers
+from clipguard.pipeline.repairing import shared_triggers
 from clipguard.pipeline.scanning import LARGEST_THUMBNAIL
+from clipguard.runs import RunFolder, SourceInfo
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
-from clipguard.store import RunFolder, SourceInfo
-from clipguard.suspect import SUSPECTS, suspect_scores
 from clipguard.types import ImageSet, Scores, Split
-from clipguard.unlearn import REFERENCE, Cure, stamped_copies, unlearn
 from works import RESULTS, works
 
 FOLDER = RESULTS / "ablation"
@@ -193,7 +193,7 @@ def losses() -> None:
 
 def suspect_of(found: Any) -> Scores:
     """Return the suspicious model's logits of a scan."""
-    from clipguard.store import read_array
+    from clipguard.runs import read_array
 
     logits = read_array(found.stages["suspect"].path / "logits.npy")
     return Scores(logits=logits, scale=1.0, source="suspicious model")

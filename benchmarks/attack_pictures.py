@@ -17,9 +17,9 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from clipguard.attacks import ATTACKS
-from clipguard.benchmark.cells import Work
-from clipguard.benchmark.config import AttackChoice
+from clipguard.lab.attacks import ATTACKS
+from clipguard.lab.benchmark.cells import Work
+from clipguard.lab.benchmark.config import AttackChoice
 from clipguard.types import Images
 from works import works
 

@@ -25,16 +25,16 @@ from typing import Any
 
 import numpy as np
 
-from clipguard.benchmark.cells import Work
-from clipguard.benchmark.machine import commit, machine
-from clipguard.benchmark.rows import Task, key_of, tasks_of
-from clipguard.defender import Defender
-from clipguard.evaluate import detection
-from clipguard.label_noise import NO_SAY, surplus
+from clipguard.data import ImageSource
+from clipguard.detection.label_flow import NO_SAY, surplus
+from clipguard.lab.benchmark.cells import Work
+from clipguard.lab.benchmark.machine import commit, machine
+from clipguard.lab.benchmark.rows import Task, key_of, tasks_of
+from clipguard.lab.evaluation import detection
+from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.pipeline import Plan, Scan
-from clipguard.sources import ImageSource
-from clipguard.store import read_array, read_json, write_json
-from clipguard.truth import PoisonTruth
+from clipguard.pipeline.defender import Defender
+from clipguard.runs import read_array, read_json, write_json
 from works import RESULTS, config_of, works
 
 RULE = re.compile(r"noise=LabelNoise\([^)]*\)")

@@ -14,9 +14,9 @@ import statistics
 import time
 from pathlib import Path
 
-from clipguard.decode import Unreadable, decode_rows, decoding
-from clipguard.limits import Limits
-from clipguard.sources import ImageSource
+from clipguard.data import ImageSource
+from clipguard.data.decode import Unreadable, decode_rows, decoding
+from clipguard.safety.limits import Limits
 
 
 def timed(source: ImageSource, limits: Limits) -> tuple[float, str]:

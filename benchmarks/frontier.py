@@ -18,13 +18,13 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from clipguard.benchmark.judging import judged
-from clipguard.benchmark.machine import commit, machine
+from clipguard.data import ImageSource
+from clipguard.lab.benchmark.judging import judged
+from clipguard.lab.benchmark.machine import commit, machine
+from clipguard.mitigation.unlearning import Cure, stamped_copies, unlearn
 from clipguard.pipeline import Plan, learnable, scan, shared_triggers
+from clipguard.runs import RunFolder, SourceInfo
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
-from clipguard.store import RunFolder, SourceInfo
-from clipguard.unlearn import Cure, stamped_copies, unlearn
 from works import RESULTS, works
 
 FILE = RESULTS / "imagenette" / "frontier.json"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clipguard.report.plot import entropy_map, entropy_map_svg
-from clipguard.store import read_table
+from clipguard.outputs.report.plot import entropy_map, entropy_map_svg
+from clipguard.runs import read_table
 from works import works
 
 SHOWN = 150

@@ -15,13 +15,13 @@ import numpy as np
 from scipy.ndimage import zoom
 from scipy.special import log_softmax
 
-from clipguard.benchmark.config import GuideChoice
-from clipguard.benchmark.guides import guide_of
-from clipguard.benchmark.machine import commit, machine
-from clipguard.decode import read_images
-from clipguard.label_noise import LabelNoise, looked_again, planted_labels, probe_log_odds
+from clipguard.data import ImageSource
+from clipguard.data.decode import read_images
+from clipguard.detection.label_flow import LabelNoise, looked_again, planted_labels, probe_log_odds
+from clipguard.lab.benchmark.config import GuideChoice
+from clipguard.lab.benchmark.guides import guide_of
+from clipguard.lab.benchmark.machine import commit, machine
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
 from clipguard.types import ImageSet
 from works import CACHE, HERE, RESULTS, SHARED
 

@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from clipguard.benchmark.machine import commit, machine
-from clipguard.sources.writer import write_parquet
+from clipguard.data.writer import write_parquet
+from clipguard.lab.benchmark.machine import commit, machine
 from works import RESULTS, works
 
 LIMIT = 10.0

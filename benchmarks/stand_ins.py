@@ -22,17 +22,17 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
-from clipguard.activations import Activations
-from clipguard.benchmark.machine import commit, machine
-from clipguard.defender import Defender
-from clipguard.models import load
+from clipguard.compute.classifiers import Schooling, trained
+from clipguard.compute.inference import classifier_logits
+from clipguard.data import ImageSource
+from clipguard.detection.feature_separation import Activations
+from clipguard.lab.benchmark.machine import commit, machine
+from clipguard.models.spec import load
 from clipguard.pipeline import Plan, cure
-from clipguard.scoring import classifier_logits
+from clipguard.pipeline.defender import Defender
+from clipguard.runs import read_table
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
-from clipguard.store import read_table
 from clipguard.types import Images, ImageSet, image_set
-from clipguard.victims import Schooling, trained
 from works import CACHE, RESULTS, works
 
 FILE = RESULTS / "ablation" / "stand-ins.json"

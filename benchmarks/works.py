@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from clipguard.benchmark.cells import Lab, Work
-from clipguard.benchmark.config import BenchConfig, cells, read_config
 from clipguard.cli.bench import cache_folder
+from clipguard.lab.benchmark.cells import Lab, Work
+from clipguard.lab.benchmark.config import BenchConfig, cells, read_config
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"

@@ -1,11 +1,11 @@
 """Decoding processes that really crash, hang, lie or refuse to start, told by what an image begins with."""
 
-from clipguard.decode.workers import COMMAND
+from clipguard.data.decode.workers import COMMAND
 
 PRELUDE = """
 import os, signal, sys, time
 sys.path[:] = sys.argv[2:]
-from clipguard.decode import pixels, worker
+from clipguard.data.decode import pixels, worker
 sound = pixels.answer
 seen = []
 def answer(wanted, item, limits):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from clipguard.errors import ClipguardError
-from clipguard.store import (
+from clipguard.runs import (
     RunFolder,
     SourceInfo,
     read_array,

@@ -1,11 +1,11 @@
-"""clipguard.activations: what a model learnt for a trigger lies apart from what it learnt for the picture."""
+"""detection.feature_separation: what a model learnt for a trigger lies apart."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from clipguard.activations import WIDEST, Activations, judged_again
+from clipguard.detection.feature_separation import WIDEST, Activations, judged_again
 from clipguard.seeds import Seed
 from clipguard.types import Split
 

@@ -29,7 +29,7 @@ UNPICKLERS = {
 SWITCHES_THAT_UNPICKLE = {"allow_pickle": False, "weights_only": True, "trust_remote_code": False}
 
 # Only the converter of other people's records, in a process of its own, with torch's list of allowed names.
-MAY_UNPICKLE = {"src/clipguard/backdoorbench.py": ["torch.load"]}
+MAY_UNPICKLE = {"src/clipguard/lab/backdoorbench.py": ["torch.load"]}
 
 
 def relative(path: Path) -> str:

@@ -1,12 +1,12 @@
-"""clipguard.attacks.cache: a helper is trained once; a damaged file is named; nothing diverged is kept."""
+"""lab.attacks.cache: a helper is trained once; a damaged file is named; nothing diverged is kept."""
 
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from clipguard.attacks.cache import key_of, learnt, restore, state_of
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks.cache import key_of, learnt, restore, state_of
 from clipguard.seeds import Seed
 from tiny_attacks import tiny_set
 

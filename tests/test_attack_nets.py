@@ -1,4 +1,4 @@
-"""clipguard.attacks.nets and .rows: any size, exact pixels, no image that depends on its neighbours."""
+"""lab.attacks.nets and .rows: any size, exact pixels, no image that depends on its neighbours."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipguard.attacks.nets import UNet, batches, logits_of, pixels, to_images, transformed
-from clipguard.attacks.rows import highest, places_of
 from clipguard.errors import ClipguardError
-from clipguard.models import ModelSpec, build
+from clipguard.lab.attacks.nets import UNet, batches, logits_of, pixels, to_images, transformed
+from clipguard.lab.attacks.rows import highest, places_of
+from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
 from clipguard.types import image_set
 from tiny_attacks import tiny_set

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from clipguard.attacks.adaptive import OPACITIES, AdapBlend, AdapPatch
-from clipguard.attacks.covered import BPP, WaNet
-from clipguard.attacks.images import CTRL
+from clipguard.lab.attacks.adaptive import OPACITIES, AdapBlend, AdapPatch
+from clipguard.lab.attacks.covered import BPP, WaNet
+from clipguard.lab.attacks.images import CTRL
 from clipguard.seeds import Seed
-from clipguard.triggers import add_pattern, chroma_waves, corners, pieces_shown, quantise
+from clipguard.triggers.patterns import add_pattern, chroma_waves, corners, pieces_shown, quantise
 from clipguard.types import image_set
 from reference import images as oracle
 

@@ -1,4 +1,4 @@
-"""clipguard.attacks: exact counts, exact places, everything else untouched."""
+"""lab.attacks: exact counts, exact places, everything else untouched."""
 
 import dataclasses
 
@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from clipguard.attacks import ATTACKS, NeedsHelper, attack_named
-from clipguard.attacks.images import SIG, BadNets, Blended
-from clipguard.attacks.protocol import aimed, choose, choose_both
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks import ATTACKS, NeedsHelper, attack_named
+from clipguard.lab.attacks.images import SIG, BadNets, Blended
+from clipguard.lab.attacks.protocol import aimed, choose, choose_both
 from clipguard.seeds import Seed
 from clipguard.types import image_set
 from reference import images as oracle

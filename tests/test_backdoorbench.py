@@ -1,4 +1,4 @@
-"""clipguard.backdoorbench: records become data sets, hostile ones one line; nothing in them ever runs."""
+"""lab.backdoorbench: records become data sets, hostile ones one line; nothing in them ever runs."""
 
 import json
 import os
@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from clipguard.backdoorbench import MEMORY, Record, _main, _plain, poisoned_by, read_record, triggered_by
-from clipguard.backdoorbench_net import preactresnet18
 from clipguard.cli.judging import open_test
-from clipguard.decode import read_images
+from clipguard.data import ImageSource
+from clipguard.data.decode import read_images
+from clipguard.data.writer import write_parquet
 from clipguard.errors import ClipguardError
+from clipguard.lab.backdoorbench import MEMORY, Record, _main, _plain, poisoned_by, read_record, triggered_by
+from clipguard.lab.ground_truth import read_truth
+from clipguard.models.backdoorbench_net import preactresnet18
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
-from clipguard.sources.writer import write_parquet
-from clipguard.truth import read_truth
 from clipguard.types import image_set
 from tiny_data import CommandLine, few_steps
 
@@ -254,7 +254,7 @@ def test_a_small_file_cannot_take_all_memory(folder, tmp_path):
 
 
 def test_a_record_that_takes_too_long_is_one_line(folder, monkeypatch, tmp_path):
-    monkeypatch.setattr("clipguard.backdoorbench.PATIENCE", 0.01)
+    monkeypatch.setattr("clipguard.lab.backdoorbench.PATIENCE", 0.01)
     with pytest.raises(ClipguardError, match=r"takes more than 0\.01 s"):
         read_record(folder, tmp_path / "weights")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipguard.attacks import attack_named
-from clipguard.clip import WEIGHTS
-from clipguard.guide import MINI_TEMPLATES, ClipGuide
+from clipguard.clip.model import WEIGHTS
+from clipguard.clip.zero_shot import MINI_TEMPLATES, ClipGuide
+from clipguard.lab.attacks import attack_named
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet, image_set
 

@@ -1,4 +1,4 @@
-"""clipguard.benchmark.config and .reading: what a file may say, and how it is refused."""
+"""lab.benchmark.config and .reading: what a file may say, and how it is refused."""
 
 import re
 from dataclasses import replace
@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from clipguard.benchmark.cells import cell_name
-from clipguard.benchmark.config import (
+from clipguard.compute.training import Recipe
+from clipguard.defenses.own import Clipguard, Retrain
+from clipguard.errors import ClipguardError
+from clipguard.lab.benchmark.cells import cell_name
+from clipguard.lab.benchmark.config import (
     AttackEntry,
     BenchConfig,
     GuideChoice,
@@ -18,9 +21,6 @@ from clipguard.benchmark.config import (
     settings_of,
     variants,
 )
-from clipguard.defenses.own import Clipguard, Retrain
-from clipguard.errors import ClipguardError
-from clipguard.training import Recipe
 
 CONFIGS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.toml"))
 

@@ -1,13 +1,13 @@
-"""clipguard.benchmark.embeddings and .guides: the same floats whatever is remembered; guides made worse."""
+"""lab.benchmark.embeddings and .guides: the same floats whatever is remembered; guides made worse."""
 
 import numpy as np
 import pytest
 
-from clipguard.benchmark.config import GuideChoice
-from clipguard.benchmark.embeddings import RememberingClip, remembering
-from clipguard.benchmark.guides import BenchGuide, accuracy, guide_of
+from clipguard.clip.zero_shot import ClipGuide
 from clipguard.errors import ClipguardError
-from clipguard.guide import ClipGuide
+from clipguard.lab.benchmark.config import GuideChoice
+from clipguard.lab.benchmark.embeddings import RememberingClip, remembering
+from clipguard.lab.benchmark.guides import BenchGuide, accuracy, guide_of
 from clipguard.types import image_set
 from tiny_data import pictures
 

@@ -1,4 +1,4 @@
-"""clipguard.benchmark.judging, .longtail and .nets: the worst of several triggers, class sizes, shapes."""
+"""lab.benchmark.judging, .longtail and .nets: the worst of several triggers, class sizes, shapes."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from clipguard.attacks import attack_named
-from clipguard.benchmark.judging import judged, planted, trials
-from clipguard.benchmark.longtail import long_tailed
-from clipguard.models import ModelSpec, Normalized, build
+from clipguard.lab.attacks import attack_named
+from clipguard.lab.benchmark.judging import judged, planted, trials
+from clipguard.lab.benchmark.longtail import long_tailed
+from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
 from clipguard.types import image_set
 
@@ -85,7 +85,7 @@ def test_class_sizes_fall_exponentially_and_the_rows_stay_in_order(k, imbalance,
 
 @pytest.mark.parametrize("name", ["small_vgg", "small_mobilenet", "small_vit"])
 def test_a_small_net_takes_32_pixels_and_is_no_giant(name):
-    spec = ModelSpec(architecture=f"clipguard.benchmark.nets:{name}", num_classes=7, input_size=(32, 32))
+    spec = ModelSpec(architecture=f"clipguard.lab.benchmark.nets:{name}", num_classes=7, input_size=(32, 32))
     made = build(spec, Seed(0))
     with torch.inference_mode():
         assert made(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 7)

@@ -1,11 +1,11 @@
-"""clipguard.benchmark.machine: which code a figure was made with."""
+"""lab.benchmark.machine: which code a figure was made with."""
 
 import subprocess
 
 import pytest
 
-from clipguard.benchmark import machine
-from clipguard.benchmark.machine import commit
+from clipguard.lab.benchmark import machine
+from clipguard.lab.benchmark.machine import commit
 
 
 def git(folder, *arguments):

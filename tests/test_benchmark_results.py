@@ -6,11 +6,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from clipguard.benchmark.goals import APART, NOT_PLANTED, goal, groups
-from clipguard.benchmark.report import write_bench_report
-from clipguard.benchmark.results import read_results, write_results
-from clipguard.benchmark.tables import markdown, spread, verdicts
 from clipguard.errors import ClipguardError
+from clipguard.lab.benchmark.goals import APART, NOT_PLANTED, goal, groups
+from clipguard.lab.benchmark.report import write_bench_report
+from clipguard.lab.benchmark.results import read_results, write_results
+from clipguard.lab.benchmark.tables import markdown, spread, verdicts
 
 Row = dict[str, Any]
 

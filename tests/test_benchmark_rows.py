@@ -1,4 +1,4 @@
-"""clipguard.benchmark.rows and the commands: resumed row by row, repeatable, honest about failure."""
+"""lab.benchmark.rows and the commands: resumed row by row, repeatable, honest about failure."""
 
 import json
 import shutil
@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from clipguard.benchmark.cells import Lab, Work, image_sets, sources
-from clipguard.benchmark.config import cells, read_config
-from clipguard.benchmark.results import read_results
 from clipguard.cli import main
+from clipguard.data.writer import write_parquet
 from clipguard.defenses import Case, Cured
 from clipguard.errors import ClipguardError
-from clipguard.locks import locked
-from clipguard.sources.writer import write_parquet
+from clipguard.lab.benchmark.cells import Lab, Work, image_sets, sources
+from clipguard.lab.benchmark.config import cells, read_config
+from clipguard.lab.benchmark.results import read_results
+from clipguard.runs.process_locks import locked
 from tiny_bench import TinyBench, tiny_bench
 from tiny_data import CommandLine
 from tiny_runs import poisoned_set

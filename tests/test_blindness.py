@@ -12,53 +12,54 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipguard.attacks.images import BadNets
-from clipguard.defender import Defender
-from clipguard.guide import ClipGuide, guide_from_name
+from clipguard.clip.zero_shot import ClipGuide, guide_from_name
+from clipguard.compute.cross_validation import Probe
+from clipguard.compute.training import Recipe
+from clipguard.lab.attacks.images import BadNets
+from clipguard.lab.ground_truth import PoisonTruth, read_truth, write_truth
 from clipguard.pipeline import Plan
-from clipguard.probes import Probe
+from clipguard.pipeline.defender import Defender
 from clipguard.seeds import Seed
-from clipguard.training import Recipe
-from clipguard.truth import PoisonTruth, read_truth, write_truth
 from clipguard.types import ImageSet, image_set
 
+PRODUCT = ("clip", "compute", "data", "defenses", "detection", "mitigation", "models", "outputs", "pipeline")
+PRODUCT += ("runs", "safety", "triggers")
 SOURCES = Path(__file__).parents[1] / "src" / "clipguard"
-DEFENCE = ["pipeline", "defender", "guide", "suspect", "entropy", "detector", "label_noise", "evidence"]
-DEFENCE += ["unlearn", "probes", "scoring", "custody", "checkpoints"]
-SECRET = {"truth", "attacks", "evaluate"}
 
 
 def parts_after(code: str) -> set[str]:
-    """Return the parts of clipguard that a fresh interpreter has loaded after `code`."""
+    """Return the packages of clipguard that a fresh interpreter has loaded after `code`."""
     ending = "\nimport json, sys; print(json.dumps([name for name in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code + ending], capture_output=True, text=True, check=True)
     names = json.loads(done.stdout.splitlines()[-1])
     return {name.split(".")[1] for name in names if name.startswith("clipguard.")}
 
 
-@pytest.fixture(scope="module")
-def loaded_by_the_defence() -> set[str]:
-    """Return what all modules of the defence load together: one interpreter, since torch is slow to start."""
-    return parts_after("".join(f"import clipguard.{name}\n" for name in DEFENCE))
+def test_the_product_as_a_whole_loads_nothing_that_knows_the_truth():
+    # One interpreter for all of its modules, since torch is slow to start.
+    files = sorted(file for name in PRODUCT for file in (SOURCES / name).rglob("*.py"))
+    names = [".".join(file.relative_to(SOURCES.parent).with_suffix("").parts) for file in files]
+    loaded = parts_after("".join(f"import {name.removesuffix('.__init__')}\n" for name in names))
+    assert set(PRODUCT) <= loaded
+    assert "lab" not in loaded
 
 
-def test_the_defence_as_a_whole_loads_nothing_that_knows_the_truth(loaded_by_the_defence):
-    assert set(DEFENCE) <= loaded_by_the_defence
-    assert not loaded_by_the_defence & SECRET
+def test_every_package_belongs_to_the_product_or_may_know_the_truth():
+    packages = {path.name for path in SOURCES.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert packages == {*PRODUCT, "lab", "cli"}
 
 
-@pytest.mark.parametrize("name", DEFENCE)
-def test_no_module_of_the_defence_names_what_knows_the_truth(name):
+@pytest.mark.parametrize("name", PRODUCT)
+def test_no_module_of_the_product_names_what_knows_the_truth(name):
     # Also an import inside a function, which loading the module would not show.
-    files = [SOURCES / f"{name}.py", *(SOURCES / name).glob("*.py")]
-    code = "\n".join(file.read_text() for file in files if file.exists())
+    code = "\n".join(file.read_text() for file in (SOURCES / name).rglob("*.py"))
     imports = re.findall(r"^\s*(?:from|import) .*", code, re.MULTILINE)
     assert imports
-    assert not [line for line in imports if set(re.findall(r"\w+", line)) & SECRET]
+    assert not [line for line in imports if "lab" in re.findall(r"\w+", line)]
 
 
 def test_the_check_sees_a_module_that_knows_the_truth():
-    assert parts_after("import clipguard.evaluate") & SECRET == {"evaluate", "truth"}
+    assert parts_after("import clipguard.lab.evaluation") >= {"lab"}
 
 
 def shapes(n: int = 60, size: int = 16) -> ImageSet:

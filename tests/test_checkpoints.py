@@ -1,4 +1,4 @@
-"""clipguard.checkpoints: a training that was cut off ends with the same weights, to the byte."""
+"""compute.checkpoint: a training that was cut off ends with the same weights, to the byte."""
 
 from dataclasses import replace
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.checkpoints import load_checkpoint, save_checkpoint
-from clipguard.models import ModelSpec, build, save
+from clipguard.compute.checkpoint import load_checkpoint, save_checkpoint
+from clipguard.compute.training import Recipe, cross_entropy, fit
+from clipguard.models.spec import ModelSpec, build, save
 from clipguard.seeds import Seed
-from clipguard.training import Recipe, cross_entropy, fit
 
 SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=2, input_size=(8, 8))
 RECIPE = Recipe(epochs=4, lr=0.05, batch_size=8)

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from clipguard import __version__
-from clipguard.attacks import ATTACKS
 from clipguard.cli import defence, main
 from clipguard.cli.options import AttackOptions, DefendOptions, ScanOptions
 from clipguard.cli.progress import Bars, Lines, duration, warn, working
 from clipguard.cli.tables import show_run
 from clipguard.cli.text import channels_from, one_line, rows_from, size_from
+from clipguard.detection.early_model import SUSPECTS
 from clipguard.errors import ClipguardError
-from clipguard.suspect import SUSPECTS
+from clipguard.lab.attacks import ATTACKS
 from tiny_data import CommandLine, few_steps, image_folder, tree
 
 COMMANDS = ("attack", "bench", "bench-report", "convert", "defend", "demo", "report", "scan", "verify")
@@ -92,7 +92,9 @@ def test_the_choices_are_those_that_exist():
 
 
 def test_a_scan_that_could_not_read_everything_is_never_clean(clipguard, monkeypatch, tmp_path):
-    monkeypatch.setattr("clipguard.defender.verdict", lambda found: {"verdict": "clean", "reasons": ["so"]})
+    monkeypatch.setattr(
+        "clipguard.pipeline.defender.verdict", lambda found: {"verdict": "clean", "reasons": ["so"]}
+    )
     source = image_folder(tmp_path / "data", n=16)
     (source / "cat" / "0000.png").write_bytes(b"")
     assert clipguard("scan", source, "-o", tmp_path / "run", "--guide", "mini").code == 3
@@ -101,7 +103,7 @@ def test_a_scan_that_could_not_read_everything_is_never_clean(clipguard, monkeyp
 @pytest.mark.parametrize(("kind", "code"), [("clean", 0), ("suspicious", 1), ("undecided", 3)])
 def test_the_exit_code_of_a_scan_is_its_verdict(clipguard, monkeypatch, tmp_path, kind, code):
     monkeypatch.setattr(
-        "clipguard.defender.verdict", lambda found: {"verdict": kind, "reasons": ["so it is"]}
+        "clipguard.pipeline.defender.verdict", lambda found: {"verdict": kind, "reasons": ["so it is"]}
     )
     source = image_folder(tmp_path / "data", n=16)
     ran = clipguard("scan", source, "-o", tmp_path / "run", "--guide", "mini", "--json")
@@ -354,7 +356,7 @@ def test_the_files_of_a_run_are_named_and_a_long_path_is_not_broken_into_lines(f
 
 
 def test_report_prints_the_path_of_the_page(clipguard, monkeypatch, tmp_path):
-    monkeypatch.setattr("clipguard.report.write_report", lambda run: run / "report.html")
+    monkeypatch.setattr("clipguard.outputs.report.write_report", lambda run: run / "report.html")
     assert clipguard("report", tmp_path).out.strip() == str(tmp_path / "report.html")
     assert clipguard("report", tmp_path, "--json").json == {"report": str(tmp_path / "report.html")}
 

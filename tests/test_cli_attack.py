@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from clipguard.attacks import ATTACKS, narcissus
-from clipguard.decode import read_images
-from clipguard.sources import ImageSource
-from clipguard.truth import read_truth
+from clipguard.data import ImageSource
+from clipguard.data.decode import read_images
+from clipguard.lab.attacks import ATTACKS, narcissus
+from clipguard.lab.ground_truth import read_truth
 from tiny_data import CommandLine, image_folder
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipguard.decode import read_images
-from clipguard.models import ModelSpec, build, save
+from clipguard.data import ImageSource
+from clipguard.data.decode import read_images
+from clipguard.data.writer import write_parquet
+from clipguard.models.spec import ModelSpec, build, save
+from clipguard.runs import read_json
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
-from clipguard.sources.writer import write_parquet
-from clipguard.store import read_json
 from clipguard.types import image_set
 from tiny_data import CommandLine, few_steps, image_folder, jpeg_header, npz, pictures, tree
 

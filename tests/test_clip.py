@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clipguard import clip
-from clipguard.clip import CONFIG, WEIGHTS, load_clip
+from clipguard.clip import model as clip
+from clipguard.clip.model import CONFIG, WEIGHTS, load_clip
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 
@@ -159,7 +159,7 @@ def test_image_embeddings_equal_open_clips_own(softmax_folder: Path) -> None:
 def test_batched_pixels_are_the_same_floats_as_open_clips_preprocessing(
     name: str, request: pytest.FixtureRequest
 ) -> None:
-    mini = Path(clip.__file__).parent / "guides" / "mini"
+    mini = Path(clip.__file__).parent / "mini"
     model = load_clip(f"local-dir:{mini if name == 'mini' else request.getfixturevalue(name)}")
     images = [photos(1, 32, 32)[0], photos(1, 50, 33)[0], photos(1, 7, 200)[0]]
     expected = torch.stack([model.preprocess(Image.fromarray(image)) for image in images])

@@ -1,11 +1,11 @@
-"""clipguard.clip_files: a guide's folder is looked at before open_clip builds what it says."""
+"""clip.loading: a guide's folder is looked at before open_clip builds what it says."""
 
 import json
 import logging
 
 import pytest
 
-from clipguard.clip_files import CONFIG, WEIGHTS, check_weights, read_config
+from clipguard.clip.loading import CONFIG, WEIGHTS, check_weights, read_config
 from clipguard.errors import ClipguardError
 from hostile.weight_files import GUIDES, TINY
 

@@ -1,4 +1,4 @@
-"""clipguard.pipeline, what is made of a scan: victims, retraining, cures; killed ones go on."""
+"""pipeline, what is made of a scan: victims, retraining, cures; killed ones go on."""
 
 from dataclasses import replace
 from functools import partial
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard import training
-from clipguard.activations import judged_again
+from clipguard.compute import training
+from clipguard.detection.feature_separation import judged_again
 from clipguard.errors import ClipguardError
-from clipguard.models import ModelSpec, build, load
-from clipguard.pipeline import cure, curing, learnable, shared_triggers, train_on
+from clipguard.mitigation.unlearning import unlearn
+from clipguard.models.spec import ModelSpec, build, load
+from clipguard.pipeline import cure, learnable, repairing, shared_triggers, train_on
+from clipguard.runs import Stage, read_table
 from clipguard.seeds import Seed
-from clipguard.store import Stage, read_table
 from clipguard.types import image_set
-from clipguard.unlearn import unlearn
 from tiny_runs import NAMES, PLAN, moved, other_at, poisoned_set, scanned
 
 
@@ -111,13 +111,13 @@ def test_the_history_of_the_cure_has_the_sizes_of_its_sets(elsewhere, found):
 
 @pytest.mark.parametrize("name", ["victim", "retrain"])
 def test_training_uses_exactly_the_rows_that_are_kept(elsewhere, found, monkeypatch, name):
-    learnt, real = [], curing.fit
+    learnt, real = [], repairing.fit
 
     def recorded(model, images, rows, *rest):
         learnt.append(set(rows.tolist()))
         return real(model, images, rows, *rest)
 
-    monkeypatch.setattr(curing, "fit", recorded)
+    monkeypatch.setattr(repairing, "fit", recorded)
     keep = ~found.reserved & ~found.split.triggered
     spec, stage = train_on(elsewhere("run"), keep, name, PLAN, None)
     assert learnt == [set(np.flatnonzero(keep))]
@@ -146,8 +146,8 @@ def test_a_training_that_ends_in_another_kind_of_model_leaves_nothing(elsewhere,
             model.network.head.weight.fill_(torch.nan)
         return history
 
-    history = curing.fit(*small_fit(found))
-    monkeypatch.setattr(curing, "fit", spoilt)
+    history = repairing.fit(*small_fit(found))
+    monkeypatch.setattr(repairing, "fit", spoilt)
     here = elsewhere("run")
     with pytest.raises(ClipguardError, match="NaN or Inf weights in 'head"):
         train_on(here, ~found.reserved, "victim", PLAN, None)
@@ -171,7 +171,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("when", [1, 2])
 def test_a_killed_cure_keeps_its_passes_and_gives_the_same_model(elsewhere, monkeypatch, when):
-    monkeypatch.setattr("clipguard.evidence.FEWEST", 10)
+    monkeypatch.setattr("clipguard.detection.trigger_inversion.FEWEST", 10)
     # From the second pass on, each re-admits whom the model believes.
     recipe = replace(PLAN.cure.recipe, epochs=4)
     plan = replace(PLAN, cure=replace(PLAN.cure, recipe=recipe, readmit=0.34))
@@ -255,7 +255,7 @@ def test_a_cure_is_done_anew_for_another_victim_or_other_settings(elsewhere):
 
 
 def test_what_the_flagged_samples_share_is_recovered_once_and_kept(found, monkeypatch):
-    monkeypatch.setattr("clipguard.evidence.FEWEST", 10)
+    monkeypatch.setattr("clipguard.detection.trigger_inversion.FEWEST", 10)
     (trigger,) = shared_triggers(found, replace(PLAN, seed=11))
     white = trigger.put(np.full((1, 16, 16, 3), 60, np.uint8))[0]
     assert (white[-4:, -4:] == 255).all()
@@ -269,12 +269,12 @@ def test_what_the_flagged_samples_share_is_recovered_once_and_kept(found, monkey
 
 
 def test_with_too_few_flagged_samples_there_is_no_shared_triggers(found, monkeypatch):
-    monkeypatch.setattr("clipguard.evidence.FEWEST", 200)
+    monkeypatch.setattr("clipguard.detection.trigger_inversion.FEWEST", 200)
     assert shared_triggers(found, replace(PLAN, seed=12)) == ()
 
 
 def test_the_cure_learns_copies_that_carry_the_shared_triggers(found, monkeypatch):
-    monkeypatch.setattr("clipguard.evidence.FEWEST", 10)
+    monkeypatch.setattr("clipguard.detection.trigger_inversion.FEWEST", 10)
     plan = replace(PLAN, seed=13)
     spec = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
     model, sizes = build(spec, Seed(0)), []
@@ -315,9 +315,9 @@ def test_the_victim_judges_closed_classes_before_it_is_cured_and_what_became_of_
         noise = np.random.default_rng(0).normal(size=(len(images), 3))[rows]
         return noise + 9 * (apart & ~learnable(here)[1].clean[rows])[:, None]
 
-    monkeypatch.setattr(curing, "activations", seen)
+    monkeypatch.setattr(repairing, "activations", seen)
     monkeypatch.setattr(
-        curing, "unlearn", lambda *args, **more: given.append(args[2]) or unlearn(*args, **more)
+        repairing, "unlearn", lambda *args, **more: given.append(args[2]) or unlearn(*args, **more)
     )
     model, spec = small_victim()
     cure(here, model, spec, "a victim", PLAN)

@@ -1,4 +1,4 @@
-"""clipguard.custody and `clipguard verify`: what was read is on record, and every later change is told."""
+"""data.provenance and `clipguard verify`: what was read is on record, and every later change is told."""
 
 import hashlib
 import json
@@ -9,16 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipguard.custody import check_inputs, watched, write_inputs
-from clipguard.defender import Defender, write_summary
-from clipguard.detector import Detector
+from clipguard.clip.zero_shot import EMBEDDED_SHA256, ClipGuide
+from clipguard.data import Failed, ImageSource
+from clipguard.data.provenance import check_inputs, watched, write_inputs
+from clipguard.data.writer import write_parquet
+from clipguard.detection.trigger_detector import Detector
 from clipguard.errors import ClipguardError
-from clipguard.guide import EMBEDDED_SHA256, ClipGuide
-from clipguard.models import ModelSpec, build, save
+from clipguard.models.spec import ModelSpec, build, save
+from clipguard.pipeline.defender import Defender, write_summary
+from clipguard.runs import read_json, read_table, write_json
 from clipguard.seeds import Seed
-from clipguard.sources import Failed, ImageSource
-from clipguard.sources.writer import write_parquet
-from clipguard.store import read_json, read_table, write_json
 from clipguard.types import image_set
 from tiny_data import NAMES, CommandLine, few_steps, image_folder, npz, pictures, tree
 from tiny_runs import PLAN

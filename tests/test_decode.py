@@ -1,4 +1,4 @@
-"""clipguard.decode: any image becomes RGB or a reason, and nothing hostile gets further."""
+"""data.decode: any image becomes RGB or a reason, and nothing hostile gets further."""
 
 import contextlib
 import io
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from clipguard.decode import (
+from clipguard.data import Failed, ImageSource
+from clipguard.data.decode import (
     Unreadable,
     UnreadableImage,
     check_readable,
@@ -26,11 +27,10 @@ from clipguard.decode import (
     read_images,
     thumbnail,
 )
-from clipguard.decode import reading as module
-from clipguard.decode.pixels import TURNS
+from clipguard.data.decode import reading as module
+from clipguard.data.decode.pixels import TURNS
 from clipguard.errors import ClipguardError
-from clipguard.limits import Limits
-from clipguard.sources import Failed, ImageSource
+from clipguard.safety.limits import Limits
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -225,7 +225,7 @@ def test_pillow_says_nothing_on_the_terminal():
     code = """
 import io, warnings
 from PIL import Image
-from clipguard.decode import decode, UnreadableImage
+from clipguard.data.decode import decode, UnreadableImage
 warnings.simplefilter("always")
 palette = Image.new("P", (4, 4)); file = io.BytesIO()
 palette.save(file, "PNG", transparency=b"\\x00\\x10"); decode(file.getvalue())

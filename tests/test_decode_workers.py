@@ -1,4 +1,4 @@
-"""clipguard.decode.workers: what kills a decoding process costs one image, and nothing else changes."""
+"""data.decode.workers: what kills a decoding process costs one image, and nothing else changes."""
 
 import io
 import os
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipguard.decode import decode, decoding
-from clipguard.decode.workers import COMMAND, InProcess, Workers
+from clipguard.data import Failed, ImageSource
+from clipguard.data.decode import decode, decoding
+from clipguard.data.decode.workers import COMMAND, InProcess, Workers
+from clipguard.data.listing import Item
 from clipguard.errors import ClipguardError
-from clipguard.limits import Limits
-from clipguard.sources import Failed, ImageSource
-from clipguard.sources.listing import Item
+from clipguard.safety.limits import Limits
 from hostile_workers import ABSENT, FAULTY, LIAR
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -152,8 +152,9 @@ def test_processes_end_with_the_one_that_started_them_and_find_nothing_in_the_wo
     (tmp_path / "numpy.py").write_text("raise SystemExit('stranger')")
     code = (
         "import sys; sys.path.remove('') if '' in sys.path else None\n"
-        "from clipguard.decode import decoding\nfrom clipguard.decode.workers import _pool, COMMAND\n"
-        "from clipguard.limits import Limits\n"
+        "from clipguard.data.decode import decoding\n"
+        "from clipguard.data.decode.workers import _pool, COMMAND\n"
+        "from clipguard.safety.limits import Limits\n"
         "with decoding(Limits()) as decoder: print(list(decoder.answers('pixels', [b''  , b'x'])))\n"
         "print(_pool(Limits(), tuple(COMMAND))[0].process.pid)"
     )
@@ -187,7 +188,9 @@ def running(pid: int) -> bool:
 
 
 def test_a_decoding_process_loads_neither_torch_nor_parquet():
-    code = "import clipguard.decode.worker, sys; print(sorted({n.partition('.')[0] for n in sys.modules}))"
+    code = (
+        "import clipguard.data.decode.worker, sys; print(sorted({n.partition('.')[0] for n in sys.modules}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "numpy" in done.stdout
     for name in ("torch", "pyarrow", "open_clip", "scipy", "timm"):

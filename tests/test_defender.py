@@ -1,4 +1,4 @@
-"""clipguard.defender: scikit-learn's contract over the pipeline, any kind of victim, honest figures."""
+"""pipeline.defender: scikit-learn's contract over the pipeline, any kind of victim, honest figures."""
 
 import json
 import shutil
@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from clipguard.decode import thumbnail
-from clipguard.defender import Defender, verdict, write_summary
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.compute.inference import classifier_logits
+from clipguard.data.decode import thumbnail
+from clipguard.detection.label_flow import Judged
 from clipguard.errors import ClipguardError
-from clipguard.guide import ClipGuide
-from clipguard.label_noise import Judged
-from clipguard.models import ModelSpec, build, load, read_spec, save
-from clipguard.pipeline import curing, scanning
-from clipguard.scoring import classifier_logits
+from clipguard.models.spec import ModelSpec, build, load, read_spec, save
+from clipguard.pipeline import repairing, scanning
+from clipguard.pipeline.defender import Defender, verdict, write_summary
+from clipguard.runs import read_table
 from clipguard.seeds import Seed
-from clipguard.store import read_table
 from tiny_runs import NAMES, PLAN, poisoned_set, source_of
 
 GUIDE = ClipGuide("mini")
@@ -150,13 +150,13 @@ def test_a_fit_that_was_killed_goes_on_where_it_stood_and_ends_with_the_same_mod
 
 
 def test_retraining_drops_exactly_the_flagged_and_the_reserved(fitted, source, monkeypatch):
-    learnt, real = [], curing.fit
+    learnt, real = [], repairing.fit
 
     def recorded(model, images, rows, *rest):
         learnt.append(set(rows.tolist()))
         return real(model, images, rows, *rest)
 
-    monkeypatch.setattr(curing, "fit", recorded)
+    monkeypatch.setattr(repairing, "fit", recorded)
     again = Defender(GUIDE, fitted.run_dir, plan=RETRAIN).fit(source)
     part, reserved = again.split_, again.found_.reserved
     assert part.triggered.any()

@@ -1,4 +1,4 @@
-"""clipguard.defenses: what is given, what comes back, and what may take part."""
+"""defenses: what is given, what comes back, and what may take part."""
 
 import subprocess
 import sys
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.compute.classifiers import Schooling, trained
+from clipguard.compute.training import Recipe
 from clipguard.defenses import DEFENSES, Case, Cured, Defense, defense_factory, foreign_defense
 from clipguard.defenses.own import Clipguard, Finetune, NoDefense, Retrain
 from clipguard.errors import ClipguardError
-from clipguard.guide import ClipGuide
-from clipguard.models import ModelSpec, Normalized
+from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.seeds import Seed
-from clipguard.training import Recipe
-from clipguard.victims import Schooling, trained
 from tiny_runs import PLAN, poisoned_set
 
 DATA, POISONED = poisoned_set(90)
@@ -137,5 +137,5 @@ def test_the_defences_load_nothing_that_knows_the_truth():
     code = "import clipguard.defenses, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[1] for name in done.stdout.split() if name.startswith("clipguard.")}
-    assert {"defenses", "defender"} <= loaded
-    assert not loaded & {"truth", "attacks", "evaluate", "benchmark"}
+    assert {"defenses", "pipeline"} <= loaded
+    assert "lab" not in loaded

@@ -1,4 +1,4 @@
-"""clipguard.detector: what is flagged shares something; what is not, is left to others to judge."""
+"""detection.trigger_detector: what is flagged shares something; what is not, is left to others to judge."""
 
 from dataclasses import replace
 
@@ -7,11 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import clipguard.detector as detector_module
-from clipguard.detector import LARGEST_WEIGHT, Detector, likeness_weights, refine, trigger_scores
+import clipguard.detection.trigger_detector as detector_module
+from clipguard.compute.training import Recipe
+from clipguard.detection.trigger_detector import (
+    LARGEST_WEIGHT,
+    Detector,
+    likeness_weights,
+    refine,
+    trigger_scores,
+)
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
-from clipguard.training import Recipe
 from clipguard.types import Split, image_set
 from tiny_runs import PLAN, poisoned_set
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from clipguard.decode import read_images
-from clipguard.models import ModelSpec, build, load, read_spec, save
-from clipguard.scoring import classifier_logits
+from clipguard.compute.inference import classifier_logits
+from clipguard.data import ImageSource
+from clipguard.data.decode import read_images
+from clipguard.lab.ground_truth import read_truth
+from clipguard.models.spec import ModelSpec, build, load, read_spec, save
+from clipguard.runs import read_json, read_table
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
-from clipguard.store import read_json, read_table
-from clipguard.truth import read_truth
 from tiny_data import CommandLine, few_steps, image_folder
 
 MINI = ("--guide", "mini")

@@ -1,4 +1,4 @@
-"""clipguard.entropy: losses, ranks and split, against slow oracles and whatever the order of the rows."""
+"""detection.entropy_map: losses, ranks and split, against slow oracles and whatever the order of the rows."""
 
 from fractions import Fraction
 
@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from clipguard.entropy import SplitRule, class_ranks, entropy_map, label_nll, rank, split, starved_classes
+from clipguard.detection.entropy_map import (
+    SplitRule,
+    class_ranks,
+    entropy_map,
+    label_nll,
+    rank,
+    split,
+    starved_classes,
+)
 from clipguard.errors import ClipguardError
 from clipguard.types import EntropyMap, Scores
 from reference import entropy_map as oracle

@@ -1,4 +1,4 @@
-"""clipguard.errors, the exception itself and how the sources raise it."""
+"""errors, the exception itself and how the sources raise it."""
 
 import ast
 import socket

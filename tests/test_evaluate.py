@@ -1,12 +1,12 @@
-"""clipguard.evaluate: rates counted one sample at a time, AUROC by its meaning."""
+"""lab.evaluation: rates counted one sample at a time, AUROC by its meaning."""
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from clipguard.evaluate import auroc, detection, evaluate
-from clipguard.truth import PoisonTruth
+from clipguard.lab.evaluation import auroc, detection, evaluate
+from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.types import EntropyMap, Split, image_set
 from reference import detection as oracle
 

@@ -1,13 +1,13 @@
-"""clipguard.evidence: a trigger that is affine comes back, whatever else was flagged."""
+"""detection.trigger_inversion: a trigger that is affine comes back, whatever else was flagged."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipguard.evidence import FEWEST, recover_trigger, recover_triggers
+from clipguard.detection.trigger_inversion import FEWEST, recover_trigger, recover_triggers
 from clipguard.seeds import Seed
-from clipguard.triggers import add_sinusoid, blend, noise_pattern, stamp_patch
+from clipguard.triggers.patterns import add_sinusoid, blend, noise_pattern, stamp_patch
 from clipguard.types import AffineTrigger, Scores, Split, image_set
 
 NAMES = ("dark", "bright")

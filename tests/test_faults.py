@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipguard import scoring
 from clipguard.cli import main
 from clipguard.cli.progress import Lines
-from clipguard.clip import load_clip
-from clipguard.sources import ImageSource
-from clipguard.sources.writer import write_parquet
-from clipguard.store import (
+from clipguard.clip import embeddings as scoring
+from clipguard.clip.model import load_clip
+from clipguard.data import ImageSource
+from clipguard.data.writer import write_parquet
+from clipguard.runs import (
     read_json,
 )
 from clipguard.types import image_set
@@ -35,7 +35,7 @@ LOAD = functools.cache(load_clip)
 def made_quick(patch: pytest.MonkeyPatch) -> None:
     """Load the guide once for all and train for a few steps: neither is what is tested here."""
     few_steps(patch)
-    patch.setattr("clipguard.guide.load_clip", LOAD)
+    patch.setattr("clipguard.clip.zero_shot.load_clip", LOAD)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""clipguard.attacks.flip and .trajectory: steps as torch takes them, labels that lower the matching loss."""
+"""lab.attacks.flip and .trajectory: steps as torch takes them, labels that lower the matching loss."""
 
 from dataclasses import replace
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.attacks.flip import FLIP, ReadyFLIP
-from clipguard.attacks.protocol import prepare
-from clipguard.attacks.trajectory import beginning, matching_loss, sgd_step
+from clipguard.compute.training import Recipe
 from clipguard.errors import ClipguardError
-from clipguard.models import ModelSpec, build
+from clipguard.lab.attacks.flip import FLIP, ReadyFLIP
+from clipguard.lab.attacks.protocol import prepare
+from clipguard.lab.attacks.trajectory import beginning, matching_loss, sgd_step
+from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
-from clipguard.training import Recipe
 from clipguard.types import image_set
 from tiny_attacks import TRAINED, tiny_set
 

@@ -1,4 +1,4 @@
-"""clipguard.attacks.gcb: a code that the generator writes and the reader reads; labels go by the reader."""
+"""lab.attacks.gcb: a code that the generator writes and the reader reads; labels go by the reader."""
 
 from dataclasses import replace
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.attacks.gcb import GCB, coarse, critic_loss
-from clipguard.attacks.nets import pixels
-from clipguard.attacks.protocol import prepare
+from clipguard.lab.attacks.gcb import GCB, coarse, critic_loss
+from clipguard.lab.attacks.nets import pixels
+from clipguard.lab.attacks.protocol import prepare
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 

@@ -1,4 +1,4 @@
-"""clipguard.attacks.grey and triggers that vanish: what attacks make of images without colour."""
+"""lab.attacks.grey and triggers that vanish: what attacks make of images without colour."""
 
 from dataclasses import replace
 
@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipguard.attacks import attack_named, parts_of, prepare, triggered
-from clipguard.attacks.grey import OnGrey, greyed, is_grey
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks import attack_named, parts_of, prepare, triggered
+from clipguard.lab.attacks.grey import OnGrey, greyed, is_grey
 from clipguard.seeds import Seed
 from clipguard.types import image_set
 

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipguard.errors import ClipguardError
-from clipguard.guide import (
+from clipguard.clip.zero_shot import (
     DIGIT_NAMES,
     DIGIT_TEMPLATES,
     MINI_TEMPLATES,
@@ -23,6 +22,7 @@ from clipguard.guide import (
     guide_from_name,
     readable_names,
 )
+from clipguard.errors import ClipguardError
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -220,7 +220,7 @@ def test_a_warning_stays_short_however_many_names_are_wrong() -> None:
 
 def test_making_and_comparing_guides_imports_no_torch() -> None:
     code = (
-        "import sys; from clipguard.guide import ClipGuide, guide_from_name;"
+        "import sys; from clipguard.clip.zero_shot import ClipGuide, guide_from_name;"
         "assert guide_from_name('mini').warnings_for(['1', 'cat']);"
         "loaded = {'torch', 'open_clip', 'timm', 'huggingface_hub'} & set(sys.modules);"
         "assert not loaded, loaded"

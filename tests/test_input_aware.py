@@ -1,4 +1,4 @@
-"""clipguard.attacks.input_aware: masks and patterns by the paper's formulas, cover with another's trigger."""
+"""lab.attacks.input_aware: masks and patterns by the paper's formulas, cover with another's trigger."""
 
 import math
 from dataclasses import replace
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.attacks.input_aware import InputAware, mask_of, pattern_of, put_on, sameness
-from clipguard.attacks.nets import UNet, pixels
-from clipguard.attacks.protocol import prepare
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks.input_aware import InputAware, mask_of, pattern_of, put_on, sameness
+from clipguard.lab.attacks.nets import UNet, pixels
+from clipguard.lab.attacks.protocol import prepare
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 

@@ -1,4 +1,4 @@
-"""clipguard.cli.judging: test images that cannot be read are told before a training, and counted nowhere."""
+"""cli.judging: test images that cannot be read are told before a training, and counted nowhere."""
 
 import io
 
@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from clipguard.cli.judging import TestSet, check_test, judge
-from clipguard.defender import Defender
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.compute.inference import classifier_logits
+from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
-from clipguard.guide import ClipGuide
-from clipguard.models import ModelSpec, build
-from clipguard.scoring import classifier_logits
+from clipguard.models.spec import ModelSpec, build
+from clipguard.pipeline.defender import Defender
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
 from tiny_data import CommandLine, few_steps, image_folder, tree
 from tiny_runs import NAMES, PLAN, poisoned_set, source_of, stamp
 

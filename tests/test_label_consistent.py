@@ -1,4 +1,4 @@
-"""clipguard.attacks.label_consistent: PGD within its bound, checkers in four corners, labels as they were."""
+"""lab.attacks.label_consistent: PGD within its bound, checkers in four corners, labels as they were."""
 
 from dataclasses import replace
 
@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipguard.attacks.label_consistent import pgd, robust_loss, stamp_corners
-from clipguard.attacks.nets import logits_of, pixels
-from clipguard.attacks.protocol import prepare
-from clipguard.models import ModelSpec, build
+from clipguard.lab.attacks.label_consistent import pgd, robust_loss, stamp_corners
+from clipguard.lab.attacks.nets import logits_of, pixels
+from clipguard.lab.attacks.protocol import prepare
+from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 

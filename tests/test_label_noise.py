@@ -1,11 +1,11 @@
-"""clipguard.label_noise: labels planted into one class are told from noise that goes both ways."""
+"""detection.label_flow: labels planted into one class are told from noise that goes both ways."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipguard.label_noise import (
+from clipguard.detection.label_flow import (
     NO_SAY,
     Judged,
     LabelNoise,

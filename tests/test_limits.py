@@ -1,4 +1,4 @@
-"""clipguard.limits: numbers that hold, files that end, JSON that fits."""
+"""safety.limits: numbers that hold, files that end, JSON that fits."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clipguard.errors import ClipguardError
-from clipguard.limits import Limits, parse_json, read_bounded
+from clipguard.safety.limits import Limits, parse_json, read_bounded
 
 
 @pytest.mark.parametrize("fields", [{"pixels": 0}, {"seconds": float("nan")}, {"members": -1}])

@@ -1,4 +1,4 @@
-"""clipguard.attacks.low_frequency: a Gaussian against a slow one, 0..51 grey levels, few high frequencies."""
+"""lab.attacks.low_frequency: a Gaussian against a slow one, 0..51 grey levels, few high frequencies."""
 
 from dataclasses import replace
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.attacks.low_frequency import scaled, smoothed
-from clipguard.attacks.protocol import prepare
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks.low_frequency import scaled, smoothed
+from clipguard.lab.attacks.protocol import prepare
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, coloured_set
 
@@ -73,7 +73,7 @@ def test_another_amplitude_is_kept():
 
 
 def test_a_pattern_without_any_contrast_is_refused_instead_of_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr("clipguard.attacks.low_frequency.smoothed", lambda pattern, blur: 0 * pattern)
+    monkeypatch.setattr("clipguard.lab.attacks.low_frequency.smoothed", lambda pattern, blur: 0 * pattern)
     with pytest.raises(ClipguardError, match=r"diverged \(NaN or Inf in glow\)"):
         prepare(TRAINED["lf"], coloured_set(), Seed(0), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -8,8 +8,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from clipguard.clip import load_clip
-from clipguard.guide import ClipGuide, guide_from_name
+from clipguard.clip.model import load_clip
+from clipguard.clip.zero_shot import ClipGuide, guide_from_name
 from clipguard.seeds import Seed
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -40,7 +40,7 @@ def colored_squares(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_rendered_digits_are_seeded_varied_and_readable_by_the_guide() -> None:
-    from clipguard.guide import DIGIT_NAMES, DIGIT_TEMPLATES
+    from clipguard.clip.zero_shot import DIGIT_NAMES, DIGIT_TEMPLATES
     from mini_guide.digits import render_digits
 
     images, labels = render_digits(100, SEED)

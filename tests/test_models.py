@@ -1,4 +1,4 @@
-"""clipguard.models: build by name, save and load without unpickling."""
+"""models.spec: build by name, save and load without unpickling."""
 
 import json
 import struct
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from clipguard.errors import ClipguardError
-from clipguard.models import ModelSpec, PreActResNet18, build, load, read_spec, save
+from clipguard.models.spec import ModelSpec, PreActResNet18, build, load, read_spec, save
 from clipguard.seeds import Seed
 
 SPEC = ModelSpec(architecture="preactresnet18-16", num_classes=3, input_size=(16, 16))
@@ -303,7 +303,7 @@ def test_a_weights_file_cannot_choose_code_to_run(saved):
 def test_networks_narrower_than_a_vector_register_survive_training(width):
     # In a process of its own: where this fails it takes the interpreter with it.
     code = (
-        "import torch; from clipguard.models import ModelSpec, build; from clipguard.seeds import Seed\n"
+        "import torch; from clipguard.models.spec import ModelSpec, build; from clipguard.seeds import Seed\n"
         f"spec = ModelSpec(architecture='preactresnet18-{width}', num_classes=3, input_size=(32, 32))\n"
         "model = build(spec, Seed(0))\n"
         "images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)\n"

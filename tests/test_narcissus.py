@@ -1,14 +1,14 @@
-"""clipguard.attacks.narcissus: bounded noise on few images of the target class, threefold in test."""
+"""lab.attacks.narcissus: bounded noise on few images of the target class, threefold in test."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from clipguard.attacks.narcissus import Narcissus
-from clipguard.attacks.protocol import prepare
+from clipguard.lab.attacks.narcissus import Narcissus
+from clipguard.lab.attacks.protocol import prepare
 from clipguard.seeds import Seed
-from clipguard.triggers import add_pattern
+from clipguard.triggers.patterns import add_pattern
 from tiny_attacks import TRAINED, coloured_set
 
 RECIPE = replace(TRAINED["narcissus"], epochs=10, lr=0.05, steps=40)
@@ -56,7 +56,7 @@ def test_the_noise_is_sought_on_images_of_the_target_class_only(monkeypatch):
         seen.append(images)
         return iter(())
 
-    monkeypatch.setattr("clipguard.attacks.narcissus.shown", watched)
+    monkeypatch.setattr("clipguard.lab.attacks.narcissus.shown", watched)
     data = coloured_set()
     prepare(replace(RECIPE, target=1), data, Seed(0))
     assert np.array_equal(seen[0], data.images[data.labels == 1])

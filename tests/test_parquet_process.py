@@ -1,4 +1,4 @@
-"""clipguard.sources.parquet_process: what kills the process that reads a file costs that file, no more."""
+"""data.parquet_process: what kills the process that reads a file costs that file, no more."""
 
 import os
 import time
@@ -7,17 +7,17 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from clipguard.data import ImageSource, parquet_process
+from clipguard.data.parquet_file import list_shard, read_cells
+from clipguard.data.parquet_process import COMMAND, _pool, asked_for_cells, asked_for_shard
 from clipguard.errors import ClipguardError
-from clipguard.limits import Limits
-from clipguard.sources import ImageSource, parquet_process
-from clipguard.sources.parquet_file import list_shard, read_cells
-from clipguard.sources.parquet_process import COMMAND, _pool, asked_for_cells, asked_for_shard
+from clipguard.safety.limits import Limits
 from hostile.tables import PARQUET, whole_table
 
 PRELUDE = """
 import os, signal, sys, time
 sys.path[:] = sys.argv[2:]
-from clipguard.sources import parquet_worker as worker
+from clipguard.data import parquet_worker as worker
 def fault(what):
     if 'crash' in what:
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -100,7 +100,7 @@ def test_what_the_process_dies_of_is_one_line(table, shown, says, limits):
 
 
 def test_a_process_that_sleeps_is_stopped_by_the_clock(table, monkeypatch):
-    monkeypatch.setattr("clipguard.confined.PATIENCE", 1)
+    monkeypatch.setattr("clipguard.safety.sandbox.PATIENCE", 1)
     with pytest.raises(ClipguardError, match=r"took longer than 0\.3 s by the clock"):
         list(asked_for_cells(table, "sleep", np.arange(12), SHORT, FAULTY))
 
@@ -111,7 +111,7 @@ def test_what_a_library_prints_disturbs_nothing(table):
     assert len(list(asked_for_cells(table, "noise", np.arange(12), SHORT, FAULTY))) == 12
 
 
-FRAMES = "from clipguard.sources.parquet_worker import *; import os; os.write(1, b'clipguard'); "
+FRAMES = "from clipguard.data.parquet_worker import *; import os; os.write(1, b'clipguard'); "
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_process_that_has_been_taken_over_is_not_believed(table, lie):
 
 
 def test_a_process_that_falls_silent_but_lives_is_not_waited_for(table, monkeypatch):
-    monkeypatch.setattr("clipguard.confined.PATIENCE", 1)
+    monkeypatch.setattr("clipguard.safety.sandbox.PATIENCE", 1)
     silent = (*COMMAND[:-1], "import os, time; os.write(1, b'clipguard'); os.close(1); time.sleep(1000)")
     with pytest.raises(ClipguardError, match="Parquet reader answers nonsense"):
         asked_for_shard(table, "x", SHORT, silent)

@@ -1,4 +1,4 @@
-"""clipguard.pipeline: stages in order, each computed once; what is reserved is never learnt from."""
+"""pipeline: stages in order, each computed once; what is reserved is never learnt from."""
 
 import shutil
 from dataclasses import asdict, replace
@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from clipguard.guide import ClipGuide
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.data import ImageSource
 from clipguard.pipeline import (
     Plan,
     reserved_rows,
     scanning,
     thumbnail_size,
 )
+from clipguard.runs import read_array, read_table
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
-from clipguard.store import read_array, read_table
 from tiny_runs import NAMES, PLAN, moved, other_at, poisoned_set, scanned
 
 GUIDE = ClipGuide("mini")

@@ -1,4 +1,4 @@
-"""clipguard.probes: who is trained on what, and who scores whom."""
+"""compute.cross_validation: who is trained on what, and who scores whom."""
 
 from dataclasses import replace
 
@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from clipguard import probes
-from clipguard.probes import Probe, binary_loss, train_probe
+from clipguard.compute import cross_validation as probes
+from clipguard.compute.cross_validation import Probe, binary_loss, train_probe
+from clipguard.compute.training import Recipe, cross_entropy
 from clipguard.seeds import Seed
-from clipguard.training import Recipe, cross_entropy
 
 N = 30
 QUICK = Recipe(epochs=2, lr=0.05, batch_size=16, crop=0.0, flip=False)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import clipguard
-from clipguard.defender import Defender
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
-from clipguard.guide import ClipGuide
 from clipguard.pipeline import Plan
-from clipguard.sources import ImageSource
+from clipguard.pipeline.defender import Defender
 
 ROOT = Path(__file__).parents[1]
 HOMES = {

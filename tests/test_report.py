@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipguard.report import entropy_map, entropy_map_svg, render, summarize, write_report
-from clipguard.report.page import visible
-from clipguard.report.plot import curve_svg
-from clipguard.store import (
+from clipguard.outputs.report import entropy_map, entropy_map_svg, render, summarize, write_report
+from clipguard.outputs.report.page import visible
+from clipguard.outputs.report.plot import curve_svg
+from clipguard.runs import (
     RunFolder,
     SourceInfo,
     read_json,
@@ -318,6 +318,6 @@ def test_the_pictures_are_well_formed_svg_of_their_own(tmp_path):
 
 
 def test_the_report_starts_without_torch():
-    code = "import sys, clipguard.report; print('torch' in sys.modules)"
+    code = "import sys, clipguard.outputs.report; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""clipguard.report: the page in a real browser."""
+"""outputs.report: the page in a real browser."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clipguard.report import write_report
+from clipguard.outputs.report import write_report
 from test_report import Page, hostile_run
 
 

@@ -1,11 +1,11 @@
-"""clipguard.report: what is unfinished or damaged is one clear error and no page."""
+"""outputs.report: what is unfinished or damaged is one clear error and no page."""
 
 import numpy as np
 import pytest
 
 from clipguard.errors import ClipguardError
-from clipguard.report import summarize, write_report
-from clipguard.store import (
+from clipguard.outputs.report import summarize, write_report
+from clipguard.runs import (
     RunFolder,
     SourceInfo,
     read_json,

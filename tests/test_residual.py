@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from clipguard.guide import ClipGuide
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.detection.early_model import Residual
 from clipguard.pipeline import scan
-from clipguard.suspect import Residual
 from tiny_runs import PLAN, folder_of, poisoned_set, source_of
 
 

@@ -1,4 +1,4 @@
-"""clipguard.scoring: every image once, in order, whole shards kept over a kill."""
+"""compute.inference: every image once, in order, whole shards kept over a kill."""
 
 import json
 
@@ -8,15 +8,16 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from clipguard import scoring
-from clipguard.clip import Clip
-from clipguard.decode import decode, thumbnail
+from clipguard.clip import embeddings as scoring
+from clipguard.clip.model import Clip
+from clipguard.clip.embeddings import embed_source
+from clipguard.compute.inference import activations, classifier_logits
+from clipguard.data import ImageSource
+from clipguard.data.decode import decode, thumbnail
 from clipguard.errors import ClipguardError
-from clipguard.models import ModelSpec, Normalized, build
-from clipguard.scoring import activations, classifier_logits, embed_source
+from clipguard.models.spec import ModelSpec, Normalized, build
+from clipguard.runs import read_array, read_image_set
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
-from clipguard.store import read_array, read_image_set
 
 N = 24
 SIZE = (8, 10)

@@ -1,4 +1,4 @@
-"""clipguard.seeds: independent, repeatable streams by name."""
+"""seeds: independent, repeatable streams by name."""
 
 import numpy as np
 import pytest

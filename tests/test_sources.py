@@ -1,4 +1,4 @@
-"""clipguard.sources: every kind of source gives the same five things, and bad input gives one clear line."""
+"""data: every kind of source gives the same five things, and bad input gives one clear line."""
 
 import io
 import os
@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from clipguard.data import Failed, ImageSource
+from clipguard.data.listing import unique_ids
 from clipguard.errors import ClipguardError
-from clipguard.limits import Limits
-from clipguard.sources import Failed, ImageSource
-from clipguard.sources.listing import unique_ids
+from clipguard.safety.limits import Limits
 
 NAMES = ("cat", "dog", "frog")
 

@@ -1,4 +1,4 @@
-"""clipguard.sources: arrays in memory and in .npz files, without pickles."""
+"""data: arrays in memory and in .npz files, without pickles."""
 
 import zipfile
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
-from clipguard.limits import Limits
-from clipguard.sources import ImageSource
+from clipguard.safety.limits import Limits
 
 NAMES = ("cat", "dog", "frog")
 

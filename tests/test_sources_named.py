@@ -1,4 +1,4 @@
-"""clipguard.sources.named: local folders first, archives read in place, no network unless asked for."""
+"""data.catalog: local folders first, archives read in place, no network unless asked for."""
 
 import hashlib
 import io
@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipguard.decode import read_images
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.data import catalog as named
+from clipguard.data.catalog import NAMED, Archive, open_named
+from clipguard.data.decode import read_images
+from clipguard.data.signs import GTSRB_NAMES
+from clipguard.data.writer import write_parquet
 from clipguard.errors import ClipguardError
-from clipguard.guide import ClipGuide
-from clipguard.sources import named
-from clipguard.sources.named import NAMED, Archive, open_named
-from clipguard.sources.signs import GTSRB_NAMES
-from clipguard.sources.writer import write_parquet
 from clipguard.types import image_set
 from tiny_data import image_folder, pictures
 

@@ -1,4 +1,4 @@
-"""clipguard.sources: Parquet in the Hugging Face layout, one file or many shards."""
+"""data: Parquet in the Hugging Face layout, one file or many shards."""
 
 import io
 import json
@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
-from clipguard.limits import Limits
-from clipguard.sources import ImageSource
+from clipguard.safety.limits import Limits
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 NAMES = ("cat", "dog", "frog")

@@ -1,4 +1,4 @@
-"""clipguard.attacks.ssba: a bounded residual that differs by image, and a secret that can be read again."""
+"""lab.attacks.ssba: a bounded residual that differs by image, and a secret that can be read again."""
 
 from dataclasses import replace
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.attacks.nets import pixels
-from clipguard.attacks.protocol import prepare
-from clipguard.attacks.ssba import SSBA, shaken
+from clipguard.lab.attacks.nets import pixels
+from clipguard.lab.attacks.protocol import prepare
+from clipguard.lab.attacks.ssba import SSBA, shaken
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from clipguard.errors import ClipguardError
-from clipguard.store import (
+from clipguard.runs import (
     RunFolder,
     SourceInfo,
     read_json,
     write_json,
 )
-from clipguard.store.seals import sealed
+from clipguard.runs.seal import sealed
 
 
 def source(fingerprint: str = "f1") -> SourceInfo:
@@ -114,7 +114,7 @@ def test_files_in_sub_folders_are_hashed_and_unfinished_files_are_dropped(tmp_pa
 KILLED = """
     import os, signal, sys, time
     from pathlib import Path
-    from clipguard.store import RunFolder, SourceInfo
+    from clipguard.runs import RunFolder, SourceInfo
     source = SourceInfo(kind="folder", location="./images", fingerprint="f1", n=3, class_names=("cat", "dog"))
     def compute(folder):
         (folder / "shard0.txt").write_text("by the killed process")
@@ -278,7 +278,7 @@ LOCKED = """
     import sys
     from pathlib import Path
     from clipguard.errors import ClipguardError
-    from clipguard.store import RunFolder, SourceInfo
+    from clipguard.runs import RunFolder, SourceInfo
     source = SourceInfo(kind="folder", location="./images", fingerprint="f1", n=3, class_names=("cat", "dog"))
     run = RunFolder.open(Path(sys.argv[1]), source, {"epochs": 5}, seed=0)
     try:
@@ -332,6 +332,6 @@ def test_what_is_retracted_is_gone_from_the_folder_and_from_its_seal(tmp_path):
 
 
 def test_the_store_starts_without_torch():
-    code = "import sys, clipguard.store; print('torch' in sys.modules, 'pyarrow' in sys.modules)"
+    code = "import sys, clipguard.runs; print('torch' in sys.modules, 'pyarrow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["False", "False"]

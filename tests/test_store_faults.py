@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clipguard.errors import ClipguardError
-from clipguard.store import RunFolder
+from clipguard.runs import RunFolder
 from store_blows import SOURCE, full_disks, kills
 
 

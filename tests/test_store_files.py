@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from clipguard.errors import ClipguardError
-from clipguard.store import (
+from clipguard.runs import (
     read_array,
     read_image_set,
     read_json,

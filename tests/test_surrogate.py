@@ -1,4 +1,4 @@
-"""clipguard.attacks.surrogate: a classifier that has learnt the data, and patterns that mislead it."""
+"""lab.attacks.surrogate: a classifier that has learnt the data, and patterns that mislead it."""
 
 from dataclasses import replace
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.attacks.nets import logits_of, pixels
-from clipguard.attacks.protocol import prepare
-from clipguard.attacks.surrogate import check_size, missed, shown, taught, universal, untrained
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks.nets import logits_of, pixels
+from clipguard.lab.attacks.protocol import prepare
+from clipguard.lab.attacks.surrogate import check_size, missed, shown, taught, universal, untrained
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, coloured_set, tiny_set
 

@@ -1,4 +1,4 @@
-"""clipguard.suspect: early certainty gives poison away; what is reserved is scored but not learnt."""
+"""detection.early_model: early certainty gives poison away; what is reserved is scored but not learnt."""
 
 from dataclasses import replace
 
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.entropy import label_nll
+from clipguard.compute.cross_validation import Probe
+from clipguard.compute.training import Recipe
+from clipguard.detection.early_model import SUSPECTS, Residual, residual_loss, suspect_named, suspect_scores
+from clipguard.detection.entropy_map import label_nll
 from clipguard.errors import ClipguardError
-from clipguard.models import ModelSpec, ShallowNet, build
+from clipguard.models.spec import ModelSpec, ShallowNet, build
 from clipguard.pipeline import Plan
-from clipguard.probes import Probe
 from clipguard.seeds import Seed
-from clipguard.suspect import SUSPECTS, Residual, residual_loss, suspect_named, suspect_scores
-from clipguard.training import Recipe
 from clipguard.types import Scores, image_set
 from tiny_runs import PLAN, poisoned_set
 

@@ -1,4 +1,4 @@
-"""clipguard.sources.tar: webdataset's shards as they are, and nothing that a hostile one asks for."""
+"""data.tar: webdataset's shards as they are, and nothing that a hostile one asks for."""
 
 import os
 import tarfile
@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipguard.data import Failed, ImageSource
+from clipguard.data.tar import list_tar
+from clipguard.data.tar_index import members
 from clipguard.errors import ClipguardError
-from clipguard.limits import Limits
-from clipguard.sources import Failed, ImageSource
-from clipguard.sources.tar import list_tar
-from clipguard.sources.tar_index import members
+from clipguard.safety.limits import Limits
 from tar_files import add_special, header, picture, samples, write_tar
 
 NAMES = ["cat", "dog"]

@@ -1,4 +1,4 @@
-"""clipguard.attacks.together: several attackers, disjoint rows, exact counts, each judged on its own."""
+"""lab.attacks.together: several attackers, disjoint rows, exact counts, each judged on its own."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from clipguard.attacks import Together, attack_named, parts_of, prepare
-from clipguard.attacks.images import BadNets
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks import Together, attack_named, parts_of, prepare
+from clipguard.lab.attacks.images import BadNets
+from clipguard.lab.ground_truth import read_truth, write_truth
 from clipguard.seeds import Seed
-from clipguard.truth import read_truth, write_truth
 from clipguard.types import image_set
 
 N, CLASSES = 90, 3

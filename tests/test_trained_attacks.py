@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipguard.attacks.protocol import Attack, NeedsHelper, prepare
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks.protocol import Attack, NeedsHelper, prepare
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 

@@ -1,4 +1,4 @@
-"""clipguard.training: augmentation invents no pixel, training sees the given rows only and repeats itself."""
+"""compute.training: augmentation invents no pixel, training sees the given rows only and repeats itself."""
 
 from dataclasses import replace
 
@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from clipguard.compute.training import Recipe, augment, cross_entropy, fit
 from clipguard.errors import ClipguardError
-from clipguard.models import ModelSpec, Normalized, build
+from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
-from clipguard.training import Recipe, augment, cross_entropy, fit
 
 SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=2, input_size=(8, 8))
 SHORT = Recipe(epochs=2, lr=0.05, batch_size=8)

@@ -1,4 +1,4 @@
-"""clipguard.triggers: patterns on images of any size, against pixel-by-pixel oracles."""
+"""triggers.patterns: patterns on images of any size, against pixel-by-pixel oracles."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
-from clipguard.triggers import (
+from clipguard.triggers.patterns import (
     add_pattern,
     add_sinusoid,
     blend,
@@ -156,7 +156,7 @@ def test_warping_in_portions_is_warping_at_once(monkeypatch):
     for jitter in (None, Seed(2)):
         whole = warp(images, field, 0.5, jitter)
         with monkeypatch.context() as patch:
-            patch.setattr("clipguard.triggers.AT_ONCE", 0)
+            patch.setattr("clipguard.triggers.patterns.AT_ONCE", 0)
             assert np.array_equal(warp(images, field, 0.5, jitter), whole)
 
 

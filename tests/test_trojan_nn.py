@@ -1,4 +1,4 @@
-"""clipguard.attacks.trojan_nn: which units are driven, and a patch within its bound and its corner."""
+"""lab.attacks.trojan_nn: which units are driven, and a patch within its bound and its corner."""
 
 from dataclasses import replace
 
@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from clipguard.attacks.nets import logits_of, pixels
-from clipguard.attacks.protocol import prepare
-from clipguard.attacks.trojan_nn import features_of, head_of, mask_of, strongest
 from clipguard.errors import ClipguardError
-from clipguard.models import ModelSpec, build
+from clipguard.lab.attacks.nets import logits_of, pixels
+from clipguard.lab.attacks.protocol import prepare
+from clipguard.lab.attacks.trojan_nn import features_of, head_of, mask_of, strongest
+from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
-from clipguard.triggers import noise_pattern
+from clipguard.triggers.patterns import noise_pattern
 from tiny_attacks import TRAINED, coloured_set
 
 RECIPE = replace(TRAINED["trojan-nn"], epochs=20, lr=0.05, steps=60)

@@ -1,4 +1,4 @@
-"""clipguard.truth: the secret comes back as it was written, or not at all."""
+"""lab.ground_truth: the secret comes back as it was written, or not at all."""
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from clipguard.errors import ClipguardError
-from clipguard.truth import PoisonTruth, read_truth, write_truth
+from clipguard.lab.ground_truth import PoisonTruth, read_truth, write_truth
 
 
 def truth_of(rows, attack="badnets", target=0):

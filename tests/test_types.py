@@ -1,4 +1,4 @@
-"""clipguard.types: frozen values with checked shapes, and a fingerprint of the contents."""
+"""types: frozen values with checked shapes, and a fingerprint of the contents."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""clipguard.unlearn: the loss against a slow oracle, who is learnt from and who is not."""
+"""mitigation.unlearning: the loss against a slow oracle, who is learnt from and who is not."""
 
 from dataclasses import replace
 
@@ -10,13 +10,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
 
-from clipguard import unlearn as room
-from clipguard.models import ModelSpec, Normalized, build
-from clipguard.scoring import classifier_logits
+from clipguard.compute.inference import classifier_logits
+from clipguard.compute.training import Recipe, cross_entropy, fit
+from clipguard.mitigation import unlearning as room
+from clipguard.mitigation.unlearning import REFERENCE, Cure, class_weights, stamped_copies, unlearn
+from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
-from clipguard.training import Recipe, cross_entropy, fit
 from clipguard.types import AffineTrigger, Scores, Split, image_set
-from clipguard.unlearn import REFERENCE, Cure, class_weights, stamped_copies, unlearn
 from tiny_runs import NAMES, poisoned_set, stamp
 
 K = 3

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from clipguard.defender import Defender
+from clipguard.clip.zero_shot import ClipGuide
 from clipguard.errors import ClipguardError
-from clipguard.guide import ClipGuide
-from clipguard.models import ModelSpec, Normalized, build, check_sound, load, save
+from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load, save
+from clipguard.pipeline.defender import Defender
 from clipguard.seeds import Seed
 from tiny_data import CommandLine, few_steps, image_folder
 from tiny_runs import PLAN, poisoned_set, source_of

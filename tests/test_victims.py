@@ -1,4 +1,4 @@
-"""clipguard.victims: found again by content, under the names that earlier benchmarks wrote."""
+"""compute.classifiers: found again by content, under the names that earlier benchmarks wrote."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.models import ModelSpec
+from clipguard.compute.classifiers import Schooling, trained
+from clipguard.compute.training import Recipe
+from clipguard.models.spec import ModelSpec
 from clipguard.seeds import Seed
-from clipguard.training import Recipe
-from clipguard.victims import Schooling, trained
 from tiny_runs import poisoned_set
 
 DATA, _ = poisoned_set(60)

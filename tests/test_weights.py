@@ -1,4 +1,4 @@
-"""clipguard.weights: what a weights file claims is read from its header, and nothing waits for a pipe."""
+"""models.weights: what a weights file claims is read from its header, and nothing waits for a pipe."""
 
 import os
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipguard import weights
 from clipguard.errors import ClipguardError
+from clipguard.models import weights
 
 
 def test_shapes_texts_and_tensors_are_those_that_were_saved(tmp_path):

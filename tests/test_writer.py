@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from clipguard.decode import read_images
-from clipguard.sources import ImageSource
-from clipguard.sources import writer as writer_module
-from clipguard.sources.writer import GROUP, write_parquet
+from clipguard.data import ImageSource
+from clipguard.data import writer as writer_module
+from clipguard.data.decode import read_images
+from clipguard.data.writer import GROUP, write_parquet
 from clipguard.types import image_set
 
 NAMES = ("tench", 'a "quoted" name', "naïve ☃")

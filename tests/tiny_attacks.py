@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from clipguard.attacks.flip import FLIP
-from clipguard.attacks.gcb import GCB
-from clipguard.attacks.input_aware import InputAware
-from clipguard.attacks.label_consistent import LabelConsistent
-from clipguard.attacks.low_frequency import LowFrequency
-from clipguard.attacks.narcissus import Narcissus
-from clipguard.attacks.ssba import SSBA
-from clipguard.attacks.trojan_nn import TrojanNN
+from clipguard.lab.attacks.flip import FLIP
+from clipguard.lab.attacks.gcb import GCB
+from clipguard.lab.attacks.input_aware import InputAware
+from clipguard.lab.attacks.label_consistent import LabelConsistent
+from clipguard.lab.attacks.low_frequency import LowFrequency
+from clipguard.lab.attacks.narcissus import Narcissus
+from clipguard.lab.attacks.ssba import SSBA
+from clipguard.lab.attacks.trojan_nn import TrojanNN
 from clipguard.types import ImageSet, image_set
 
 NAMES = ("cat", "dog", "frog")

@@ -49,7 +49,9 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     The least number of steps would show each of some dozen images a hundred times.
     """
-    monkeypatch.setattr("clipguard.probes.Probe.epochs", lambda probe, _: probe.recipe.epochs)
+    monkeypatch.setattr(
+        "clipguard.compute.cross_validation.Probe.epochs", lambda probe, _: probe.recipe.epochs
+    )
 
 
 def pictures(n: int, seed: int = 0, size: int = 16) -> np.ndarray:

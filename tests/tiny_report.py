@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipguard.store import RunFolder, SourceInfo, write_image_set, write_json, write_table
+from clipguard.runs import RunFolder, SourceInfo, write_image_set, write_json, write_table
 from clipguard.types import image_set
 
 FULL = {

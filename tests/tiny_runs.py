@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from clipguard.detector import Detector
-from clipguard.entropy import SplitRule
-from clipguard.guide import ClipGuide
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.compute.cross_validation import Probe
+from clipguard.compute.training import Recipe
+from clipguard.data import ImageSource
+from clipguard.detection.entropy_map import SplitRule
+from clipguard.detection.trigger_detector import Detector
+from clipguard.mitigation.unlearning import Cure
 from clipguard.pipeline import Plan, Report, Scan, scan
-from clipguard.probes import Probe
-from clipguard.sources import ImageSource
-from clipguard.store import RunFolder, SourceInfo
-from clipguard.training import Recipe
+from clipguard.runs import RunFolder, SourceInfo
 from clipguard.types import ImageSet, image_set
-from clipguard.unlearn import Cure
 
 NAMES = ("cat", "dog", "frog")
 QUICK = Recipe(epochs=2, lr=0.02, batch_size=32, crop=0.0, flip=False)

@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipguard.attacks import Attack, attack_named
-from clipguard.clip import CONFIG, IMAGE_CHUNK, WEIGHTS, Clip
-from clipguard.decode import common_size, read_images
-from clipguard.guide import MINI_TEMPLATES, ClipGuide
+from clipguard.clip.model import CONFIG, IMAGE_CHUNK, WEIGHTS, Clip
+from clipguard.clip.zero_shot import MINI_TEMPLATES, ClipGuide
+from clipguard.data import ImageSource
+from clipguard.data.decode import common_size, read_images
+from clipguard.lab.attacks import Attack, attack_named
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
 from clipguard.types import Images, ImageSet
 
 

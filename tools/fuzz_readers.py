@@ -27,12 +27,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from clipguard.benchmark.config import cells, read_config
-from clipguard.decode import UnreadableImage, decode
+from clipguard.data import ImageSource
+from clipguard.data.decode import UnreadableImage, decode
 from clipguard.errors import ClipguardError
-from clipguard.limits import MIB, Limits
+from clipguard.lab.benchmark.config import cells, read_config
+from clipguard.safety.limits import MIB, Limits
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
 from fuzz_mutations import mutated, with_png_sums, with_tar_sums
 
 LIMITS = Limits(pixels=250_000, isolated=False, memory=1024 * MIB, array_bytes=8 * MIB, file_bytes=MIB)
@@ -88,7 +88,7 @@ def read_names(content: bytes, path: Path) -> int:
 
 def read_model(content: bytes, path: Path) -> int:
     """Read a weights file as `--model` does."""
-    from clipguard.models import load, read_spec
+    from clipguard.models.spec import load, read_spec
 
     path.write_bytes(content)
     spec = read_spec(path)

@@ -23,16 +23,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from PIL import Image
 
-from clipguard import scoring
-from clipguard.defender import Defender, write_summary
-from clipguard.detector import Detector
-from clipguard.guide import ClipGuide
+from clipguard.clip import embeddings as scoring
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.compute.cross_validation import Probe
+from clipguard.compute.training import Recipe
+from clipguard.detection.trigger_detector import Detector
+from clipguard.mitigation.unlearning import Cure
 from clipguard.pipeline import Plan
-from clipguard.probes import Probe
+from clipguard.pipeline.defender import Defender, write_summary
+from clipguard.runs import read_table, verify_run
 from clipguard.seeds import Seed
-from clipguard.store import read_table, verify_run
-from clipguard.training import Recipe
-from clipguard.unlearn import Cure
 
 IMAGES = 96
 SHARD = 16

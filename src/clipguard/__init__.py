@@ -3,19 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipguard.defender import Defender
+    from clipguard.clip.zero_shot import ClipGuide
+    from clipguard.data import ImageSource
     from clipguard.errors import ClipguardError
-    from clipguard.guide import ClipGuide
     from clipguard.pipeline import Plan
-    from clipguard.sources import ImageSource
+    from clipguard.pipeline.defender import Defender
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ClipGuide": "clipguard.guide",
+    "ClipGuide": "clipguard.clip.zero_shot",
     "ClipguardError": "clipguard.errors",
-    "Defender": "clipguard.defender",
-    "ImageSource": "clipguard.sources",
+    "Defender": "clipguard.pipeline.defender",
+    "ImageSource": "clipguard.data",
     "Plan": "clipguard.pipeline",
 }
 __all__ = ["ClipGuide", "ClipguardError", "Defender", "ImageSource", "Plan"]

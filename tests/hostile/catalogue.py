@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipguard.errors import ClipguardError
-from clipguard.limits import Limits
+from clipguard.safety.limits import Limits
 from hostile.archives import archive_cases
 from hostile.benchmarks import benchmark_cases
 from hostile.case import MARK, Case, Outcome
@@ -36,11 +36,11 @@ def run(case: Case, root: Path) -> tuple[Outcome, str]:
 
 
 def _read(case: Case, given: object) -> tuple[Outcome, str]:
-    from clipguard.benchmark.config import cells, read_config
-    from clipguard.clip import load_clip
-    from clipguard.decode import read_images
-    from clipguard.models import load, read_spec
-    from clipguard.sources import ImageSource
+    from clipguard.clip.model import load_clip
+    from clipguard.data import ImageSource
+    from clipguard.data.decode import read_images
+    from clipguard.lab.benchmark.config import cells, read_config
+    from clipguard.models.spec import load, read_spec
 
     if case.reader == "benchmark":
         list(cells(read_config(Path(str(given)))))

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save, save_file
 
-from clipguard.clip_files import CONFIG, WEIGHTS
-from clipguard.models import ModelSpec, build
+from clipguard.clip.loading import CONFIG, WEIGHTS
+from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
 from hostile.case import Case, trap
 
@@ -156,7 +156,7 @@ PREPARED: dict[str, dict[str, Any]] = {
 
 
 def _prepared(fields: dict[str, Any]) -> Callable[[Path], str]:
-    mini = Path(str(resources.files("clipguard"))) / "guides" / "mini"
+    mini = Path(str(resources.files("clipguard"))) / "clip" / "mini"
 
     def make(root: Path) -> str:
         config = json.loads((mini / CONFIG).read_text())

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipguard.guide import DIGIT_NAMES, DIGIT_TEMPLATES, MINI_TEMPLATES
+from clipguard.clip.zero_shot import DIGIT_NAMES, DIGIT_TEMPLATES, MINI_TEMPLATES
 from clipguard.seeds import Seed
 from mini_guide.digits import render_digits
 from mini_guide.dual_encoder import MODEL_CONFIG, new_encoder, pack

@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from clipguard.guide import guide_from_name
+from clipguard.clip.zero_shot import guide_from_name
 from mini_guide.make import read_parquet
 
 

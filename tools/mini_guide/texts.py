@@ -1,6 +1,6 @@
 """Short texts to distil a text tower on: WordNet's nouns and definitions, digits, coloured shapes."""
 
-from clipguard.guide import DIGIT_NAMES, MINI_TEMPLATES
+from clipguard.clip.zero_shot import DIGIT_NAMES, MINI_TEMPLATES
 from clipguard.seeds import Seed
 
 TEMPLATES = (

@@ -23,10 +23,10 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
     Raises:
         ClipguardError: the file is no benchmark, or a file of the run is damaged.
     """
-    from clipguard.benchmark.cells import Lab
-    from clipguard.benchmark.config import read_config
-    from clipguard.benchmark.rows import Share, run_bench
-    from clipguard.sources.named import data_folder
+    from clipguard.data.catalog import data_folder
+    from clipguard.lab.benchmark.cells import Lab
+    from clipguard.lab.benchmark.config import read_config
+    from clipguard.lab.benchmark.rows import Share, run_bench
 
     config = read_config(file)
     lab = Lab(
@@ -59,7 +59,7 @@ def _log(line: str) -> None:
 
 
 def _reported(run: Path, counts: dict[str, Any], as_json: bool, code: int) -> Outcome:
-    from clipguard.benchmark.report import write_bench_report
+    from clipguard.lab.benchmark.report import write_bench_report
 
     written = write_bench_report(run)
     if written.missing:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.text import one_line
-from clipguard.clip_files import CONFIG, FOLDER_PREFIX, WEIGHTS
-from clipguard.custody import check_inputs
+from clipguard.clip.loading import CONFIG, FOLDER_PREFIX, WEIGHTS
+from clipguard.data.provenance import check_inputs
 from clipguard.errors import ClipguardError
-from clipguard.store import SEAL, Checked, RunFolder, compared, described, verify_run
+from clipguard.runs import SEAL, Checked, RunFolder, compared, described, verify_run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +73,7 @@ def _check_guide(run: Path, guide: Path) -> list[Checked]:
     wanted = {"bytes": file.stat().st_size if file.exists() else 0, "sha256": entry["sha256"]}
     checks = [compared(str(file), file, wanted)]
     if guide.is_dir() and checks[0].status == "ok":
-        from clipguard.clip import load_clip
+        from clipguard.clip.model import load_clip
 
         same = load_clip(f"{FOLDER_PREFIX}{guide}").reading == entry.get("settings_sha256")
         checks.append(Checked(path=str(guide / CONFIG), status="ok" if same else "changed"))

@@ -75,7 +75,7 @@ def convert(
 @app.command
 def report(run: Annotated[Path, Parameter(help="Run folder.")], /, *, json: Json = False) -> Outcome:
     """Write the page of a finished run once more."""
-    from clipguard.report import write_report
+    from clipguard.outputs.report import write_report
 
     path = str(write_report(run))
     return Outcome(

@@ -7,22 +7,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from clipguard.backdoorbench import Record, poisoned_by, read_record, triggered_by
-from clipguard.backdoorbench_net import NORMALISATIONS
 from clipguard.cli.options import ConvertOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.poisoned import MODEL, TEST, TRAIN, TRIGGERED, TRUTH, refuse_full, write_attack
 from clipguard.cli.progress import working
 from clipguard.cli.text import one_line
-from clipguard.decode import read_images
+from clipguard.data import ImageSource
+from clipguard.data.decode import read_images
 from clipguard.errors import ClipguardError
-from clipguard.sources import ImageSource
+from clipguard.lab.backdoorbench import Record, poisoned_by, read_record, triggered_by
+from clipguard.models.backdoorbench_net import NORMALISATIONS
 from clipguard.types import ImageSet
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-NETS: Final = {"preactresnet18": "clipguard.backdoorbench_net:preactresnet18"}
+NETS: Final = {"preactresnet18": "clipguard.models.backdoorbench_net:preactresnet18"}
 """What a record calls its net, and the factory of it."""
 
 

@@ -13,18 +13,18 @@ from clipguard.cli.poisoned import truth_beside
 from clipguard.cli.progress import warn, working
 from clipguard.cli.tables import show_run
 from clipguard.cli.text import channels_from, rows_from, size_from
-from clipguard.defender import Defender, write_summary
-from clipguard.demo import demo_guide, demo_plan, poisoned_digits
-from clipguard.entropy import SplitRule
+from clipguard.clip.zero_shot import ClipGuide, guide_from_name
+from clipguard.compute.training import VICTIM
+from clipguard.data import ImageSource
+from clipguard.detection.early_model import suspect_named
+from clipguard.detection.entropy_map import SplitRule
 from clipguard.errors import ClipguardError
-from clipguard.guide import ClipGuide, guide_from_name
-from clipguard.models import ModelSpec, read_spec
+from clipguard.lab.demo import demo_guide, demo_plan, poisoned_digits
+from clipguard.mitigation.unlearning import REFERENCE, Cure
+from clipguard.models.spec import ModelSpec, read_spec
+from clipguard.outputs.report import write_report
 from clipguard.pipeline import PLANTED, Plan
-from clipguard.report import write_report
-from clipguard.sources import ImageSource
-from clipguard.suspect import suspect_named
-from clipguard.training import VICTIM
-from clipguard.unlearn import REFERENCE, Cure
+from clipguard.pipeline.defender import Defender, write_summary
 
 CURED: Final = "model.safetensors"
 EXIT_CODES: Final = {"clean": 0, "suspicious": 1, "undecided": 3}

@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from clipguard.cli.poisoned import TEST, TRIGGERED, is_attack_folder, read_aims
-from clipguard.decode import read_images
-from clipguard.defender import Defender
+from clipguard.compute.inference import classifier_logits
+from clipguard.data import ImageSource
+from clipguard.data.decode import read_images
 from clipguard.errors import ClipguardError
-from clipguard.evaluate import detection, evaluate
-from clipguard.models import Normalized
-from clipguard.scoring import classifier_logits
-from clipguard.sources import ImageSource
-from clipguard.truth import PoisonTruth
+from clipguard.lab.evaluation import detection, evaluate
+from clipguard.lab.ground_truth import PoisonTruth
+from clipguard.models.spec import Normalized
+from clipguard.pipeline.defender import Defender
 from clipguard.types import ImageSet
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from clipguard.limits import Limits
+from clipguard.safety.limits import Limits
 
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON object and nothing else on stdout.")]
 Seed = Annotated[int, Parameter(help="Root of all randomness.")]

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.attacks import Attack, attack_named, prepare, refuse_general
-from clipguard.attacks import triggered as with_trigger
 from clipguard.cli.options import AttackOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.places import cache_folder
 from clipguard.cli.progress import warn, working
 from clipguard.cli.text import rows_from, settings_from, size_from
-from clipguard.decode import common_size, read_images
+from clipguard.data import ImageSource
+from clipguard.data.decode import common_size, read_images
+from clipguard.data.writer import write_parquet
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks import Attack, attack_named, prepare, refuse_general
+from clipguard.lab.attacks import triggered as with_trigger
+from clipguard.lab.ground_truth import PoisonTruth, read_truth, write_truth
+from clipguard.runs import read_json, write_json
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
-from clipguard.sources.writer import write_parquet
-from clipguard.store import read_json, write_json
-from clipguard.truth import PoisonTruth, read_truth, write_truth
 from clipguard.types import ImageSet, image_set
 
 if TYPE_CHECKING:

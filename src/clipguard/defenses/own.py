@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.defender import Defender
+from clipguard.compute.classifiers import Schooling, trained
+from clipguard.compute.training import cross_entropy, fit
+from clipguard.data import ImageSource
 from clipguard.defenses.protocol import Case, Cured
 from clipguard.pipeline import PLANTED, Plan
+from clipguard.pipeline.defender import Defender
+from clipguard.runs import read_table
 from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
-from clipguard.store import read_table
-from clipguard.training import cross_entropy, fit
-from clipguard.victims import Schooling, trained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from clipguard.guide import ClipGuide
-from clipguard.models import ModelSpec, Normalized
-from clipguard.training import Recipe
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.compute.training import Recipe
+from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.types import EntropyMap, ImageSet, Split
 
 Report = Callable[[str, int, int], None]

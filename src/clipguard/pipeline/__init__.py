@@ -1,7 +1,7 @@
 """The defence in order: guide and suspicious model, split, detector, cure; each a cached stage."""
 
-from clipguard.pipeline.curing import PLANTED, cure, learnable, shared_triggers, spec_to_train, train_on
-from clipguard.pipeline.plan import Plan, Report
+from clipguard.pipeline.config import Plan, Report
+from clipguard.pipeline.repairing import PLANTED, cure, learnable, shared_triggers, spec_to_train, train_on
 from clipguard.pipeline.scanning import Scan, reserved_rows, scan, thumbnail_size
 
 __all__ = [

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from clipguard.clip import Clip
-from clipguard.custody import write_inputs
-from clipguard.decode import common_size, thumbnail
-from clipguard.detector import refine, trigger_scores
-from clipguard.entropy import entropy_map, split, starved_classes
-from clipguard.guide import ClipGuide
-from clipguard.label_noise import Judged, looked_again, planted_labels, probe_log_odds, with_planted
-from clipguard.pipeline.plan import Count, Plan, Report
-from clipguard.scoring import embed_source
-from clipguard.seeds import Seed
-from clipguard.sources import ImageSource
-from clipguard.store import (
+from clipguard.clip.embeddings import embed_source
+from clipguard.clip.model import Clip
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.data import ImageSource
+from clipguard.data.decode import common_size, thumbnail
+from clipguard.data.provenance import write_inputs
+from clipguard.detection.early_model import Residual, suspect_scores
+from clipguard.detection.entropy_map import entropy_map, split, starved_classes
+from clipguard.detection.label_flow import Judged, looked_again, planted_labels, probe_log_odds, with_planted
+from clipguard.detection.trigger_detector import refine, trigger_scores
+from clipguard.pipeline.config import Count, Plan, Report
+from clipguard.runs import (
     RunFolder,
     Stage,
     read_array,
@@ -27,7 +27,7 @@ from clipguard.store import (
     write_pieces,
     write_table,
 )
-from clipguard.suspect import Residual, suspect_scores
+from clipguard.seeds import Seed
 from clipguard.types import EntropyMap, ImageSet, Scores, Split
 
 LARGEST_THUMBNAIL = 64

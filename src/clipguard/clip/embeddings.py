@@ -1,0 +1,110 @@
+"""The embedding pass: images to thumbnails and CLIP embeddings, shard by shard."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clipguard.clip.model import Clip
+from clipguard.compute.inference import keep_freed_memory
+from clipguard.data import ImageSource
+from clipguard.data.decode import Decoder, Unreadable, check_readable, decode_rows, decoding, thumbnail
+from clipguard.runs import (
+    read_array,
+    read_json,
+    resume_folder,
+    write_array,
+    write_image_set,
+    write_json,
+    write_pieces,
+)
+from clipguard.types import image_set
+
+SHARD = 1024
+"""Rows a shard: what a killed embedding pass loses at most."""
+
+_BATCH = 64
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """The files of one shard; `unreadable` is written last and says that the others are whole."""
+
+    images: Path
+    embeddings: Path
+    rows: Path
+    unreadable: Path
+
+
+def _shard(folder: Path, number: int) -> _Shard:
+    names = ("images.npy", "embeddings.npy", "rows.npy", "unreadable.json")
+    return _Shard(*(folder / f"shard-{number:06d}-{name}" for name in names))
+
+
+def _write_shard(
+    source: ImageSource, rows: range, clip: Clip, size: tuple[int, int], shard: _Shard, decoder: Decoder
+) -> None:
+    bad: list[Unreadable] = []
+    kept: list[int] = []
+    crops: list[np.ndarray] = []
+    images, embeddings = [], []
+    for row, image in decode_rows(source, rows, decoder):
+        if isinstance(image, Unreadable):
+            bad.append(image)
+            continue
+        kept.append(row)
+        # Both are small, so that a run of huge images is never in memory together.
+        images.append(thumbnail(image, size))
+        crops.append(clip.crop(image))
+        if len(crops) == _BATCH:
+            embeddings.append(clip.embed_crops(crops))
+            crops = []
+    if crops:
+        embeddings.append(clip.embed_crops(crops))
+    write_array(shard.images, np.array(images, dtype=np.uint8).reshape(-1, *size, 3))
+    write_array(shard.embeddings, np.concatenate(embeddings) if embeddings else np.zeros((0, 1), np.float32))
+    write_array(shard.rows, np.array(kept, dtype=np.int64))
+    write_json(shard.unreadable, [[entry.id, entry.reason] for entry in bad])
+
+
+def embed_source(
+    source: ImageSource, clip: Clip, size: tuple[int, int], folder: Path, progress: Progress | None = None
+) -> None:
+    """Write `folder`: thumbnails as an image set, `embeddings.npy`, `unreadable.json`, decoding images once.
+
+    A shard that an earlier, killed attempt has left whole is not computed again. The shards stay in the
+    stage's `resume_folder`, and so at hand, until the store has finished the stage.
+
+    Raises:
+        ClipguardError: too many images are unreadable.
+    """
+    keep_freed_memory()
+    kept = resume_folder(folder)
+    shards = [_shard(kept, number) for number in range(-(-len(source) // SHARD))]
+    with decoding(source.limits) as decoder:
+        for number, shard in enumerate(shards):
+            rows = range(number * SHARD, min((number + 1) * SHARD, len(source)))
+            if not shard.unreadable.exists():
+                _write_shard(source, rows, clip, size, shard, decoder)
+            if progress is not None:
+                progress(rows.stop, len(source))
+    _merge(source, shards, folder)
+
+
+def _merge(source: ImageSource, shards: list[_Shard], folder: Path) -> None:
+    bad = tuple(Unreadable(*entry) for shard in shards for entry in read_json(shard.unreadable))
+    check_readable(source, bad)
+    rows = np.concatenate([read_array(shard.rows) for shard in shards])
+    kept = source.take(rows)
+    full = [shard for shard in shards if len(read_array(shard.rows))]
+    parts = [read_array(shard.images, mmap=True) for shard in full]
+    write_pieces(folder / "images.npy", (len(rows), *parts[0].shape[1:]), parts[0].dtype, parts)
+    images = read_array(folder / "images.npy", mmap=True)
+    write_image_set(folder, image_set(images, kept.labels, kept.class_names, kept.ids))
+    write_array(folder / "embeddings.npy", np.concatenate([read_array(shard.embeddings) for shard in full]))
+    listed = [{"id": entry.id, "reason": entry.reason} for entry in (*source.refused, *bad)]
+    write_json(folder / "unreadable.json", listed)

@@ -1,0 +1,224 @@
+"""The guide: a weak but clean zero-shot opinion on every image. Class names are its real input."""
+
+import functools
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+
+import numpy as np
+from jaxtyping import Float32
+
+from clipguard.clip.loading import FOLDER_PREFIX
+from clipguard.clip.model import DEFAULT_MODEL, DEFAULT_PRETRAINED, HUB_PREFIX, Clip, load_clip
+from clipguard.errors import ClipguardError
+from clipguard.types import Scores
+
+EMBEDDED = "mini"
+EMBEDDED_SHA256 = "3b4bd16a096cd2bedaab52fc70dd0d276480c3e6c8ce4fe5cfd549c32a5b8848"
+PHOTO_TEMPLATES = ("a photo of a {}",)
+# What the embedded guide was tuned towards.
+MINI_TEMPLATES = ("a photo of a {}", "a blurry photo of a {}", "a low resolution photo of a {}", "{}")
+# For the class names `DIGIT_NAMES`: digits are no objects to take photos of.
+DIGIT_TEMPLATES = ("{}", "the digit {}", "handwritten digit {}", "a photo of the number {}")
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+_NUMBER = re.compile(r"[\d\s.,_+-]*\d[\d\s.,_+-]*")
+
+
+@dataclass(frozen=True)
+class ClipGuide:
+    """A CLIP with prompts: class names to text embeddings, image embeddings to zero-shot logits.
+
+    Making one only stores the choice; the model is loaded when it is first needed, as `clip`.
+
+    Attributes:
+        model: `mini` (embedded), a built-in name of open_clip, `hf-hub:ORG/NAME` or `local-dir:FOLDER`.
+        pretrained: the weights' tag of a built-in name, unread otherwise.
+        templates: prompts with `{}` where the class name goes; several are averaged. None takes the ensemble
+            that `mini` was tuned towards, and `PHOTO_TEMPLATES` for every other model.
+        use_logit_scale: give the model's own logit scale with the logits. Without it, a scale of 1 leaves the
+            softmax of cosines nearly uniform.
+    """
+
+    model: str = DEFAULT_MODEL
+    pretrained: str = DEFAULT_PRETRAINED
+    templates: Sequence[str] | None = field(default=None, kw_only=True)
+    use_logit_scale: bool = field(default=True, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        """The guide in one word, as `guide_from_name` reads it back; says nothing of templates and scale."""
+        built_in = self.model != EMBEDDED and not self.model.startswith((HUB_PREFIX, FOLDER_PREFIX))
+        return f"{self.model}/{self.pretrained}" if built_in else self.model
+
+    @functools.cached_property
+    def clip(self) -> Clip:
+        """The loaded model.
+
+        Raises:
+            ClipguardError: unknown name, or weights that cannot be had.
+        """
+        if self.model != EMBEDDED:
+            return load_clip(self.model, self.pretrained)
+        folder = resources.files("clipguard") / "clip" / EMBEDDED
+        return load_clip(f"{FOLDER_PREFIX}{folder}")
+
+    @property
+    def known_as(self) -> str | None:
+        """Who vouches for the weights: `embedded`, by the hash of this release; `hub`, by its own; or None.
+
+        Raises:
+            ClipguardError: the weights are not what they are vouched for.
+        """
+        if self.model == EMBEDDED:
+            voucher, wanted = "embedded", EMBEDDED_SHA256
+        elif self.model.startswith(FOLDER_PREFIX) or self.clip.hub_sha256 is None:
+            return None
+        else:
+            voucher, wanted = "hub", self.clip.hub_sha256
+        if self.clip.fingerprint != wanted:
+            raise ClipguardError(
+                f"guide {self.name}: {self.clip.weights} is not what was released (sha256 {wanted}): "
+                "get it again"
+            )
+        return voucher
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of weights, preprocessing, templates and scale: all that the logits depend on."""
+        parts = {
+            "weights": self.clip.fingerprint,
+            "reading": self.clip.reading,
+            "templates": self.prompts,
+            "use_logit_scale": self.use_logit_scale,
+        }
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The templates in use.
+
+        Raises:
+            ClipguardError: no template, or one without a place for the class name.
+        """
+        if self.templates is None:
+            return MINI_TEMPLATES if self.model == EMBEDDED else PHOTO_TEMPLATES
+        given = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
+        wrong = [template for template in given if template.count("{}") != 1]
+        if wrong or not given:
+            what = repr(wrong[0]) if wrong else "an empty list"
+            raise ClipguardError(f"guide template {what}: write {{}} once where the class name goes")
+        return given
+
+    def class_embeddings(self, class_names: Sequence[str]) -> Float32[np.ndarray, "k d"]:
+        """Return one embedding of length one a class: the mean over the templates of `readable_names`.
+
+        Raises:
+            ClipguardError: a bad template, or a model that cannot be had.
+        """
+        prompts = self.prompts
+        names, _ = readable_names(class_names)
+        texts = [template.replace("{}", name) for template in prompts for name in names]
+        embedded = self.clip.embed_texts(texts).reshape(len(prompts), len(names), -1)
+        mean = embedded.mean(axis=0)
+        unit: Float32[np.ndarray, "k d"] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+        return unit
+
+    def logits(self, image_embeddings: Float32[np.ndarray, "n d"], class_names: Sequence[str]) -> Scores:
+        """Return cosines of images and classes, with the scale whose softmax is the zero-shot posterior.
+
+        A sigmoid model's bias is left out, because it cancels: see `clipguard.clip.model.Clip`.
+
+        Raises:
+            ClipguardError: a bad template, or a model that cannot be had.
+        """
+        cosines: Float32[np.ndarray, "n k"] = image_embeddings @ self.class_embeddings(class_names).T
+        scale = self.clip.logit_scale if self.use_logit_scale else 1.0
+        return Scores(logits=cosines, scale=scale, source=self.name)
+
+    def warnings_for(self, class_names: Sequence[str]) -> list[str]:
+        """Return what a text tower will make little of, one line a fault. Needs no model."""
+        names, notes = readable_names(class_names)
+        return notes + [
+            f"{len(found)} of {len(names)} class names {fault}: {_some(found)}"
+            for fault, found in (
+                ("are empty, so that the guide's opinion on them is noise", [n for n in names if not n]),
+                ("are WordNet ids that are not in the list", [n for n in names if _WORDNET_ID.fullmatch(n)]),
+                (
+                    "are bare numbers, which mean nothing to the guide",
+                    [n for n in names if _NUMBER.fullmatch(n)],
+                ),
+                ("read the same as another, so that the guide cannot tell them apart", _repeated(names)),
+            )
+            if found
+        ]
+
+
+def guide_from_name(
+    text: str, *, templates: Sequence[str] | None = None, use_logit_scale: bool = True
+) -> ClipGuide:
+    """Return the guide of a command-line word; the model is not loaded yet.
+
+    Args:
+        text: `mini`, `NAME` or `NAME/TAG` of open_clip, `hf-hub:ORG/NAME` or `local-dir:FOLDER`.
+        templates: as in `ClipGuide`.
+        use_logit_scale: as in `ClipGuide`.
+
+    Raises:
+        ClipguardError: weights of another name are asked for than the embedded ones.
+    """
+    model, pretrained = text, DEFAULT_PRETRAINED
+    # Anything else with a slash is a path, which the loader refuses by its whole name.
+    if re.fullmatch(r"[\w-][^/:]*/[^/]+", text):
+        model, _, pretrained = text.partition("/")
+    if model == EMBEDDED != text:
+        raise ClipguardError(f"guide {text!r}: the embedded guide has one set of weights, give {EMBEDDED}")
+    return ClipGuide(model, pretrained, templates=templates, use_logit_scale=use_logit_scale)
+
+
+def readable_names(class_names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names in words, in the same order, and a line on what was changed beyond spelling.
+
+    WordNet ids such as n01855672 become the first of their words ("goose"), or all of them where two classes
+    share the first; underscores become spaces.
+    """
+    spelled = [" ".join(name.replace("_", " ").split()) for name in class_names]
+    ids = [name for name in spelled if _WORDNET_ID.fullmatch(name)]
+    if not ids:
+        return tuple(spelled), []
+    words = _wordnet_words()
+    first = [words[name].split(", ")[0] if name in words else name for name in spelled]
+    shared = Counter(first)
+    names = [
+        words[name] if name in words and shared[short] > 1 else short
+        for name, short in zip(spelled, first, strict=True)
+    ]
+    known = [f"{name} = {word}" for name, word in zip(spelled, names, strict=True) if name in words]
+    note = (
+        f"{len(known)} of {len(spelled)} class names are WordNet ids and were read as words: {_some(known)}"
+    )
+    return tuple(names), [note] if known else []
+
+
+@functools.cache
+def _wordnet_words() -> dict[str, str]:
+    """Return the comma-separated words of each noun that ImageNet-21k knows, as timm carries them."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    described = ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
+    return dict(described)  # type: ignore[arg-type]  # as_dict makes it a dict
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    counts = Counter(name.casefold() for name in names if name)
+    return [name for name in names if counts[name.casefold()] > 1]
+
+
+def _some(items: Sequence[str]) -> str:
+    shown = ", ".join(item or "(empty)" for item in items[:5])
+    return shown + (", ..." if len(items) > 5 else "")

@@ -1,0 +1,203 @@
+"""The training kernel: uint8 images, batched augmentation, a loss function as argument."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from clipguard.compute.checkpoint import load_checkpoint, save_checkpoint
+from clipguard.compute.inference import keep_freed_memory
+from clipguard.errors import ClipguardError
+from clipguard.models.spec import Normalized
+from clipguard.seeds import Seed
+from clipguard.types import History, Images
+
+LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits [b, k], rows int64 [b], augmented images uint8 [b, 3, h, w]) -> scalar loss.
+
+`rows` say which samples the batch holds; the images are there for losses that ask another net about them.
+"""
+
+RowChoice = Callable[[int], Int64[np.ndarray, "m"]]
+"""epoch -> rows to train on in that epoch."""
+
+EpochHook = Callable[[int], None]
+"""Called with the number of finished epochs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a net is trained: everything but the data, the loss and the seed.
+
+    Attributes:
+        epochs: passes over the rows.
+        batch_size: samples a step.
+        optimizer: SGD with Nesterov momentum 0.9, SGD without momentum, or Adam.
+        lr: peak learning rate.
+        weight_decay: L2 penalty on all weights.
+        warmup: fraction of all steps with a linearly growing rate; after it, the rate falls linearly to 0.
+        constant: keep the peak rate instead of letting it fall.
+        crop: shift by up to this fraction of the image's height and width, zero-padded.
+        flip: mirror every second image at random, left to right.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    optimizer: Literal["sgd", "plain-sgd", "adam"] = "sgd"
+    lr: float
+    weight_decay: float = 5e-4
+    warmup: float = 0.2
+    constant: bool = False
+    crop: float = 0.125
+    flip: bool = True
+
+
+def augment(
+    batch: UInt8[Tensor, "b h w 3"], recipe: Recipe, generator: torch.Generator
+) -> UInt8[Tensor, "b h w 3"]:
+    """Return the batch with one random crop and flip an image (one gather for all of them)."""
+    b, h, w, _ = batch.shape
+    pad = round(recipe.crop * max(h, w))
+    if pad == 0 and not recipe.flip:
+        return batch
+    padded = torch.nn.functional.pad(batch, (0, 0, pad, pad, pad, pad))
+    top, left = torch.randint(0, 2 * pad + 1, (2, b), generator=generator)
+    rows, columns = top[:, None] + torch.arange(h), left[:, None] + torch.arange(w)
+    if recipe.flip:
+        mirrored = torch.rand(b, generator=generator) < 0.5
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    return padded[torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _rate(recipe: Recipe, progress: float) -> float:
+    """Return the learning rate after a fraction of the training: up, then down, as in one-cycle training."""
+    if progress < recipe.warmup:
+        return recipe.lr * progress / recipe.warmup
+    return recipe.lr if recipe.constant else recipe.lr * (1 - progress) / (1 - recipe.warmup)
+
+
+def _optimizer(model: Normalized, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "plain-sgd":
+        return torch.optim.SGD(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+    )
+
+
+def _batches(rows: Int64[np.ndarray, "m"], recipe: Recipe, seed: Seed) -> list[Int64[np.ndarray, "b"]]:
+    """Return the rows in random order, cut into batches whose sizes differ by at most one."""
+    order = seed.numpy().permutation(rows)
+    if not len(order):
+        raise ClipguardError("no sample is left to train on: the data set is too small for a defence")
+    return np.array_split(order, math.ceil(len(order) / recipe.batch_size))
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What an epoch's steps share."""
+
+    recipe: Recipe
+    optimizer: torch.optim.Optimizer
+    epoch: int
+    generator: torch.Generator
+
+
+def _pass(
+    model: Normalized,
+    images: Images,
+    batches: list[Int64[np.ndarray, "_"]],
+    loss: LossFunction,
+    step: _Step,
+) -> float:
+    """Train for one epoch and return the mean loss; the model is left in evaluation mode."""
+    recipe, optimizer = step.recipe, step.optimizer
+    device = model.mean.device
+    total = 0.0
+    model.train()
+    for number, chosen in enumerate(batches):
+        index = torch.from_numpy(chosen)
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(recipe, (step.epoch + (number + 0.5) / len(batches)) / recipe.epochs)
+        # Picked by numpy, since torch warns of memory that it cannot write to: a run folder's memory map.
+        picked = torch.from_numpy(images[chosen])
+        batch = augment(picked, recipe, step.generator).permute(0, 3, 1, 2).to(device)
+        value = loss(model(batch), index, batch)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.step()
+        total += float(value.detach())
+    model.eval()
+    return total / len(batches)
+
+
+def fit(  # noqa: PLR0913  (the kernel: whatever is fixed is in the recipe)
+    model: Normalized,
+    images: Images,
+    rows: Int64[np.ndarray, "m"] | RowChoice,
+    loss: LossFunction,
+    recipe: Recipe,
+    seed: Seed,
+    on_epoch: EpochHook | None = None,
+    checkpoint: Path | None = None,
+) -> History:
+    """Train `model` in place on `images[rows]` and return the mean loss and the seconds so far of each epoch.
+
+    Batches hold only the given rows, so that no other sample reaches the loss or BatchNorm's statistics. They
+    differ in size by at most one, so that no tiny last batch distorts BatchNorm. A function
+    `rows` is asked before every epoch.
+
+    With a `checkpoint`, each finished epoch is noted in that file, and a training that finds it there goes on
+    after the last one: to the same weights, if `rows` and `loss` remember nothing of earlier epochs.
+
+    Raises:
+        ClipguardError: the loss of an epoch is not finite.
+    """
+    keep_freed_memory()
+    optimizer = _optimizer(model, recipe)
+    done = [] if checkpoint is None else load_checkpoint(checkpoint, model, optimizer)
+    began = time.monotonic() - (done[-1][1] if done else 0.0)
+    for epoch in range(recipe.epochs):
+        if epoch >= len(done):
+            chosen = rows(epoch) if callable(rows) else rows
+            batches = _batches(chosen, recipe, seed.child("order", epoch))
+            generator = seed.child("augment", epoch).torch()
+            # Anybody's model may draw from the global generator, as dropout does.
+            with seed.child("noise", epoch).torch_global():
+                mean = _pass(model, images, batches, loss, _Step(recipe, optimizer, epoch, generator))
+            if not math.isfinite(mean):
+                why = f"training diverged in epoch {epoch + 1}: its loss is {mean}"
+                raise ClipguardError(f"{why}: give a model with usual weights, or a lower learning rate")
+            done.append((mean, time.monotonic() - began))
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, model, optimizer, done)
+        if on_epoch is not None:
+            on_epoch(epoch + 1)
+    columns = {
+        "epoch": tuple(map(float, range(1, recipe.epochs + 1))),
+        "loss": tuple(mean for mean, _ in done),
+        "seconds": tuple(seconds for _, seconds in done),
+    }
+    return History(columns=columns, seconds=time.monotonic() - began)
+
+
+def cross_entropy(labels: Int64[np.ndarray, "n"]) -> LossFunction:
+    """Return the plain loss: mean cross-entropy of the given labels."""
+    given = torch.from_numpy(labels)
+
+    def loss(logits: Float[Tensor, "b k"], rows: Tensor, _: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits, given[rows].to(logits.device))
+
+    return loss
+
+
+VICTIM = Recipe(epochs=25, lr=0.1)
+"""How a classifier is trained from scratch here (SGD, one cycle), also where it is the attack's victim."""

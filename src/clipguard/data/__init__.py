@@ -1,0 +1,7 @@
+"""Where images come from: folders, Parquet, arrays, data set objects; nothing is decoded here."""
+
+from clipguard.data.class_names import Classes
+from clipguard.data.listing import Failed, Item
+from clipguard.data.source import ImageSource
+
+__all__ = ["Classes", "Failed", "ImageSource", "Item"]

@@ -1,0 +1,344 @@
+"""Data sets by name: CIFAR-10, CIFAR-100, GTSRB, Tiny-ImageNet, from a folder or, if asked, the network.
+
+A local folder may hold `NAME/train.parquet` and `NAME/test.parquet`, shards as the Hugging Face Hub has
+them (`NAME/data/train-00000-of-00001.parquet`), image folders `NAME/train` and `NAME/test`, or the archives
+that the authors publish. Those are fetched by torchvision's downloader, which checks their MD5 sums:
+torchvision's own for GTSRB, for CIFAR the ones on the authors' page, for Tiny-ImageNet the sum in common
+use. CIFAR comes in its binary version: the one that torchvision takes is a pickle. Nothing is unpacked to
+disk; an archive's members are read where they are.
+"""
+
+import csv
+import io
+import os
+import re
+import tarfile
+import threading
+import urllib.error
+import urllib.request
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from clipguard.data.signs import GTSRB_NAMES
+from clipguard.data.source import ImageSource
+from clipguard.errors import ClipguardError, first_line
+
+Part = Literal["train", "test"]
+PROBE_SECONDS: Final = 4.0
+_CIFAR = "https://www.cs.toronto.edu/~kriz"
+_SIGNS = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """A file as its authors publish it."""
+
+    url: str
+    md5: str
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return self.url.rsplit("/", 1)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """Images in a zip archive, in the form of a data set object: pairs of undecoded bytes and label."""
+
+    archive: Path
+    names: tuple[str, ...]
+    targets: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.names)
+
+    def __getitem__(self, row: int) -> tuple[bytes, int]:
+        """Return the bytes of an image and its label."""
+        return _opened(self.archive).read(self.names[row]), self.targets[row]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedSet:
+    """What is known by one name.
+
+    Attributes:
+        archives: files of each part.
+        read: paths of a part's files and the part -> what `ImageSource.open` takes, and the class names.
+        names: class names for a local folder that has none, or only numbers; None keeps its own.
+    """
+
+    archives: dict[Part, tuple[Archive, ...]]
+    read: Callable[[Sequence[Path], Part], tuple[Any, tuple[str, ...]]]
+    names: tuple[str, ...] | None = None
+
+
+def open_named(
+    name: str,
+    part: Part,
+    folder: Path,
+    *,
+    download: bool = False,
+    rows: tuple[int, int] | None = None,
+    classes: Sequence[str] | None = None,
+) -> ImageSource:
+    """Return one part of a data set that is known by name.
+
+    Args:
+        name: one of `NAMED`.
+        part: `train` or `test`.
+        folder: holds a folder `name`, or gets one.
+        download: fetch what is missing.
+        rows: first and one past the last row to keep.
+        classes: names in place of the data set's own.
+
+    Raises:
+        ClipguardError: unknown name, or it is not there and is not to be, or cannot be, downloaded.
+    """
+    if name not in NAMED:
+        raise ClipguardError(
+            f"unknown data set {name!r}: choose one of {', '.join(NAMED)}, or give its files"
+        )
+    known, home = NAMED[name], folder / name
+    local = _local(home, part)
+    if local is None and not any((home / archive.file).is_file() for archive in known.archives[part]):
+        local = _shards(home, part)
+    if local is not None:
+        return ImageSource.open(local, classes=classes or known.names, rows=rows)
+    archives = known.archives[part]
+    missing = [archive for archive in archives if not (home / archive.file).is_file()]
+    if missing and not download:
+        hosts = missing[0].url.split("/")[2]
+        raise ClipguardError(
+            f"data set {name} is not in {home}: put {part}.parquet, a folder {part} of class folders or "
+            f"{missing[0].file} there, name another folder with --data, or give --download to fetch it from "
+            f"{hosts}"
+        )
+    files = [_fetched(archive, home, name) for archive in archives]
+    try:
+        what, names = known.read(files, part)
+    except (OSError, ValueError, KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise ClipguardError(f"{files[0]} cannot be read ({first_line(error)}): delete it") from error
+    return replace(ImageSource.open(what, classes=classes or names, rows=rows), location=f"{name} ({part})")
+
+
+def data_folder() -> Path:
+    """Return where named data sets are looked for unless told otherwise."""
+    return Path(os.environ.get("CLIPGUARD_DATA", "~/.cache/clipguard/data")).expanduser()
+
+
+def _local(home: Path, part: Part) -> Path | None:
+    if (home / f"{part}.parquet").is_file():
+        return home / f"{part}.parquet"
+    return home / part if (home / part).is_dir() else None
+
+
+def _shards(home: Path, part: Part) -> Path | None:
+    """Return the pattern of a part's shards as the Hub lays them out, in `home` or in one folder inside it.
+
+    Raises:
+        ClipguardError: several folders hold such shards.
+    """
+    shard = re.compile(r"(train|test|validation|valid)-00000-of-([0-9]{5})\.parquet")
+    found = [
+        (path, match)
+        for path in sorted((*home.glob("*"), *home.glob("*/*")))
+        if (match := shard.fullmatch(path.name))
+    ]
+    if len(folders := sorted({str(path.parent) for path, _ in found})) > 1:
+        raise ClipguardError(
+            f"{home} holds shards in several folders, {folders[0]} and {folders[1]}: keep one"
+        )
+    for split in ("train",) if part == "train" else ("test", "validation", "valid"):
+        for path, match in found:
+            if match[1] == split and int(match[2]):
+                last = int(match[2]) - 1
+                return path.with_name(f"{split}-{{00000..{last:05d}}}-of-{match[2]}.parquet")
+    return None
+
+
+def _fetched(archive: Archive, home: Path, name: str) -> Path:
+    """Return the archive's path, downloaded if needed; a local one is checked, too.
+
+    Raises:
+        ClipguardError: no network, or bytes that are not the published ones.
+    """
+    from torchvision.datasets.utils import check_integrity, download_url
+
+    path = home / archive.file
+    if check_integrity(path, archive.md5):
+        return path
+    if path.exists():
+        raise ClipguardError(f"{path} is not the file with MD5 {archive.md5}: delete it and run again")
+    if not _answers(archive.url):
+        host = archive.url.split("/")[2]
+        raise ClipguardError(
+            f"data set {name}: {host} does not answer; copy {archive.file} into {home} from another machine, "
+            f"or put train.parquet and test.parquet there, or name a folder that has them with --data"
+        )
+    try:
+        download_url(archive.url, str(home), md5=archive.md5)
+    except (OSError, RuntimeError) as error:
+        path.unlink(missing_ok=True)
+        raise ClipguardError(f"{archive.url} cannot be downloaded: {first_line(error)}; try again") from error
+    return path
+
+
+def _answers(url: str) -> bool:
+    """Return whether the server says anything at all within some seconds.
+
+    In a thread, because a socket's time-out holds for each address in turn, not for the name's look-up.
+    """
+    heard: list[bool] = []
+
+    def ask() -> None:
+        with suppress(OSError, ValueError):
+            request = urllib.request.Request(url, method="HEAD")
+            try:
+                urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
+            except urllib.error.HTTPError as error:
+                # Proxies without a way out answer 502 to 504.
+                if error.code >= 500:
+                    return
+            heard.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return bool(heard)
+
+
+def _cifar(
+    files: Sequence[Path], part: Part, members: dict[Part, tuple[str, ...]], names: str, labels: int
+) -> tuple[Any, tuple[str, ...]]:
+    """Return images and labels of CIFAR's binary version: `labels` label bytes and 3,072 pixels a record."""
+    with tarfile.open(files[0], "r:gz") as archive:
+        raw = b"".join(_member(archive, member) for member in members[part])
+        text = _member(archive, names).decode()
+    records = np.frombuffer(raw, np.uint8).reshape(-1, labels + 3 * 32 * 32)
+    pixels = records[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    images: UInt8[np.ndarray, "n 32 32 3"] = np.ascontiguousarray(pixels)
+    # CIFAR-100 puts the coarse label before the fine one.
+    given: Int64[np.ndarray, " n"] = records[:, labels - 1].astype(np.int64)
+    return (images, given), tuple(line.replace("_", " ") for line in text.split())
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    opened = archive.extractfile(name)
+    if opened is None:
+        raise ValueError(f"{name} is no file")
+    return opened.read()
+
+
+_archives: dict[Path, zipfile.ZipFile] = {}
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    """Return the archive, opened once: its directory alone has a hundred thousand entries."""
+    if path not in _archives:
+        _archives[path] = zipfile.ZipFile(path)
+    return _archives[path]
+
+
+def _gtsrb(files: Sequence[Path], part: Part) -> tuple[Any, tuple[str, ...]]:
+    if part == "train":
+        names = sorted(name for name in _opened(files[0]).namelist() if name.endswith(".ppm"))
+        labels = tuple(int(name.split("/")[-2]) for name in names)
+        return Members(files[0], tuple(names), labels, GTSRB_NAMES), GTSRB_NAMES
+    text = _opened(files[1]).read("GT-final_test.csv").decode()
+    rows = list(csv.DictReader(io.StringIO(text), delimiter=";", skipinitialspace=True))
+    names = [f"GTSRB/Final_Test/Images/{row['Filename']}" for row in rows]
+    labels = tuple(int(row["ClassId"]) for row in rows)
+    return Members(files[0], tuple(names), labels, GTSRB_NAMES), GTSRB_NAMES
+
+
+def _tiny_imagenet(files: Sequence[Path], part: Part) -> tuple[Any, tuple[str, ...]]:
+    """Return the training or the validation images; the test images have no public labels."""
+    root, archive = "tiny-imagenet-200", _opened(files[0])
+
+    def lines(name: str) -> list[list[str]]:
+        return [line.split("\t") for line in archive.read(f"{root}/{name}").decode().splitlines() if line]
+
+    ids = sorted(line[0] for line in lines("wnids.txt"))
+    number = {wnid: label for label, wnid in enumerate(ids)}
+    if part == "train":
+        names = sorted(name for name in archive.namelist() if name.endswith(".JPEG") and "/train/" in name)
+        labels = tuple(number[name.split("/")[2]] for name in names)
+    else:
+        rows = lines("val/val_annotations.txt")
+        names = [f"{root}/val/images/{row[0]}" for row in rows]
+        labels = tuple(number[row[1]] for row in rows)
+    classes = _readable(ids, dict(line[:2] for line in lines("words.txt")))
+    return Members(files[0], tuple(names), labels, classes), classes
+
+
+def _readable(ids: list[str], words: dict[str, str]) -> tuple[str, ...]:
+    """Return the first of each class's words, or all of them where two classes share the first."""
+    first = [words[wnid].split(", ")[0] for wnid in ids]
+    shared = Counter(first)
+    return tuple(words[wnid] if shared[short] > 1 else short for wnid, short in zip(ids, first, strict=True))
+
+
+def _both(archive: Archive) -> dict[Part, tuple[Archive, ...]]:
+    return {"train": (archive,), "test": (archive,)}
+
+
+_BATCHES = tuple(f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6))
+
+NAMED: Final[dict[str, NamedSet]] = {
+    "cifar10": NamedSet(
+        archives=_both(
+            Archive(url=f"{_CIFAR}/cifar-10-binary.tar.gz", md5="c32a1d4ab5d03f1284b67883e8d87530")
+        ),
+        read=partial(
+            _cifar,
+            members={"train": _BATCHES, "test": ("cifar-10-batches-bin/test_batch.bin",)},
+            names="cifar-10-batches-bin/batches.meta.txt",
+            labels=1,
+        ),
+    ),
+    "cifar100": NamedSet(
+        archives=_both(
+            Archive(url=f"{_CIFAR}/cifar-100-binary.tar.gz", md5="03b5dce01913d631647c71ecec9e9cb8")
+        ),
+        read=partial(
+            _cifar,
+            members={"train": ("cifar-100-binary/train.bin",), "test": ("cifar-100-binary/test.bin",)},
+            names="cifar-100-binary/fine_label_names.txt",
+            labels=2,
+        ),
+    ),
+    "gtsrb": NamedSet(
+        archives={
+            "train": (
+                Archive(url=f"{_SIGNS}/GTSRB-Training_fixed.zip", md5="513f3c79a4c5141765e10e952eaa2478"),
+            ),
+            "test": (
+                Archive(url=f"{_SIGNS}/GTSRB_Final_Test_Images.zip", md5="c7e4e6327067d32654124b0fe9e82185"),
+                Archive(url=f"{_SIGNS}/GTSRB_Final_Test_GT.zip", md5="fe31e9c9270bbcd7b84b7f21a9d9d9e5"),
+            ),
+        },
+        read=_gtsrb,
+        names=GTSRB_NAMES,
+    ),
+    "tiny-imagenet": NamedSet(
+        archives=_both(
+            Archive(
+                url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+                md5="90528d7ca1a48142e341f4ef8d21d0de",
+            )
+        ),
+        read=_tiny_imagenet,
+    ),
+}

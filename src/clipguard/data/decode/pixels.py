@@ -1,0 +1,172 @@
+"""Hostile bytes -> RGB pixels, or a reason why not. It runs in processes of its own: few imports."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Final, Literal
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from clipguard.data import Failed, Item
+from clipguard.data.arrays import CHANNELS
+from clipguard.data.quiet import quiet_pillow
+from clipguard.errors import first_line
+from clipguard.safety.limits import Limits
+
+# EPS runs an interpreter, and rare formats are the least tested code: neither is for untrusted bytes.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+ORIENTATION_TAG = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+USUAL: Final = Limits()
+
+Wanted = Literal["pixels", "size"]
+Answer = UInt8[np.ndarray, "h w 3"] | tuple[int, int] | str
+"""Pixels, height and width, or why there are none."""
+
+
+class UnreadableImage(Exception):  # noqa: N818  # a finding about the data, no fault
+    """One image cannot be decoded; its text is the reason."""
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    """Keep Pillow quiet inside the block and turn whatever it raises into `UnreadableImage`."""
+    try:
+        with quiet_pillow():
+            yield
+    except UnreadableImage:
+        raise
+    except UnidentifiedImageError as error:
+        # Pillow's own text holds a memory address, different in each run.
+        raise UnreadableImage("not an image of a known format") from error
+    except MemoryError as error:
+        raise UnreadableImage("needs more memory than there is or the limit allows") from error
+    except Exception as error:  # Damaged files make Pillow raise nearly anything.
+        raise UnreadableImage(first_line(error)) from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return those of `FORMATS` that the installed Pillow knows: it fails on a name that it does not."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _opened(item: bytes | Image.Image, limits: Limits) -> Image.Image:
+    if isinstance(item, bytes) and not item:
+        raise UnreadableImage("empty")
+    if isinstance(item, bytes) and len(item) > limits.file_bytes:
+        raise UnreadableImage(f"{len(item)} bytes, more than the limit of {limits.file_bytes}")
+    image = Image.open(io.BytesIO(item), formats=_formats()) if isinstance(item, bytes) else item
+    _check_sides(*image.size, limits)
+    return image
+
+
+def _check_sides(width: int, height: int, limits: Limits) -> None:
+    short, long = sorted((width, height))
+    if short * long > limits.pixels:
+        raise UnreadableImage(f"{width} x {height} pixels, more than the limit of {limits.pixels}")
+    if long > limits.side_ratio * short:
+        raise UnreadableImage(
+            f"{width} x {height} pixels, a side more than {limits.side_ratio} times the other"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:  # Damaged EXIF says nothing about the pixels.
+        return 1
+
+
+def _grey(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Return more than 8 bits of grey as 8; Pillow's own conversion would cut everything above 255 off."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+    else:
+        # 32 bits have no agreed white: stretch what is there.
+        values = np.nan_to_num(np.asarray(image, np.float64), nan=0, posinf=0, neginf=0)
+        low, high = values.min(), values.max()
+        grey = np.round((values - low) * (255 / max(high - low, 1e-12)))
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return np.array(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        return _grey(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return np.array(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
+    return np.array(image.convert("RGB"))
+
+
+def _array(item: Shaped[np.ndarray, "..."], limits: Limits) -> UInt8[np.ndarray, "h w 3"]:
+    channels = item.shape[2:]
+    if item.dtype != np.uint8 or item.ndim < 2 or not item.size or channels not in CHANNELS:
+        raise UnreadableImage(
+            f"array of {item.dtype} {list(item.shape)}, not uint8 [h, w] or [h, w, 1, 3 or 4]"
+        )
+    _check_sides(item.shape[1], item.shape[0], limits)
+    if channels == (4,):
+        return _rgb(Image.fromarray(item))
+    return np.array(np.broadcast_to(item.reshape(*item.shape[:2], -1), (*item.shape[:2], 3)))
+
+
+def decode(item: Item, *, limits: Limits = USUAL) -> UInt8[np.ndarray, "h w 3"]:
+    """Return the RGB pixels of one item of a source, upright, transparent parts on white.
+
+    Args:
+        item: what `ImageSource.read` gives.
+        limits: bounds above which nothing is decoded; Pillow itself refuses 178,956,971 pixels.
+
+    Raises:
+        UnreadableImage: with the reason.
+    """
+    if isinstance(item, Failed):
+        raise UnreadableImage(item.reason)
+    if isinstance(item, np.ndarray):
+        return _array(item, limits)
+    with _guarded():
+        image = _opened(item, limits)
+        # Asked for the orientation first, a PNG is loaded by that, and its damage is told to nobody.
+        image.load()
+        turn = TURNS.get(_orientation(image))
+        pixels = _rgb(image)
+        return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
+
+
+def size_of(item: Item, *, limits: Limits = USUAL) -> tuple[int, int]:
+    """Return height and width as `decode` would give them, from the header alone.
+
+    Raises:
+        UnreadableImage: with the reason.
+    """
+    if isinstance(item, Failed):
+        raise UnreadableImage(item.reason)
+    if isinstance(item, np.ndarray):
+        return int(item.shape[0]), int(item.shape[1])
+    with _guarded():
+        image = _opened(item, limits)
+        lying = 5 <= _orientation(image) <= 8
+        return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def answer(wanted: Wanted, item: Item, limits: Limits) -> Answer:
+    """Return what is wanted of an item, or the reason why it cannot be had."""
+    try:
+        return decode(item, limits=limits) if wanted == "pixels" else size_of(item, limits=limits)
+    except UnreadableImage as error:
+        return str(error)

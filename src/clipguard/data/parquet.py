@@ -1,0 +1,89 @@
+"""Parquet in the Hugging Face layout: images as struct{bytes, path}, integer labels, names in its schema."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipguard.data.listing import Item, Listing, unique_ids
+from clipguard.data.parquet_file import Shard, list_shard, read_cells
+from clipguard.data.parquet_process import asked_for_cells, asked_for_shard
+from clipguard.errors import ClipguardError
+from clipguard.safety.limits import Limits
+from clipguard.safety.sandbox import confines
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetReader:
+    """Reads the shards one after the other, by row groups.
+
+    Attributes:
+        files: the shards.
+        starts: number of the first row of each shard, and the number of all rows.
+        limits: a larger cell becomes `Failed`.
+    """
+
+    files: tuple[Path, ...]
+    starts: tuple[int, ...]
+    limits: Limits
+
+    def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
+        """Return the images' bytes; none where they are null."""
+        cuts = np.searchsorted(rows, self.starts)
+        read = asked_for_cells if confines(self.limits) else read_cells
+        for number, path in enumerate(self.files):
+            wanted = rows[cuts[number] : cuts[number + 1]] - self.starts[number]
+            if len(wanted):
+                # Closed at once where the caller wants no more: a process is kept for the next one.
+                with closing(read(path, str(path), wanted, self.limits)) as items:
+                    yield from items
+
+
+def _ids(files: list[Path], shards: list[Shard]) -> tuple[str, ...]:
+    """Return the images' own paths when each has one and no two are equal, otherwise `file.parquet:row`."""
+    paths = [path for shard in shards for path in shard.paths or ()]
+    if all(paths) and len(set(paths)) == len(paths) == sum(len(shard.labels) for shard in shards):
+        return unique_ids(paths)
+    return unique_ids(
+        [
+            f"{file.name}:{row}"
+            for file, shard in zip(files, shards, strict=True)
+            for row in range(len(shard.labels))
+        ]
+    )
+
+
+def list_parquet(files: list[Path], location: Path, limits: Limits) -> Listing:
+    """Return the rows of all `files` in order; only labels and paths are held in memory.
+
+    Raises:
+        ClipguardError: not Parquet, other columns, null labels, no rows, or shards with other class names.
+    """
+    listed = asked_for_shard if confines(limits) else list_shard
+    shards: list[Shard] = []
+    rows = 0
+    for path in files:
+        shard = listed(path, str(path), limits)
+        shards.append(shard)
+        rows += len(shard.labels)
+        if rows > limits.members:
+            raise ClipguardError(f"{path} goes above the limit of {limits.members} rows: open a part of it")
+        if shard.names != shards[0].names:
+            raise ClipguardError(f"{path} and {files[0]} name their classes differently: open them apart")
+    labels = np.concatenate([shard.labels for shard in shards])
+    if not len(labels):
+        raise ClipguardError(f"no images found in {location}: its table has no rows")
+    names = shards[0].names
+    starts = np.cumsum([0, *(len(shard.labels) for shard in shards)])
+    return Listing(
+        kind="parquet",
+        location=str(location),
+        labels=labels,
+        ids=_ids(files, shards),
+        keys=names,
+        names=names,
+        reader=ParquetReader(tuple(files), tuple(int(start) for start in starts), limits),
+    )

@@ -1,0 +1,215 @@
+"""`ImageSource`: a labelled image data set that has been listed and checked, but not decoded."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Int64
+from PIL.Image import Image
+
+from clipguard.data.arrays import list_arrays, list_npz
+from clipguard.data.class_names import Classes, class_names
+from clipguard.data.folder import list_folder
+from clipguard.data.listing import Failed, Item, Listing, Reader, Unreadable
+from clipguard.data.objects import list_datasets, list_pairs
+from clipguard.data.parquet import list_parquet
+from clipguard.data.shards import braced, choose_files
+from clipguard.data.tar import list_tar
+from clipguard.errors import ClipguardError
+from clipguard.safety.limits import Limits
+
+KINDS: Final = "an image folder, a .parquet, .tar or .npz file, or a pattern such as data-{000..009}.tar"
+
+
+# Without slots, since `cached_property` needs a place; without ==, which arrays do not answer by one bool.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSource:
+    """A labelled image data set: everything but the images is in memory.
+
+    Attributes:
+        kind: `folder`, `parquet`, `tar`, `arrays`, `torchvision` or `datasets`.
+        location: what a message calls the source.
+        class_names: human-readable; may hold names that no label uses.
+        labels: index into `class_names`.
+        ids: one a row, unique and stable.
+        ignored: files left out because their suffix is not that of an image.
+        refused: what was found and cannot even become a row; it counts as unreadable.
+        limits: where reading and decoding stop.
+        reader: fetches the images.
+        rows: the reader's row number of each sample, ascending.
+    """
+
+    kind: str
+    location: str
+    class_names: tuple[str, ...]
+    labels: Int64[np.ndarray, "n"] = field(repr=False)
+    ids: tuple[str, ...] = field(repr=False)
+    ignored: int = 0
+    refused: tuple[Unreadable, ...] = field(default=(), repr=False)
+    limits: Limits = field(default=Limits(), repr=False)
+    reader: Reader = field(repr=False)
+    rows: Int64[np.ndarray, "n"] = field(repr=False)
+
+    @staticmethod
+    def open(
+        what: object,
+        *,
+        classes: Classes | None = None,
+        rows: tuple[int, int] | None = None,
+        limits: Limits | None = None,
+    ) -> "ImageSource":
+        """Return the source found at or in `what`.
+
+        Args:
+            what: path of an image folder, a Parquet or .tar file, a folder of such shards, a pattern of
+                shards such as data-{000..009}.tar, or an .npz file; an (images, labels) pair of arrays;
+                a torchvision-like data set; a `datasets.Dataset`.
+            classes: names in label order, or by folder name or label number, or a .txt or .json file of them.
+            rows: first and one past the last row to keep.
+            limits: bounds on hostile input.
+
+        Raises:
+            ClipguardError: what is wrong with the input, in one line.
+        """
+        bounds = limits or Limits()
+        listing = _listed(what, bounds)
+        start, stop = rows if rows is not None else (0, len(listing.labels))
+        if not 0 <= start < stop <= len(listing.labels):
+            raise ClipguardError(
+                f"rows {start}:{stop} are not in {listing.location}, which has {len(listing.labels)} rows"
+            )
+        source = ImageSource(
+            kind=listing.kind,
+            location=listing.location,
+            class_names=class_names(listing, classes, bounds),
+            labels=listing.labels[start:stop],
+            ids=listing.ids[start:stop],
+            ignored=listing.ignored,
+            refused=listing.refused,
+            limits=bounds,
+            reader=listing.reader,
+            rows=np.arange(start, stop),
+        )
+        _check_labels(source)
+        return source
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.labels)
+
+    @property
+    def empty_classes(self) -> tuple[str, ...]:
+        """The names that no label uses."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        return tuple(name for name, count in zip(self.class_names, counts, strict=True) if not count)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the undecoded images, labels, class names and ids; reads everything once."""
+        digest = hashlib.sha256()
+        _update(digest, self.labels.astype("<i8").tobytes())
+        _update(digest, json.dumps([self.class_names, self.ids]).encode())
+        for item in self.read(np.arange(len(self))):
+            _update(digest, _content(item))
+        return digest.hexdigest()
+
+    def read(self, rows: Int64[np.ndarray, "m"] | range) -> Iterator[Item]:
+        """Return the undecoded images at `rows`, which ascend, one by one."""
+        return self.reader.read(self.rows[_ascending(rows)])
+
+    def take(self, rows: Int64[np.ndarray, "m"] | range) -> "ImageSource":
+        """Return the sub-set at `rows`, which ascend; its class names stay, its fingerprint is its own."""
+        chosen = _ascending(rows)
+        return replace(
+            self,
+            labels=self.labels[chosen],
+            ids=tuple(self.ids[row] for row in chosen),
+            rows=self.rows[chosen],
+        )
+
+
+def _listed(what: object, limits: Limits) -> Listing:
+    if isinstance(what, (str, Path)):
+        return _listed_path(Path(what).expanduser(), limits)
+    if isinstance(what, tuple) and len(what) == 2:
+        return list_arrays(*what)
+    if isinstance(what, Mapping):
+        splits = ", ".join(str(name) for name in what)[:200]
+        raise ClipguardError(f"{type(what).__name__} holds several data sets: open one of {splits}")
+    if hasattr(what, "features") and hasattr(what, "column_names"):
+        return list_datasets(what)
+    if hasattr(what, "__len__") and hasattr(what, "__getitem__") and not isinstance(what, np.ndarray):
+        return list_pairs(what)
+    raise ClipguardError(
+        f"{type(what).__name__} cannot be opened: give a path, (images, labels) or a data set object"
+    )
+
+
+def _listed_path(path: Path, limits: Limits) -> Listing:
+    if path.is_dir():
+        files = choose_files(path)
+        return _listed_files(files, path, limits) if files else list_folder(path, limits)
+    files = [path] if path.exists() else braced(path)
+    if not files:
+        raise ClipguardError(f"{path} does not exist: give {KINDS}")
+    return _listed_files(files, path, limits)
+
+
+def _listed_files(files: list[Path], location: Path, limits: Limits) -> Listing:
+    # What is opened may be swapped for a pipe later; the readers of archives check again.
+    for file in files:
+        if not file.is_file():
+            raise ClipguardError(f"{file} is no regular file: give {KINDS}")
+    suffix = files[0].suffix.lower()
+    if suffix == ".npz" and len(files) == 1:
+        return list_npz(files[0], limits)
+    if suffix == ".parquet":
+        return list_parquet(files, location, limits)
+    if suffix == ".tar":
+        return list_tar(files, location, limits)
+    raise ClipguardError(f"{location} is no data set: give {KINDS}")
+
+
+def _check_labels(source: ImageSource) -> None:
+    labels, count = source.labels, len(source.class_names)
+    outside = np.flatnonzero((labels < 0) | (labels >= count))
+    if len(outside):
+        row = outside[0]
+        raise ClipguardError(
+            f"{len(outside)} labels of {source.location} are outside its {count} class names, "
+            f"first {labels[row]} of {source.ids[row]!r}: correct the labels or pass --classes"
+        )
+    if len(np.unique(labels)) < 2:
+        raise ClipguardError(
+            f"{source.location} has images of one class only, {source.class_names[labels[0]]!r}: "
+            "give two or more"
+        )
+
+
+def _ascending(rows: Int64[np.ndarray, "m"] | range) -> Int64[np.ndarray, "m"]:
+    array = np.asarray(rows, np.int64)
+    if len(array) and (array[0] < 0 or (np.diff(array) <= 0).any()):
+        raise ValueError("rows must ascend: Parquet is read from front to back")
+    return array
+
+
+def _update(digest: "hashlib._Hash", part: bytes) -> None:
+    # The length in front, so that two parts cannot trade bytes.
+    digest.update(len(part).to_bytes(8, "little"))
+    digest.update(part)
+
+
+def _content(item: Item) -> bytes:
+    if isinstance(item, bytes):
+        return item
+    if isinstance(item, np.ndarray):
+        return repr(item.shape).encode() + item.tobytes()
+    if isinstance(item, Image):
+        return repr((item.mode, item.size, item.getpalette())).encode() + item.tobytes()
+    assert isinstance(item, Failed)
+    return b"failed"

@@ -1,0 +1,200 @@
+"""Tar shards as webdataset names them: `key.jpg` beside `key.cls` or `key.json`, one after the other.
+
+The archives are indexed once and then read by offset: nothing is extracted, nothing is unpickled.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipguard.data.folder import IMAGE_SUFFIXES
+from clipguard.data.listing import (
+    Failed,
+    Item,
+    Listing,
+    Unreadable,
+    fault,
+    printable,
+    unique_ids,
+)
+from clipguard.data.tar_index import Member, members
+from clipguard.errors import ClipguardError, first_line
+from clipguard.safety.limits import Limits, opened_regular, parse_json
+
+LABELS: Final = ("cls", "json")
+PICKLES: Final = frozenset({"pyd", "pickle", "pkl", "pth", "pt", "ckpt", "bin", "ten", "tb"})
+LABEL_BYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class TarReader:
+    """Reads images by their place in the shards.
+
+    Attributes:
+        files: the shards.
+        places: shard, offset and size of each row.
+        limits: a larger file becomes `Failed`.
+    """
+
+    files: tuple[Path, ...]
+    places: Int64[np.ndarray, "n 3"]
+    limits: Limits
+
+    def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
+        """Return the images' bytes."""
+        cuts = np.searchsorted(self.places[rows, 0], range(len(self.files) + 1))
+        for shard, path in enumerate(self.files):
+            wanted = rows[cuts[shard] : cuts[shard + 1]]
+            if not len(wanted):
+                continue
+            try:
+                with opened_regular(path) as opened:
+                    for offset, size in self.places[wanted, 1:]:
+                        yield self._fetch(opened.fileno(), int(offset), int(size))
+            except OSError as error:
+                raise ClipguardError(f"{path} cannot be read as tar: {fault(error)}") from error
+
+    def _fetch(self, descriptor: int, offset: int, size: int) -> Item:
+        if size > self.limits.file_bytes:
+            return Failed(f"{size} bytes, more than the limit of {self.limits.file_bytes}")
+        content = os.pread(descriptor, size, offset)
+        return content if len(content) == size else Failed("cut short")
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The samples of the shards so far, and what was passed over."""
+
+    keys: list[str]
+    labels: list[int]
+    places: list[tuple[int, int, int]]
+    refused: list[Unreadable]
+    ignored: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    path: Path
+    number: int
+    descriptor: int
+    limits: Limits
+
+
+def _parts(member: Member) -> tuple[str, str]:
+    """Return key and ending: what stands before and after the first dot of the file's name."""
+    folder, slash, name = member.name.rpartition("/")
+    stem, _, ending = name.partition(".")
+    return folder + slash + stem, ending.lower()
+
+
+def _visible(found: Iterator[Member]) -> Iterator[Member]:
+    """Return what is not hidden: some systems put a `._name` before each file, between those of one key."""
+    return (member for member in found if member.fault or member.name.rpartition("/")[2][:1] != ".")
+
+
+def _last(ending: str) -> str:
+    return ending.rpartition(".")[2]
+
+
+def _refusal(member: Member) -> str:
+    """Return why a member is not even looked at; empty for one that may be."""
+    if member.fault:
+        return member.fault
+    return "a pickle, which is never loaded" if _last(_parts(member)[1]) in PICKLES else ""
+
+
+def _label(shard: _Shard, member: Member) -> int:
+    """Return the label that a .cls (an integer) or .json file (its `label` or `cls`) holds.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    if member.size > LABEL_BYTES:
+        raise ValueError(f"{member.size} bytes")
+    content = os.pread(shard.descriptor, member.size, member.offset)
+    if _parts(member)[1] == "cls":
+        digits = content.strip()
+        if not (digits.isdigit() and len(digits) < 10):
+            raise ValueError("no integer")
+        return int(digits)
+    value = parse_json(content, shard.limits)
+    label = value.get("label", value.get("cls")) if isinstance(value, dict) else None
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < 10**9:
+        raise ValueError("no integer called label or cls")
+    return label
+
+
+def _add_sample(found: _Found, shard: _Shard, key: str, group: list[Member]) -> None:
+    parts: dict[str, Member] = {}
+    for member in group:
+        if reason := _refusal(member):
+            found.refused.append(Unreadable(printable(f"{shard.path.name}/{member.name}"), reason))
+        elif _parts(member)[1] in parts:
+            raise ClipguardError(f"{shard.path} holds {member.name!r} twice: remove one")
+        else:
+            parts[_parts(member)[1]] = member
+    images = [ending for ending in parts if "." + _last(ending) in IMAGE_SUFFIXES]
+    found.ignored.extend(ending for ending in parts if ending not in (*images, *LABELS))
+    if not images:
+        return
+    if len(images) > 1:
+        raise ClipguardError(f"sample {key!r} of {shard.path} has {len(images)} images: keep one of each")
+    given = next((parts[ending] for ending in LABELS if ending in parts), None)
+    if given is None:
+        raise ClipguardError(
+            f"sample {key!r} of {shard.path} has no label: give each image KEY.cls or KEY.json"
+        )
+    try:
+        found.labels.append(_label(shard, given))
+    except ValueError as error:
+        said = first_line(error)
+        raise ClipguardError(f"label {given.name!r} of {shard.path} cannot be read: {said}") from error
+    found.keys.append(key)
+    found.places.append((shard.number, parts[images[0]].offset, parts[images[0]].size))
+
+
+def _add_shard(found: _Found, path: Path, number: int, limits: Limits) -> None:
+    try:
+        with opened_regular(path) as opened:
+            shard = _Shard(path, number, opened.fileno(), limits)
+            for key, group in groupby(_visible(members(path, limits)), lambda member: _parts(member)[0]):
+                _add_sample(found, shard, key, list(group))
+                if len(found.keys) > limits.members:
+                    raise ClipguardError(f"{path} goes above the limit of {limits.members} samples")
+    except OSError as error:
+        raise ClipguardError(f"{path} cannot be read as tar: {fault(error)}") from error
+
+
+def list_tar(files: list[Path], location: Path, limits: Limits) -> Listing:
+    """Return the samples of all shards in order; only their places, labels and keys are held in memory.
+
+    Raises:
+        ClipguardError: a damaged archive, no images, or a sample with several images or without a label.
+    """
+    found = _Found([], [], [], [], [])
+    for number, path in enumerate(files):
+        _add_shard(found, path, number, limits)
+    if not found.keys:
+        kept_out = f", {len(found.refused)} files were refused" if found.refused else ""
+        raise ClipguardError(f"no images found in {location}: expected KEY.jpg and KEY.cls{kept_out}")
+    ids = found.keys
+    if len(set(ids)) < len(ids):
+        places = zip(ids, found.places, strict=True)
+        ids = [f"{files[shard].name}/{key}" for key, (shard, _, _) in places]
+    return Listing(
+        kind="tar",
+        location=str(location),
+        labels=np.array(found.labels, np.int64),
+        ids=unique_ids(ids),
+        keys=None,
+        names=None,
+        reader=TarReader(tuple(files), np.array(found.places, np.int64), limits),
+        ignored=len(found.ignored),
+        refused=tuple(found.refused),
+    )

@@ -1,0 +1,129 @@
+"""Attacks that put a fixed trigger on images: BadNets, Blended (dirty-label), SIG and CTRL (clean-label)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipguard.lab.attacks.protocol import Mapping, aimed, choose, planted
+from clipguard.lab.ground_truth import PoisonTruth
+from clipguard.seeds import Seed
+from clipguard.triggers.patterns import (
+    add_pattern,
+    add_sinusoid,
+    blend,
+    chroma_waves,
+    noise_pattern,
+    stamp_patch,
+)
+from clipguard.types import Images, ImageSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadNets:
+    """A white square in the bottom-right corner, relabelled to what it leads to (Gu et al. 2017).
+
+    Its side is `size` pixels on images of up to 32, as published, and grows with larger ones.
+    """
+
+    rate: float = 0.05
+    target: int = 0
+    size: int = 3
+    mapping: Mapping = "all-to-one"
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the poisoned set: rows are drawn from all classes, as BackdoorBench does."""
+        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
+        return planted(self, data, "badnets", rows, self.trigger(data.images[rows]))
+
+    def trigger(self, images: Images) -> Images:
+        """Return images with the square."""
+        side = min(images.shape[1:3])
+        return stamp_patch(images, max(self.size, round(self.size * side / 32)))
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+        """Return the target, or the next class."""
+        return aimed(labels, k, self.target, self.mapping)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blended:
+    """A fixed noise image mixed in at `alpha`, relabelled to what it leads to (Chen et al. 2017)."""
+
+    rate: float = 0.05
+    target: int = 0
+    alpha: float = 0.2
+    pattern_seed: int = 0
+    mapping: Mapping = "all-to-one"
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the poisoned set: rows are drawn from all classes, as BackdoorBench does."""
+        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
+        return planted(self, data, "blended", rows, self.trigger(data.images[rows]))
+
+    def trigger(self, images: Images) -> Images:
+        """Return images with the pattern, which is the same for every image of one size."""
+        pattern = noise_pattern(images.shape[1], images.shape[2], Seed(self.pattern_seed).child("blended"))
+        return blend(images, pattern, self.alpha)
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+        """Return the target, or the next class."""
+        return aimed(labels, k, self.target, self.mapping)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SIG:
+    """A sinusoid over the columns of target-class images whose labels stay (Barni et al. 2019)."""
+
+    rate: float = 0.05
+    target: int = 0
+    amplitude: float = 40.0
+    frequency: float = 6.0
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the poisoned set; the rate counts over all samples, the rows are of the target class.
+
+        Raises:
+            ClipguardError: the target class is smaller than the rate asks for.
+        """
+        rows = choose(np.flatnonzero(data.labels == self.target), self.rate, len(data), seed)
+        return planted(self, data, "sig", rows, self.trigger(data.images[rows]))
+
+    def trigger(self, images: Images) -> Images:
+        """Return images with the sinusoid."""
+        return add_sinusoid(images, self.amplitude, self.frequency)
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+        """Return the target."""
+        return aimed(labels, k, self.target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CTRL:
+    """Two frequencies of the colour planes of target-class images whose labels stay (Li et al. 2023).
+
+    The formula is the published one in floating point; the published code rounds to whole numbers in YUV as
+    well, and knows 32 x 32 pixels only: other sizes as `chroma_waves` says. It moves colours alone: on grey
+    data, which stay grey, nothing of it is left but rounding.
+    """
+
+    rate: float = 0.05
+    target: int = 0
+    magnitude: float = 100.0
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the poisoned set; the rate counts over all samples, the rows are of the target class.
+
+        Raises:
+            ClipguardError: the target class is smaller than the rate asks for.
+        """
+        rows = choose(np.flatnonzero(data.labels == self.target), self.rate, len(data), seed)
+        return planted(self, data, "ctrl", rows, self.trigger(data.images[rows]))
+
+    def trigger(self, images: Images) -> Images:
+        """Return images with the two frequencies added."""
+        return add_pattern(images, chroma_waves(images.shape[1], images.shape[2], self.magnitude))
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+        """Return the target."""
+        return aimed(labels, k, self.target)

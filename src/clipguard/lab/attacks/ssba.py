@@ -1,0 +1,205 @@
+"""SSBA: a net hides the same short secret in every poisoned image as a residual that differs by image."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipguard.compute.inference import keep_freed_memory
+from clipguard.lab.attacks.cache import key_of, learnt, restore, state_of
+from clipguard.lab.attacks.nets import Pixels, UNet, batches, descend, device_of, pixels, transformed
+from clipguard.lab.attacks.protocol import Mapping, Progress, aimed, choose, planted
+from clipguard.lab.attacks.rows import check_target
+from clipguard.lab.ground_truth import PoisonTruth
+from clipguard.seeds import Seed
+from clipguard.types import Images, ImageSet
+
+Bits = Float[Tensor, "b bits"]
+
+_SIDE = 16
+_GRID = 4
+
+
+class Encoder(nn.Module):
+    """Image and secret to image: the residual is bounded by `strength`, in [0, 1]."""
+
+    def __init__(self, bits: int, width: int, strength: float) -> None:
+        super().__init__()
+        self.spread = nn.Linear(bits, 3 * _SIDE * _SIDE)
+        self.unet = UNet(6, 3, width)
+        self.strength = strength
+
+    def forward(self, x: Pixels, secret: Bits) -> Pixels:
+        """Return the images with the secret in them."""
+        plane = torch.relu(self.spread(secret - 0.5)).view(-1, 3, _SIDE, _SIDE)
+        plane = F.interpolate(plane, size=list(x.shape[2:]))
+        residual = self.strength * torch.tanh(self.unet(torch.cat((x - 0.5, plane), 1)))
+        return (x + residual).clamp(0, 1)
+
+
+class Decoder(nn.Module):
+    """Image to logits of its secret's bits, read from a grid of places so that any size fits."""
+
+    def __init__(self, bits: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in ((3, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2)):
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(inplace=True),
+            ]
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(_GRID))
+        self.head = nn.Linear(4 * width * _GRID * _GRID, bits)
+
+    def forward(self, x: Pixels) -> Bits:
+        """Return one logit a bit."""
+        logits: Tensor = self.head(self.features((x - 0.5) / 0.25).flatten(1))
+        return logits
+
+
+def shaken(x: Pixels, shift: float, generator: torch.Generator) -> Pixels:
+    """Return the batch moved by up to `shift` of its side, zero-padded, mirrored or not; for 0 as it is."""
+    h, w = x.shape[2:]
+    pad = round(shift * max(h, w))
+    if not pad:
+        return x
+    top, left = torch.randint(0, 2 * pad + 1, (2,), generator=generator).tolist()
+    moved = F.pad(x, (pad, pad, pad, pad))[:, :, top : top + h, left : left + w]
+    return moved.flip(3) if bool(torch.rand(1, generator=generator) < 0.5) else moved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SSBA:
+    """A sample-specific invisible trigger, relabelled to the target, after Li et al. 2021 (ISSBA).
+
+    Faithful: an encoder and a decoder in the manner of StegaStamp (Tancik et al. 2020) learn together to hide
+    and to read random secrets of 20 bits; first the secret alone counts, then the picture too; poisoned and
+    test images all carry one fixed secret. Reduced: smaller nets, fewer epochs at a higher rate (published:
+    20 epochs, 2 of them for the secret alone, Adam 1e-4); neither a critic nor LPIPS. In their place the
+    residual is bounded, and its square is punished down to the published distance from the image and no
+    further: a secret of 20 bits would do with so little that a victim does not learn it. Where StegaStamp
+    simulates printing between the two nets, images are shifted and mirrored as victims do in training: a
+    secret that stands in fixed places is read sooner, but a victim that crops and mirrors misses it.
+
+    Attributes:
+        rate: fraction of all samples that are poisoned, drawn from all classes.
+        target: their new label, unless each class leads to the next.
+        epochs: the budget, in passes over the data (published: 20).
+        secret_epochs: how many of them, at the beginning, ask for the secret alone.
+        bits: length of the secret.
+        secret_seed: which secret it is.
+        strength: largest change of a pixel, in [0, 1].
+        psnr: distance from the image in dB beyond which no change is punished (published result: 27.2).
+        image_weight: of the mean squared change of the pixels above that (published: 2, beside LPIPS).
+        secret_weight: of the bits' cross-entropy.
+        shift: largest shift between the nets, as a fraction of the longer side; 0 does not mirror either.
+        lr: of Adam.
+        batch_size: images a step.
+        width: channels of the nets' first layers.
+        mapping: all-to-one as published, or each class to the next one.
+    """
+
+    rate: float = 0.05
+    target: int = 0
+    epochs: int = 6
+    secret_epochs: int = 1
+    bits: int = 20
+    secret_seed: int = 0
+    strength: float = 0.1
+    psnr: float = 27.0
+    image_weight: float = 100.0
+    secret_weight: float = 1.5
+    shift: float = 0.125
+    lr: float = 1e-3
+    batch_size: int = 32
+    width: int = 16
+    mapping: Mapping = "all-to-one"
+
+    def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> "ReadySSBA":
+        """Return the attack with its encoder.
+
+        Raises:
+            ClipguardError: the target is no class of `data`, or the training diverged.
+        """
+        check_target(self.target, data)
+        key = key_of(self, data, seed, ("rate", "target", "secret_seed", "mapping"))
+        tensors = learnt(key, cache, lambda: state_of(**_train(self, data, seed, report)))
+        encoder, decoder = self.encoder(seed), self.decoder(seed)
+        restore(encoder, "encoder", tensors)
+        restore(decoder, "decoder", tensors)
+        return ReadySSBA(rate=self.rate, target=self.target, recipe=self, encoder=encoder, decoder=decoder)
+
+    def encoder(self, seed: Seed) -> Encoder:
+        """Return an untrained encoder."""
+        with seed.child("encoder").torch_global():
+            return Encoder(self.bits, self.width, self.strength)
+
+    def decoder(self, seed: Seed) -> Decoder:
+        """Return an untrained decoder."""
+        with seed.child("decoder").torch_global():
+            return Decoder(self.bits, self.width)
+
+    def secret(self) -> Float[Tensor, "bits"]:
+        """Return the bits that every triggered image carries."""
+        draw = Seed(self.secret_seed).child("secret").numpy()
+        return torch.from_numpy(draw.integers(0, 2, self.bits).astype(np.float32))
+
+
+def _train(recipe: SSBA, data: ImageSet, seed: Seed, report: Progress | None) -> dict[str, nn.Module]:
+    """Return encoder and decoder, trained together on secrets drawn anew for every image."""
+    keep_freed_memory()
+    encoder, decoder = recipe.encoder(seed).train(), recipe.decoder(seed).train()
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=recipe.lr)
+    generator = seed.child("bits").torch()
+    for epoch in range(recipe.epochs):
+        image_weight = 0.0 if epoch < recipe.secret_epochs else recipe.image_weight
+        for rows in batches(len(data), recipe.batch_size, seed.child("order", epoch)):
+            x = pixels(data.images[rows]).to(device_of(encoder))
+            bits = torch.randint(0, 2, (len(rows), recipe.bits), generator=generator).float().to(x.device)
+            hidden = encoder(x, bits)
+            read = decoder(shaken(hidden, recipe.shift, generator))
+            unread = F.binary_cross_entropy_with_logits(read, bits)
+            excess = F.relu(F.mse_loss(hidden, x) - 10 ** (-recipe.psnr / 10))
+            loss = recipe.secret_weight * unread + image_weight * excess
+            descend(loss, optimizer)
+        if report is not None:
+            report(epoch + 1, recipe.epochs)
+    return {"encoder": encoder, "decoder": decoder}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadySSBA:
+    """`SSBA` with its nets; the decoder only tells how well the secret can be read."""
+
+    rate: float
+    target: int
+    recipe: SSBA
+    encoder: Encoder
+    decoder: Decoder
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the poisoned set: rows are drawn from all classes."""
+        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
+        return planted(self, data, "ssba", rows, self.trigger(data.images[rows]))
+
+    def trigger(self, images: Images) -> Images:
+        """Return images that carry the secret."""
+        secret = self.recipe.secret().to(device_of(self.encoder))
+        return transformed(
+            images, lambda x: self.encoder(x, secret.expand(len(x), -1)), device_of(self.encoder)
+        )
+
+    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+        """Return the target, or the next class."""
+        return aimed(labels, k, self.target, self.recipe.mapping)
+
+    def bit_accuracy(self, images: Images) -> float:
+        """Return the share of the secret's bits that the decoder reads in the given (triggered) images."""
+        with torch.no_grad():
+            read = self.decoder(pixels(images).to(device_of(self.decoder))) > 0
+        return float((read.cpu() == (self.recipe.secret() > 0.5)).float().mean())

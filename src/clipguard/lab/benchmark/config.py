@@ -1,0 +1,340 @@
+"""What is compared: a TOML file to data sets x attacks x rates x guides x nets x seeds, and the defences."""
+
+import math
+import tomllib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+from clipguard.compute.training import Recipe
+from clipguard.defenses import Defense, defense_factory, foreign_defense
+from clipguard.errors import ClipguardError, first_line
+from clipguard.lab.attacks import attack_named, refuse_general
+from clipguard.lab.benchmark.reading import read_as
+from clipguard.pipeline import Plan
+from clipguard.safety.limits import read_bounded
+
+VICTIM: Final = Recipe(epochs=25, lr=0.05, crop=0.0)
+"""Flips but no crops: the usual zero-padded crops of 4 pixels mostly cut off a 3x3 patch in the corner, so
+that BadNets does not take in 25 epochs."""
+
+TOML_BYTES: Final = 1 << 16
+TOML_DOTS: Final = 1000
+
+ORACLE: Final = "oracle"
+UNTOUCHED: Final = "none"
+"""The attack that changes nothing, at whatever rate."""
+ALWAYS: Final = ("none", "retrain", "finetune")
+"""Defences that every benchmark has, asked for or not, beside the oracle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataChoice:
+    """A training set and a test set.
+
+    Attributes:
+        name: of a data set that is known by name, or a label for the two files.
+        train: a source as for `scan`, relative to the file's folder; None looks the name up.
+        test: likewise.
+        train_rows: first and one past the last row; None takes all.
+        test_rows: likewise.
+        size: height and width; None takes the commonest of the training images.
+        imbalance: how often the first class is the last one's size; the classes between fall exponentially.
+        classes: names that the guide can read, in the order of the labels; none takes the source's own.
+    """
+
+    name: str
+    train: str | None = None
+    test: str | None = None
+    train_rows: tuple[int, int] | None = None
+    test_rows: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None
+    imbalance: float = 1.0
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackChoice:
+    """An attack by name; `options` are its own, `rate` and `seeds` replace the benchmark's."""
+
+    name: str
+    rate: float | None = None
+    seeds: tuple[int, ...] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackEntry(AttackChoice):
+    """An attack as a file asks for it; `victim` changes the recipe, for attacks that take longer to take."""
+
+    victim: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuideChoice:
+    """A guide by name, possibly made worse.
+
+    Attributes:
+        name: as for `scan --guide`; a `local-dir:` is relative to the file's folder.
+        degrade: share of its opinion that is replaced by noise: 0 leaves it, 1 leaves chance.
+        templates: prompts; none takes the guide's usual ones.
+        logit_scale: use the guide's own scale.
+    """
+
+    name: str
+    degrade: float = 0.0
+    templates: tuple[str, ...] = ()
+    logit_scale: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetChoice:
+    """The victim's architecture; `victim` changes its recipe, for nets that need another."""
+
+    name: str
+    victim: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefenseChoice:
+    """A defence by name or `package.module:factory`; `label` names its rows, `options` are its own."""
+
+    name: str
+    label: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+_COMMON = DataChoice(name="cifar10", train_rows=(0, 12_000), test_rows=(0, 10_000))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchConfig:
+    """All of a benchmark; what the file leaves out is the common protocol.
+
+    Attributes:
+        data: the data sets.
+        attacks: the attacks, `none` for the data as they are.
+        rates: shares of all samples that are poisoned.
+        target: class that the backdoor leads to.
+        guides: given to the defences.
+        nets: architectures of the victim.
+        seeds: of attack, victim and defence.
+        defenses: beside none, oracle, retrain and finetune, which are always there.
+        victim: how the victim is trained.
+        oracle_seed: of the one training without poison that all seeds are held against.
+        plan: clipguard's settings, also for the controls that build on its scan; a defence's own options may
+            change them further.
+    """
+
+    data: tuple[DataChoice, ...] = (_COMMON,)
+    attacks: tuple[AttackEntry, ...] = (AttackEntry(name="badnets"),)
+    rates: tuple[float, ...] = (0.05,)
+    target: int = 0
+    guides: tuple[GuideChoice, ...] = (GuideChoice(name="mini"),)
+    nets: tuple[NetChoice, ...] = (NetChoice(name="preactresnet18-16"),)
+    seeds: tuple[int, ...] = (0,)
+    defenses: tuple[DefenseChoice, ...] = (DefenseChoice(name="clipguard"),)
+    victim: Recipe = VICTIM
+    oracle_seed: int = 0
+    plan: Plan = field(default_factory=Plan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One combination: what is the same for all its rows."""
+
+    data: DataChoice
+    attack: AttackChoice
+    rate: float
+    target: int
+    guide: GuideChoice
+    net: NetChoice
+    recipe: Recipe
+    seed: int
+
+
+def read_config(path: Path) -> BenchConfig:
+    """Return the benchmark in a TOML file, with the rows that are always there.
+
+    Raises:
+        ClipguardError: no TOML, an unknown key, a value of another type, or an empty or doubled list.
+    """
+    try:
+        given = _toml(read_bounded(path, TOML_BYTES).decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ClipguardError(f"benchmark {path} cannot be read as TOML: {first_line(error)}") from error
+    config: BenchConfig = read_as(BenchConfig, given, str(path), BenchConfig())
+    there = {choice.name for choice in config.defenses}
+    missing = tuple(DefenseChoice(name=name) for name in ALWAYS if name not in there)
+    labelled = tuple(
+        # The victim's row is looked up by its name.
+        choice if choice.label and choice.name != "none" else replace(choice, label=choice.name)
+        # The victim first: all other rows are held against it.
+        for choice in sorted(config.defenses + missing, key=lambda choice: choice.name != "none")
+    )
+    config = replace(config, defenses=labelled)
+    _check(config, path)
+    return config
+
+
+def _toml(text: str) -> dict[str, Any]:
+    for number, line in enumerate(text.splitlines(), 1):
+        # The parser's time and memory grow with the square of a dotted key's length.
+        if line.count(".") > TOML_DOTS:
+            raise ValueError(f"line {number} has more than {TOML_DOTS} dots")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _check(config: BenchConfig, path: Path) -> None:
+    for axis in ("data", "attacks", "rates", "guides", "nets", "seeds"):
+        entries = getattr(config, axis)
+        doubled = [entry for number, entry in enumerate(entries) if entry in entries[:number]]
+        if not entries or doubled:
+            fault = f"holds {doubled[0]!r} twice" if doubled else "is empty"
+            raise ClipguardError(f"{path}, key {axis}: the list {fault}: correct it")
+    _check_numbers(config, path)
+    _check_data(config, path)
+    _check_attacks(config, path)
+    _check_defenses(config, path)
+
+
+def _check_data(config: BenchConfig, path: Path) -> None:
+    if wrong := [data.imbalance for data in config.data if not 1 <= data.imbalance < math.inf]:
+        raise ClipguardError(f"{path}, key data: imbalance {wrong[0]} is below 1: give first over last class")
+    if small := [data.size for data in config.data if data.size is not None and min(data.size) < 1]:
+        raise ClipguardError(f"{path}, key data: size {small[0]} is no size: give height and width in pixels")
+    if half := [data.name for data in config.data if (data.train is None) != (data.test is None)]:
+        raise ClipguardError(f"{path}, key data: {half[0]} has only one of train and test: give both or none")
+
+
+def _check_attacks(config: BenchConfig, path: Path) -> None:
+    for attack in config.attacks:
+        try:
+            refuse_general(attack.options)
+            attack_named(attack.name, target=config.target, **attack.options)
+        except (ClipguardError, TypeError) as error:
+            raise ClipguardError(f"{path}, key attacks: {error}") from error
+    for net, attack in product(config.nets, config.attacks):
+        where = f"{path}, net {net.name}, attack {attack.name}"
+        recipe = recipe_of(config, net, attack, where)
+        if recipe.epochs < 1 or recipe.batch_size < 1 or not 0 < recipe.lr < math.inf:
+            raise ClipguardError(
+                f"{where}: epochs, batch_size and lr of victim must be positive: correct them"
+            )
+
+
+def _check_defenses(config: BenchConfig, path: Path) -> None:
+    if config.plan.seed != Plan().seed:
+        raise ClipguardError(f"{path}, key plan: seed {config.plan.seed}: the seed is each cell's, remove it")
+    labels = [choice.label for choice in config.defenses]
+    if taken := [label for label in labels if labels.count(label) > 1 or label == ORACLE]:
+        raise ClipguardError(f"{path}, key defenses: two rows would be {taken[0]!r}: give each a label")
+    for choice in config.defenses:
+        try:
+            defense_of(config, choice, f"options of {choice.label!r}")
+        except ClipguardError as error:
+            raise ClipguardError(f"{path}, key defenses: {error}") from error
+
+
+def _check_numbers(config: BenchConfig, path: Path) -> None:
+    if seedless := [attack.name for attack in config.attacks if attack.seeds == ()]:
+        raise ClipguardError(f"{path}, key attacks: {seedless[0]} has an empty list of seeds: name one")
+    seeds = (config.oracle_seed, *config.seeds, *(seed for one in config.attacks for seed in one.seeds or ()))
+    if any(not -(1 << 63) <= seed < 1 << 63 for seed in seeds):
+        raise ClipguardError(f"{path}: a seed is beyond 64 bits, which no table holds: give a smaller one")
+    rates = (*config.rates, *(attack.rate for attack in config.attacks if attack.rate is not None))
+    if wrong := [rate for rate in rates if not 0 < rate < 1]:
+        raise ClipguardError(f"{path}: rate {wrong[0]} is outside (0, 1): give a fraction such as 0.05")
+    if wrong := [guide.degrade for guide in config.guides if not 0 <= guide.degrade <= 1]:
+        raise ClipguardError(f"{path}, key guides: degrade {wrong[0]} is outside [0, 1]: give a share")
+
+
+def defense_of(config: BenchConfig, choice: DefenseChoice, where: str = "defence") -> Defense:
+    """Return the defence of a choice, its options read as a table where it is a dataclass.
+
+    Raises:
+        ClipguardError: no such defence, or it takes other options.
+    """
+    factory: Any = defense_factory(choice.name)
+    if not (isinstance(factory, type) and is_dataclass(factory)):
+        return foreign_defense(choice.name, choice.options)
+    plain: Callable[..., Any] = factory
+    planned = any(entry.name == "plan" for entry in fields(factory))
+    made = read_as(factory, choice.options, where, plain(plan=config.plan) if planned else None)
+    if not isinstance(made, Defense):
+        raise ClipguardError(f"{where}: {choice.name!r} has no method defend(case)")
+    return made
+
+
+def recipe_of(config: BenchConfig, net: NetChoice, attack: AttackEntry, where: str = "recipe") -> Recipe:
+    """Return how a net is trained on an attack's data: what the attack asks for goes first.
+
+    Raises:
+        ClipguardError: an unknown key.
+    """
+    recipe: Recipe = read_as(Recipe, net.victim | attack.victim, where, config.victim)
+    return recipe
+
+
+def cells(config: BenchConfig) -> Iterator[Cell]:
+    """Yield every combination once; those of one data set follow each other."""
+    for data, net, attack, guide in product(config.data, config.nets, config.attacks, config.guides):
+        rates = config.rates if attack.rate is None else (attack.rate,)
+        if attack.name == UNTOUCHED:
+            rates = rates[:1]
+        seeds = config.seeds if attack.seeds is None else attack.seeds
+        for seed, rate in product(seeds, rates):
+            yield Cell(
+                data=data,
+                # What it replaces stands in the cell itself: a cell is the same however it was asked for.
+                attack=AttackChoice(name=attack.name, options=attack.options),
+                rate=rate,
+                target=config.target,
+                guide=guide,
+                net=net,
+                recipe=recipe_of(config, net, attack),
+                seed=seed,
+            )
+
+
+def settings_of(cell: Cell) -> dict[str, Any]:
+    """Return all settings of a cell as plain values: what its name and its rows' keys are made of."""
+    told = asdict(cell)
+    if not cell.data.classes:
+        # A later key: cells that do not use it keep the names that they had.
+        del told["data"]["classes"]
+    return told
+
+
+def variants(config: BenchConfig) -> Iterator[tuple[Cell, str]]:
+    """Yield every cell with what tells it from those of the same data, attack, rate, guide, net and epochs.
+
+    That is the text of the settings in which they differ, but for the seed; nothing where there are none.
+    """
+    flat = [(cell, dict(_flat(settings_of(cell)))) for cell in cells(config)]
+    alike: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for _, told in flat:
+        alike[_shared(told)].append(told)
+    for cell, told in flat:
+        others = alike[_shared(told)]
+        differ = [key for key in told if key != ".seed" and any(one.get(key) != told[key] for one in others)]
+        yield cell, ", ".join(f"{key.rsplit('.', 1)[1]} {told[key]}" for key in differ)
+
+
+def _shared(told: dict[str, str]) -> str:
+    axes = ("data.name", "attack.name", ".rate", "guide.name", "guide.degrade", "net.name", "recipe.epochs")
+    return repr([told[axis] for axis in axes])
+
+
+def _flat(told: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in told.items():
+        if isinstance(value, dict):
+            yield from _flat(value, key)
+        else:
+            yield f"{prefix}.{key}", f"{value}"

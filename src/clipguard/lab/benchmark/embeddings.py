@@ -1,0 +1,115 @@
+"""Image embeddings kept by image content: cells share most of their images, and a guide's pass is slow.
+
+The last bits of an embedding depend on how many images share its chunk, not on which ones or in what order
+(measured; see `tests/test_benchmark_embeddings.py`). So every embedding here comes from a chunk of exactly
+`IMAGE_CHUNK` images, filled up with copies where there are fewer: an image's floats are then the same
+whatever was cached before, and the same that a pass without the cache gives in its full chunks.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from clipguard.clip.model import IMAGE_CHUNK, Clip
+from clipguard.errors import ClipguardError
+from clipguard.lab.benchmark.machine import machine
+from clipguard.runs.files import replacing
+from clipguard.types import Images
+
+SHARD: Final = 1024
+"""Images a file: what a killed pass loses at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class RememberingClip(Clip):
+    """A CLIP whose image embeddings are kept in `folder`, in a sub-folder for its weights and this machine.
+
+    `foresee` tells it which images are coming, so that the unknown ones are embedded in full chunks.
+    """
+
+    folder: Path = Path()
+    _known: dict[bytes, Float32[np.ndarray, "d"]] = field(default_factory=dict)
+    _coming: list[Images] = field(default_factory=list)
+    _costs: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds an image when nothing is remembered, from the passes that filled the memory."""
+        images = sum(count for count, _ in self._costs)
+        return sum(seconds for _, seconds in self._costs) / images if images else None
+
+    def foresee(self, images: Images) -> None:
+        """Say that embeddings of `images` are likely to be asked for; nothing is computed yet."""
+        self._coming[:] = [images]
+
+    def embed_crops(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:
+        """Return one embedding for each of what `crop` gave, from memory, from disk or computed now."""
+        keys = [_digest(image) for image in crops]
+        if not self._known:
+            self._read()
+        if any(key not in self._known for key in keys):
+            self._learn([self.crop(image) for images in self._coming for image in images])
+            self._coming.clear()
+            self._learn(list(crops))
+        return np.stack([self._known[key] for key in keys])
+
+    def _learn(self, crops: list[UInt8[np.ndarray, "_ _ 3"]]) -> None:
+        """Embed what is unknown among `crops` and keep it."""
+        new = {_digest(image): image for image in crops}
+        unknown = [(key, image) for key, image in new.items() if key not in self._known]
+        for start in range(0, len(unknown), SHARD):
+            part = unknown[start : start + SHARD]
+            pictures = [image for _, image in part]
+            copies = -len(pictures) % IMAGE_CHUNK
+            began = time.monotonic()
+            vectors = super().embed_crops(pictures + pictures[-1:] * copies)[: len(part)]
+            self._write([key for key, _ in part], vectors, time.monotonic() - began)
+
+    @property
+    def _home(self) -> Path:
+        """The folder of this model on this machine: elsewhere the floats may differ."""
+        text = "/".join((self.fingerprint, self.reading, machine()))
+        return self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _read(self) -> None:
+        for file in sorted(self._home.glob("*.npz")):
+            try:
+                with np.load(file, allow_pickle=False) as shard:
+                    self._known.update(zip(map(bytes, shard["keys"]), shard["vectors"], strict=True))
+                    self._costs.append((len(shard["keys"]), float(shard["seconds"])))
+            except (OSError, ValueError, KeyError) as error:
+                raise ClipguardError(f"{file} cannot be read ({error}): delete it and run again") from error
+
+    def _write(self, keys: list[bytes], vectors: Float32[np.ndarray, "n d"], seconds: float) -> None:
+        home = self._home
+        home.mkdir(parents=True, exist_ok=True)
+        # Named by its contents, so that two processes never write different shards to one name.
+        name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
+        with replacing(home / f"{name}.npz") as part, part.open("wb") as opened:
+            digests = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32)
+            np.savez(opened, keys=digests, vectors=vectors, seconds=seconds)
+        self._costs.append((len(keys), seconds))
+        self._known.update(zip(keys, vectors, strict=True))
+
+
+def _digest(image: UInt8[np.ndarray, "_ _ 3"]) -> bytes:
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+
+
+def remembering(clip: Clip, folder: Path) -> RememberingClip:
+    """Return the same model with a memory in `folder`."""
+    return RememberingClip(
+        name=clip.name,
+        weights=clip.weights,
+        network=clip.network,
+        preprocess=clip.preprocess,
+        tokenizer=clip.tokenizer,
+        settings=clip.settings,
+        folder=folder,
+    )

@@ -1,0 +1,73 @@
+"""What one model does on one test set, with every trigger of the cell."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipguard.compute.inference import classifier_logits
+from clipguard.lab.attacks import Attack, parts_of, triggered
+from clipguard.lab.evaluation import EvalResult, evaluate
+from clipguard.models.spec import Normalized
+from clipguard.types import Images, ImageSet
+
+PLANTED = 0.8
+"""Attack success from which on a backdoor counts as planted; below it, no defence is credited."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """The test images with one trigger on them, and where it is to send them."""
+
+    triggered: Images | None
+    aims: Int64[np.ndarray, "n"] | None
+
+
+def trials(attack: Attack, test: ImageSet) -> tuple[Trial, ...]:
+    """Return one trial a trigger: several where several attackers act together."""
+    k = len(test.class_names)
+    images = np.asarray(test.images)
+    return tuple(
+        Trial(triggered=triggered(part, images), aims=part.aim(test.labels, k)) for part in parts_of(attack)
+    )
+
+
+def judged(model: Normalized, test: ImageSet, tried: tuple[Trial, ...]) -> dict[str, Any]:
+    """Return the rates of a model, the worst over the triggers where there are several.
+
+    `attack_successes` holds the attack success of each trigger, `class_recalls` the clean accuracy of each
+    class (None for a class without a test image).
+    """
+    clean = classifier_logits(model, test.images)
+    results = []
+    for trial in tried:
+        attacked = None if trial.triggered is None else classifier_logits(model, trial.triggered)
+        results.append(evaluate(clean, attacked, test.labels, trial.aims))
+    hits = clean.argmax(1) == test.labels
+    classes = (hits[test.labels == label] for label in range(len(test.class_names)))
+    successes = [result.attack_success for result in results if result.attack_success is not None]
+    return {
+        **asdict(_worst(results)),
+        "attack_successes": successes,
+        "class_recalls": [float(of_class.mean()) if len(of_class) else None for of_class in classes],
+    }
+
+
+def _worst(results: list[EvalResult]) -> EvalResult:
+    def known(name: str) -> list[Any]:
+        return [value for value in (getattr(result, name) for result in results) if value is not None]
+
+    return EvalResult(
+        accuracy=results[0].accuracy,
+        target_recall=min(known("target_recall"), default=None),
+        attack_success=max(known("attack_success"), default=None),
+        recovery=min(known("recovery"), default=None),
+        n=results[0].n,
+        attack_n=min(known("attack_n"), default=None),
+    )
+
+
+def planted(successes: list[float]) -> bool | None:
+    """Return whether every backdoor took, from the undefended victim's attack successes; None without any."""
+    return min(successes) >= PLANTED if successes else None

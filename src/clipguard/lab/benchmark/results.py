@@ -1,0 +1,75 @@
+"""results.parquet: one row a cell and defence, nested figures as columns `outer_inner`. Needs no torch."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from clipguard.errors import ClipguardError
+from clipguard.runs.files import replacing
+
+Row = dict[str, Any]
+
+_TEXTS: Final = ("settings", "versions")
+"""Kept as JSON: what they hold differs from row to row."""
+
+_FIRST: Final = (
+    *("data", "attack", "rate", "target", "guide", "degrade", "net", "epochs", "variant"),
+    *("seed", "row", "defense", "error"),
+    *("planted", "accuracy", "attack_success", "recovery", "target_recall", "n", "attack_n"),
+    *("attack_successes", "class_recalls", "train_n", "poisoned", "cover", "guide_accuracy"),
+)
+"""Columns that are always there, in this order; the others follow as they come."""
+
+_LATER: Final = {"variant": "", "attack_n": None}
+"""Columns that older files lack, and what they would have held."""
+
+
+def write_results(rows: list[Row], path: Path) -> None:
+    """Write `path` (Parquet), all or nothing; what a row lacks is null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    flat = [dict(_flat(row)) for row in rows]
+    names = dict.fromkeys((*_FIRST, *(name for row in flat for name in row)))
+    columns = {name: pa.array([row.get(name) for row in flat]) for name in names}
+    with replacing(path) as part:
+        pq.write_table(pa.table(columns), part)
+
+
+def read_results(run: Path) -> list[Row]:
+    """Return the rows of a benchmark's results.parquet.
+
+    Raises:
+        ClipguardError: it is missing, or is no such file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = run / "results.parquet"
+    if not path.is_file():
+        raise ClipguardError(f"{run} has no results.parquet: give the folder that clipguard bench wrote")
+    try:
+        # A file of its own: a folder's name such as seed=0 would otherwise become a column.
+        with pq.ParquetFile(path) as file:
+            rows: list[Row] = file.read().to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        line = " ".join(str(error).split())
+        raise ClipguardError(f"{path} cannot be read ({line}): run clipguard bench again") from error
+    rows = [{**_LATER, **row} for row in rows]
+    if missing := [name for name in _FIRST if rows and name not in rows[0]]:
+        raise ClipguardError(f"{path} lacks the column {missing[0]!r}: it was not written by clipguard bench")
+    return rows
+
+
+def _flat(row: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in row.items():
+        if name in _TEXTS:
+            yield prefix + name, json.dumps(value, sort_keys=True)
+        elif isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}_")
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            yield prefix + name, value
+        else:
+            # Whole numbers where others are fractions would make a column of two types.
+            yield prefix + name, float(value) if prefix else value

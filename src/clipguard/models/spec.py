@@ -1,0 +1,361 @@
+"""Model registry: build by name, load and save without unpickling."""
+
+import copy
+import hashlib
+import importlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipguard.errors import ClipguardError, first_line
+from clipguard.models import weights
+from clipguard.runs import replacing
+from clipguard.safety.limits import Limits, parse_json
+from clipguard.seeds import Seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What is needed to build a classifier again, apart from its weights.
+
+    Attributes:
+        architecture: `preactresnet18[-WIDTH]`, `shallow[-WIDTH]`, a timm name, or `package.module:factory`
+            called as `factory(num_classes=k)` and returning an `nn.Module` from [n, 3, h, w] floats to [n, k]
+            logits.
+        num_classes: k.
+        input_size: height and width of the images the model takes, in pixels.
+        mean: per channel, subtracted from images scaled to [0, 1].
+        std: per channel, divided by after that.
+    """
+
+    architecture: str = "preactresnet18-16"
+    num_classes: int
+    input_size: tuple[int, int]
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+
+
+class PreActBlock(nn.Module):
+    """Pre-activation basic block (He et al. 2016, "Identity Mappings in Deep Residual Networks")."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        narrow = stride == 1 and inputs == outputs
+        self.shortcut: nn.Module | None = None if narrow else nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output; the projection shortcut reads the activated input."""
+        out: Tensor = F.relu(self.bn1(x))
+        # Strided by slicing: below 16 channels oneDNN's strided 1x1 backward corrupts memory (its #6035).
+        kept = x if self.shortcut is None else self.shortcut(out[:, :, :: self.stride, :: self.stride])
+        out = self.conv1(out)
+        out = self.conv2(F.relu(self.bn2(out)))
+        summed: Tensor = out.add_(kept)
+        return summed
+
+
+class PreActResNet18(nn.Module):
+    """PreActResNet-18 for small images; `width` channels in the first stage (64 in the literature)."""
+
+    def __init__(self, num_classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        stages = []
+        channels = width
+        for stage in range(4):
+            outputs = width * 2**stage
+            stages.append(PreActBlock(channels, outputs, 1 if stage == 0 else 2))
+            stages.append(PreActBlock(outputs, outputs, 1))
+            channels = outputs
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
+        """Return logits; global average pooling makes any input size fit."""
+        x = F.relu(self.norm(self.stages(self.stem(x))))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+class ShallowNet(nn.Module):
+    """Three convolutions and both poolings: learns a trigger, local or global, long before it learns objects.
+
+    The maximum keeps a 3x3 patch at full strength, where an average over the image would dilute it.
+    """
+
+    def __init__(self, num_classes: int, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in ((3, width, 1), (width, width, 2), (width, 2 * width, 2)):
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+            ]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(4 * width, num_classes)
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
+        """Return logits."""
+        x = self.features(x)
+        logits: Tensor = self.head(torch.cat((x.mean((2, 3)), x.amax((2, 3))), 1))
+        return logits
+
+
+class Normalized(nn.Module):
+    """A network behind its input normalisation, so that every classifier here takes uint8 images."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.network = network
+        # Not in the state dict: the weights file of a user's model stays exactly the user's.
+        self.register_buffer("mean", 255 * torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
+        """Return logits of 0..255 images."""
+        logits: Tensor = self.network(self.scaled(images))
+        return logits
+
+    def scaled(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+        """Return 0..255 images as the network takes them."""
+        x = (images.float() - self.mean) / self.std
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+_OWN: dict[str, Callable[[int, int], nn.Module]] = {"preactresnet18": PreActResNet18, "shallow": ShallowNet}
+_USUAL_WIDTH = {"preactresnet18": 64, "shallow": 32}
+
+LARGEST_SIDE = 4096
+LARGEST_WIDTH = 4096
+LONGEST_NAME = 200
+
+
+def _own(name: str) -> Callable[[int], nn.Module] | None:
+    stem, _, width = name.partition("-")
+    if stem not in _OWN or not (width or "64").isdecimal():
+        return None
+    channels = int(width or _USUAL_WIDTH[stem])
+    if channels < 1:
+        raise ClipguardError(f"model {name!r} would have no channels: give a width of at least 1")
+    if channels > LARGEST_WIDTH:
+        raise ClipguardError(f"model {name!r} is too wide: give a width of at most {LARGEST_WIDTH}")
+    return lambda num_classes: _OWN[stem](num_classes, channels)
+
+
+def _imported(name: str) -> Callable[[int], nn.Module]:
+    module_name, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (Exception, SystemExit) as error:  # A module may raise anything while it is imported.
+        raise ClipguardError(
+            f"model factory {name!r} cannot be imported: {first_line(error)} "
+            "(PYTHONPATH=. makes the working folder's own modules importable)"
+        ) from error
+    return lambda num_classes: factory(num_classes=num_classes)
+
+
+def _timm(name: str) -> Callable[[int], nn.Module]:
+    import timm
+
+    if not timm.is_model(name):
+        raise ClipguardError(
+            f"unknown model {name!r}: give preactresnet18[-WIDTH], shallow[-WIDTH], a timm name or "
+            "package.module:factory"
+        )
+    return lambda num_classes: timm.create_model(name, pretrained=False, num_classes=num_classes)
+
+
+def factory_of(name: str) -> Callable[[int], nn.Module]:
+    """Return what makes an untrained net of that architecture for a number of classes.
+
+    Raises:
+        ClipguardError: no such architecture, or its module cannot be imported.
+    """
+    return _own(name) or (_imported(name) if ":" in name else _timm(name))
+
+
+def build(spec: ModelSpec, seed: Seed) -> Normalized:
+    """Return a freshly initialised model, channels-last, in evaluation mode.
+
+    Raises:
+        ClipguardError: the architecture is unknown, or its factory fails or does not return an `nn.Module`.
+    """
+    name = spec.architecture
+    make = factory_of(name)
+    try:
+        with seed.torch_global():
+            network = make(spec.num_classes)
+    except (Exception, SystemExit) as error:  # So may a factory, when it is called.
+        raise ClipguardError(
+            f"model factory {name!r} cannot be called with num_classes={spec.num_classes}: "
+            f"{first_line(error)}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ClipguardError(f"model factory {name!r} returned {type(network).__name__}, not an nn.Module")
+    _check_state(network, name)
+    return Normalized(network, spec).to(memory_format=torch.channels_last).eval()
+
+
+def check_sound(model: Normalized, spec: ModelSpec) -> None:
+    """Return nothing when all weights are finite and two noise images get the logits that the spec promises.
+
+    Tried on a copy, in evaluation and, with a gradient, in training.
+
+    Raises:
+        ClipguardError: what the model does instead. It may be anybody's code.
+    """
+    name, (h, w) = spec.architecture, spec.input_size
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, h, w), dtype=np.uint8))
+    try:
+        _check_state(model.network, name)
+        if bad := [key for key, value in model.network.named_parameters() if not _finite(value)]:
+            raise ClipguardError(f"model {name!r} has NaN or Inf weights in {bad[0][:LONGEST_NAME]!r}")
+        tried = copy.deepcopy(model)
+        for training in (False, True):
+            with Seed(0).torch_global():
+                # Of the network itself, so that whatever it gives reaches the checks.
+                logits = tried.train(training).network(tried.scaled(noise.to(tried.mean.device)))
+                _check_logits(logits, spec)
+                logits.float().logsumexp(1).sum().backward()
+    except ClipguardError:
+        raise
+    except Exception as error:
+        raise ClipguardError(
+            f"model {name!r} fails on images of {h} x {w} pixels, as float32: {first_line(error)}"
+        ) from error
+
+
+def _check_state(network: nn.Module, name: str) -> None:
+    for key, value in network.state_dict().items():
+        # A lazy tensor has no shape yet: neither can be saved, or compared with a file.
+        if not isinstance(value, Tensor) or nn.parameter.is_lazy(value):
+            raise ClipguardError(f"model {name!r} has a state {key[:LONGEST_NAME]!r} that is no plain tensor")
+
+
+def _finite(value: Tensor) -> bool:
+    return bool(value.isfinite().all())
+
+
+def _check_logits(logits: object, spec: ModelSpec) -> None:
+    name, wanted = spec.architecture, [2, spec.num_classes]
+    shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or shape != wanted or not logits.is_floating_point():
+        raise ClipguardError(f"model {name!r} gives {shape} for two images, not logits of {wanted}")
+    if not _finite(logits):
+        raise ClipguardError(f"model {name!r} gives NaN or Inf logits: its weights are no classifier's")
+
+
+def save(model: Normalized, spec: ModelSpec, path: Path) -> None:
+    """Write `path` (safetensors) with the spec in its header, all or nothing."""
+    # Copies, since safetensors refuses tensors that share memory, as tied weights do.
+    state = {
+        name: value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in model.network.state_dict().items()
+    }
+    # One entry only: safetensors writes several in random order, and equal models are to be equal files.
+    content = safetensors_bytes(state, metadata={"clipguard": json.dumps(asdict(spec))})
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
+def read_spec(path: Path) -> ModelSpec | None:
+    """Return the spec that clipguard wrote into the weights file's header, or None for a foreign file.
+
+    Raises:
+        ClipguardError: the file is missing or no safetensors, its header is damaged or names code to run.
+    """
+    text = weights.metadata(path).get("clipguard")
+    if text is None:
+        return None
+    try:
+        spec = _spec_of(parse_json(text, Limits()))
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise ClipguardError(f"model {path} has a damaged clipguard header: {error}") from error
+    if ":" in spec.architecture:
+        # A weights file from a stranger must not choose which code is imported and called.
+        raise ClipguardError(
+            f"model {path} wants the code {spec.architecture!r} to run: if you trust it, give --architecture"
+        )
+    return spec
+
+
+def _spec_of(fields: Any) -> ModelSpec:
+    height, width = map(int, fields["input_size"])
+    red, green, blue = map(float, fields["mean"])
+    red_std, green_std, blue_std = map(float, fields["std"])
+    numbers = (red, green, blue, red_std, green_std, blue_std)
+    if not (all(map(math.isfinite, numbers)) and min(numbers[3:]) > 0):
+        raise ValueError("mean and std must be finite, std above 0")
+    if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
+        raise ValueError(f"input_size {height} x {width} is not in 1 to {LARGEST_SIDE}")
+    if not 0 < int(fields["num_classes"]) <= Limits().classes:
+        raise ValueError(f"num_classes is not in 1 to {Limits().classes}")
+    if len(str(fields["architecture"])) > LONGEST_NAME:
+        raise ValueError(f"architecture has more than {LONGEST_NAME} characters")
+    return ModelSpec(
+        architecture=str(fields["architecture"]),
+        num_classes=int(fields["num_classes"]),
+        input_size=(height, width),
+        mean=(red, green, blue),
+        std=(red_std, green_std, blue_std),
+    )
+
+
+def load(path: Path, spec: ModelSpec) -> Normalized:
+    """Return the model of `spec` with the weights of `path`.
+
+    Raises:
+        ClipguardError: unreadable file, other names or shapes than the architecture's, or NaN or Inf weights.
+    """
+    claimed = weights.shapes(path)
+    own = _own(spec.architecture)
+    if own is not None:
+        # Without memory of its own: a header of some bytes could otherwise ask for any amount of it.
+        with torch.device("meta"):
+            _check_fit(own(spec.num_classes), claimed, path, spec)
+    model = build(spec, Seed(0))
+    _check_fit(model.network, claimed, path, spec)
+    model.network.load_state_dict(weights.state(path))
+    return model
+
+
+def _check_fit(network: nn.Module, claimed: dict[str, tuple[int, ...]], path: Path, spec: ModelSpec) -> None:
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    wrong = sorted(wanted.keys() ^ claimed.keys()) + sorted(
+        name for name in wanted.keys() & claimed.keys() if wanted[name] != claimed[name]
+    )
+    if wrong:
+        raise ClipguardError(
+            f"model {path} does not fit {spec.architecture} with {spec.num_classes} classes: "
+            f"{len(wrong)} tensors missing, unknown or of another shape, first {wrong[0][:LONGEST_NAME]!r}"
+        )
+
+
+def weights_digest(model: Normalized) -> str:
+    """Return the sha256 of a network's weights and their names, whatever order they come in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.network.state_dict().items()):
+        digest.update(name.encode())
+        # As bytes, since numpy does not know all of torch's types.
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

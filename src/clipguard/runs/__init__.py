@@ -1,0 +1,45 @@
+"""Run folders: values <-> disk, and a cache of finished stages. Knows nothing of the truth."""
+
+from clipguard.runs.files import (
+    read_array,
+    read_image_set,
+    read_json,
+    read_table,
+    read_triggers,
+    replacing,
+    write_array,
+    write_image_set,
+    write_json,
+    write_pieces,
+    write_table,
+    write_text,
+    write_triggers,
+)
+from clipguard.runs.run_folder import RunFolder, SourceInfo, Stage, resume_folder
+from clipguard.runs.seal import SEAL, described
+from clipguard.runs.verify import Checked, compared, verify_run
+
+__all__ = [
+    "SEAL",
+    "Checked",
+    "RunFolder",
+    "SourceInfo",
+    "Stage",
+    "compared",
+    "described",
+    "read_array",
+    "read_image_set",
+    "read_json",
+    "read_table",
+    "read_triggers",
+    "replacing",
+    "resume_folder",
+    "verify_run",
+    "write_array",
+    "write_image_set",
+    "write_json",
+    "write_pieces",
+    "write_table",
+    "write_text",
+    "write_triggers",
+]
