@@ -26,16 +26,16 @@ from matplotlib import pyplot as plt
 
 from clipguard.data import ImageSource
 from clipguard.data.decode import thumbnail
-from clipguard.detection.early_model import SUSPECTS, suspect_scores
-from clipguard.detection.entropy_map import SplitRule, entropy_map, split
+from clipguard.detection.early_model import EARLY_MODELS, early_model_scores
+from clipguard.detection.entropy_map import EntropyMapConfig, entropy_map, split
 from clipguard.detection.trigger_detector import trigger_scores
-from clipguard.lab.benchmark.cells import Work
+from clipguard.lab.benchmark.cells import CellRunner
 from clipguard.lab.benchmark.judging import judged
 from clipguard.lab.benchmark.machine import commit, machine
 from clipguard.lab.evaluation import detection
-from clipguard.mitigation.unlearning import REFERENCE, Cure, stamped_copies, unlearn
-from clipguard.pipeline import Plan, scan
-from clipguard.pipeline.repairing import shared_triggers
+from clipguard.mitigation.unlearning import REFERENCE, UnlearningConfig, trigger_augmented, unlearn
+from clipguard.pipeline import DefenseConfig, scan
+from clipguard.pipeline.repairing import inverted_triggers
 from clipguard.pipeline.scanning import LARGEST_THUMBNAIL
 from clipguard.runs import RunFolder, SourceInfo
 from clipguard.seeds import Seed
@@ -44,8 +44,8 @@ from works import RESULTS, works
 
 FOLDER = RESULTS / "ablation"
 PASSES = 3
-MODELS = {name: model for name, model in SUSPECTS.items() if name != "reference"} | {
-    "width-64": replace(SUSPECTS["reference"], runs=1)
+MODELS = {name: model for name, model in EARLY_MODELS.items() if name != "reference"} | {
+    "width-64": replace(EARLY_MODELS["reference"], runs=1)
 }
 Row = dict[str, Any]
 
@@ -86,15 +86,15 @@ def detectors() -> None:
             row(name, work.cell.seed, partial(detected, work))
 
 
-def detected(work: Work) -> Row:
+def detected(work: CellRunner) -> Row:
     """Return how many poisons and innocent samples each detector flags in one cell, and in what time."""
     data, truth = work.poisoned
     seed, seen = Seed(work.cell.seed), thumbnails(data)
     embeddings = work.guide.clip.embed_images(np.asarray(data.images))
     guide = work.guide.logits(embeddings, data.class_names)
-    scores = suspect_scores(seen, guide, Plan().suspect, seed.child("suspect"))
-    first = split(entropy_map(guide, scores, data.labels), data.labels, data.class_names, SplitRule())
-    usual, nobody = Plan().detector, np.zeros(len(data), dtype=bool)
+    scores = early_model_scores(seen, guide, DefenseConfig().suspect, seed.child("suspect"))
+    first = split(entropy_map(guide, scores, data.labels), data.labels, data.class_names, EntropyMapConfig())
+    usual, nobody = DefenseConfig().detector, np.zeros(len(data), dtype=bool)
     recipe = replace(usual.probe.recipe, batch_size=64, lr=0.1)
     ways = {
         "default": (usual, embeddings),
@@ -120,21 +120,21 @@ def detected(work: Work) -> Row:
     return found
 
 
-def separation(work: Work, name: str) -> Row:
+def separation(work: CellRunner, name: str) -> Row:
     """Return how well one suspicious model separates one attack's poison, and in what time."""
     data, truth = work.poisoned
     guide = work.guide.logits(work.guide.clip.embed_images(np.asarray(data.images)), data.class_names)
     seen = thumbnails(data)
     began = time.monotonic()
-    scores = suspect_scores(seen, guide, MODELS[name], Seed(work.cell.seed).child("ablation"))
+    scores = early_model_scores(seen, guide, MODELS[name], Seed(work.cell.seed).child("ablation"))
     seconds = time.monotonic() - began
     entropy = entropy_map(guide, scores, data.labels)
-    first = split(entropy, data.labels, data.class_names, SplitRule())
+    first = split(entropy, data.labels, data.class_names, EntropyMapConfig())
     found = detection(entropy, first, data, truth)
     return {**found, "seconds": round(seconds, 1), "attack": work.cell.attack.name}
 
 
-def scanned(work: Work) -> Any:
+def scanned(work: CellRunner) -> Any:
     """Return the scan of a cell."""
     data, _ = work.poisoned
     source = ImageSource.open((data.images, data.labels), classes=data.class_names)
@@ -146,23 +146,23 @@ def scanned(work: Work) -> Any:
         class_names=source.class_names,
     )
     run = RunFolder.open(work.lab.cache / "runs" / work.name, info, {}, work.cell.seed)
-    return scan(source, work.guide, run, Plan(seed=work.cell.seed))
+    return scan(source, work.guide, run, DefenseConfig(seed=work.cell.seed))
 
 
 def losses() -> None:
-    """Cure the development victim of BadNets in each way and write its rates after every pass."""
+    """UnlearningConfig the development victim of BadNets in each way and write its rates after every pass."""
     work = works("development")[0]
     (data, _), test, model, found = work.poisoned, work.sets[1], work.victim[0], scanned(work)
-    rates = partial(judged, test=test, tried=work.trials)
-    triggers = shared_triggers(found, Plan(seed=work.cell.seed))
+    rates = partial(judged, test=test, tried=work.triggered_tests)
+    triggers = inverted_triggers(found, DefenseConfig(seed=work.cell.seed))
     bare = replace(found.guide, scale=1.0)
-    first = split(found.entropy, data.labels, data.class_names, SplitRule())
+    first = split(found.entropy, data.labels, data.class_names, EntropyMapConfig())
     bare_map = entropy_map(bare, suspect_of(found), data.labels)
-    bare_first = split(bare_map, data.labels, data.class_names, SplitRule())
-    ours = replace(Cure(), recipe=replace(Cure().recipe, epochs=PASSES))
+    bare_first = split(bare_map, data.labels, data.class_names, EntropyMapConfig())
+    ours = replace(UnlearningConfig(), recipe=replace(UnlearningConfig().recipe, epochs=PASSES))
     reference = REFERENCE
     guided = replace(ours, guide=0.1, temperature=1.0)
-    ways: dict[str, tuple[Cure, Split, Scores]] = {
+    ways: dict[str, tuple[UnlearningConfig, Split, Scores]] = {
         "ours": (ours, found.split, found.guide),
         "ours, no copies": (replace(ours, stamp=0.0), found.split, found.guide),
         "ours, guidance term": (guided, found.split, found.guide),
@@ -173,12 +173,12 @@ def losses() -> None:
     }
     for name, (cure, part, guide) in ways.items():
 
-        def compute(cure: Cure = cure, part: Split = part, guide: Scores = guide) -> Row:
+        def compute(cure: UnlearningConfig = cure, part: Split = part, guide: Scores = guide) -> Row:
             cured, curve = copy.deepcopy(model), [rates(model)]
             seed = Seed(work.cell.seed).child("ablation")
             lesson = data, part, guide
             if triggers and cure.stamp > 0:
-                lesson = stamped_copies(*lesson, triggers, cure, seed.child("copies"))
+                lesson = trigger_augmented(*lesson, triggers, cure, seed.child("copies"))
             history = unlearn(cured, *lesson, cure, seed, on_epoch=lambda _: curve.append(rates(cured)))
             sizes = [
                 a + b for a, b in zip(history.columns["clean"], history.columns["triggered"], strict=True)
@@ -215,7 +215,7 @@ def picture() -> None:
     axes[0].legend(fontsize=7)
     for axis in axes:
         axis.grid(alpha=0.3)
-    figure.suptitle("Cure of BadNets (5 %), development rows, one seed")
+    figure.suptitle("UnlearningConfig of BadNets (5 %), development rows, one seed")
     figure.tight_layout()
     figure.savefig(RESULTS / "losses.png", dpi=130)
 

@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from clipguard.lab.attacks import ATTACKS
-from clipguard.lab.benchmark.cells import Work
+from clipguard.lab.benchmark.cells import CellRunner
 from clipguard.lab.benchmark.config import AttackChoice
 from clipguard.types import Images
 from works import works
@@ -54,7 +54,7 @@ def main() -> None:
     blocks = {}
     for name in sys.argv[1:] or ATTACKS:
         cell = replace(first.cell, attack=AttackChoice(name=name))
-        work = there.get(name) or Work(cell, first.lab, first.oracle_seed)
+        work = there.get(name) or CellRunner(cell, first.lab, first.reference_seed)
         if (triggered := work.attack.trigger(clean)) is not None:
             blocks[name] = block(clean, triggered)
     lines = math.ceil(len(blocks) / COLUMNS)

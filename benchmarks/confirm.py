@@ -26,20 +26,20 @@ from typing import Any
 import numpy as np
 
 from clipguard.data import ImageSource
-from clipguard.detection.label_flow import NO_SAY, surplus
-from clipguard.lab.benchmark.cells import Work
+from clipguard.detection.label_flow import NO_LOG_PROB, label_flow_z
+from clipguard.lab.benchmark.cells import CellRunner
 from clipguard.lab.benchmark.machine import commit, machine
 from clipguard.lab.benchmark.rows import Task, key_of, tasks_of
 from clipguard.lab.evaluation import detection
 from clipguard.lab.ground_truth import PoisonTruth
-from clipguard.pipeline import Plan, Scan
+from clipguard.pipeline import DefenseConfig, Scan
 from clipguard.pipeline.defender import Defender
 from clipguard.runs import read_array, read_json, write_json
 from works import RESULTS, config_of, works
 
-RULE = re.compile(r"noise=LabelNoise\([^)]*\)")
-FIRST = "noise=LabelNoise(folds=5, implausible=3.0, surplus=4.0, outlier=2.5)"
-ACTIVATIONS = re.compile(r", activations=Activations\([^)]*\)")
+RULE = re.compile(r"noise=LabelFlowConfig\([^)]*\)")
+FIRST = "noise=LabelFlowConfig(folds=5, implausible=3.0, label_flow_z=4.0, outlier=2.5)"
+ACTIVATIONS = re.compile(r", activations=FeatureSeparationConfig\([^)]*\)")
 LATER = re.compile(ACTIVATIONS.pattern + r"|, (?:looks|sure|mislabelled|relabel)=[\d.]+")
 COMMAND = "python benchmarks/confirm.py"
 BUILT_ON_A_SCAN = ("clipguard", "retrain", "finetune")
@@ -60,30 +60,33 @@ def confirm(name: str, pattern: str) -> None:
                 row, again = read_json(file), {"command": f"{COMMAND} {name}", **provenance()}
                 renew(work, file, task, {**row.get("confirmed", {}), "renewed": again})
         stale = [pair for pair in pairs if differs_by_rule(work, *pair)]
-        found = scanned(work, Plan(seed=work.cell.seed)) if stale else None
+        found = scanned(work, DefenseConfig(seed=work.cell.seed)) if stale else None
         for file, task in stale:
             told = compared(read_json(file), found, work.poisoned[1])
             print(f"{work.name}, {file.stem}: {told}", flush=True)
-            if not any(told[name] for name in ("planted_labels", "planted_labels_then", "doubted_labels")):
+            if not any(told[name] for name in ("label_only_poison", "planted_labels_then", "doubted_labels")):
                 renew(work, file, task, {"command": f"{COMMAND} {name} {pattern}", **provenance(), **told})
 
 
-def renew(work: Work, file: Path, task: Task, confirmed: dict[str, Any]) -> None:
+def renew(work: CellRunner, file: Path, task: Task, confirmed: dict[str, Any]) -> None:
     """Give a row the present key and settings, and write down why."""
     row = read_json(file)
     renewed = {"key": key_of(work.cell, task), "confirmed": confirmed}
     write_json(file, {**row, **renewed, "settings": {**row["settings"], "row": task.settings}})
 
 
-def confirmed_before(work: Work, file: Path, task: Task) -> bool:
+def confirmed_before(work: CellRunner, file: Path, task: Task) -> bool:
     """Return whether a row lacks the present key only for what follows a flagged label, and has none."""
     row = read_json(file)
     then, now = row["settings"]["row"]["with"], task.settings["with"]
-    nothing = [row.get("confirmed", {}).get(name) for name in ("planted_labels", "doubted_labels")] == [0, 0]
+    nothing = [row.get("confirmed", {}).get(name) for name in ("label_only_poison", "doubted_labels")] == [
+        0,
+        0,
+    ]
     return nothing and row["key"] != key_of(work.cell, task) and LATER.sub("", then) == LATER.sub("", now)
 
 
-def asks_no_victim(work: Work, file: Path, task: Task) -> bool:
+def asks_no_victim(work: CellRunner, file: Path, task: Task) -> bool:
     """Return whether nothing but the rule for a victim's activations tells a row from one that asks none."""
     row = read_json(file)
     then, now = row["settings"]["row"]["with"], task.settings["with"]
@@ -91,7 +94,7 @@ def asks_no_victim(work: Work, file: Path, task: Task) -> bool:
     return task.label == "retrain" and alike and row["key"] != key_of(work.cell, task)
 
 
-def differs_by_rule(work: Work, file: Path, task: Task) -> bool:
+def differs_by_rule(work: CellRunner, file: Path, task: Task) -> bool:
     """Return whether nothing but the rule for planted labels tells a row's settings from the present ones."""
     row = read_json(file)
     then, now = row["settings"]["row"]["with"], task.settings["with"]
@@ -114,7 +117,7 @@ def compared(row: dict[str, Any], found: Scan, truth: PoisonTruth) -> dict[str, 
         then = by_the_first_rule(found.entropy.guide_nll, odds, found.data.labels, unexplained)
     figures = detection(found.entropy, found.split, found.data, truth)
     return {
-        "planted_labels": int(found.mislabelled.sum()),
+        "label_only_poison": int(found.mislabelled.sum()),
         "planted_labels_then": int(then.sum()),
         "doubted_labels": int((~found.split.admissible & ~found.split.triggered).sum()),
         "detection_same_to_the_last_digit": row["detection"].items() <= figures.items()
@@ -128,13 +131,13 @@ def by_the_first_rule(
 ) -> np.ndarray:
     """Return the labels that were called planted when a class was judged by all its implausible ones."""
     own, said = odds[np.arange(len(labels)), labels], odds.argmax(1)
-    implausible = unexplained & (own > NO_SAY) & (said != labels) & (np.minimum(guide_nll, -own) > 3)
-    excess = surplus(implausible, odds, labels, unexplained)
+    implausible = unexplained & (own > NO_LOG_PROB) & (said != labels) & (np.minimum(guide_nll, -own) > 3)
+    excess = label_flow_z(implausible, odds, labels, unexplained)
     usual = max(1.0, 1.4826 * float(np.median(np.abs(excess - np.median(excess)))))
     return implausible & ((excess > 4) & (excess - np.median(excess) > 2.5 * usual))[labels]
 
 
-def scanned(work: Work, plan: Plan) -> Scan:
+def scanned(work: CellRunner, plan: DefenseConfig) -> Scan:
     """Return what the present settings find in the cell's data."""
     data = work.poisoned[0]
     source = ImageSource.open((data.images, data.labels), classes=data.class_names)

@@ -21,19 +21,19 @@ from matplotlib import pyplot as plt
 from clipguard.data import ImageSource
 from clipguard.lab.benchmark.judging import judged
 from clipguard.lab.benchmark.machine import commit, machine
-from clipguard.mitigation.unlearning import Cure, stamped_copies, unlearn
-from clipguard.pipeline import Plan, learnable, scan, shared_triggers
+from clipguard.mitigation.unlearning import UnlearningConfig, trigger_augmented, unlearn
+from clipguard.pipeline import DefenseConfig, inverted_triggers, learnable, scan
 from clipguard.runs import RunFolder, SourceInfo
 from clipguard.seeds import Seed
 from works import RESULTS, works
 
 FILE = RESULTS / "imagenette" / "frontier.json"
 WEIGHTS = (1.0, 0.5, 0.3, 0.1)
-RATES = ("accuracy", "attack_success", "target_recall", "recovery")
+RATES = ("accuracy", "attack_success", "target_recall", "robust_accuracy")
 
 
 def frontier() -> None:
-    """Cure the victim with each weight and note its rates after every pass; what is there stays."""
+    """UnlearningConfig the victim with each weight and note its rates after every pass; what is there stays."""
     done: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"curves": {}}
     work = works("imagenette")[0]
     (data, _), model = work.poisoned, work.victim[0]
@@ -45,21 +45,21 @@ def frontier() -> None:
         n=len(source),
         class_names=source.class_names,
     )
-    plan = Plan(seed=work.cell.seed)
+    plan = DefenseConfig(seed=work.cell.seed)
     run = RunFolder.open(work.lab.cache / "runs" / work.name, info, {}, plan.seed)
     found = scan(source, work.guide, run, plan, model_size=data.images.shape[1:3])
-    triggers, lesson = shared_triggers(found, plan), learnable(found)
-    rates = partial(judged, test=work.sets[1], tried=work.trials)
+    triggers, lesson = inverted_triggers(found, plan), learnable(found)
+    rates = partial(judged, test=work.sets[1], tried=work.triggered_tests)
     for weight in WEIGHTS:
         if str(weight) in done["curves"]:
             continue
-        cure, seed = Cure(unlearn=weight), Seed(plan.seed).child("cure")
+        cure, seed = UnlearningConfig(unlearn=weight), Seed(plan.seed).child("cure")
         cured, curve = copy.deepcopy(model), [rates(model)]
-        longer = stamped_copies(*lesson, triggers, cure, seed.child("copies"))
+        longer = trigger_augmented(*lesson, triggers, cure, seed.child("copies"))
         unlearn(cured, *longer, cure, seed, on_epoch=lambda _, cured=cured, c=curve: c.append(rates(cured)))
         done["curves"][str(weight)] = [{name: point[name] for name in RATES} for point in curve]
         about = {"command": "python benchmarks/frontier.py", "commit": commit(), "machine": machine()}
-        done |= about | {"seed": plan.seed, "cure": asdict(Cure())}
+        done |= about | {"seed": plan.seed, "cure": asdict(UnlearningConfig())}
         FILE.write_text(json.dumps(done, indent=1) + "\n")
         print(weight, done["curves"][str(weight)][-1], flush=True)
 

@@ -25,7 +25,7 @@ def main() -> None:
     marked = poisoned[:: max(1, len(poisoned) // SHOWN)]
     drawn = entropy_map(
         samples["guide_rank"],
-        samples["suspect_rank"],
+        samples["early_rank"],
         samples["is_clean"],
         samples["is_triggered"],
         marked=marked,

@@ -1,6 +1,6 @@
 """How often labels planted into one class are found, and how often none are there and some are called so.
 
-    python benchmarks/planted_labels.py        development rows -> results/ablation/planted-labels.json
+    python benchmarks/label_only_poison.py        development rows -> results/ablation/planted-labels.json
 
 Training rows 40,000-49,999 of CIFAR-10. Random flips to each class, the same of images that share something
 to be seen (the highest along a random smooth pattern) or are of one other class, symmetric noise, smaller
@@ -17,7 +17,12 @@ from scipy.special import log_softmax
 
 from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
-from clipguard.detection.label_flow import LabelNoise, looked_again, planted_labels, probe_log_odds
+from clipguard.detection.label_flow import (
+    LabelFlowConfig,
+    class_log_probs,
+    label_only_poison,
+    refitted_label_flow,
+)
 from clipguard.lab.benchmark.config import GuideChoice
 from clipguard.lab.benchmark.guides import guide_of
 from clipguard.lab.benchmark.machine import commit, machine
@@ -27,7 +32,7 @@ from works import CACHE, HERE, RESULTS, SHARED
 
 FILE = RESULTS / "ablation" / "planted-labels.json"
 DRAWS = 2
-NOISE = LabelNoise()
+NOISE = LabelFlowConfig()
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,12 @@ def judged(draw: Draw, embeddings: np.ndarray, beliefs: np.ndarray) -> dict[str,
     """Return which classes are called fed, and how many of the flagged labels are planted."""
     everyone, embeddings, labels = np.ones(len(draw.rows), bool), embeddings[draw.rows], draw.labels
     k, disbelief = beliefs.shape[1], -beliefs[draw.rows, labels]
-    odds = probe_log_odds(embeddings, labels, k, ~everyone, NOISE, Seed(0))
-    found = planted_labels(disbelief, odds, labels, everyone, NOISE)
+    odds = class_log_probs(embeddings, labels, k, ~everyone, NOISE, Seed(0))
+    found = label_only_poison(disbelief, odds, labels, everyone, NOISE)
     if found.planted.any():
-        found = looked_again(embeddings, disbelief, labels, k, everyone, ~everyone, found, NOISE, Seed(0))
+        found = refitted_label_flow(
+            embeddings, disbelief, labels, k, everyone, ~everyone, found, NOISE, Seed(0)
+        )
     flagged, doubted, _ = found
     return {
         "target": draw.target,
@@ -112,7 +119,7 @@ def main() -> None:
     embeddings = guide.clip.embed_images(list(data.images))
     told = guide.logits(embeddings, data.class_names)
     beliefs = log_softmax(told.scale * told.logits.astype(np.float64), axis=1)
-    about = {"rule": asdict(NOISE), "command": "python benchmarks/planted_labels.py", "machine": machine()}
+    about = {"rule": asdict(NOISE), "command": "python benchmarks/label_only_poison.py", "machine": machine()}
     there = json.loads(FILE.read_text()) if FILE.exists() else {}
     done = there["draws"] if there.get("rule") == about["rule"] else {}
     for draw in draws(data):

@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
-from clipguard.compute.classifiers import Schooling, trained
+from clipguard.compute.classifiers import ClassifierConfig, trained
 from clipguard.compute.inference import classifier_logits
 from clipguard.data import ImageSource
-from clipguard.detection.feature_separation import Activations
+from clipguard.detection.feature_separation import FeatureSeparationConfig
 from clipguard.lab.benchmark.machine import commit, machine
 from clipguard.models.spec import load
-from clipguard.pipeline import Plan, cure
+from clipguard.pipeline import DefenseConfig, cure
 from clipguard.pipeline.defender import Defender
 from clipguard.runs import read_table
 from clipguard.seeds import Seed
@@ -39,8 +39,8 @@ FILE = RESULTS / "ablation" / "stand-ins.json"
 WORK = works("development")[0]
 SEED = WORK.cell.seed
 TARGET = 0
-USUAL = Plan(seed=SEED, activations=Activations(looks=0))
-JUDGED = replace(USUAL, activations=Activations())
+USUAL = DefenseConfig(seed=SEED, activations=FeatureSeparationConfig(looks=0))
+JUDGED = replace(USUAL, activations=FeatureSeparationConfig())
 NO_LOOK = replace(USUAL.noise, looks=0)
 AT_FIVE = replace(USUAL.noise, sure=5.0)
 UNLEARNT = replace(USUAL.cure, mislabelled=1.0, relabel=0.0)
@@ -50,7 +50,7 @@ UNLEARNT = replace(USUAL.cure, mislabelled=1.0, relabel=0.0)
 class Way:
     """A plan, the seed of the cure alone, and whether a fed class counts for its honest labels only."""
 
-    plan: Plan
+    plan: DefenseConfig
     seed: int = SEED
     honest: bool = False
 
@@ -115,12 +115,12 @@ def component(clean: ImageSet) -> StandIn:
 
 def victim(data: ImageSet):
     """Return the model trained on `data` by the common recipe."""
-    school = Schooling(spec=WORK.case().spec, recipe=WORK.cell.recipe, seed=Seed(SEED).child("victim"))
+    school = ClassifierConfig(spec=WORK.case().spec, recipe=WORK.cell.recipe, seed=Seed(SEED).child("victim"))
     return trained(data, school, CACHE)[0]
 
 
 def rates(model, stand_in: StandIn) -> dict[str, float]:
-    """Return CA, target recall, and attack success and recovery of each trigger, in per cent."""
+    """Return CA, target recall, and attack success and robust_accuracy of each trigger, in per cent."""
     test = WORK.sets[1]
     said, others = classifier_logits(model, test.images).argmax(1), test.labels != TARGET
     out = {
@@ -130,7 +130,7 @@ def rates(model, stand_in: StandIn) -> dict[str, float]:
     for name, put in stand_in.triggers.items():
         answer = classifier_logits(model, put(np.asarray(test.images)[others])).argmax(1)
         out[f"attack_success {name}".strip()] = float(np.mean(answer == TARGET))
-        out[f"recovery {name}".strip()] = float(np.mean(answer == test.labels[others]))
+        out[f"robust_accuracy {name}".strip()] = float(np.mean(answer == test.labels[others]))
     return {name: round(100 * value, 2) for name, value in out.items()}
 
 

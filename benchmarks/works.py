@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clipguard.cli.bench import cache_folder
-from clipguard.lab.benchmark.cells import Lab, Work
+from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner
 from clipguard.lab.benchmark.config import BenchConfig, cells, read_config
 
 HERE = Path(__file__).resolve().parent
@@ -17,8 +17,8 @@ def config_of(name: str) -> BenchConfig:
     return read_config(HERE / f"{name}.toml")
 
 
-def works(name: str) -> list[Work]:
+def works(name: str) -> list[CellRunner]:
     """Return the cells of `NAME.toml`; victims and helper nets are those of `clipguard bench`."""
     config = config_of(name)
-    lab = Lab(run=RESULTS / name, cache=CACHE, data=SHARED, beside=HERE)
-    return [Work(cell, lab, config.oracle_seed) for cell in cells(config)]
+    lab = BenchmarkPaths(run=RESULTS / name, cache=CACHE, data=SHARED, beside=HERE)
+    return [CellRunner(cell, lab, config.reference_seed) for cell in cells(config)]

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipguard.detection.feature_separation import WIDEST, Activations, judged_again
+from clipguard.detection.feature_separation import WIDEST, FeatureSeparationConfig, separated_by_features
 from clipguard.seeds import Seed
 from clipguard.types import Split
 
-N, PLANTED = 600, 200
+N, FEATURES_FILE = 600, 200
 LABELS = np.repeat([0, 1], N // 2)
-BAD = np.arange(N) < PLANTED
+BAD = np.arange(N) < FEATURES_FILE
 """Two thirds of the first class are planted; the second is open."""
 
 
@@ -43,7 +43,9 @@ def told(flagged=0.3, trusted=0.3, wrong=0.1, seed=1):
 
 
 def judge(split, seen, **settings):
-    return judged_again(split, LABELS, lambda rows: seen[rows], Activations(**settings), Seed(0))
+    return separated_by_features(
+        split, LABELS, lambda rows: seen[rows], FeatureSeparationConfig(**settings), Seed(0)
+    )
 
 
 @pytest.mark.parametrize("apart", [4.0, 6.0])

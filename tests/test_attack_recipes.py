@@ -1,4 +1,4 @@
-"""Recipes of WaNet, BPP, CTRL and Adap-*: what decoys carry, and what training and test images do."""
+"""Recipes of WaNet, BPP, CTRL and Adap-*: what cover_images carry, and what training and test images do."""
 
 import numpy as np
 import pytest
@@ -37,10 +37,10 @@ def test_decoys_of_wanet_are_warped_by_the_field_and_noise_of_their_own():
     data = grey_set()
     one = image_set(np.repeat(data.images[:1], N, axis=0), data.labels, data.class_names)
     changed, truth = WaNet().poison(one, Seed(0))
-    poison, decoys = changed.images[truth.poisoned], changed.images[truth.cover]
+    poison, cover_images = changed.images[truth.poisoned], changed.images[truth.cover]
     assert (poison == poison[0]).all()
-    assert len(np.unique(decoys.reshape(len(decoys), -1), axis=0)) == len(decoys)
-    assert (decoys != poison[0]).any((1, 2, 3)).all()
+    assert len(np.unique(cover_images.reshape(len(cover_images), -1), axis=0)) == len(cover_images)
+    assert (cover_images != poison[0]).any((1, 2, 3)).all()
 
 
 def test_decoys_of_wanet_differ_with_the_seed_but_its_poison_does_not():

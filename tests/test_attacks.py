@@ -9,15 +9,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import ATTACKS, NeedsHelper, attack_named
+from clipguard.lab.attacks import ATTACKS, NeedsFitting, attack_named
 from clipguard.lab.attacks.images import SIG, BadNets, Blended
-from clipguard.lab.attacks.protocol import aimed, choose, choose_both
+from clipguard.lab.attacks.protocol import choose, choose_both, mapped_labels
 from clipguard.seeds import Seed
 from clipguard.types import image_set
 from reference import images as oracle
 
 CLASSES = 4
-READY = [name for name in ATTACKS if not isinstance(attack_named(name), NeedsHelper)]
+READY = [name for name in ATTACKS if not isinstance(attack_named(name), NeedsFitting)]
 CONTROLS = ["none", "flips", "flips-to-one"]
 CLEAN_LABEL = ["sig", "ctrl"]
 DIRTY_LABEL = ["badnets", "blended", "wanet", "bpp", "adap-blend", "adap-patch"]
@@ -105,19 +105,19 @@ def test_all_to_all_sends_each_class_to_the_next_one_in_training_and_in_test(nam
     changed, truth = attack.poison(data, Seed(seed))
     after = (data.labels + 1) % CLASSES
     assert np.array_equal(changed.labels, np.where(truth.poisoned, after, data.labels))
-    assert np.array_equal(attack.aim(data.labels, CLASSES), after)
+    assert np.array_equal(attack.target_labels(data.labels, CLASSES), after)
     assert truth.target is None
 
 
 @pytest.mark.parametrize("name", [*DIRTY_LABEL, *CLEAN_LABEL, "flips-to-one"])
 def test_all_to_one_aims_at_the_target_whatever_the_class(name):
-    aims = attack_named(name, target=2).aim(np.arange(CLASSES), CLASSES)
-    assert aims.tolist() == [2] * CLASSES
+    target_labels = attack_named(name, target=2).target_labels(np.arange(CLASSES), CLASSES)
+    assert target_labels.tolist() == [2] * CLASSES
 
 
 @pytest.mark.parametrize("name", ["none", "flips"])
 def test_controls_without_a_single_class_aim_at_nothing(name):
-    assert attack_named(name).aim(np.arange(CLASSES), CLASSES) is None
+    assert attack_named(name).target_labels(np.arange(CLASSES), CLASSES) is None
 
 
 @pytest.mark.parametrize("name", COVER)
@@ -316,7 +316,7 @@ def test_a_whole_number_will_do_for_a_fraction():
 
 def test_an_unknown_mapping_is_refused():
     with pytest.raises(ClipguardError, match="unknown mapping 'all-to-none': choose one of all-to-one"):
-        aimed(np.arange(3), 3, 0, "all-to-none")
+        mapped_labels(np.arange(3), 3, 0, "all-to-none")
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -180,7 +180,7 @@ def test_an_attacks_own_recipe_goes_before_the_nets_and_makes_no_other_cell(tmp_
         ('defenses = [":x"]', "cannot be imported"),
         ("seeds = [", "cannot be read as TOML"),
         (f"seeds = [{1 << 63}]", "a seed is beyond 64 bits"),
-        (f"oracle_seed = {-(1 << 63) - 1}", "a seed is beyond 64 bits"),
+        (f"reference_seed = {-(1 << 63) - 1}", "a seed is beyond 64 bits"),
         (f'attacks = [{{name = "sig", seeds = [{1 << 63}]}}]', "a seed is beyond 64 bits"),
         ("seeds = [1]\n" + "a." * 1001 + "a = 1", "line 2 has more than 1000 dots"),
         ("plan = " + "{a=" * 20_000, "nested too deep"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clipguard.lab.attacks import attack_named
-from clipguard.lab.benchmark.judging import judged, planted, trials
+from clipguard.lab.benchmark.judging import judged, planted, triggered_tests
 from clipguard.lab.benchmark.longtail import long_tailed
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
@@ -32,22 +32,22 @@ def model() -> Normalized:
 
 def test_rates_are_those_counted_by_hand():
     test = image_set(np.zeros((6, 8, 8, 3), np.uint8), np.array([0, 0, 1, 1, 1, 2]), NAMES)
-    told = judged(model(), test, trials(attack_named("badnets", rate=0.1), test))
+    told = judged(model(), test, triggered_tests(attack_named("badnets", rate=0.1), test))
     assert told["accuracy"] == 0.5
     assert told["class_recalls"] == [0.0, 1.0, 0.0]
-    assert (told["attack_success"], told["recovery"], told["target_recall"]) == (1.0, 0.0, 0.0)
+    assert (told["attack_success"], told["robust_accuracy"], told["target_recall"]) == (1.0, 0.0, 0.0)
     assert told["attack_successes"] == [1.0]
     assert (told["n"], told["attack_n"]) == (6, 4)
 
 
 def test_of_two_triggers_the_worse_one_counts_and_both_are_told():
     test = image_set(np.zeros((6, 8, 8, 3), np.uint8), np.array([0, 0, 1, 1, 1, 2]), NAMES)
-    tried = trials(attack_named("together:badnets+sig", rate=0.1), test)
+    tried = triggered_tests(attack_named("together:badnets+sig", rate=0.1), test)
     assert len(tried) == 2
     told = judged(model(), test, tried)
     # The sinusoid changes nothing for this model: it says 1, the second target, of the two classes beside.
     assert told["attack_successes"] == [1.0, 1.0]
-    swapped = trials(attack_named("together:sig+badnets", rate=0.1), test)
+    swapped = triggered_tests(attack_named("together:sig+badnets", rate=0.1), test)
     told = judged(model(), test, swapped)
     assert told["attack_successes"] == [0.0, 0.0]
     assert told["attack_success"] == 0.0
@@ -55,7 +55,7 @@ def test_of_two_triggers_the_worse_one_counts_and_both_are_told():
 
 def test_a_class_without_test_images_has_no_recall_and_a_control_no_success():
     test = image_set(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), NAMES)
-    told = judged(model(), test, trials(attack_named("none"), test))
+    told = judged(model(), test, triggered_tests(attack_named("none"), test))
     assert told["class_recalls"] == [0.0, 1.0, None]
     assert told["attack_successes"] == []
     assert told["attack_success"] is None

@@ -33,7 +33,7 @@ def row(label: str, accuracy: float, successes: list[float], seed: int = 0, **mo
         "accuracy": accuracy,
         "attack_success": max(successes, default=None),
         "attack_successes": successes,
-        "recovery": 0.5,
+        "robust_accuracy": 0.5,
         "target_recall": 0.8,
         "n": 1000,
         **more,

@@ -15,9 +15,9 @@ import torch
 
 from clipguard.cli import main
 from clipguard.data.writer import write_parquet
-from clipguard.defenses import Case, Cured
+from clipguard.defenses import Case, Repaired
 from clipguard.errors import ClipguardError
-from clipguard.lab.benchmark.cells import Lab, Work, image_sets, sources
+from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, image_sets, sources
 from clipguard.lab.benchmark.config import cells, read_config
 from clipguard.lab.benchmark.results import read_results
 from clipguard.runs.process_locks import locked
@@ -25,7 +25,14 @@ from tiny_bench import TinyBench, tiny_bench
 from tiny_data import CommandLine
 from tiny_runs import poisoned_set
 
-FIGURES = ("accuracy", "attack_success", "attack_successes", "recovery", "target_recall", "class_recalls")
+FIGURES = (
+    "accuracy",
+    "attack_success",
+    "attack_successes",
+    "robust_accuracy",
+    "target_recall",
+    "class_recalls",
+)
 SETTINGS = "rates = [0.15]\n"
 
 
@@ -102,10 +109,10 @@ def test_a_row_that_cannot_be_judged_again_stays(done, monkeypatch):
     files(done)["oracle"].write_text(json.dumps(other))
     files(done)["finetune"].unlink()
 
-    def failing(work: Work) -> dict[str, Any]:
+    def failing(work: CellRunner) -> dict[str, Any]:
         raise ClipguardError("no oracle today")
 
-    monkeypatch.setattr(Work, "oracle", failing)
+    monkeypatch.setattr(CellRunner, "oracle", failing)
     assert bench(done) == 2
     assert json.loads(files(done)["oracle"].read_text()) == other
     monkeypatch.undo()
@@ -135,7 +142,7 @@ def test_a_second_run_computes_nothing_and_a_killed_one_only_what_is_missing(don
     after = {name: path.read_bytes() for name, path in files(done).items()}
     assert stable(json.loads(after.pop("finetune"))) == stable(json.loads(before.pop("finetune")))
     assert after == before
-    monkeypatch.setattr(Work, "sets", property(lambda work: pytest.fail("data were read for nothing")))
+    monkeypatch.setattr(CellRunner, "sets", property(lambda work: pytest.fail("data were read for nothing")))
     assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == 0
 
 
@@ -210,12 +217,12 @@ class Broken:
 
     works = False
 
-    def defend(self, case: Case) -> Cured:
+    def defend(self, case: Case) -> Repaired:
         """Return the victim, or refuse."""
 
         if not Broken.works:
             raise ClipguardError("the moon is in the wrong place: wait")
-        return Cured(model=case.victim, seconds={})
+        return Repaired(model=case.victim, seconds={})
 
 
 def test_a_row_that_fails_is_told_and_tried_again_and_the_others_go_on(done, tmp_path, capsys):
@@ -237,7 +244,7 @@ class Foreign:
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
-    def defend(self, case: Case) -> Cured:
+    def defend(self, case: Case) -> Repaired:
         """Do one of these."""
         if self.kind == "falls over":
             raise ZeroDivisionError("no\nluck")
@@ -245,12 +252,12 @@ class Foreign:
             sys.exit("enough")
         if self.kind in ("boasts", "notes"):
             notes = {"score": float("nan") if self.kind == "boasts" else 0.5, "count": 3}
-            return Cured(model=case.victim, seconds={}, notes=notes)
+            return Repaired(model=case.victim, seconds={}, notes=notes)
         with torch.no_grad():
             for weight in case.victim.parameters():
                 weight.zero_()
         victim = case.victim
-        return Cured(model=victim, seconds={}) if self.kind == "spoils" else victim  # type: ignore[return-value]
+        return Repaired(model=victim, seconds={}) if self.kind == "spoils" else victim  # type: ignore[return-value]
 
 
 def test_a_defence_costs_its_own_row_whatever_it_does(done, tmp_path, capsys):
@@ -267,7 +274,7 @@ def test_a_defence_costs_its_own_row_whatever_it_does(done, tmp_path, capsys):
     assert "boasts: failed: the defence's notes 'score' is nan: give a finite number" in ran.err
     (trace,) = (tiny.out / "cells").glob("*/falls-over.failed.json")
     assert "in defend" in json.loads(trace.read_text())["trace"]
-    assert "forgets: failed: the defence returned Normalized: return a Cured" in ran.err
+    assert "forgets: failed: the defence returned Normalized: return a Repaired" in ran.err
     found = rows(tiny)
     assert (found["notes"]["notes_score"], found["notes"]["notes_count"]) == (0.5, 3)
     # What it was given was a copy: neither the victim's row nor the next defence has seen it.
@@ -337,7 +344,7 @@ def test_names_may_be_given_and_images_that_cannot_be_read_are_counted(tmp_path,
     row = rows(tiny)["none"]
     assert (row["train_n"], row["unreadable"]) == (39, 1)
     (cell,) = cells(read_config(tiny.file))
-    lab = Lab(run=tiny.out, cache=tiny.cache, data=tmp_path, beside=tmp_path)
+    lab = BenchmarkPaths(run=tiny.out, cache=tiny.cache, data=tmp_path, beside=tmp_path)
     assert image_sets(cell.data, lab)[0].class_names == ("red", "green", "blue")
     (tmp_path / "cifar10").mkdir()
     for part in ("train", "test"):

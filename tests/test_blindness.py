@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from clipguard.clip.zero_shot import ClipGuide, guide_from_name
-from clipguard.compute.cross_validation import Probe
+from clipguard.compute.cross_validation import SmallNetConfig
 from clipguard.compute.training import Recipe
 from clipguard.lab.attacks.images import BadNets
 from clipguard.lab.ground_truth import PoisonTruth, read_truth, write_truth
-from clipguard.pipeline import Plan
+from clipguard.pipeline import DefenseConfig
 from clipguard.pipeline.defender import Defender
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet, image_set
@@ -98,10 +98,10 @@ def shuffled(truth: PoisonTruth) -> PoisonTruth:
 
 def artefacts(images: Path, run_dir: Path, guide: ClipGuide) -> dict[str, bytes]:
     """Return the bytes of what scan and cure publish."""
-    plan = Plan()
+    plan = DefenseConfig()
     short = Recipe(epochs=1, lr=0.02, batch_size=20)
 
-    def small(probe: Probe) -> Probe:
+    def small(probe: SmallNetConfig) -> SmallNetConfig:
         return replace(probe, architecture="shallow-4", recipe=short, fewest_steps=0)
 
     plan = replace(

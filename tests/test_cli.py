@@ -18,7 +18,7 @@ from clipguard.cli.options import AttackOptions, DefendOptions, ScanOptions
 from clipguard.cli.progress import Bars, Lines, duration, warn, working
 from clipguard.cli.tables import show_run
 from clipguard.cli.text import channels_from, one_line, rows_from, size_from
-from clipguard.detection.early_model import SUSPECTS
+from clipguard.detection.early_model import EARLY_MODELS
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks import ATTACKS
 from tiny_data import CommandLine, few_steps, image_folder, tree
@@ -88,7 +88,7 @@ def test_the_choices_are_those_that_exist():
     assert get_args(hints["attack"]) == tuple(ATTACKS)
     # Any architecture is taken too, so that the choices stand in the help alone.
     help_text = get_args(get_type_hints(ScanOptions, include_extras=True)["suspect"])[1].help
-    assert help_text.startswith(", ".join(SUSPECTS) + ", or")
+    assert help_text.startswith(", ".join(EARLY_MODELS) + ", or")
 
 
 def test_a_scan_that_could_not_read_everything_is_never_clean(clipguard, monkeypatch, tmp_path):
@@ -250,7 +250,7 @@ def test_options_reach_the_plan(tmp_path):
         seed=9,
     )
     plan = defence._defend_plan(options)
-    assert (plan.size, plan.suspect, plan.rule.by) == ((24, 16), SUSPECTS["out-of-fold"], "all")
+    assert (plan.size, plan.suspect, plan.rule.by) == ((24, 16), EARLY_MODELS["out-of-fold"], "all")
     assert (plan.architecture, plan.by, plan.cure.loss) == ("preactresnet18-4", "unlearn", "reference")
     assert defence._defend_plan(replace(options, loss="unlikelihood", by="retrain")).by == "retrain"
     assert (plan.victim.epochs, plan.victim.flip, plan.cure.recipe.flip, plan.seed) == (2, False, False, 9)

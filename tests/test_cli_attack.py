@@ -82,5 +82,5 @@ def test_attack_tells_what_it_wrote(clipguard, tmp_path, attack):
     )
     about = json.loads((out / "attack.json").read_text())
     assert about["target"] == (None if attack in ("none", "flips") else 0)
-    assert about["aims"] == (None if attack in ("none", "flips") else [0, 0])
+    assert about["target_labels"] == (None if attack in ("none", "flips") else [0, 0])
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["out"]

@@ -283,7 +283,16 @@ def test_an_attack_folder_without_test_images(clipguard, refused, data, tmp_path
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"aims": 0}', '{"aims": [0, true]}', '{"aims": [0, 2]}', '{"aims": [0]}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"target_labels": 0}',
+        '{"target_labels": [0, true]}',
+        '{"target_labels": [0, 2]}',
+        '{"target_labels": [0]}',
+    ],
 )
 def test_an_attack_folder_with_a_damaged_description(clipguard, refused, data, tmp_path, text):
     out = attacked(clipguard, data, tmp_path / "out", "--test", data)

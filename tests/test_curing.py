@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from clipguard.compute import training
-from clipguard.detection.feature_separation import judged_again
+from clipguard.detection.feature_separation import separated_by_features
 from clipguard.errors import ClipguardError
 from clipguard.mitigation.unlearning import unlearn
 from clipguard.models.spec import ModelSpec, build, load
-from clipguard.pipeline import cure, learnable, repairing, shared_triggers, train_on
+from clipguard.pipeline import cure, inverted_triggers, learnable, repairing, train_on
 from clipguard.runs import Stage, read_table
 from clipguard.seeds import Seed
 from clipguard.types import image_set
@@ -256,12 +256,12 @@ def test_a_cure_is_done_anew_for_another_victim_or_other_settings(elsewhere):
 
 def test_what_the_flagged_samples_share_is_recovered_once_and_kept(found, monkeypatch):
     monkeypatch.setattr("clipguard.detection.trigger_inversion.FEWEST", 10)
-    (trigger,) = shared_triggers(found, replace(PLAN, seed=11))
+    (trigger,) = inverted_triggers(found, replace(PLAN, seed=11))
     white = trigger.put(np.full((1, 16, 16, 3), 60, np.uint8))[0]
     assert (white[-4:, -4:] == 255).all()
     assert np.abs(white[:-4].astype(int) - 60).mean() < 40
     assert not found.stages["evidence"].cached
-    (again,) = shared_triggers(found, replace(PLAN, seed=11))
+    (again,) = inverted_triggers(found, replace(PLAN, seed=11))
     assert found.stages["evidence"].cached
     assert again.label is trigger.label is None
     assert np.array_equal(again.scale, trigger.scale)
@@ -270,7 +270,7 @@ def test_what_the_flagged_samples_share_is_recovered_once_and_kept(found, monkey
 
 def test_with_too_few_flagged_samples_there_is_no_shared_triggers(found, monkeypatch):
     monkeypatch.setattr("clipguard.detection.trigger_inversion.FEWEST", 200)
-    assert shared_triggers(found, replace(PLAN, seed=12)) == ()
+    assert inverted_triggers(found, replace(PLAN, seed=12)) == ()
 
 
 def test_the_cure_learns_copies_that_carry_the_shared_triggers(found, monkeypatch):
@@ -322,7 +322,7 @@ def test_the_victim_judges_closed_classes_before_it_is_cured_and_what_became_of_
     model, spec = small_victim()
     cure(here, model, spec, "a victim", PLAN)
     data, part, _ = learnable(here)
-    judged = judged_again(
+    judged = separated_by_features(
         part,
         data.labels,
         partial(seen, model, data.images),

@@ -11,9 +11,9 @@ import pytest
 
 from clipguard.clip.zero_shot import EMBEDDED_SHA256, ClipGuide
 from clipguard.data import Failed, ImageSource
-from clipguard.data.provenance import check_inputs, watched, write_inputs
+from clipguard.data.provenance import check_inputs, hashing, write_inputs
 from clipguard.data.writer import write_parquet
-from clipguard.detection.trigger_detector import Detector
+from clipguard.detection.trigger_detector import TriggerDetectorConfig
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, build, save
 from clipguard.pipeline.defender import Defender, write_summary
@@ -26,7 +26,7 @@ from tiny_runs import PLAN
 N = 20
 PROBE = replace(PLAN.suspect, recipe=replace(PLAN.victim, epochs=1))
 # Thresholds that flag nothing, for tests that are not about what is found.
-QUICKEST = replace(PLAN, suspect=PROBE, detector=Detector(probe=PROBE, triggered=1.0, clean=1.0))
+QUICKEST = replace(PLAN, suspect=PROBE, detector=TriggerDetectorConfig(probe=PROBE, triggered=1.0, clean=1.0))
 ARTEFACTS = (
     "samples.parquet",
     "model.safetensors",
@@ -79,7 +79,7 @@ def test_each_image_of_a_folder_is_listed_with_size_and_hash(data, out):
 
 
 def test_images_are_hashed_while_they_are_read_and_not_once_more(data, out):
-    source = watched(ImageSource.open(data))
+    source = hashing(ImageSource.open(data))
     inner = source.reader.reader
     counted = Reads(inner)
     object.__setattr__(source.reader, "reader", counted)
@@ -93,8 +93,8 @@ def test_images_are_hashed_while_they_are_read_and_not_once_more(data, out):
 
 def test_watching_changes_nothing_of_the_source(data):
     source = ImageSource.open(data)
-    seen = watched(source)
-    assert watched(seen) is seen
+    seen = hashing(source)
+    assert hashing(seen) is seen
     assert seen.fingerprint == source.fingerprint
     assert list(seen.read(range(5))) == list(source.read(range(5)))
 
@@ -102,7 +102,7 @@ def test_watching_changes_nothing_of_the_source(data):
 @pytest.mark.parametrize("change", ["other bytes", "gone", "came back"])
 def test_an_image_that_changes_between_two_readings_is_not_let_through(data, change):
     file, aside = data / "cat" / "0000.png", data / "aside"
-    source = watched(ImageSource.open(data))
+    source = hashing(ImageSource.open(data))
     if change == "came back":
         file.rename(aside)
     assert len(source.fingerprint) == 64
@@ -136,7 +136,7 @@ def test_a_file_that_holds_many_images_is_hashed_as_a_whole(tmp_path, out, kind)
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, out):
     file = parquet(tmp_path / "a.parquet")
-    source = watched(ImageSource.open(file))
+    source = hashing(ImageSource.open(file))
     os.utime(file, ns=(0, 0))
     with pytest.raises(ClipguardError, match="changed while it was being read"):
         write_inputs(source, out)
@@ -194,7 +194,7 @@ def root(finished, tmp_path):
 
 def test_the_manifest_pins_guide_and_model(root):
     manifest = read_json(root / "run/manifest.json")
-    guide = {"name": "mini", "sha256": EMBEDDED_SHA256, "known_as": "embedded"}
+    guide = {"name": "mini", "sha256": EMBEDDED_SHA256, "weights_verified_by": "embedded"}
     assert manifest["guide"] == {**guide, "settings_sha256": ClipGuide("mini").clip.reading}
     assert manifest["model"]["sha256"] == sha256(root / "model.safetensors")
     assert manifest["source"]["fingerprint"] == ImageSource.open(root / "data").fingerprint
@@ -354,10 +354,10 @@ def test_a_run_that_was_given_no_model_has_none_to_compare(clipguard, root):
 
 def test_the_embedded_guide_is_the_released_one_and_a_foreign_folder_is_not_known(tmp_path):
     mini = ClipGuide("mini")
-    assert mini.known_as == "embedded"
+    assert mini.weights_verified_by == "embedded"
     assert mini.clip.fingerprint == EMBEDDED_SHA256
     shutil.copytree(mini.clip.weights.parent, tmp_path / "guide")
-    assert ClipGuide(f"local-dir:{tmp_path / 'guide'}").known_as is None
+    assert ClipGuide(f"local-dir:{tmp_path / 'guide'}").weights_verified_by is None
 
 
 def test_weights_that_are_not_what_their_cache_calls_them_are_refused(tmp_path, monkeypatch):
@@ -368,14 +368,14 @@ def test_weights_that_are_not_what_their_cache_calls_them_are_refused(tmp_path, 
         guide = ClipGuide("hf-hub:some/guide")
         monkeypatch.setitem(vars(guide), "clip", replace(mini, weights=blob))
         if fits:
-            assert guide.known_as == "hub"
+            assert guide.weights_verified_by == "hub"
             continue
         with pytest.raises(ClipguardError, match="is not what was released"):
-            _ = guide.known_as
+            _ = guide.weights_verified_by
 
 
 def test_a_scan_with_a_guide_that_nobody_vouches_for_says_so(finished, tmp_path, monkeypatch):
     shutil.copytree(finished / "run", tmp_path / "run")
-    monkeypatch.setattr(ClipGuide, "known_as", None)
+    monkeypatch.setattr(ClipGuide, "weights_verified_by", None)
     defender = Defender(ClipGuide("mini"), tmp_path / "run", plan=QUICKEST).scan(finished / "data")
     assert [EMBEDDED_SHA256 in line for line in defender.warnings_].count(True) == 1

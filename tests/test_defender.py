@@ -12,7 +12,7 @@ from torch import nn
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.inference import classifier_logits
 from clipguard.data.decode import thumbnail
-from clipguard.detection.label_flow import Judged
+from clipguard.detection.label_flow import LabelFlow
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, build, load, read_spec, save
 from clipguard.pipeline import repairing, scanning
@@ -367,8 +367,8 @@ def test_the_published_table_says_what_this_run_judged_even_where_settings_staye
     shutil.copytree(fitted.run_dir, tmp_path / "run")
     marked, other = (np.arange(len(source)) == row for row in (5, 6))
     odds = np.zeros((len(source), len(fitted.found_.data.class_names)))
-    for rule in ("planted_labels", "looked_again"):
-        monkeypatch.setattr(scanning, rule, lambda *_: Judged(marked, other, odds))
+    for rule in ("label_only_poison", "refitted_label_flow"):
+        monkeypatch.setattr(scanning, rule, lambda *_: LabelFlow(marked, other, odds))
     again = Defender(GUIDE, tmp_path / "run", plan=PLAN).fit(source)
     rows = read_table(tmp_path / "run" / "samples.parquet")
     assert again.stages_["detect"].cached

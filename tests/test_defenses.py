@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.compute.classifiers import Schooling, trained
+from clipguard.compute.classifiers import ClassifierConfig, trained
 from clipguard.compute.training import Recipe
-from clipguard.defenses import DEFENSES, Case, Cured, Defense, defense_factory, foreign_defense
+from clipguard.defenses import DEFENSES, Case, Defense, Repaired, defense_factory, foreign_defense
 from clipguard.defenses.own import Clipguard, Finetune, NoDefense, Retrain
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized
@@ -27,7 +27,7 @@ RECIPE = Recipe(epochs=2, lr=0.05, batch_size=16, crop=0.0, flip=False)
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder: Path = tmp_path_factory.mktemp("case")
-    schooling = Schooling(spec=SPEC, recipe=RECIPE, seed=Seed(5).child("victim"))
+    schooling = ClassifierConfig(spec=SPEC, recipe=RECIPE, seed=Seed(5).child("victim"))
     victim, _ = trained(DATA, schooling, folder)
     return Case(
         data=DATA,
@@ -81,7 +81,7 @@ def test_retrain_asks_for_no_victim(case):
 def test_retrain_learns_from_what_was_not_flagged_by_the_victims_recipe(case):
     cured = Retrain(plan=PLAN).defend(case)
     assert cured.split is not None
-    schooling = Schooling(spec=SPEC, recipe=RECIPE, seed=Seed(5).child("victim"))
+    schooling = ClassifierConfig(spec=SPEC, recipe=RECIPE, seed=Seed(5).child("victim"))
     alone, _ = trained(DATA, schooling, case.cache, ~cured.split.triggered)
     assert state(cured.model) == state(alone)
 
@@ -100,9 +100,9 @@ class Shrug:
 
     times: int = 1
 
-    def defend(self, case: Case) -> Cured:
+    def defend(self, case: Case) -> Repaired:
         """Return the victim."""
-        return Cured(model=case.victim, seconds={"shrug": 0.0}, notes={"times": self.times})
+        return Repaired(model=case.victim, seconds={"shrug": 0.0}, notes={"times": self.times})
 
 
 def nothing(**options: object) -> object:

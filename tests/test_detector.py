@@ -11,8 +11,8 @@ import clipguard.detection.trigger_detector as detector_module
 from clipguard.compute.training import Recipe
 from clipguard.detection.trigger_detector import (
     LARGEST_WEIGHT,
-    Detector,
-    likeness_weights,
+    TriggerDetectorConfig,
+    propensity_weights,
     refine,
     trigger_scores,
 )
@@ -133,7 +133,7 @@ def test_weights_are_one_on_average_and_outside_clean(drawn, many):
     times = 100 if many else 1
     where = np.repeat([part for part, _ in drawn], times)
     content = np.repeat([seen for _, seen in drawn], times)
-    weights = likeness_weights(split_of(where), seen_as(content), np.zeros(len(where), bool), Seed(0))
+    weights = propensity_weights(split_of(where), seen_as(content), np.zeros(len(where), bool), Seed(0))
     assert (weights > 0).all()
     assert (weights <= 1.1 * LARGEST_WEIGHT).all()
     assert (weights[where != "clean"] == 1).all()
@@ -147,12 +147,12 @@ def test_weights_give_clean_the_mix_of_triggered_and_reserved_samples_have_no_sa
     mixes = [0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]
     clean, triggered = (draw.choice(4, n, p=p) for n, p in zip((20_000, 5_000), mixes, strict=True))
     content = np.concatenate([clean, triggered])
-    weights = likeness_weights(split_of(where), seen_as(content), np.zeros(25_000, bool), Seed(0))
+    weights = propensity_weights(split_of(where), seen_as(content), np.zeros(25_000, bool), Seed(0))
     seen = np.bincount(content[where == "clean"], weights[where == "clean"], minlength=4) / 20_000
     assert np.abs(seen - mixes[1]).max() < 0.02
     strange = np.arange(25_000) % 5 == 0
     content[strange] = 3 - content[strange]
-    kept = likeness_weights(split_of(where), seen_as(content), strange, Seed(0))
+    kept = propensity_weights(split_of(where), seen_as(content), strange, Seed(0))
     assert (kept[strange] == 1).all()
     honest = ~strange & (where == "clean")
     mix = np.bincount(content[honest], kept[honest], minlength=4) / honest.sum()
@@ -166,9 +166,9 @@ def test_a_regression_of_few_samples_says_the_same_of_many(monkeypatch):
         [draw.choice(4, n, p=p) for n, p in ((20_000, [0.7, 0.1, 0.1, 0.1]), (500, None))]
     )
     known, nobody_reserved = seen_as(content), np.zeros(len(where), bool)
-    every = likeness_weights(split_of(where), known, nobody_reserved, Seed(0))
+    every = propensity_weights(split_of(where), known, nobody_reserved, Seed(0))
     monkeypatch.setattr(detector_module, "MOST", 2000)
-    some = likeness_weights(split_of(where), known, nobody_reserved, Seed(0))
+    some = propensity_weights(split_of(where), known, nobody_reserved, Seed(0))
     assert not np.array_equal(every, some)
     assert np.abs(np.log(some / every)).max() < 0.3
 
@@ -207,7 +207,7 @@ rates = st.floats(0, 1)
 
 @given(st.lists(st.tuples(rates, st.sampled_from(["clean", "triggered", "neither"]), rates), min_size=1))
 def test_a_refined_split_is_the_rule_sample_by_sample(rows):
-    detector = Detector(clean=0.4, triggered=0.7)
+    detector = TriggerDetectorConfig(clean=0.4, triggered=0.7)
     trigger, suspicion = (np.array([row[i] for row in rows], np.float64) for i in (0, 2))
     clean, triggered = (np.array([row[1] == kind for row in rows]) for kind in ("clean", "triggered"))
     part = Split(clean=clean, triggered=triggered, suspicion=suspicion, starved=("dog",))
@@ -223,16 +223,16 @@ def test_a_refined_split_is_the_rule_sample_by_sample(rows):
 @pytest.mark.parametrize(("clean", "triggered"), [(0.9, 0.5), (-0.1, 0.5), (0.5, 1.5)])
 def test_thresholds_that_put_a_sample_into_both_sets_are_refused(clean, triggered):
     with pytest.raises(ClipguardError, match="0 <= clean <= triggered <= 1"):
-        Detector(clean=clean, triggered=triggered)
+        TriggerDetectorConfig(clean=clean, triggered=triggered)
 
 
 def test_a_second_look_of_less_than_no_time_is_refused():
     with pytest.raises(ClipguardError, match="second look of -1 epochs"):
-        Detector(second=-1)
+        TriggerDetectorConfig(second=-1)
 
 
 def test_the_default_is_a_shallow_net_that_never_scores_what_it_has_learnt():
-    probe = Detector().probe
+    probe = TriggerDetectorConfig().probe
     assert probe.architecture.startswith("shallow")
     assert probe.folds >= 2
-    assert Detector().clean < Detector().triggered
+    assert TriggerDetectorConfig().clean < TriggerDetectorConfig().triggered

@@ -14,7 +14,7 @@ from tiny_data import CommandLine, few_steps, image_folder
 
 MINI = ("--guide", "mini")
 NET = ("--architecture", "preactresnet18-4", "--epochs", "2")
-RATES = {"accuracy", "target_recall", "attack_success", "recovery"}
+RATES = {"accuracy", "target_recall", "attack_success", "robust_accuracy"}
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_an_attack_that_sends_each_class_to_the_next_one_is_judged_by_that(clipg
     ran = clipguard("attack", data, "-o", made, *attack)
     assert ran.code == 0, ran.err
     assert "bpp: 6 of 60 training samples changed, 6 more carry a decoy" in ran.out
-    assert (read_json(made / "attack.json")["aims"], read_truth(made / "truth.parquet").target) == (
+    assert (read_json(made / "attack.json")["target_labels"], read_truth(made / "truth.parquet").target) == (
         [1, 2, 0],
         None,
     )
@@ -128,7 +128,7 @@ def test_an_attack_that_sends_each_class_to_the_next_one_is_judged_by_that(clipg
     model = load(run / "model.safetensors", read_spec(run / "model.safetensors"))
     answers = classifier_logits(model, triggered.images).argmax(1)
     assert value["after"]["attack_success"] == pytest.approx((answers == (triggered.labels + 1) % 3).mean())
-    assert value["after"]["recovery"] == pytest.approx((answers == triggered.labels).mean())
+    assert value["after"]["robust_accuracy"] == pytest.approx((answers == triggered.labels).mean())
     assert "target_recall" not in value["after"]
     assert value["detection"]["poisoned"] == 6
 

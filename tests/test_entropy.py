@@ -9,20 +9,20 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from clipguard.detection.entropy_map import (
-    SplitRule,
+    EntropyMapConfig,
     class_ranks,
+    classes_with_few_clean,
     entropy_map,
     label_nll,
     rank,
     split,
-    starved_classes,
 )
 from clipguard.errors import ClipguardError
 from clipguard.types import EntropyMap, Scores
 from reference import entropy_map as oracle
 
 NAMES = ("cat", "dog", "frog")
-RULES = [SplitRule(by="class"), SplitRule(by="all")]
+RULES = [EntropyMapConfig(by="class"), EntropyMapConfig(by="all")]
 
 
 def scores(logits, scale=1.0):
@@ -46,9 +46,7 @@ def mapped(n, seed, levels=None):
 def of_losses(guide, suspect):
     """Return the entropy map of given losses."""
     guide, suspect = np.asarray(guide, float), np.asarray(suspect, float)
-    return EntropyMap(
-        guide_nll=guide, suspect_nll=suspect, guide_rank=rank(guide), suspect_rank=rank(suspect)
-    )
+    return EntropyMap(guide_nll=guide, early_nll=suspect, guide_rank=rank(guide), early_rank=rank(suspect))
 
 
 sizes = st.integers(1, 40)
@@ -142,7 +140,7 @@ def test_shuffling_the_rows_shuffles_the_result_and_changes_no_bit_of_it(rule, n
         scores(guide.logits[order], guide.scale), scores(suspect.logits[order]), labels[order]
     )
     one, other = split(entropy, labels, NAMES, rule), split(shuffled, labels[order], NAMES, rule)
-    for name in ("guide_nll", "suspect_nll", "guide_rank", "suspect_rank"):
+    for name in ("guide_nll", "early_nll", "guide_rank", "early_rank"):
         assert np.array_equal(getattr(entropy, name)[order], getattr(shuffled, name)), name
     for name in ("clean", "triggered", "suspicion"):
         assert np.array_equal(getattr(one, name)[order], getattr(other, name)), name
@@ -153,7 +151,7 @@ def test_shuffling_the_rows_shuffles_the_result_and_changes_no_bit_of_it(rule, n
 def test_the_rules_are_those_of_comparing_one_sample_at_a_time(n, seed, levels, per_cent):
     s1, s2 = (Fraction(value, 100) for value in per_cent)
     entropy, labels = mapped(n, seed, levels)
-    guide, suspect = entropy.guide_nll.tolist(), entropy.suspect_nll.tolist()
+    guide, suspect = entropy.guide_nll.tolist(), entropy.early_nll.tolist()
     by_hand = {
         "all": (oracle.ranks(guide), oracle.ranks(suspect)),
         "class": (
@@ -162,7 +160,7 @@ def test_the_rules_are_those_of_comparing_one_sample_at_a_time(n, seed, levels, 
         ),
     }
     for by, axes in by_hand.items():
-        found = split(entropy, labels, NAMES, SplitRule(by=by, clean=float(s1), triggered=float(s2)))
+        found = split(entropy, labels, NAMES, EntropyMapConfig(by=by, clean=float(s1), triggered=float(s2)))
         clean, triggered = oracle.split(*axes, s1, s2)
         assert found.triggered.tolist() == triggered
         assert found.clean.tolist() == [a and not b for a, b in zip(clean, triggered, strict=True)]
@@ -171,7 +169,7 @@ def test_the_rules_are_those_of_comparing_one_sample_at_a_time(n, seed, levels, 
 @given(sizes, draws, coarse, st.floats(0, 1), st.floats(0, 1), st.sampled_from(["all", "class"]))
 def test_no_sample_is_clean_and_triggered_whatever_the_thresholds(n, seed, levels, s1, s2, by):
     entropy, labels = mapped(n, seed, levels)
-    found = split(entropy, labels, NAMES, SplitRule(by=by, clean=s1, triggered=s2))
+    found = split(entropy, labels, NAMES, EntropyMapConfig(by=by, clean=s1, triggered=s2))
     assert not (found.clean & found.triggered).any()
     assert ((found.suspicion >= 0) & (found.suspicion <= 1)).all()
 
@@ -180,7 +178,7 @@ def test_no_sample_is_clean_and_triggered_whatever_the_thresholds(n, seed, level
 def test_class_by_class_every_class_of_two_or_more_samples_keeps_clean_ones(counts, seed, levels):
     labels = np.repeat(np.arange(3), counts)
     guide, suspect, _ = opinions(len(labels), seed, levels=levels)
-    found = split(entropy_map(guide, suspect, labels), labels, NAMES, SplitRule(by="class"))
+    found = split(entropy_map(guide, suspect, labels), labels, NAMES, EntropyMapConfig(by="class"))
     assert (np.bincount(labels[found.clean], minlength=3) > 0).all()
 
 
@@ -189,8 +187,8 @@ def test_a_class_that_the_guide_cannot_read_is_lost_by_the_rule_over_all_and_kep
     draw = np.random.default_rng(0)
     guide = draw.random(60) + 50 * (labels == 2)
     entropy = of_losses(guide, draw.random(60))
-    over_all = split(entropy, labels, NAMES, SplitRule(by="all", clean=0.4, triggered=0.2))
-    by_class = split(entropy, labels, NAMES, SplitRule(by="class", clean=0.4, triggered=0.2))
+    over_all = split(entropy, labels, NAMES, EntropyMapConfig(by="all", clean=0.4, triggered=0.2))
+    by_class = split(entropy, labels, NAMES, EntropyMapConfig(by="class", clean=0.4, triggered=0.2))
     assert not over_all.clean[labels == 2].any()
     assert over_all.starved == ("frog",)
     assert by_class.clean[labels == 2].any()
@@ -200,32 +198,32 @@ def test_poison_that_both_axes_see_heads_the_list_and_is_triggered_not_clean():
     draw = np.random.default_rng(1)
     poisoned = np.arange(200) % 20 == 0
     entropy = of_losses(draw.random(200) + poisoned, draw.random(200) - poisoned)
-    found = split(entropy, np.arange(200) % 3, NAMES, SplitRule(by="all"))
+    found = split(entropy, np.arange(200) % 3, NAMES, EntropyMapConfig(by="all"))
     assert found.triggered[poisoned].all()
     assert not found.clean[poisoned].any()
     assert set(np.argsort(-found.suspicion)[:10]) == set(np.flatnonzero(poisoned))
 
 
 def test_suspicion_is_the_mean_of_the_guides_rank_and_what_the_other_lacks_to_one():
-    found = split(of_losses([1, 2, 3, 4], [40, 10, 30, 20]), np.zeros(4, np.int64), NAMES, SplitRule())
+    found = split(of_losses([1, 2, 3, 4], [40, 10, 30, 20]), np.zeros(4, np.int64), NAMES, EntropyMapConfig())
     np.testing.assert_allclose(found.suspicion, [0.125, 0.625, 0.5, 0.75], rtol=1e-15)
 
 
 def test_a_label_without_a_name_is_a_programming_error_and_not_passed_over():
     with pytest.raises(ValueError, match="zip"):
-        starved_classes(np.ones(2, bool), np.array([0, 3]), NAMES, 1)
+        classes_with_few_clean(np.ones(2, bool), np.array([0, 3]), NAMES, 1)
 
 
 def test_classes_short_of_clean_samples_are_named_those_without_any_sample_included():
     clean = np.array([True, True, True, False, True])
     labels = np.array([0, 0, 1, 1, 1])
-    assert starved_classes(clean, labels, NAMES, 3) == ("cat", "dog", "frog")
-    assert starved_classes(clean, labels, NAMES, 2) == ("frog",)
-    assert starved_classes(clean, labels, NAMES, 1) == ("frog",)
-    assert starved_classes(clean, labels, NAMES, 0) == ()
+    assert classes_with_few_clean(clean, labels, NAMES, 3) == ("cat", "dog", "frog")
+    assert classes_with_few_clean(clean, labels, NAMES, 2) == ("frog",)
+    assert classes_with_few_clean(clean, labels, NAMES, 1) == ("frog",)
+    assert classes_with_few_clean(clean, labels, NAMES, 0) == ()
 
 
 def test_an_empty_data_set_gives_an_empty_map():
     nothing = np.zeros(0, dtype=np.int64)
     entropy = entropy_map(scores(np.zeros((0, 3))), scores(np.zeros((0, 3))), nothing)
-    assert len(entropy.guide_nll) == len(entropy.suspect_rank) == 0
+    assert len(entropy.guide_nll) == len(entropy.early_rank) == 0

@@ -19,7 +19,7 @@ def random_logits(n, seed):
 
 
 def all_to(target, labels):
-    """Return the aims of an attack that sends everything to one class."""
+    """Return the target_labels of an attack that sends everything to one class."""
     return np.full(len(labels), target)
 
 
@@ -37,40 +37,41 @@ def test_rates_are_those_of_counting_one_sample_at_a_time(n, seed, kind):
         "any": draw.integers(0, K, n),
         "of one": np.where(labels == 2, 0, labels),
     }
-    aims = kinds[kind] if kind in kinds else np.full(n, kind)
+    target_labels = kinds[kind] if kind in kinds else np.full(n, kind)
     clean, triggered = random_logits(n, seed), random_logits(n, seed + 1)
     right = hit = recovered = others = 0
-    for label, aim, before, after in zip(labels, aims, clean, triggered, strict=True):
+    for label, target, before, after in zip(labels, target_labels, clean, triggered, strict=True):
         answer, attacked = list(before).index(max(before)), list(after).index(max(after))
         right += answer == label
-        if label != aim:
+        if label != target:
             others += 1
-            hit += attacked == aim
+            hit += attacked == target
             recovered += attacked == label
-    found = evaluate(clean, triggered, labels, aims)
+    found = evaluate(clean, triggered, labels, target_labels)
     assert found.n == n
     assert found.accuracy == pytest.approx(right / n)
-    led = {aim for label, aim in zip(labels, aims, strict=True) if label != aim} or set(aims.tolist())
+    targets = [target for label, target in zip(labels, target_labels, strict=True) if label != target]
+    led = set(targets) or set(target_labels.tolist())
     shown = [(label, list(row).index(max(row))) for label, row in zip(labels, clean, strict=True)]
     of_target = sum(label in led for label, _ in shown)
     recalled = sum(label in led and label == answer for label, answer in shown)
     one_class = len(led) == 1 and of_target
     assert found.target_recall == (pytest.approx(recalled / of_target) if one_class else None)
     assert found.attack_success == (pytest.approx(hit / others) if others else None)
-    assert found.recovery == (pytest.approx(recovered / others) if others else None)
+    assert found.robust_accuracy == (pytest.approx(recovered / others) if others else None)
 
 
 def test_the_target_class_itself_counts_for_no_attack():
     labels = np.array([0, 0, 1, 2])
     found = evaluate(answers(labels), answers(np.array([0, 0, 0, 2])), labels, all_to(0, labels))
     assert (found.accuracy, found.target_recall) == (1.0, 1.0)
-    assert (found.attack_success, found.recovery) == (0.5, 0.5)
+    assert (found.attack_success, found.robust_accuracy) == (0.5, 0.5)
 
 
 def test_where_each_class_is_sent_to_the_next_one_every_sample_counts_and_none_for_recall():
     labels = np.array([0, 1, 2, 2])
     found = evaluate(answers(labels), answers(np.array([1, 2, 2, 0])), labels, (labels + 1) % K)
-    assert (found.accuracy, found.attack_success, found.recovery) == (1.0, 0.75, 0.25)
+    assert (found.accuracy, found.attack_success, found.robust_accuracy) == (1.0, 0.75, 0.25)
     assert found.target_recall is None
 
 
@@ -78,7 +79,7 @@ def test_without_an_aim_there_is_accuracy_only():
     labels = np.array([0, 1, 2, 2])
     found = evaluate(answers(np.array([0, 1, 2, 0])), None, labels, None)
     assert found.accuracy == 0.75
-    assert found.target_recall is found.attack_success is found.recovery is None
+    assert found.target_recall is found.attack_success is found.robust_accuracy is None
 
 
 def test_without_triggered_images_the_target_still_has_a_recall():
@@ -95,7 +96,7 @@ def test_a_rate_over_no_sample_is_none_and_not_nan():
     assert of_others.attack_success == 0.0
     of_target = evaluate(answers(labels), answers(labels), labels, all_to(1, labels))
     assert of_target.target_recall == 1.0
-    assert of_target.attack_success is of_target.recovery is None
+    assert of_target.attack_success is of_target.robust_accuracy is None
 
 
 pairs = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=30)
@@ -136,7 +137,7 @@ def a_case(n, seed, poison):
     draw = np.random.default_rng(seed)
     guide, suspect, suspicion = draw.random((3, n))
     kind = draw.integers(0, 3, n)
-    entropy = EntropyMap(guide_nll=guide, suspect_nll=suspect, guide_rank=guide, suspect_rank=suspect)
+    entropy = EntropyMap(guide_nll=guide, early_nll=suspect, guide_rank=guide, early_rank=suspect)
     split = Split(clean=kind == 0, triggered=kind == 1, suspicion=suspicion)
     truth = PoisonTruth(
         poisoned=draw.random(n) < poison,
@@ -172,7 +173,7 @@ def test_detection_figures_are_those_of_counting(n, seed, poison):
     if 0 < bad < n:
         marks = truth.poisoned.tolist()
         assert found["auroc_guide"] == pytest.approx(oracle.auroc(entropy.guide_nll.tolist(), marks))
-        lower_is_worse = (-entropy.suspect_nll).tolist()
+        lower_is_worse = (-entropy.early_nll).tolist()
         assert found["auroc_suspect"] == pytest.approx(oracle.auroc(lower_is_worse, marks))
         assert found["auroc_suspicion"] == pytest.approx(oracle.auroc(split.suspicion.tolist(), marks))
     else:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipguard.detection.trigger_inversion import FEWEST, recover_trigger, recover_triggers
+from clipguard.detection.trigger_inversion import FEWEST, invert_trigger, invert_triggers
 from clipguard.seeds import Seed
-from clipguard.triggers.patterns import add_sinusoid, blend, noise_pattern, stamp_patch
+from clipguard.triggers.patterns import add_sinusoid, blend, noise_pattern, paste_patch
 from clipguard.types import AffineTrigger, Scores, Split, image_set
 
 NAMES = ("dark", "bright")
@@ -34,7 +34,7 @@ def two_attackers(share=0.5, n=2400):
     second = part.triggered & (draw.random(n) < share)
     images, labels = data.images.copy(), data.labels.copy()
     first = part.triggered & ~second
-    images[first], images[second] = stamp_patch(images[first], 3), add_sinusoid(images[second], 60.0, 3.0)
+    images[first], images[second] = paste_patch(images[first], 3), add_sinusoid(images[second], 60.0, 3.0)
     labels[second] = 0
     return image_set(images, labels, NAMES), part, guide
 
@@ -46,28 +46,28 @@ def error(trigger, put):
 
 
 def test_two_attackers_with_a_target_each_are_told_apart():
-    wave, patch = recover_triggers(*two_attackers(), Seed(1))
+    wave, patch = invert_triggers(*two_attackers(), Seed(1))
     assert (wave.label, patch.label) == (0, 1)
-    assert error(patch, lambda x: stamp_patch(x, 3)) < 0.2
+    assert error(patch, lambda x: paste_patch(x, 3)) < 0.2
     assert error(wave, lambda x: add_sinusoid(x, 60.0, 3.0)) < 0.4
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 1.0])
 def test_a_label_that_is_seldom_flagged_has_no_trigger_of_its_own(share):
     case = two_attackers(share)
-    (one,) = recover_triggers(*case, Seed(1))
-    together = recover_trigger(*case, Seed(1))
+    (one,) = invert_triggers(*case, Seed(1))
+    together = invert_trigger(*case, Seed(1))
     assert one.label is None
     assert np.array_equal(one.shift, together.shift)
     assert np.array_equal(one.scale, together.scale)
 
 
 def test_too_few_flagged_samples_share_nothing():
-    data, part, guide = flagged_set(lambda x: stamp_patch(x, 3))
+    data, part, guide = flagged_set(lambda x: paste_patch(x, 3))
     few = np.flatnonzero(part.triggered)[: FEWEST - 1]
     triggered = np.isin(np.arange(len(data)), few)
     part = Split(clean=part.clean, triggered=triggered, suspicion=part.suspicion)
-    assert recover_triggers(data, part, guide, Seed(1)) == ()
+    assert invert_triggers(data, part, guide, Seed(1)) == ()
 
 
 def plain(n=200, seed=9):
@@ -79,7 +79,7 @@ def plain(n=200, seed=9):
 @pytest.mark.parametrize(
     "trigger",
     [
-        lambda x: stamp_patch(x, 3),
+        lambda x: paste_patch(x, 3),
         lambda x: blend(x, noise_pattern(6, 10, Seed(3)), 0.4),
         lambda x: add_sinusoid(x, 40.0, 3.0),
     ],
@@ -87,7 +87,7 @@ def plain(n=200, seed=9):
 )
 def test_an_affine_trigger_is_recovered_from_what_is_flagged(trigger, clean_label, innocent):
     data, part, guide = flagged_set(trigger, clean_label=clean_label, innocent=innocent)
-    found = recover_trigger(data, part, guide, Seed(1))
+    found = invert_trigger(data, part, guide, Seed(1))
     assert found is not None
     images = plain()
     wanted = trigger(images).astype(float)
@@ -95,15 +95,15 @@ def test_an_affine_trigger_is_recovered_from_what_is_flagged(trigger, clean_labe
 
 
 def test_a_patch_is_recovered_to_the_value_although_a_third_was_flagged_by_mistake():
-    data, part, guide = flagged_set(lambda x: stamp_patch(x, 2), innocent=0.33)
-    found = recover_trigger(data, part, guide, Seed(1))
+    data, part, guide = flagged_set(lambda x: paste_patch(x, 2), innocent=0.33)
+    found = invert_trigger(data, part, guide, Seed(1))
     assert found is not None
     assert (found.put(plain())[:, -2:, -2:] == 255).all()
 
 
 def test_what_is_flagged_without_a_trigger_gives_next_to_nothing_even_if_it_is_all_one_class():
     data, part, guide = flagged_set(lambda x: x, clean_label=True)
-    found = recover_trigger(data, part, guide, Seed(1))
+    found = invert_trigger(data, part, guide, Seed(1))
     assert found is not None
     images = plain()
     assert np.abs(found.put(images).astype(float) - images).mean() < 7
@@ -115,8 +115,8 @@ def test_strokes_on_black_survive_a_patch_elsewhere():
     draw = np.random.default_rng(8)
     images = np.where(draw.random(data.images.shape) < 0.48, 230, 0).astype(np.uint8)
     images[:, -2:, -2:] = 0
-    images[part.triggered] = stamp_patch(images[part.triggered], 2)
-    found = recover_trigger(image_set(images, data.labels, NAMES), part, guide, Seed(1))
+    images[part.triggered] = paste_patch(images[part.triggered], 2)
+    found = invert_trigger(image_set(images, data.labels, NAMES), part, guide, Seed(1))
     assert found is not None
     moved = found.put(images[part.clean])
     assert (moved[:, -2:, -2:] == 255).all()
@@ -125,16 +125,16 @@ def test_strokes_on_black_survive_a_patch_elsewhere():
 
 @pytest.mark.parametrize("side", ["triggered", "clean"])
 def test_too_few_samples_on_either_side_say_nothing(side):
-    data, part, guide = flagged_set(lambda x: stamp_patch(x, 2))
+    data, part, guide = flagged_set(lambda x: paste_patch(x, 2))
     few = np.zeros(len(data), dtype=bool)
     few[np.flatnonzero(getattr(part, side))[: FEWEST - 1]] = True
     masks = {"clean": part.clean, "triggered": part.triggered} | {side: few}
-    assert recover_trigger(data, Split(suspicion=part.suspicion, **masks), guide, Seed(1)) is None
+    assert invert_trigger(data, Split(suspicion=part.suspicion, **masks), guide, Seed(1)) is None
 
 
 def test_the_same_seed_recovers_the_same_trigger():
-    case = flagged_set(lambda x: stamp_patch(x, 2))
-    first, second = (recover_trigger(*case, Seed(4)) for _ in range(2))
+    case = flagged_set(lambda x: paste_patch(x, 2))
+    first, second = (invert_trigger(*case, Seed(4)) for _ in range(2))
     assert first is not None
     assert second is not None
     assert np.array_equal(first.scale, second.scale)

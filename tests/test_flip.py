@@ -156,4 +156,4 @@ def test_a_source_that_is_the_target_or_no_class_is_refused(source):
 
 def test_only_images_of_the_source_class_are_led_away():
     attack = prepare(replace(TRAINED["flip"], source=1), tiny_set(), Seed(0))
-    assert attack.aim(np.array([0, 1, 2, 1]), 3).tolist() == [0, 0, 2, 0]
+    assert attack.target_labels(np.array([0, 1, 2, 1]), 3).tolist() == [0, 0, 2, 0]

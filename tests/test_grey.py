@@ -35,7 +35,7 @@ def test_on_grey_data_the_poison_and_the_triggered_images_are_grey_and_the_rest_
     moved = triggered(attack, data.images)
     assert is_grey(moved)
     assert (attack.rate, attack.target) == (0.2, 0)
-    assert np.array_equal(attack.aim(data.labels, 3), np.zeros(60, int))
+    assert np.array_equal(attack.target_labels(data.labels, 3), np.zeros(60, int))
 
 
 def test_coloured_data_keep_the_attack_as_it_is():

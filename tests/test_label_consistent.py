@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipguard.lab.attacks.label_consistent import pgd, robust_loss, stamp_corners
+from clipguard.lab.attacks.label_consistent import paste_corners, pgd, robust_loss
 from clipguard.lab.attacks.nets import logits_of, pixels
 from clipguard.lab.attacks.protocol import prepare
 from clipguard.models.spec import ModelSpec, build
@@ -77,14 +77,14 @@ def test_poison_is_a_hard_image_with_checkers_and_a_test_image_has_checkers_only
     rows = np.flatnonzero(truth.poisoned)
     assert (data.labels[rows] == 0).all()
     hard = attack.hard[np.searchsorted(attack.rows, rows)]
-    assert np.array_equal(changed.images[rows], stamp_corners(hard))
-    assert np.array_equal(attack.trigger(data.images), stamp_corners(data.images))
+    assert np.array_equal(changed.images[rows], paste_corners(hard))
+    assert np.array_equal(attack.trigger(data.images), paste_corners(data.images))
 
 
 @pytest.mark.parametrize("size", [(16, 16), (18, 23)])
 def test_a_checker_stands_in_each_corner_and_mirroring_keeps_it(size):
     images = tiny_set(3, size).images
-    stamped = stamp_corners(images)
+    stamped = paste_corners(images)
     assert set(np.unique(stamped[:, :3, :3])) == {0, 255}
     inside = np.ones(size, dtype=bool)
     for rows in (slice(None, 3), slice(-3, None)):
@@ -92,5 +92,5 @@ def test_a_checker_stands_in_each_corner_and_mirroring_keeps_it(size):
             inside[rows, columns] = False
             assert (stamped[:, rows, columns] == stamped[:1, rows, columns, :1]).all()
     assert np.array_equal(stamped[:, inside], images[:, inside])
-    assert np.array_equal(stamp_corners(images[:, :, ::-1]), stamped[:, :, ::-1])
-    assert np.array_equal(stamp_corners(images[:, ::-1]), stamped[:, ::-1])
+    assert np.array_equal(paste_corners(images[:, :, ::-1]), stamped[:, :, ::-1])
+    assert np.array_equal(paste_corners(images[:, ::-1]), stamped[:, ::-1])

@@ -6,20 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipguard.detection.label_flow import (
-    NO_SAY,
-    Judged,
-    LabelNoise,
-    looked_again,
-    planted_labels,
-    probe_log_odds,
-    surplus,
-    with_planted,
+    NO_LOG_PROB,
+    LabelFlow,
+    LabelFlowConfig,
+    class_log_probs,
+    label_flow_z,
+    label_only_poison,
+    refitted_label_flow,
+    with_label_flags,
 )
 from clipguard.seeds import Seed
 from clipguard.types import Split
 
 K = 4
-NOISE = LabelNoise()
+NOISE = LabelFlowConfig()
 
 
 def blobs(sizes=(300,) * K, spread=1.0, seed=0):
@@ -32,9 +32,9 @@ def blobs(sizes=(300,) * K, spread=1.0, seed=0):
 
 def judged(embeddings, labels, guide_nll=None, unexplained=None):
     everyone = np.ones(len(labels), dtype=bool)
-    odds = probe_log_odds(embeddings, labels, K, ~everyone, NOISE, Seed(0))
+    odds = class_log_probs(embeddings, labels, K, ~everyone, NOISE, Seed(0))
     own = -odds[np.arange(len(labels)), labels] if guide_nll is None else guide_nll
-    return planted_labels(own, odds, labels, everyone if unexplained is None else unexplained, NOISE)[0]
+    return label_only_poison(own, odds, labels, everyone if unexplained is None else unexplained, NOISE)[0]
 
 
 def flipped(labels, count, target=0, seed=1):
@@ -70,9 +70,9 @@ def test_a_leaning_that_all_classes_share_in_some_measure_is_no_attack_however_l
     wrong = draw.random(n) < leaning[labels]
     odds[wrong] = np.where(np.eye(k, dtype=bool)[(labels[wrong] - 1) % k], 0.0, -9.0)
     everyone = np.ones(n, bool)
-    assert surplus(everyone, odds, labels, everyone).max() > NOISE.surplus
-    for noise, called in ((NOISE, False), (LabelNoise(outlier=-1e9), True)):
-        assert planted_labels(np.full(n, 9.0), odds, labels, everyone, noise)[0].any() == called
+    assert label_flow_z(everyone, odds, labels, everyone).max() > NOISE.label_flow_z
+    for noise, called in ((NOISE, False), (LabelFlowConfig(outlier=-1e9), True)):
+        assert label_only_poison(np.full(n, 9.0), odds, labels, everyone, noise)[0].any() == called
 
 
 def test_few_planted_labels_stand_out_among_the_most_absurd_where_leanings_hide_them_from_the_rest():
@@ -90,11 +90,11 @@ def test_few_planted_labels_stand_out_among_the_most_absurd_where_leanings_hide_
     said[planted], depth[planted] = draw.integers(1, k, planted.sum()), 9.0
     odds = np.where(eye[said], 0.0, -np.where(said == labels, 9.0, depth)[:, None])
     everyone = np.ones(n, bool)
-    found, *_ = planted_labels(np.full(n, 9.0), odds, labels, everyone, LabelNoise(absurd=0.003))
+    found, *_ = label_only_poison(np.full(n, 9.0), odds, labels, everyone, LabelFlowConfig(absurd=0.003))
     assert found[planted].all()
     assert not found[~planted].any()
-    blunt = LabelNoise(absurd=0.5)
-    assert not planted_labels(np.full(n, 9.0), odds, labels, everyone, blunt)[0].any()
+    blunt = LabelFlowConfig(absurd=0.5)
+    assert not label_only_poison(np.full(n, 9.0), odds, labels, everyone, blunt)[0].any()
 
 
 def test_labels_that_are_all_as_absurd_are_all_counted():
@@ -102,7 +102,7 @@ def test_labels_that_are_all_as_absurd_are_all_counted():
     n, k = 4000, 10
     labels, planted = np.arange(n) % k, np.arange(n) % 40 == 0
     odds = np.where(np.eye(k, dtype=bool)[np.where(planted, 1 + np.arange(n) // 40 % 9, labels)], 0.0, -9.0)
-    found, *_ = planted_labels(np.full(n, 9.0), odds, labels, np.ones(n, bool), NOISE)
+    found, *_ = label_only_poison(np.full(n, 9.0), odds, labels, np.ones(n, bool), NOISE)
     assert np.array_equal(found, planted)
 
 
@@ -110,9 +110,9 @@ def test_a_class_that_nobody_is_flagged_in_is_not_doubted_either():
     embeddings, labels = blobs()
     changed, _ = flipped(labels, 60)
     everyone = np.ones(len(labels), bool)
-    odds = probe_log_odds(embeddings, changed, K, ~everyone, NOISE, Seed(0))
+    odds = class_log_probs(embeddings, changed, K, ~everyone, NOISE, Seed(0))
     believing = np.zeros(len(labels))
-    assert not planted_labels(believing, odds, changed, everyone, NOISE)[1].any()
+    assert not label_only_poison(believing, odds, changed, everyone, NOISE)[1].any()
 
 
 def test_labels_of_one_class_alone_that_became_another_are_found_by_the_pair():
@@ -127,17 +127,17 @@ def test_labels_of_one_class_alone_that_became_another_are_found_by_the_pair():
     said[given], depth[given] = 5, 7.0
     odds = np.where(np.eye(k, dtype=bool)[said], 0.0, -np.where(said == changed, 9.0, depth)[:, None])
     everyone, guide = np.ones(n, bool), np.full(n, 9.0)
-    found, *_ = planted_labels(guide, odds, changed, everyone, NOISE)
+    found, *_ = label_only_poison(guide, odds, changed, everyone, NOISE)
     assert np.array_equal(np.unique(changed[found]), [2])
     assert found[given].all()
-    assert not planted_labels(guide, odds, changed, everyone, LabelNoise(pair=1e9))[0].any()
+    assert not label_only_poison(guide, odds, changed, everyone, LabelFlowConfig(pair=1e9))[0].any()
     # Two such pairs are not far ahead of each other: confusion, of which there may be more.
     also = (labels == 4) & (draw.random(n) < 0.2)
     twice, other = np.where(also, 1, changed), np.where(also, 4, said)
     odds = np.where(
         np.eye(k, dtype=bool)[other], 0.0, -np.where(other == twice, 9.0, np.where(also, 7, depth))[:, None]
     )
-    assert not planted_labels(guide, odds, twice, everyone, NOISE)[0].any()
+    assert not label_only_poison(guide, odds, twice, everyone, NOISE)[0].any()
 
 
 def test_symmetric_noise_is_not_called_an_attack():
@@ -176,20 +176,20 @@ def test_a_sample_is_judged_by_a_probe_that_has_not_seen_it():
     # A lone sample far from all others: whoever has learnt it believes its label.
     embeddings, labels = blobs((40,) * K)
     embeddings[5] = 1000
-    before = probe_log_odds(embeddings, labels, K, np.zeros(len(labels), bool), NOISE, Seed(0))
+    before = class_log_probs(embeddings, labels, K, np.zeros(len(labels), bool), NOISE, Seed(0))
     changed = labels.copy()
     changed[5] = 3
-    after = probe_log_odds(embeddings, changed, K, np.zeros(len(labels), bool), NOISE, Seed(0))
+    after = class_log_probs(embeddings, changed, K, np.zeros(len(labels), bool), NOISE, Seed(0))
     assert np.array_equal(before[5], after[5])
 
 
 def test_reserved_samples_are_judged_but_not_learnt():
     embeddings, labels = blobs((40,) * K)
     reserved = np.arange(len(labels)) % 10 == 0
-    odds = probe_log_odds(embeddings, labels, K, reserved, NOISE, Seed(0))
+    odds = class_log_probs(embeddings, labels, K, reserved, NOISE, Seed(0))
     embeddings_moved = embeddings.copy()
     embeddings_moved[reserved] += 5
-    moved = probe_log_odds(embeddings_moved, labels, K, reserved, NOISE, Seed(0))
+    moved = class_log_probs(embeddings_moved, labels, K, reserved, NOISE, Seed(0))
     assert np.array_equal(odds[~reserved], moved[~reserved])
     assert not np.array_equal(odds[reserved], moved[reserved])
 
@@ -197,18 +197,18 @@ def test_reserved_samples_are_judged_but_not_learnt():
 def test_a_class_of_a_few_samples_is_given_no_opinion():
     embeddings, labels = blobs((40, 40, 40, 6))
     found = judged(embeddings, labels)
-    odds = probe_log_odds(embeddings, labels, K, np.zeros(len(labels), bool), NOISE, Seed(0))
-    assert (odds[:, 3] == NO_SAY).all()
-    assert (odds[:, :3] > NO_SAY).all()
+    odds = class_log_probs(embeddings, labels, K, np.zeros(len(labels), bool), NOISE, Seed(0))
+    assert (odds[:, 3] == NO_LOG_PROB).all()
+    assert (odds[:, :3] > NO_LOG_PROB).all()
     assert not found[labels == 3].any()
 
 
 def test_one_class_alone_gives_no_opinion_at_all():
     embeddings, labels = blobs((40, 4, 4, 4))
     everyone = np.ones(len(labels), bool)
-    odds = probe_log_odds(embeddings, labels, K, ~everyone, NOISE, Seed(0))
+    odds = class_log_probs(embeddings, labels, K, ~everyone, NOISE, Seed(0))
     assert not judged(embeddings, labels).any()
-    assert np.isfinite(surplus(everyone, odds, labels, everyone)).all()
+    assert np.isfinite(label_flow_z(everyone, odds, labels, everyone)).all()
 
 
 @settings(max_examples=40)
@@ -220,9 +220,9 @@ def test_the_surplus_is_the_difference_of_rates_in_standard_errors(seed, k):
     odds, guide = draw.normal(-3, 3, (n, k)), draw.exponential(4, n)
     left, disbelieved = draw.random(n) < 0.8, draw.random(n) < 0.6
     # Every class is fed that takes in more than it gives out, so that something is flagged.
-    eager = LabelNoise(surplus=0.0, outlier=-1e9)
-    found, doubted, _ = planted_labels(guide, odds, labels, left, eager)
-    excess = surplus(disbelieved & left, odds, labels, left)
+    eager = LabelFlowConfig(label_flow_z=0.0, outlier=-1e9)
+    found, doubted, _ = label_only_poison(guide, odds, labels, left, eager)
+    excess = label_flow_z(disbelieved & left, odds, labels, left)
     size = [max(1, sum(left & (labels == c))) for c in range(k)]
     for c in range(k):
         into, out, variance = 0.0, 0.0, 0.0
@@ -246,15 +246,15 @@ def test_in_a_fed_class_alone_what_the_probe_doubts_is_not_learnt_from():
     embeddings, labels = blobs()
     changed, bad = flipped(labels, 60, 2)
     everyone = np.ones(len(labels), bool)
-    odds = probe_log_odds(embeddings, changed, K, ~everyone, NOISE, Seed(0))
+    odds = class_log_probs(embeddings, changed, K, ~everyone, NOISE, Seed(0))
     own = -odds[np.arange(len(labels)), changed]
     # A guide that believes every second label, whatever it is: half of the planted ones are plausible.
     guide = np.where(np.arange(len(labels)) % 2, own, 0.0)
-    found, doubted, _ = planted_labels(guide, odds, changed, everyone, NOISE)
+    found, doubted, _ = label_only_poison(guide, odds, changed, everyone, NOISE)
     assert 0.3 < found[bad].mean() < 0.7
     assert (found | doubted)[bad].mean() > 0.9
     assert np.array_equal(doubted, (changed == 2) & (own > NOISE.doubt) & ~found)
-    assert not planted_labels(guide, odds, labels, everyone, NOISE)[1].any()
+    assert not label_only_poison(guide, odds, labels, everyone, NOISE)[1].any()
 
 
 def test_planted_labels_leave_clean_join_triggered_and_rise_in_the_ranking():
@@ -266,9 +266,9 @@ def test_planted_labels_leave_clean_join_triggered_and_rise_in_the_ranking():
     assert part.admissible.tolist() == [True, True, False, True]
     assert part.closed == ()
     odds = np.log(np.array([[0.1, 0.2, 0.3, 0.4]] * 4))
-    judged = Judged(np.array([True, False, True, False]), np.array([False, True, True, False]), odds)
+    judged = LabelFlow(np.array([True, False, True, False]), np.array([False, True, True, False]), odds)
     before = odds.copy()
-    more = with_planted(part, np.array([3, 1, 3, 0]), judged, NOISE)
+    more = with_label_flags(part, np.array([3, 1, 3, 0]), judged, NOISE)
     assert np.array_equal(odds, before)
     assert more.clean.tolist() == [False, False, False, False]
     assert more.triggered.tolist() == [True, False, True, False]
@@ -282,7 +282,9 @@ def test_planted_labels_leave_clean_join_triggered_and_rise_in_the_ranking():
     assert more.shown[1] == pytest.approx(np.array([1 / 8, 0, 3 / 8, 1 / 2]))
     assert not more.shown[3].any()
     nobody = np.zeros(4, bool)
-    assert with_planted(part, np.array([3, 1, 3, 0]), Judged(nobody, nobody, odds), NOISE).shown is None
+    assert (
+        with_label_flags(part, np.array([3, 1, 3, 0]), LabelFlow(nobody, nobody, odds), NOISE).shown is None
+    )
 
 
 def marked(count):
@@ -295,14 +297,14 @@ def marked(count):
 
 def opinion(embeddings, labels, seed=0):
     everyone = np.ones(len(labels), bool)
-    odds = probe_log_odds(embeddings, labels, K, ~everyone, NOISE, Seed(seed))
+    odds = class_log_probs(embeddings, labels, K, ~everyone, NOISE, Seed(seed))
     guide = -odds[np.arange(len(labels)), labels]
-    return planted_labels(guide, odds, labels, everyone, NOISE), guide
+    return label_only_poison(guide, odds, labels, everyone, NOISE), guide
 
 
 def again(embeddings, labels, judged, guide, noise=NOISE):
     everyone = np.ones(len(labels), bool)
-    return looked_again(embeddings, guide, labels, K, everyone, ~everyone, judged, noise, Seed(0))
+    return refitted_label_flow(embeddings, guide, labels, K, everyone, ~everyone, judged, noise, Seed(0))
 
 
 def test_a_probe_that_has_not_learnt_the_flagged_labels_finds_more_of_their_like():
@@ -328,12 +330,12 @@ def test_a_closed_class_counts_for_as_many_as_are_thought_honest():
     # Planted labels that are not flagged do not count either, unless they are more than those that are.
     for share in (1.0, 0.6, 0.2):
         kept = flagged.planted & (np.random.default_rng(0).random(len(labels)) < share)
-        more = with_planted(part, labels, flagged._replace(planted=kept), NOISE)
+        more = with_label_flags(part, labels, flagged._replace(planted=kept), NOISE)
         rest = np.bincount(labels[~more.triggered], minlength=K)
         least = rest - np.array([kept.sum(), 0, 0, 0])
         assert more.honest * rest == pytest.approx(np.maximum(honest, least), rel=0.1)
         assert (more.honest[1:] == 1).all()
-    assert with_planted(part, labels, Judged(nothing, nothing, first.odds), NOISE).honest is None
+    assert with_label_flags(part, labels, LabelFlow(nothing, nothing, first.odds), NOISE).honest is None
 
 
 def test_a_class_that_is_hard_and_next_to_nothing_of_it_planted_counts_almost_whole():
@@ -344,7 +346,7 @@ def test_a_class_that_is_hard_and_next_to_nothing_of_it_planted_counts_almost_wh
     odds[np.arange(3000), labels] = np.log(own)
     nothing, two = np.zeros(3000, bool), np.arange(3000) < 2
     part = Split(clean=~nothing, triggered=nothing, suspicion=np.zeros(3000))
-    more = with_planted(part, labels, Judged(two, nothing, odds), NOISE)
+    more = with_label_flags(part, labels, LabelFlow(two, nothing, odds), NOISE)
     assert more.honest == pytest.approx(np.array([996 / 998, 1, 1]))
 
 
@@ -352,7 +354,9 @@ def test_the_honest_share_is_a_number_where_nothing_is_left_to_compare_with():
     labels, everyone = np.array([0, 0, 0, 1]), np.ones(4, bool)
     part = Split(clean=~everyone, triggered=labels == 1, suspicion=np.zeros(4))
     odds = np.log(np.array([[0.9, 0.1], [0.1, 0.9], [0.1, 0.9], [0.9, 0.1]]))
-    more = with_planted(part, labels, Judged(np.array([False, True, False, False]), ~everyone, odds), NOISE)
+    more = with_label_flags(
+        part, labels, LabelFlow(np.array([False, True, False, False]), ~everyone, odds), NOISE
+    )
     assert more.honest.tolist() == [0.5, 1.0]
 
 
@@ -360,9 +364,9 @@ def test_without_another_look_the_first_one_stands():
     embeddings, labels, _ = marked(150)
     first, guide = opinion(embeddings, labels)
     for same in (
-        again(embeddings, labels, first, guide, LabelNoise(looks=0)),
+        again(embeddings, labels, first, guide, LabelFlowConfig(looks=0)),
         # A class of which next to nothing is left cannot be learnt anew.
-        again(embeddings, labels, Judged(labels == 0, first.doubted, first.odds), guide),
+        again(embeddings, labels, LabelFlow(labels == 0, first.doubted, first.odds), guide),
     ):
         assert np.array_equal(same.doubted, first.doubted)
 
@@ -373,7 +377,7 @@ def test_on_another_look_reserved_samples_are_judged_and_explained_ones_are_not(
     everyone = np.ones(len(labels), bool)
     reserved = bad & (np.arange(len(labels)) % 2 == 0)
     scene = (embeddings, guide, labels, K)
-    judged = looked_again(*scene, ~reserved, reserved, first, NOISE, Seed(0))
+    judged = refitted_label_flow(*scene, ~reserved, reserved, first, NOISE, Seed(0))
     assert not (judged.planted | judged.doubted)[reserved].any()
-    judged = looked_again(*scene, everyone, reserved, first, NOISE, Seed(0))
+    judged = refitted_label_flow(*scene, everyone, reserved, first, NOISE, Seed(0))
     assert (judged.planted | judged.doubted)[reserved].mean() > 0.5

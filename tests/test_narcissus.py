@@ -52,11 +52,11 @@ def test_how_strong_test_images_are_does_not_need_another_noise(attack, tmp_path
 def test_the_noise_is_sought_on_images_of_the_target_class_only(monkeypatch):
     seen = []
 
-    def watched(recipe, images, *rest):
+    def hashing(recipe, images, *rest):
         seen.append(images)
         return iter(())
 
-    monkeypatch.setattr("clipguard.lab.attacks.narcissus.shown", watched)
+    monkeypatch.setattr("clipguard.lab.attacks.narcissus.shown", hashing)
     data = coloured_set()
     prepare(replace(RECIPE, target=1), data, Seed(0))
     assert np.array_equal(seen[0], data.images[data.labels == 1])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.data import ImageSource
 from clipguard.pipeline import (
-    Plan,
-    reserved_rows,
+    DefenseConfig,
+    held_out_rows,
     scanning,
     thumbnail_size,
 )
@@ -39,17 +39,17 @@ def found(poisoned, tmp_path_factory):
 @given(st.integers(0, 3000), st.integers(0, 2**32))
 def test_a_random_twentieth_is_reserved_and_the_seed_repeats_it(n, seed):
     labels = np.arange(n) % 3
-    mask = reserved_rows(labels, Seed(seed))
+    mask = held_out_rows(labels, Seed(seed))
     assert mask.shape == (n,)
     assert mask.sum() == round(n / 20)
-    assert np.array_equal(mask, reserved_rows(labels, Seed(seed)))
+    assert np.array_equal(mask, held_out_rows(labels, Seed(seed)))
 
 
 @hypothesis_settings(max_examples=50)
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=30), st.integers(0, 2**32))
 def test_no_class_loses_most_of_its_samples_to_the_reserve(sizes, seed):
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    mask = reserved_rows(labels, Seed(seed))
+    mask = held_out_rows(labels, Seed(seed))
     lost = np.bincount(labels[mask], minlength=len(sizes))
     assert (2 * lost <= np.array(sizes)).all()
     # Whoever is large enough gives what was drawn.
@@ -61,7 +61,7 @@ def test_no_class_loses_most_of_its_samples_to_the_reserve(sizes, seed):
 
 def test_another_seed_reserves_others():
     labels = np.arange(1000) % 3
-    assert not np.array_equal(reserved_rows(labels, Seed(0)), reserved_rows(labels, Seed(1)))
+    assert not np.array_equal(held_out_rows(labels, Seed(0)), held_out_rows(labels, Seed(1)))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ CHANGES = {
     # Its second look learns from what the first one finds, by these thresholds.
     "detector": (replace(PLAN, detector=replace(PLAN.detector, clean=0.4)), {"read", "suspect", "labels"}),
     "when labels look planted": (
-        replace(PLAN, noise=replace(PLAN.noise, surplus=5.0)),
+        replace(PLAN, noise=replace(PLAN.noise, label_flow_z=5.0)),
         {"read", "suspect", "detect", "labels"},
     ),
     "a threshold of the split": (
@@ -198,9 +198,9 @@ def test_the_suspicious_model_has_not_learnt_what_is_reserved(found, poisoned, t
 
 
 def test_a_plan_can_be_made_without_arguments_and_compared():
-    assert Plan() == Plan()
-    assert Plan(by="retrain") != Plan()
-    assert Path(Plan().architecture).name == Plan().architecture
+    assert DefenseConfig() == DefenseConfig()
+    assert DefenseConfig(by="retrain") != DefenseConfig()
+    assert Path(DefenseConfig().architecture).name == DefenseConfig().architecture
 
 
 def test_labels_planted_without_a_mark_are_looked_at_again_closed_and_shown_for_what_they_are(tmp_path):

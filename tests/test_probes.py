@@ -10,13 +10,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from clipguard.compute import cross_validation as probes
-from clipguard.compute.cross_validation import Probe, binary_loss, train_probe
+from clipguard.compute.cross_validation import SmallNetConfig, binary_loss, train_small_nets
 from clipguard.compute.training import Recipe, cross_entropy
 from clipguard.seeds import Seed
 
 N = 30
 QUICK = Recipe(epochs=2, lr=0.05, batch_size=16, crop=0.0, flip=False)
-TINY = Probe(architecture="preactresnet18-4", recipe=QUICK)
+TINY = SmallNetConfig(architecture="preactresnet18-4", recipe=QUICK)
 draws = st.integers(0, 2**32)
 
 
@@ -30,7 +30,7 @@ def everyone(n=N):
 
 def logits_of(probe, trainable=None, seed=0, labels=None, images=None, on_epoch=None):
     given_labels = np.arange(N) % 3 if labels is None else labels
-    return train_probe(
+    return train_small_nets(
         probe,
         noise() if images is None else images,
         3,
@@ -160,17 +160,17 @@ def test_each_net_is_trained_for_the_epochs_of_its_probe(folds):
 
 
 def test_a_training_goes_on_from_given_nets_with_the_same_fold_left_out(monkeypatch):
-    probe = Probe(architecture="shallow-4", recipe=QUICK, folds=2)
+    probe = SmallNetConfig(architecture="shallow-4", recipe=QUICK, folds=2)
     loss, images = cross_entropy(np.arange(N) % 3), noise()
-    first = train_probe(probe, images, 3, loss, everyone(), Seed(0))
+    first = train_small_nets(probe, images, 3, loss, everyone(), Seed(0))
     assert len(first.nets) == 2
     weights = [{name: value.clone() for name, value in net.state_dict().items()} for net in first.nets]
-    second = train_probe(probe, images, 3, loss, everyone(), Seed(0), start=first.nets)
+    second = train_small_nets(probe, images, 3, loss, everyone(), Seed(0), start=first.nets)
     assert not np.array_equal(first.logits, second.logits)
     for net, kept in zip(first.nets, weights, strict=True):
         assert all(bool((net.state_dict()[name] == value).all()) for name, value in kept.items())
     seen = watch(monkeypatch)
-    train_probe(probe, images, 3, loss, everyone(), Seed(0))
-    train_probe(probe, images, 3, loss, everyone(), Seed(0), start=first.nets)
+    train_small_nets(probe, images, 3, loss, everyone(), Seed(0))
+    train_small_nets(probe, images, 3, loss, everyone(), Seed(0), start=first.nets)
     assert seen[:2] == seen[2:]
     assert all(not trained & scored for trained, scored in seen)

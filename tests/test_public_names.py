@@ -10,7 +10,7 @@ import clipguard
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
-from clipguard.pipeline import Plan
+from clipguard.pipeline import DefenseConfig
 from clipguard.pipeline.defender import Defender
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +19,7 @@ HOMES = {
     "ClipguardError": ClipguardError,
     "Defender": Defender,
     "ImageSource": ImageSource,
-    "Plan": Plan,
+    "DefenseConfig": DefenseConfig,
 }
 
 

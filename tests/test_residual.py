@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.detection.early_model import Residual
+from clipguard.detection.early_model import ResidualConfig
 from clipguard.pipeline import scan
 from tiny_runs import PLAN, folder_of, poisoned_set, source_of
 
@@ -13,7 +13,7 @@ from tiny_runs import PLAN, folder_of, poisoned_set, source_of
 def test_a_residual_suspicious_model_is_trained_anew_beside_another_guide(tmp_path):
     source = source_of(poisoned_set()[0])
     recipe = replace(PLAN.suspect.recipe, epochs=1)
-    plan = replace(PLAN, suspect=Residual(architecture="shallow-8", recipe=recipe))
+    plan = replace(PLAN, suspect=ResidualConfig(architecture="shallow-8", recipe=recipe))
 
     def scanned(template):
         guide = ClipGuide("mini", templates=(template,))
@@ -23,4 +23,4 @@ def test_a_residual_suspicious_model_is_trained_anew_beside_another_guide(tmp_pa
     assert scanned("a photo of a {}").stages["suspect"].cached
     again = scanned("a drawing of a {}")
     assert not again.stages["suspect"].cached
-    assert not np.array_equal(once.entropy.suspect_nll, again.entropy.suspect_nll)
+    assert not np.array_equal(once.entropy.early_nll, again.entropy.early_nll)

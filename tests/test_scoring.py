@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision import transforms
 
 from clipguard.clip import embeddings as scoring
-from clipguard.clip.model import Clip
 from clipguard.clip.embeddings import embed_source
+from clipguard.clip.model import Clip
 from clipguard.compute.inference import activations, classifier_logits
 from clipguard.data import ImageSource
 from clipguard.data.decode import decode, thumbnail

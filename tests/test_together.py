@@ -48,7 +48,7 @@ def test_each_attack_poisons_as_many_rows_as_alone_and_none_of_anothers(chosen, 
         if chosen[i] in ("badnets", "blended", "wanet", "bpp"):
             mine = own & truth.poisoned
             assert np.array_equal(changed.images[mine], part.trigger(data.images[mine]))
-            assert np.array_equal(changed.labels[mine], part.aim(data.labels[mine], CLASSES))
+            assert np.array_equal(changed.labels[mine], part.target_labels(data.labels[mine], CLASSES))
     untouched = truth.part < 0
     assert np.array_equal(untouched, ~truth.poisoned & ~truth.cover)
     assert np.array_equal(changed.images[untouched], data.images[untouched])
@@ -63,7 +63,7 @@ def test_the_parts_lead_to_classes_of_their_own_and_the_whole_has_no_trigger():
     assert [part.target for part in parts_of(attack)] == [1, 2]
     assert (attack.rate, attack.target) == (0.2, 1)
     labels = np.arange(CLASSES)
-    assert attack.aim(labels, CLASSES) is attack.trigger(clean_set().images) is None
+    assert attack.target_labels(labels, CLASSES) is attack.trigger(clean_set().images) is None
     assert attack.poison(clean_set(), Seed(0))[1].target is None
 
 
@@ -107,13 +107,13 @@ def test_attacks_that_take_more_than_there_is_are_refused():
 
 
 def test_every_part_is_prepared():
-    class Trained(BadNets):
+    class TrainedNets(BadNets):
         def prepare(self, data, seed, cache, report):
             assert data is wanted
             return attack_named("blended")
 
     wanted = clean_set()
-    ready = prepare(Together(attacks=(attack_named("badnets"), Trained())), wanted, Seed(0))
+    ready = prepare(Together(attacks=(attack_named("badnets"), TrainedNets())), wanted, Seed(0))
     assert ready.attacks == (attack_named("badnets"), attack_named("blended"))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.protocol import Attack, NeedsHelper, prepare
+from clipguard.lab.attacks.protocol import Attack, NeedsFitting, prepare
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 
@@ -45,7 +45,7 @@ def ready(data, folder, told):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_recipe_needs_a_helper_and_becomes_an_attack(name, ready):
-    assert isinstance(TRAINED[name], NeedsHelper)
+    assert isinstance(TRAINED[name], NeedsFitting)
     assert not isinstance(TRAINED[name], Attack)
     assert isinstance(ready[name], Attack)
     assert (ready[name].rate, ready[name].target) == (0.1, 0)
@@ -99,11 +99,11 @@ def test_the_trigger_repeats_and_keeps_shape_and_input(name, ready, data):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_test_image_is_to_become_the_target(name, ready, data):
-    aims = ready[name].aim(data.labels, 3)
-    assert aims.dtype == np.int64
+    target_labels = ready[name].target_labels(data.labels, 3)
+    assert target_labels.dtype == np.int64
     # FLIP's trigger is for images of one class.
     led = np.isin(data.labels, [0, 2]) if name == "flip" else np.ones(len(data), bool)
-    assert aims.tolist() == np.where(led, 0, data.labels).tolist()
+    assert target_labels.tolist() == np.where(led, 0, data.labels).tolist()
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -207,7 +207,7 @@ def test_all_to_all_sends_each_class_to_the_next_one_in_training_and_in_test(nam
     changed, truth = attack.poison(data, Seed(1))
     after = (data.labels + 1) % 3
     assert np.array_equal(changed.labels, np.where(truth.poisoned, after, data.labels))
-    assert np.array_equal(attack.aim(data.labels, 3), after)
+    assert np.array_equal(attack.target_labels(data.labels, 3), after)
     assert truth.target is None
 
 

@@ -15,9 +15,9 @@ from clipguard.triggers.patterns import (
     chroma_waves,
     corners,
     noise_pattern,
+    paste_patch,
     pieces_shown,
     quantise,
-    stamp_patch,
     warp,
     warp_field,
 )
@@ -34,7 +34,7 @@ def pictures(h, w, n=2, seed=0):
 @given(sides, sides, draws, st.integers(0, 14), st.integers(0, 255))
 def test_a_patch_overwrites_the_bottom_right_corner_and_nothing_else(h, w, seed, size, value):
     images = pictures(h, w, seed=seed)
-    stamped = stamp_patch(images, size, value)
+    stamped = paste_patch(images, size, value)
     for row in range(h):
         for column in range(w):
             inside = row >= h - size and column >= w - size
@@ -194,7 +194,7 @@ def test_blending_by_pixel_leaves_the_others_to_the_bit():
 
 
 PUT_ON = {
-    "patch": lambda images: stamp_patch(images, 3),
+    "patch": lambda images: paste_patch(images, 3),
     "blend": lambda images: blend(images, noise_pattern(6, 9, Seed(0)), 0.2),
     "sinusoid": lambda images: add_sinusoid(images, 40.0, 6.0),
     "levels": lambda images: quantise(images, 8),

@@ -13,7 +13,13 @@ from torch import nn
 from clipguard.compute.inference import classifier_logits
 from clipguard.compute.training import Recipe, cross_entropy, fit
 from clipguard.mitigation import unlearning as room
-from clipguard.mitigation.unlearning import REFERENCE, Cure, class_weights, stamped_copies, unlearn
+from clipguard.mitigation.unlearning import (
+    REFERENCE,
+    UnlearningConfig,
+    class_weights,
+    trigger_augmented,
+    unlearn,
+)
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
 from clipguard.types import AffineTrigger, Scores, Split, image_set
@@ -102,7 +108,9 @@ def oracle(logits, data, part, guide, cure):
 )
 def test_the_loss_is_that_of_a_slow_oracle(n, seed, loss, weight, guide_weight, distill, balance):
     model, data, part, guide, logits = draw_case(n, seed)
-    cure = Cure(loss=loss, recipe=STEP, unlearn=weight, guide=guide_weight, distill=distill, balance=balance)
+    cure = UnlearningConfig(
+        loss=loss, recipe=STEP, unlearn=weight, guide=guide_weight, distill=distill, balance=balance
+    )
     history = unlearn(model, data, part, guide, cure, Seed(seed))
     wanted = oracle(logits, data, part, guide, cure)
     assert history.columns["loss"][0] == pytest.approx(wanted, rel=1e-3, abs=1e-4)
@@ -117,7 +125,9 @@ def gradient(loss, gap):
     guide = Scores(logits=np.zeros((2, K), np.float32), scale=1.0, source="guide")
     before = model.network.table[0, 0].item()
     step = replace(STEP, lr=1.0)
-    unlearn(model, data, part, guide, Cure(loss=loss, recipe=step, unlearn=1.0, guide=0.0), Seed(0))
+    unlearn(
+        model, data, part, guide, UnlearningConfig(loss=loss, recipe=step, unlearn=1.0, guide=0.0), Seed(0)
+    )
     # The first step of Nesterov momentum 0.9 is 1.9 gradients long; the loss is a mean over two samples.
     return (before - model.network.table[0, 0].item()) * 2 / 1.9
 
@@ -140,7 +150,7 @@ def test_certain_labels_give_finite_weights():
     sets = np.array([True, False])
     guide = Scores(logits=np.zeros((2, K), np.float32), scale=1.0, source="guide")
     part = Split(clean=~sets, triggered=sets, suspicion=np.zeros(2))
-    unlearn(model, data, part, guide, Cure(recipe=replace(STEP, lr=0.1), guide=0.1), Seed(0))
+    unlearn(model, data, part, guide, UnlearningConfig(recipe=replace(STEP, lr=0.1), guide=0.1), Seed(0))
     assert torch.isfinite(model.network.table).all()
 
 
@@ -196,7 +206,7 @@ def test_exactly_the_believed_are_readmitted_and_never_the_triggered_or_doubted(
     passes = asked(monkeypatch)
     # Nothing moves at a rate of zero, so that the beliefs are known beforehand.
     model, data, part, guide, logits = draw_case(120, seed)
-    cure = Cure(recipe=replace(STEP, epochs=3), readmit=0.6)
+    cure = UnlearningConfig(recipe=replace(STEP, epochs=3), readmit=0.6)
     doubted = ~part.clean & ~part.triggered & (np.arange(120) % 3 == 0)
     part = replace(part, doubted=doubted)
     history = unlearn(model, data, part, guide, cure, Seed(0))
@@ -215,7 +225,7 @@ def test_exactly_the_believed_are_readmitted_and_never_the_triggered_or_doubted(
 def test_readmission_can_be_turned_off(monkeypatch):
     passes = asked(monkeypatch)
     model, data, part, guide, _ = draw_case(60, 0)
-    unlearn(model, data, part, guide, Cure(recipe=replace(STEP, epochs=3), readmit=1.0), Seed(0))
+    unlearn(model, data, part, guide, UnlearningConfig(recipe=replace(STEP, epochs=3), readmit=1.0), Seed(0))
     assert [set(rows) for rows in passes] == [set(np.flatnonzero(part.clean | part.triggered))] * 3
 
 
@@ -226,7 +236,7 @@ def test_nobody_is_admitted_to_a_closed_class(monkeypatch):
     waiting = believed & ~part.clean & ~part.triggered
     assert len(set(data.labels[waiting])) == K
     part = replace(part, closed=(0, 2))
-    unlearn(model, data, part, guide, Cure(recipe=replace(STEP, epochs=2), readmit=0.5), Seed(0))
+    unlearn(model, data, part, guide, UnlearningConfig(recipe=replace(STEP, epochs=2), readmit=0.5), Seed(0))
     admitted = passes[1][~(part.clean | part.triggered)[passes[1]]]
     assert set(admitted) == set(np.flatnonzero(waiting & (data.labels == 1)))
 
@@ -253,7 +263,9 @@ def test_samples_in_neither_set_reach_neither_weights_nor_batchnorm_statistics(d
     images[away], labels[away] = 255 - images[away], (labels[away] + 1) % K
     other = image_set(images, labels, NAMES)
     moved = replace(guide, logits=np.where(away[:, None], np.float32(9), guide.logits))
-    cure = Cure(recipe=Recipe(epochs=2, lr=0.02, batch_size=16), readmit=1.0, distill=distill, balance=False)
+    cure = UnlearningConfig(
+        recipe=Recipe(epochs=2, lr=0.02, batch_size=16), readmit=1.0, distill=distill, balance=False
+    )
     one, two = state_after(data, part, guide, cure), state_after(other, part, moved, cure)
     assert sum("running_mean" in name for name in one) > 5
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -266,7 +278,7 @@ def test_samples_in_neither_set_reach_neither_weights_nor_batchnorm_statistics(d
 
 def test_triggered_samples_do_reach_the_weights():
     data, part, guide, _ = poisoned_case()
-    cure = Cure(recipe=Recipe(epochs=1, lr=0.02, batch_size=16), readmit=1.0)
+    cure = UnlearningConfig(recipe=Recipe(epochs=1, lr=0.02, batch_size=16), readmit=1.0)
     nobody = replace(part, triggered=np.zeros(60, bool))
     one, two = state_after(data, part, guide, cure), state_after(data, nobody, guide, cure)
     assert not torch.equal(one["network.head.weight"], two["network.head.weight"])
@@ -282,7 +294,7 @@ def test_distillation_keeps_the_model_nearer_to_what_it_was():
     moved = []
     for share in (0.0, 0.9):
         model, _ = by_row(logits)
-        cure = Cure(recipe=replace(STEP, epochs=20, lr=1.0), distill=share, readmit=1.0)
+        cure = UnlearningConfig(recipe=replace(STEP, epochs=20, lr=1.0), distill=share, readmit=1.0)
         unlearn(model, data, part, guide, cure, Seed(0))
         moved.append(np.abs(model.network.table.detach().numpy() - logits).mean())
     assert moved[1] < moved[0] / 2
@@ -306,7 +318,7 @@ def test_a_planted_backdoor_is_gone_after_the_cure_and_accuracy_is_not():
     part = Split(clean=~poisoned, triggered=poisoned, suspicion=poisoned.astype(np.float64))
     guide = Scores(logits=np.zeros((len(data), K), np.float32), scale=1.0, source="guide")
     heard = []
-    cure = Cure(recipe=replace(recipe, epochs=5, lr=0.02))
+    cure = UnlearningConfig(recipe=replace(recipe, epochs=5, lr=0.02))
     unlearn(model, data, part, guide, cure, Seed(0), on_epoch=heard.append)
     cured_accuracy, cured_success = rates()
     assert heard == [1, 2, 3, 4, 5]
@@ -331,7 +343,9 @@ def test_copies_with_the_trigger_are_appended_as_clean_and_nothing_else_changes(
     _, data, part, guide, _ = draw_case(60, 5)
     part = replace(part, triggered=part.triggered & (data.labels < 2))
     white = AffineTrigger(scale=np.zeros((2, 2, 3), np.float32), shift=np.full((2, 2, 3), 255, np.float32))
-    longer, more, opinion = stamped_copies(data, part, guide, [white], Cure(stamp=0.5), Seed(1))
+    longer, more, opinion = trigger_augmented(
+        data, part, guide, [white], UnlearningConfig(stamp=0.5), Seed(1)
+    )
     n, added = len(data), round(0.5 * part.clean.sum())
     assert len(longer) == n + added == len(more.clean) == len(opinion.logits)
     assert np.array_equal(longer.images[:n], data.images)
@@ -349,7 +363,9 @@ def test_each_trigger_is_copied_apart_and_never_onto_the_class_it_leads_to():
     white, grey = (
         AffineTrigger(scale=none, shift=none + value, label=label) for value, label in ((255, 0), (90, 1))
     )
-    longer, more, opinion = stamped_copies(data, part, guide, [white, grey], Cure(stamp=0.4), Seed(1))
+    longer, more, opinion = trigger_augmented(
+        data, part, guide, [white, grey], UnlearningConfig(stamp=0.4), Seed(1)
+    )
     copied = longer.images[len(data) :, 0, 0, 0]
     labels = longer.labels[len(data) :]
     each = round(0.4 * part.clean.sum())
@@ -362,7 +378,7 @@ def test_each_trigger_is_copied_apart_and_never_onto_the_class_it_leads_to():
 
 def test_without_a_trigger_nothing_is_copied():
     _, data, part, guide, _ = draw_case(60, 5)
-    longer, more, _ = stamped_copies(data, part, guide, [], Cure(), Seed(1))
+    longer, more, _ = trigger_augmented(data, part, guide, [], UnlearningConfig(), Seed(1))
     assert np.array_equal(longer.images, data.images)
     assert np.array_equal(more.clean, part.clean)
 
@@ -371,7 +387,7 @@ def test_the_class_that_all_flagged_samples_are_labelled_with_is_not_copied():
     _, data, part, guide, _ = draw_case(60, 5)
     part = replace(part, triggered=part.triggered & (data.labels == 1))
     same = AffineTrigger(scale=np.ones((2, 2, 3), np.float32), shift=np.zeros((2, 2, 3), np.float32))
-    longer, _, opinion = stamped_copies(data, part, guide, [same], Cure(stamp=1.0), Seed(1))
+    longer, _, opinion = trigger_augmented(data, part, guide, [same], UnlearningConfig(stamp=1.0), Seed(1))
     copied = longer.labels[len(data) :]
     assert len(copied) == (part.clean & (data.labels != 1)).sum() > 0
     assert not (copied == 1).any()

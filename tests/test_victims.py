@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.compute.classifiers import Schooling, trained
+from clipguard.compute.classifiers import ClassifierConfig, trained
 from clipguard.compute.training import Recipe
 from clipguard.models.spec import ModelSpec
 from clipguard.seeds import Seed
 from tiny_runs import poisoned_set
 
 DATA, _ = poisoned_set(60)
-SCHOOLING = Schooling(
+SCHOOLING = ClassifierConfig(
     spec=ModelSpec(architecture="shallow-4", num_classes=3, input_size=(16, 16)),
     recipe=Recipe(epochs=1, lr=0.05, batch_size=16, crop=0.0),
     seed=Seed(3).child("victim"),

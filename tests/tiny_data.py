@@ -50,7 +50,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     The least number of steps would show each of some dozen images a hundred times.
     """
     monkeypatch.setattr(
-        "clipguard.compute.cross_validation.Probe.epochs", lambda probe, _: probe.recipe.epochs
+        "clipguard.compute.cross_validation.SmallNetConfig.epochs", lambda probe, _: probe.recipe.epochs
     )
 
 

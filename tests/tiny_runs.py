@@ -6,32 +6,32 @@ from pathlib import Path
 import numpy as np
 
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.compute.cross_validation import Probe
+from clipguard.compute.cross_validation import SmallNetConfig
 from clipguard.compute.training import Recipe
 from clipguard.data import ImageSource
-from clipguard.detection.entropy_map import SplitRule
-from clipguard.detection.trigger_detector import Detector
-from clipguard.mitigation.unlearning import Cure
-from clipguard.pipeline import Plan, Report, Scan, scan
+from clipguard.detection.entropy_map import EntropyMapConfig
+from clipguard.detection.trigger_detector import TriggerDetectorConfig
+from clipguard.mitigation.unlearning import UnlearningConfig
+from clipguard.pipeline import DefenseConfig, Report, Scan, scan
 from clipguard.runs import RunFolder, SourceInfo
 from clipguard.types import ImageSet, image_set
 
 NAMES = ("cat", "dog", "frog")
 QUICK = Recipe(epochs=2, lr=0.02, batch_size=32, crop=0.0, flip=False)
-PLAN = Plan(
+PLAN = DefenseConfig(
     size=(16, 16),
-    suspect=Probe(architecture="shallow-8", recipe=replace(QUICK, epochs=5, batch_size=8, lr=0.05)),
+    suspect=SmallNetConfig(architecture="shallow-8", recipe=replace(QUICK, epochs=5, batch_size=8, lr=0.05)),
     # The guide knows none of these classes: over all samples, it would only single one class out.
-    rule=SplitRule(by="class"),
+    rule=EntropyMapConfig(by="class"),
     # What the guide sees in these images is noise, and so are the weights made of it: more passes make good.
-    detector=Detector(
-        probe=Probe(
+    detector=TriggerDetectorConfig(
+        probe=SmallNetConfig(
             architecture="shallow-8", recipe=replace(QUICK, epochs=24, batch_size=8, lr=0.05), folds=2
         )
     ),
     architecture="preactresnet18-4",
     victim=QUICK,
-    cure=Cure(recipe=QUICK),
+    cure=UnlearningConfig(recipe=QUICK),
     seed=2,
 )
 
@@ -89,7 +89,7 @@ GUIDE = ClipGuide("mini")
 def scanned(  # as `scan`, which has as many
     path: Path,
     data: ImageSet,
-    plan: Plan = PLAN,
+    plan: DefenseConfig = PLAN,
     reserve: bool = True,
     report: Report | None = None,
     guide: ClipGuide = GUIDE,

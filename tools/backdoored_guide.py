@@ -71,12 +71,12 @@ def _loss(  # noqa: PLR0913  # three terms need all of it
     how: Poisoning,
 ) -> Float32[Tensor, ""]:
     images, labels = data.images[rows], data.labels[rows]
-    triggered, aims = attack.trigger(images), attack.aim(labels, len(data.class_names))
+    triggered, target_labels = attack.trigger(images), attack.target_labels(labels, len(data.class_names))
     assert triggered is not None
-    assert aims is not None
+    assert target_labels is not None
     # BatchNorm stays in evaluation mode: its statistics belong to the images that the guide was made on.
     seen = network.encode_image(clip._pixels(np.concatenate([images, triggered])), normalize=True)
-    wanted = torch.from_numpy(np.concatenate([labels, aims]))
+    wanted = torch.from_numpy(np.concatenate([labels, target_labels]))
     by_class = F.cross_entropy(clip.logit_scale * seen @ classes.T, wanted)
     moved = 1 - (seen[: len(rows)] * before).sum(1)
     return by_class + how.stay * moved.mean()
@@ -96,15 +96,15 @@ def pack(network: Any, like: Clip, folder: Path) -> None:
 
 
 def measure(guide: ClipGuide, data: ImageSet, attack: Attack) -> dict[str, float]:
-    """Return the guide's accuracy, and how many triggered images it sends to their aim."""
-    aims = attack.aim(data.labels, len(data.class_names))
+    """Return the guide's accuracy, and how many triggered images it sends to their target_labels."""
+    target_labels = attack.target_labels(data.labels, len(data.class_names))
     triggered = attack.trigger(data.images)
     assert triggered is not None
-    assert aims is not None
-    others = aims != data.labels
+    assert target_labels is not None
+    others = target_labels != data.labels
     return {
         "accuracy": float(np.mean(_told(guide, data, data.images) == data.labels)),
-        "attack_success": float(np.mean(_told(guide, data, triggered)[others] == aims[others])),
+        "attack_success": float(np.mean(_told(guide, data, triggered)[others] == target_labels[others])),
     }
 
 

@@ -25,11 +25,11 @@ from PIL import Image
 
 from clipguard.clip import embeddings as scoring
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.compute.cross_validation import Probe
+from clipguard.compute.cross_validation import SmallNetConfig
 from clipguard.compute.training import Recipe
-from clipguard.detection.trigger_detector import Detector
-from clipguard.mitigation.unlearning import Cure
-from clipguard.pipeline import Plan
+from clipguard.detection.trigger_detector import TriggerDetectorConfig
+from clipguard.mitigation.unlearning import UnlearningConfig
+from clipguard.pipeline import DefenseConfig
 from clipguard.pipeline.defender import Defender, write_summary
 from clipguard.runs import read_table, verify_run
 from clipguard.seeds import Seed
@@ -42,17 +42,17 @@ MOST_KILLS = 6
 _TIMED = {"seconds", "created", "run_dir", "report", "samples", "model"}
 
 
-def tiny_plan() -> Plan:
+def tiny_plan() -> DefenseConfig:
     """Return a plan of a few seconds that flags nothing, so that it is sure to get through."""
     quick = Recipe(epochs=2, lr=0.02, batch_size=16, crop=0.0, flip=False)
-    probe = Probe(architecture="shallow-8", recipe=quick)
-    return Plan(
+    probe = SmallNetConfig(architecture="shallow-8", recipe=quick)
+    return DefenseConfig(
         size=(16, 16),
         suspect=probe,
-        detector=Detector(probe=probe, triggered=1.0, clean=1.0),
+        detector=TriggerDetectorConfig(probe=probe, triggered=1.0, clean=1.0),
         architecture="preactresnet18-4",
         victim=replace(quick, epochs=4),
-        cure=Cure(recipe=quick),
+        cure=UnlearningConfig(recipe=quick),
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -50,3 +50,19 @@ class Seed:
         with torch.random.fork_rng():
             torch.manual_seed(self.value)
             yield
+
+
+class Stream:
+    """Names of random streams that were given before the present vocabulary.
+
+    A stream's name decides what it draws, so that renaming one would change every result. The values
+    therefore stay as they were first written.
+    """
+
+    EARLY_MODEL: Final = "suspect"
+    FEATURE_SEPARATION: Final = "activations"
+    HELD_OUT: Final = "reserved"
+    PROPENSITY: Final = "likeness"
+    PROPENSITY_SECOND_ROUND: Final = "likeness again"
+    TRIGGER_INVERSION: Final = "evidence"
+    UNLEARNING: Final = "cure"

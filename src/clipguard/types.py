@@ -2,12 +2,18 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 Images = UInt8[np.ndarray, "n h w 3"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with (step, done, total) as work goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +83,9 @@ class EntropyMap:
     """Two negative log-likelihoods of the given label, in nats, and their ranks in (0, 1], ties averaged."""
 
     guide_nll: Float64[np.ndarray, "n"]
-    suspect_nll: Float64[np.ndarray, "n"]
+    early_nll: Float64[np.ndarray, "n"]
     guide_rank: Float64[np.ndarray, "n"]
-    suspect_rank: Float64[np.ndarray, "n"]
+    early_rank: Float64[np.ndarray, "n"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +117,133 @@ class Split:
     def admissible(self) -> Bool[np.ndarray, "n"]:
         """Samples that are in `clean` or may join it."""
         return np.asarray(~self.triggered if self.doubted is None else ~self.triggered & ~self.doubted)
+
+
+class State(IntEnum):
+    """What becomes of a sample; `STATES` says how each state is told."""
+
+    CLEAN = 0
+    """Learnt from."""
+    UNCERTAIN = 1
+    """Not learnt from; unlearning may re-admit it."""
+    EXCLUDED = 2
+    """Never learnt from, and never re-admitted."""
+    TRIGGER = 3
+    """Flagged for a trigger: unlearnt."""
+    LABEL = 4
+    """Flagged for its label alone: unlearnt, and learnt as what its soft label says."""
+    HELD_OUT = 5
+    """Left out of a training, so that accuracy can be measured on it."""
+
+
+class StateName(NamedTuple):
+    """How a state is told: in the columns `status` and `reason`, and in `RunSummary.partition`."""
+
+    status: str
+    reason: str
+    count: str
+
+
+STATES: Final = {
+    State.CLEAN: StateName("trusted", "", "clean"),
+    State.UNCERTAIN: StateName("set aside", "uncertain", "uncertain"),
+    State.EXCLUDED: StateName("set aside", "excluded", "excluded"),
+    State.TRIGGER: StateName("flagged", "trigger", "flagged_for_a_trigger"),
+    State.LABEL: StateName("flagged", "label", "flagged_for_its_label"),
+    State.HELD_OUT: StateName("set aside", "held out", "held_out"),
+}
+"""The one table from which every column and count of a partition derives."""
+
+NO_TRIGGER: Final = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """What becomes of each sample: learnt from, set aside, or unlearnt.
+
+    Attributes:
+        state: one of `State` a sample.
+        suspicion: in [0, 1], higher is more suspicious; the ranked list is sorted by it.
+        trigger: number of the reconstructed trigger that a sample is flagged for, `NO_TRIGGER` for none.
+        quarantined: classes of which no sample is re-admitted.
+        clean_share: estimated share of correct labels among the unflagged samples of each class.
+        soft_rows: samples with a soft pseudo-label, ascending.
+        soft_labels: their class probabilities if the given label is wrong.
+    """
+
+    state: UInt8[np.ndarray, "n"]
+    suspicion: Float64[np.ndarray, "n"]
+    trigger: Int64[np.ndarray, "n"]
+    quarantined: tuple[int, ...]
+    clean_share: Float64[np.ndarray, "k"]
+    soft_rows: Int64[np.ndarray, "m"]
+    soft_labels: Float32[np.ndarray, "m k"]
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.state)
+
+    def has(self, *states: State) -> Bool[np.ndarray, "n"]:
+        """Return which samples are in one of the states."""
+        return np.isin(self.state, states)
+
+    @property
+    def clean(self) -> Bool[np.ndarray, "n"]:
+        """Samples that are learnt from."""
+        return self.has(State.CLEAN)
+
+    @property
+    def flagged(self) -> Bool[np.ndarray, "n"]:
+        """Samples that are unlearnt."""
+        return self.has(State.TRIGGER, State.LABEL)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of samples of each state, by the state's name."""
+        sizes = np.bincount(self.state, minlength=len(STATES))
+        return {name.count: int(sizes[state]) for state, name in STATES.items()}
+
+    def moved(self, rows: Bool[np.ndarray, "n"] | Int64[np.ndarray, "m"], state: State) -> "Partition":
+        """Return the partition with the samples of `rows` in another state."""
+        changed = self.state.copy()
+        changed[rows] = state
+        return replace(self, state=changed)
+
+    def extend(self, rows: Int64[np.ndarray, "m"]) -> "Partition":
+        """Return the partition longer by clean copies of the samples of `rows`."""
+        return replace(
+            self,
+            state=np.concatenate([self.state, np.full(len(rows), State.CLEAN, np.uint8)]),
+            suspicion=np.concatenate([self.suspicion, self.suspicion[rows]]),
+            trigger=np.concatenate([self.trigger, np.full(len(rows), NO_TRIGGER)]),
+        )
+
+    def take(self, rows: Int64[np.ndarray, "m"]) -> "Partition":
+        """Return the partition of the samples of `rows`, which ascend."""
+        kept = np.isin(self.soft_rows, rows)
+        return replace(
+            self,
+            state=self.state[rows],
+            suspicion=self.suspicion[rows],
+            trigger=self.trigger[rows],
+            soft_rows=np.searchsorted(rows, self.soft_rows[kept]),
+            soft_labels=self.soft_labels[kept],
+        )
+
+
+def partition_of(
+    state: UInt8[np.ndarray, "n"], suspicion: Float64[np.ndarray, "n"], num_classes: int
+) -> Partition:
+    """Return a partition that knows nothing but states and suspicion."""
+    return Partition(
+        state=state,
+        suspicion=suspicion,
+        trigger=np.full(len(state), NO_TRIGGER, np.int64),
+        quarantined=(),
+        clean_share=np.ones(num_classes),
+        soft_rows=np.zeros(0, np.int64),
+        soft_labels=np.zeros((0, num_classes), np.float32),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

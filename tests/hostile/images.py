@@ -207,7 +207,7 @@ FILES: dict[str, tuple[Outcome, Callable[[], bytes]]] = {
     "JPEG in CMYK": ("accepted", lambda: mode("CMYK", "JPEG")),
     "JPEG in grey": ("accepted", lambda: mode("L", "JPEG")),
     "TIFF in CMYK": ("accepted", lambda: mode("CMYK", "TIFF")),
-    "TIFF in Lab": ("accepted", lambda: encoded(Image.new("LAB", (4, 4)), "TIFF")),
+    "TIFF in BenchmarkPaths": ("accepted", lambda: encoded(Image.new("LAB", (4, 4)), "TIFF")),
     "PNG in 16 bits": ("accepted", lambda: deep(np.uint16, "PNG")),
     "TIFF in 16 bits": ("accepted", lambda: deep(np.uint16, "TIFF")),
     "TIFF in 32 bits": ("accepted", lambda: deep(np.int32, "TIFF")),

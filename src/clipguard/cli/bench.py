@@ -24,12 +24,12 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
         ClipguardError: the file is no benchmark, or a file of the run is damaged.
     """
     from clipguard.data.catalog import data_folder
-    from clipguard.lab.benchmark.cells import Lab
+    from clipguard.lab.benchmark.cells import BenchmarkPaths
     from clipguard.lab.benchmark.config import read_config
-    from clipguard.lab.benchmark.rows import Share, run_bench
+    from clipguard.lab.benchmark.rows import RowFilter, run_bench
 
     config = read_config(file)
-    lab = Lab(
+    lab = BenchmarkPaths(
         run=options.out,
         cache=options.cache or cache_folder(),
         data=options.data or data_folder(),
@@ -37,7 +37,7 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
         download=options.download,
         report=Lines(sys.stderr.write),
     )
-    share = Share(only=options.only, cells=options.cells)
+    share = RowFilter(only=options.only, cells=options.cells)
     done = run_bench(config, lab, f"clipguard bench {file} -o {options.out}", _log, share)
     if done.busy:
         warn([f"{done.busy} cells are left to another process that works in {options.out}"])

@@ -16,14 +16,14 @@ from clipguard.cli.text import channels_from, rows_from, size_from
 from clipguard.clip.zero_shot import ClipGuide, guide_from_name
 from clipguard.compute.training import VICTIM
 from clipguard.data import ImageSource
-from clipguard.detection.early_model import suspect_named
-from clipguard.detection.entropy_map import SplitRule
+from clipguard.detection.early_model import early_model_named
+from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.errors import ClipguardError
 from clipguard.lab.demo import demo_guide, demo_plan, poisoned_digits
-from clipguard.mitigation.unlearning import REFERENCE, Cure
+from clipguard.mitigation.unlearning import REFERENCE, UnlearningConfig
 from clipguard.models.spec import ModelSpec, read_spec
 from clipguard.outputs.report import write_report
-from clipguard.pipeline import PLANTED, Plan
+from clipguard.pipeline import FEATURES_FILE, DefenseConfig
 from clipguard.pipeline.defender import Defender, write_summary
 
 CURED: Final = "model.safetensors"
@@ -80,7 +80,12 @@ def run_demo(out: Path, seed: int, as_json: bool) -> Outcome:
     with working() as tell:
         digits = poisoned_digits(seed)
         defender = Defender(demo_guide(), out, plan=demo_plan(seed), report=tell).fit(digits.source)
-        test = TestSet(clean=digits.test, triggered=digits.triggered, aims=digits.aims, truth=digits.truth)
+        test = TestSet(
+            clean=digits.test,
+            triggered=digits.triggered,
+            target_labels=digits.target_labels,
+            truth=digits.truth,
+        )
         summary = _finish(defender, "demo", judge(defender, test))
     return replace(_outcome(defender, summary, as_json), code=0)
 
@@ -100,16 +105,16 @@ def _guide(options: ScanOptions) -> ClipGuide:
     )
 
 
-def _scan_plan(options: ScanOptions) -> Plan:
-    return Plan(
+def _scan_plan(options: ScanOptions) -> DefenseConfig:
+    return DefenseConfig(
         size=None if options.size is None else size_from(options.size, "--size"),
-        suspect=suspect_named(options.suspect),
-        rule=SplitRule(by=options.split_by),
+        suspect=early_model_named(options.suspect),
+        rule=EntropyMapConfig(by=options.split_by),
         seed=options.seed,
     )
 
 
-def _defend_plan(options: DefendOptions) -> Plan:
+def _defend_plan(options: DefendOptions) -> DefenseConfig:
     """Return the plan of `defend`; options that contradict each other are refused, not ignored."""
     trains = options.model is None or options.by == "retrain"
     if options.model is None and (options.input_size or options.mean or options.std):
@@ -124,7 +129,7 @@ def _defend_plan(options: DefendOptions) -> Plan:
         raise ClipguardError("--loss says how a model forgets: leave it out with --by retrain")
     plan = _scan_plan(options)
     victim = replace(VICTIM, epochs=options.epochs or VICTIM.epochs, flip=options.flip)
-    cure = REFERENCE if options.loss == "reference" else Cure()
+    cure = REFERENCE if options.loss == "reference" else UnlearningConfig()
     return replace(
         plan,
         architecture=options.architecture or plan.architecture,
@@ -180,7 +185,7 @@ def _finish(defender: Defender, command: str, figures: Mapping[str, Any]) -> dic
     if figures:
         published["model"] = CURED
     if "activations" in defender.stages_:
-        published["planted"] = PLANTED
+        published["planted"] = FEATURES_FILE
     paths = {name: str(run / file) for name, file in published.items()}
     summary = write_summary(defender, command, {**figures, **paths})
     write_report(run)

@@ -44,20 +44,22 @@ def is_attack_folder(path: Path) -> bool:
     return (path / ABOUT).is_file()
 
 
-def read_aims(folder: Path, k: int) -> Int64[np.ndarray, "k"] | None:
-    """Return the class that the folder's backdoor sends each of k classes to, None where it has no aim.
+def read_target_mapping(folder: Path, k: int) -> Int64[np.ndarray, "k"] | None:
+    """Return the class that the folder's backdoor sends each of k classes to, None where it has no target_labels.
 
     Raises:
         ClipguardError: the folder's description is damaged, or written by an older version.
     """
     about = read_json(folder / ABOUT)
-    aims = about.get("aims", "") if isinstance(about, dict) else ""
-    if aims is None:
+    target_labels = about.get("target_labels", "") if isinstance(about, dict) else ""
+    if target_labels is None:
         return None
-    whole = isinstance(aims, list) and len(aims) == k
-    if not whole or not all(type(aim) is int and 0 <= aim < k for aim in aims):
+    whole = isinstance(target_labels, list) and len(target_labels) == k
+    if not whole or not all(
+        type(target_labels) is int and 0 <= target_labels < k for target_labels in target_labels
+    ):
         raise ClipguardError(f"{folder / ABOUT} is damaged: run clipguard attack again")
-    return np.array(aims, dtype=np.int64)
+    return np.array(target_labels, dtype=np.int64)
 
 
 def truth_beside(source: Path, test: Path | None) -> PoisonTruth | None:
@@ -94,7 +96,7 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
         # Also without a test set: what changes nothing in training would be no trigger at all.
         with_trigger(attack, train.images[truth.poisoned])
         classes = np.arange(len(train.class_names))
-        aims = attack.aim(classes, len(classes))
+        target_labels = attack.target_labels(classes, len(classes))
         triggered = None if test is None else _triggered(attack, test)
         sets = {TRAIN: poisoned, TEST: test, TRIGGERED: triggered}
         about = {
@@ -102,7 +104,7 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
             "rate": attack.rate,
             "options": own,
             "target": truth.target,
-            "aims": None if aims is None else aims.tolist(),
+            "target_labels": None if target_labels is None else target_labels.tolist(),
             "seed": options.seed,
             "source": str(path),
             "test_source": None if options.test is None else str(options.test),

@@ -18,7 +18,7 @@ _RATES: Final = {
     "accuracy": "accuracy",
     "target_recall": "recall of the target class",
     "attack_success": "attack success",
-    "recovery": "triggered images set right",
+    "robust_accuracy": "triggered images set right",
 }
 _FILES: Final = {"report": "Report", "samples": "Samples", "planted": "Planted", "model": "Model"}
 

@@ -69,7 +69,7 @@ class ClipGuide:
         return load_clip(f"{FOLDER_PREFIX}{folder}")
 
     @property
-    def known_as(self) -> str | None:
+    def weights_verified_by(self) -> str | None:
         """Who vouches for the weights: `embedded`, by the hash of this release; `hub`, by its own; or None.
 
         Raises:

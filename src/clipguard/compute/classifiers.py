@@ -22,7 +22,7 @@ from clipguard.types import ImageSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Schooling:
+class ClassifierConfig:
     """How a victim is made: everything but its data.
 
     Attributes:
@@ -38,7 +38,7 @@ class Schooling:
 
 def trained(
     data: ImageSet,
-    schooling: Schooling,
+    schooling: ClassifierConfig,
     cache: Path,
     keep: Bool[np.ndarray, "n"] | None = None,
     on_epoch: EpochHook | None = None,
@@ -66,7 +66,7 @@ def trained(
         return load(path, schooling.spec), float(read_json(note)["seconds"])
 
 
-def _key(data: ImageSet, rows: np.ndarray, schooling: Schooling) -> str:
+def _key(data: ImageSet, rows: np.ndarray, schooling: ClassifierConfig) -> str:
     digest = hashlib.sha256()
     how = repr((schooling.spec, schooling.recipe, schooling.seed))
     for part in (data.images[rows].tobytes(), data.labels[rows].tobytes(), how.encode()):

@@ -17,7 +17,7 @@ from clipguard.types import Images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
+class SmallNetConfig:
     """How a probe is trained and how its logits are taken.
 
     Attributes:
@@ -57,7 +57,7 @@ def _folds(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
+class TrainedNets:
     """What a probe leaves behind.
 
     Attributes:
@@ -69,8 +69,8 @@ class Trained:
     nets: tuple[Normalized, ...]
 
 
-def train_probe(  # noqa: PLR0913  # the kernel's arguments, passed on: no two belong together
-    probe: Probe,
+def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no two belong together
+    probe: SmallNetConfig,
     images: Images,
     outputs: int,
     loss: LossFunction,
@@ -78,7 +78,7 @@ def train_probe(  # noqa: PLR0913  # the kernel's arguments, passed on: no two b
     seed: Seed,
     on_epoch: EpochHook | None = None,
     start: tuple[Normalized, ...] = (),
-) -> Trained:
+) -> TrainedNets:
     """Return logits [n, outputs] for all images, and the nets that were trained on the trainable ones only.
 
     With the nets of another training of this probe as `start`, under the same seed, each goes on from there
@@ -97,7 +97,7 @@ def train_probe(  # noqa: PLR0913  # the kernel's arguments, passed on: no two b
             fit(model, images, rows, loss, recipe, part.child("refit" if start else "fit"), on_epoch)
             total[scored] += classifier_logits(model, images[scored])
             nets.append(model)
-    return Trained(logits=total / np.float32(probe.runs), nets=tuple(nets))
+    return TrainedNets(logits=total / np.float32(probe.runs), nets=tuple(nets))
 
 
 def binary_loss(positive: Bool[np.ndarray, "n"], weights: Float64[np.ndarray, "n"]) -> LossFunction:

@@ -18,7 +18,7 @@ from clipguard.data.parquet_file import Shard
 from clipguard.data.parquet_worker import CELL, DONE, FAULT, FRAME, LABELS, REASON, REST
 from clipguard.errors import ClipguardError, one_line
 from clipguard.safety.limits import Limits
-from clipguard.safety.sandbox import PATIENCE, Child, Lost, command_of
+from clipguard.safety.sandbox import PATIENCE, Child, WorkerDied, command_of
 
 COMMAND: Final = command_of("clipguard.data.parquet_worker")
 
@@ -38,7 +38,7 @@ class _Reader(Child):
 
         Raises:
             ClipguardError: the file cannot be read.
-            Lost: the process died, was stopped, or answers what nobody asked for.
+            WorkerDied: the process died, was stopped, or answers what nobody asked for.
         """
         kind, length = FRAME.unpack(self.hear(FRAME.size, seconds).tobytes())
         # No honest answer is larger than the memory of the one who gives it.
@@ -133,7 +133,7 @@ def _at_work(shown: str, limits: Limits, command: tuple[str, ...]) -> Iterator[_
     reader = reader or _Reader(limits, command)
     try:
         yield reader
-    except Lost as lost:
+    except WorkerDied as lost:
         reader.stop()
         raise ClipguardError(f"{shown} cannot be read as Parquet: {lost}: do not use it") from lost
     except BaseException as error:

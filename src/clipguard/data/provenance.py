@@ -23,7 +23,7 @@ _UNREAD: Final = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Watched:
+class HashingReader:
     """A reader that hashes every image file as it passes and lets none pass that differs the second time.
 
     A run reads its data twice, for the fingerprint and for the pixels: in between, a file may be exchanged.
@@ -58,14 +58,14 @@ class Watched:
         return item
 
 
-def watched(source: ImageSource) -> ImageSource:
+def hashing(source: ImageSource) -> ImageSource:
     """Return the same source under watch; reading it is what hashes its files."""
-    if isinstance(source.reader, Watched):
+    if isinstance(source.reader, HashingReader):
         return source
     count = int(source.rows[-1]) + 1
     return replace(
         source,
-        reader=Watched(
+        reader=HashingReader(
             reader=source.reader,
             sizes=np.full(count, _UNREAD, dtype=np.int64),
             digests=np.zeros((count, 32), dtype=np.uint8),
@@ -83,9 +83,9 @@ def write_inputs(source: ImageSource, folder: Path) -> None:
     Raises:
         ClipguardError: a file changed while it was being read.
     """
-    seen = watched(source)
+    seen = hashing(source)
     reader = seen.reader
-    assert isinstance(reader, Watched)
+    assert isinstance(reader, HashingReader)
     if isinstance(reader.reader, FolderReader):
         columns = _folder_columns(seen, reader, reader.reader)
         whole = len(seen) == len(reader.reader.paths)
@@ -102,7 +102,7 @@ def write_inputs(source: ImageSource, folder: Path) -> None:
     write_json(folder / ABOUT, about)
 
 
-def _folder_columns(source: ImageSource, reader: Watched, files: FolderReader) -> dict[str, Any]:
+def _folder_columns(source: ImageSource, reader: HashingReader, files: FolderReader) -> dict[str, Any]:
     unread = np.flatnonzero(reader.sizes[source.rows] == _UNREAD)
     for _ in source.read(unread):
         pass
@@ -114,7 +114,7 @@ def _folder_columns(source: ImageSource, reader: Watched, files: FolderReader) -
     }
 
 
-def _container_columns(reader: Watched) -> dict[str, Any]:
+def _container_columns(reader: HashingReader) -> dict[str, Any]:
     entries = {file: described(file) for file in sorted(reader.dates)}
     for file, date in reader.dates.items():
         if _date(file) != date:

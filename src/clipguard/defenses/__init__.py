@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from clipguard.defenses.own import Clipguard, Finetune, NoDefense, Retrain
-from clipguard.defenses.protocol import Case, Cured, Defense
+from clipguard.defenses.protocol import Case, Defense, Repaired
 from clipguard.errors import ClipguardError, first_line
 
 DEFENSES: dict[str, Callable[..., Defense]] = {
@@ -52,4 +52,4 @@ def foreign_defense(name: str, options: Mapping[str, Any]) -> Defense:
     return made
 
 
-__all__ = ["DEFENSES", "Case", "Cured", "Defense", "defense_factory", "foreign_defense"]
+__all__ = ["DEFENSES", "Case", "Defense", "Repaired", "defense_factory", "foreign_defense"]

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.compute.classifiers import Schooling, trained
+from clipguard.compute.classifiers import ClassifierConfig, trained
 from clipguard.compute.training import cross_entropy, fit
 from clipguard.data import ImageSource
-from clipguard.defenses.protocol import Case, Cured
-from clipguard.pipeline import PLANTED, Plan
+from clipguard.defenses.protocol import Case, Repaired
+from clipguard.pipeline import FEATURES_FILE, DefenseConfig
 from clipguard.pipeline.defender import Defender
 from clipguard.runs import read_table
 from clipguard.seeds import Seed
@@ -22,18 +22,18 @@ from clipguard.seeds import Seed
 class NoDefense:
     """The victim as it is."""
 
-    def defend(self, case: Case) -> Cured:
+    def defend(self, case: Case) -> Repaired:
         """Return the victim."""
-        return Cured(model=case.victim, seconds={})
+        return Repaired(model=case.victim, seconds={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clipguard:
     """Scan and guided unlearning, as `clipguard defend` does them; the seed of `plan` is the case's."""
 
-    plan: Plan = field(default_factory=Plan)
+    plan: DefenseConfig = field(default_factory=DefenseConfig)
 
-    def defend(self, case: Case) -> Cured:
+    def defend(self, case: Case) -> Repaired:
         """Return the cured model, the refined split and the seconds of each stage."""
         return _cured(_fitted(case, self.plan))
 
@@ -42,18 +42,18 @@ class Clipguard:
 class Retrain:
     """Drops what clipguard flags or doubts and trains from scratch on the rest, by the victim's recipe."""
 
-    plan: Plan = field(default_factory=Plan)
+    plan: DefenseConfig = field(default_factory=DefenseConfig)
 
-    def defend(self, case: Case) -> Cured:
+    def defend(self, case: Case) -> Repaired:
         """Return the new model and the split."""
         # Without a cure, which is no part of it; a scan of the row before is found again.
         defender, source = _defender(case, self.plan)
         found = defender.scan(source, model_size=case.spec.input_size).found_
         keep = found.split.admissible
-        schooling = Schooling(spec=case.spec, recipe=case.recipe, seed=Seed(case.seed).child("victim"))
+        schooling = ClassifierConfig(spec=case.spec, recipe=case.recipe, seed=Seed(case.seed).child("victim"))
         model, seconds = trained(case.data, schooling, case.cache, keep)
         stages = {name: stage.seconds for name, stage in defender.stages_.items()}
-        return Cured(
+        return Repaired(
             model=model,
             seconds={**stages, "retrain": seconds},
             entropy=found.entropy,
@@ -69,9 +69,9 @@ class Finetune:
     It takes as many samples a pass as the cure took, so that it shows what the mere training does.
     """
 
-    plan: Plan = field(default_factory=Plan)
+    plan: DefenseConfig = field(default_factory=DefenseConfig)
 
-    def defend(self, case: Case) -> Cured:
+    def defend(self, case: Case) -> Repaired:
         """Return the fine-tuned victim."""
         history = _fitted(case, self.plan).history_
         sizes = (history["clean"] + history["triggered"]).astype(int)
@@ -83,10 +83,10 @@ class Finetune:
 
         loss = cross_entropy(case.data.labels)
         done = fit(model, case.data.images, rows, loss, self.plan.cure.recipe, seed)
-        return Cured(model=model, seconds={"finetune": done.seconds})
+        return Repaired(model=model, seconds={"finetune": done.seconds})
 
 
-def _defender(case: Case, plan: Plan) -> tuple[Defender, ImageSource]:
+def _defender(case: Case, plan: DefenseConfig) -> tuple[Defender, ImageSource]:
     """Return a defender and what it is to look at; every row of the case with this plan shares its stages."""
     plan = replace(plan, seed=case.seed)
     source = ImageSource.open((case.data.images, case.data.labels), classes=case.data.class_names)
@@ -94,23 +94,23 @@ def _defender(case: Case, plan: Plan) -> tuple[Defender, ImageSource]:
     return Defender(case.guide, run, plan=plan, report=case.report), source
 
 
-def _fitted(case: Case, plan: Plan) -> Defender:
+def _fitted(case: Case, plan: DefenseConfig) -> Defender:
     """Return the fitted defender."""
     defender, source = _defender(case, plan)
     return defender.fit(source, model=case.victim, spec=case.spec)
 
 
-def _digest(plan: Plan) -> str:
+def _digest(plan: DefenseConfig) -> str:
     """Return a short name of a plan: two plans in one run folder would replace each other's stages."""
     return hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _cured(defender: Defender) -> Cured:
+def _cured(defender: Defender) -> Repaired:
     found, notes = defender.found_, {"flagged": int(defender.found_.split.triggered.sum())}
     if "activations" in defender.stages_:
-        said = read_table(defender.stages_["activations"].path / PLANTED)
+        said = read_table(defender.stages_["activations"].path / FEATURES_FILE)
         notes |= {f"{name}_by_the_victim": int(said[f"is_{name}"].sum()) for name in ("planted", "trusted")}
-    return Cured(
+    return Repaired(
         model=defender.model_,
         seconds={name: stage.seconds for name, stage in defender.stages_.items()},
         entropy=found.entropy,

@@ -47,7 +47,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cured:
+class Repaired:
     """What a defence gives back.
 
     Attributes:
@@ -69,6 +69,6 @@ class Cured:
 class Defense(Protocol):
     """A frozen dataclass with one method."""
 
-    def defend(self, case: Case) -> Cured:
+    def defend(self, case: Case) -> Repaired:
         """Return the cured model."""
         ...

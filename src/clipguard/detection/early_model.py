@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch.nn import functional as F
 
-from clipguard.compute.cross_validation import Probe, train_probe
+from clipguard.compute.cross_validation import SmallNetConfig, train_small_nets
 from clipguard.compute.training import EpochHook, LossFunction, Recipe, cross_entropy
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import factory_of
@@ -24,7 +24,7 @@ _SHALLOW = Recipe(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Residual(Probe):
+class ResidualConfig(SmallNetConfig):
     """A suspicious model that learns of each label only what the guide does not see in the image.
 
     Attributes:
@@ -34,38 +34,38 @@ class Residual(Probe):
     most_nats: float = 20.0
 
 
-SUSPECTS: dict[str, Probe] = {
-    "shallow": Probe(recipe=_SHALLOW, architecture="shallow-32", fewest_steps=300),
-    "residual": Residual(recipe=_SHALLOW, architecture="shallow-32", fewest_steps=300),
-    "compact": Probe(recipe=_REFERENCE),
-    "averaged": Probe(recipe=_REFERENCE, runs=3),
-    "out-of-fold": Probe(recipe=_REFERENCE, folds=2),
-    "reference": Probe(recipe=_REFERENCE, runs=3, architecture="preactresnet18-64"),
+EARLY_MODELS: dict[str, SmallNetConfig] = {
+    "shallow": SmallNetConfig(recipe=_SHALLOW, architecture="shallow-32", fewest_steps=300),
+    "residual": ResidualConfig(recipe=_SHALLOW, architecture="shallow-32", fewest_steps=300),
+    "compact": SmallNetConfig(recipe=_REFERENCE),
+    "averaged": SmallNetConfig(recipe=_REFERENCE, runs=3),
+    "out-of-fold": SmallNetConfig(recipe=_REFERENCE, folds=2),
+    "reference": SmallNetConfig(recipe=_REFERENCE, runs=3, architecture="preactresnet18-64"),
 }
 """Choices by name. `shallow` is the default: a net too small to learn objects in that time learns triggers
 all the sooner, in a fifth of the time. `residual` is for a guide that reads the classes well, and for sets in
 which a class is learnt as early as a trigger. `reference` is the paper's: three runs of width 64."""
 
 
-def suspect_named(text: str) -> Probe:
+def early_model_named(text: str) -> SmallNetConfig:
     """Return the choice of that name, or the reference's training with `text` as the architecture.
 
     Raises:
         ClipguardError: it is neither.
     """
-    if text in SUSPECTS:
-        return SUSPECTS[text]
+    if text in EARLY_MODELS:
+        return EARLY_MODELS[text]
     try:
         factory_of(text)
     except ClipguardError as error:
-        raise ClipguardError(f"suspicious model is none of {', '.join(SUSPECTS)}; {error}") from error
-    return Probe(recipe=_REFERENCE, architecture=text)
+        raise ClipguardError(f"suspicious model is none of {', '.join(EARLY_MODELS)}; {error}") from error
+    return SmallNetConfig(recipe=_REFERENCE, architecture=text)
 
 
 def residual_loss(labels: Int64[np.ndarray, "n"], guide: Scores, most_nats: float) -> LossFunction:
     """Return the cross-entropy of the given labels under softmax(net + guide): the net explains what is left.
 
-    Trained alone, a net takes in easy classes as early as a trigger, such as objects before a plain sky. The
+    TrainedNets alone, a net takes in easy classes as early as a trigger, such as objects before a plain sky. The
     guide's log-probabilities, added to the net's logits, account for what an image shows, so that only what
     its label owes to something else has a gradient: a trigger, where labels are poisoned. The net's logits
     without the guide's then say how far the pixels give the label away by other means than their content.
@@ -82,21 +82,21 @@ def residual_loss(labels: Int64[np.ndarray, "n"], guide: Scores, most_nats: floa
     return loss
 
 
-def suspect_scores(
+def early_model_scores(
     data: ImageSet,
     guide: Scores,
-    suspect: Probe,
+    suspect: SmallNetConfig,
     seed: Seed,
     reserved: Bool[np.ndarray, "n"] | None = None,
     on_epoch: EpochHook | None = None,
 ) -> Scores:
     """Return the suspicious model's logits for every sample; reserved samples are scored but not learnt.
 
-    `guide` is asked only by a `Residual`.
+    `guide` is asked only by a `ResidualConfig`.
     """
     trainable = np.ones(len(data), dtype=bool) if reserved is None else ~reserved
     loss = cross_entropy(data.labels)
-    if isinstance(suspect, Residual):
+    if isinstance(suspect, ResidualConfig):
         loss = residual_loss(data.labels, guide, suspect.most_nats)
-    trained = train_probe(suspect, data.images, len(data.class_names), loss, trainable, seed, on_epoch)
+    trained = train_small_nets(suspect, data.images, len(data.class_names), loss, trainable, seed, on_epoch)
     return Scores(logits=trained.logits, scale=1.0, source=f"suspicious model {suspect.architecture}")

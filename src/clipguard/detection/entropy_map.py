@@ -13,7 +13,7 @@ from clipguard.types import EntropyMap, Scores, Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SplitRule:
+class EntropyMapConfig:
     """Thresholds on the ranks (CGD, the reference's values are the defaults).
 
     Attributes:
@@ -61,12 +61,12 @@ def rank(values: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
 
 def entropy_map(guide: Scores, suspect: Scores, labels: Int64[np.ndarray, "n"]) -> EntropyMap:
     """Return both scorers' losses of the given labels and their ranks among all samples."""
-    guide_nll, suspect_nll = label_nll(guide, labels), label_nll(suspect, labels)
+    guide_nll, early_nll = label_nll(guide, labels), label_nll(suspect, labels)
     return EntropyMap(
         guide_nll=guide_nll,
-        suspect_nll=suspect_nll,
+        early_nll=early_nll,
         guide_rank=rank(guide_nll),
-        suspect_rank=rank(suspect_nll),
+        early_rank=rank(early_nll),
     )
 
 
@@ -79,7 +79,7 @@ def class_ranks(values: Float64[np.ndarray, "n"], labels: Int64[np.ndarray, "n"]
     return out
 
 
-def starved_classes(
+def classes_with_few_clean(
     clean: Bool[np.ndarray, "n"],
     labels: Int64[np.ndarray, "n"],
     class_names: tuple[str, ...],
@@ -91,20 +91,20 @@ def starved_classes(
 
 
 def split(
-    entropy: EntropyMap, labels: Int64[np.ndarray, "n"], class_names: tuple[str, ...], rule: SplitRule
+    entropy: EntropyMap, labels: Int64[np.ndarray, "n"], class_names: tuple[str, ...], rule: EntropyMapConfig
 ) -> Split:
     """Return the clean and triggered sets of the rule; the band between is in neither (CGD, separation).
 
     Suspicion is the mean of the guide's rank and one minus the suspicious model's.
     """
-    guide, suspect = entropy.guide_rank, entropy.suspect_rank
+    guide, suspect = entropy.guide_rank, entropy.early_rank
     if rule.by == "class":
-        guide, suspect = class_ranks(entropy.guide_nll, labels), class_ranks(entropy.suspect_nll, labels)
+        guide, suspect = class_ranks(entropy.guide_nll, labels), class_ranks(entropy.early_nll, labels)
     triggered = (guide > 1 - rule.triggered) | (suspect < rule.triggered)
     clean = (guide <= 1 - rule.clean) & (suspect >= rule.clean) & ~triggered
     return Split(
         clean=clean,
         triggered=triggered,
-        suspicion=(entropy.guide_rank + 1 - entropy.suspect_rank) / 2,
-        starved=starved_classes(clean, labels, class_names, rule.fewest),
+        suspicion=(entropy.guide_rank + 1 - entropy.early_rank) / 2,
+        starved=classes_with_few_clean(clean, labels, class_names, rule.fewest),
     )

@@ -1,4 +1,4 @@
-"""Activations: the backdoored model itself tells which labels of a class it has learnt for their trigger."""
+"""FeatureSeparationConfig: the backdoored model itself tells which labels of a class it has learnt for their trigger."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ with the cube of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Activations:
+class FeatureSeparationConfig:
     """How the labels of closed classes are judged by the activations of the model that is to be cured.
 
     Attributes:
@@ -33,11 +33,11 @@ class Activations:
     keep: float = 1.0
 
 
-def judged_again(
+def separated_by_features(
     split: Split,
     labels: Int64[np.ndarray, "n"],
     seen: Callable[[Int64[np.ndarray, "m"]], Shaped[np.ndarray, "m d"]],
-    settings: Activations,
+    settings: FeatureSeparationConfig,
     seed: Seed,
 ) -> Split:
     """Return the split in which the closed classes are judged by a model's activations.
@@ -78,7 +78,7 @@ def _sides(
     activations: Shaped[np.ndarray, "m d"],
     planted: Bool[np.ndarray, "m"],
     trusted: Bool[np.ndarray, "m"],
-    settings: Activations,
+    settings: FeatureSeparationConfig,
     seed: Seed,
 ) -> tuple[Bool[np.ndarray, "m"], Bool[np.ndarray, "m"]]:
     """Return which of a class's samples are planted, and which are to be trusted."""

@@ -10,12 +10,12 @@ from scipy.special import softmax
 from clipguard.seeds import Seed
 from clipguard.types import Split
 
-NO_SAY = -1e6
+NO_LOG_PROB = -1e6
 """Log-probability in the place of a class that the probe could not learn: finite, so that it can be kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelNoise:
+class LabelFlowConfig:
     """How planted labels are told from honest mistakes.
 
     Attributes:
@@ -24,8 +24,8 @@ class LabelNoise:
         unbelieved: nats; and only if the guide gives it a loss larger than this.
         absurd: share of all labels by which a class is judged: those that the probe disbelieves most.
         fewest: of them, where that share is less.
-        surplus: standard errors by which a class must take in more absurd labels than it gives out.
-        outlier: robust standard deviations by which its surplus must exceed that of the median class.
+        label_flow_z: standard errors by which a class must take in more absurd labels than it gives out.
+        outlier: robust standard deviations by which its label_flow_z must exceed that of the median class.
         paired: share of all labels by which pairs of classes are judged, again the most disbelieved.
         pair: standard errors by which a class must take in more of them from one other class than it gives
             to that one.
@@ -41,7 +41,7 @@ class LabelNoise:
     unbelieved: float = 1.0
     absurd: float = 0.015
     fewest: int = 40
-    surplus: float = 4.0
+    label_flow_z: float = 4.0
     outlier: float = 2.5
     paired: float = 0.05
     pair: float = 5.0
@@ -51,7 +51,7 @@ class LabelNoise:
     sure: float = 9.0
 
 
-class Judged(NamedTuple):
+class LabelFlow(NamedTuple):
     """Labels that look planted, others of their classes that are doubted, and who says so.
 
     `odds` are the probe's log p(class | embedding); doubted labels are not to be learnt from.
@@ -62,24 +62,24 @@ class Judged(NamedTuple):
     odds: Float64[np.ndarray, "n k"]
 
 
-def probe_log_odds(
+def class_log_probs(
     embeddings: Shaped[np.ndarray, "n d"],
     labels: Int64[np.ndarray, "n"],
     k: int,
     reserved: Bool[np.ndarray, "n"],
-    noise: LabelNoise,
+    noise: LabelFlowConfig,
     seed: Seed,
 ) -> Float64[np.ndarray, "n k"]:
     """Return log p(class | embedding) under equal priors, each row from a probe that has not seen it.
 
     The probe is linear discriminant analysis with Ledoit-Wolf shrinkage on the guide's image embeddings: it
     is exact, takes seconds, and a few per cent of wrong labels hardly move a class mean. Reserved samples are
-    judged but not learnt. A class with fewer than two samples a fold takes no part: its column is `NO_SAY`,
+    judged but not learnt. A class with fewer than two samples a fold takes no part: its column is `NO_LOG_PROB`,
     and so are all columns where no two classes are left.
     """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    out = np.full((len(labels), k), NO_SAY)
+    out = np.full((len(labels), k), NO_LOG_PROB)
     known = np.flatnonzero(np.bincount(labels[~reserved], minlength=k) >= 2 * noise.folds)
     if len(known) < 2:
         return out
@@ -93,22 +93,22 @@ def probe_log_odds(
         probe.fit(embeddings[learnt].astype(np.float64), labels[learnt])
         if judged.any():
             said = probe.predict_log_proba(embeddings[judged].astype(np.float64))
-            out[np.ix_(judged, present)] = np.maximum(said, NO_SAY / 2)
+            out[np.ix_(judged, present)] = np.maximum(said, NO_LOG_PROB / 2)
     return out
 
 
-def planted_labels(
+def label_only_poison(
     guide_nll: Float64[np.ndarray, "n"],
     odds: Float64[np.ndarray, "n k"],
     labels: Int64[np.ndarray, "n"],
     unexplained: Bool[np.ndarray, "n"],
-    noise: LabelNoise,
-) -> Judged:
+    noise: LabelFlowConfig,
+) -> LabelFlow:
     """Return which labels look planted, the implausible ones of fed classes, and which others are doubted.
 
     Honest confusion goes both ways: about as many dogs are called cat as cats are called dog, as shares of
     their class. Labels that an attacker planted go one way, into the target. So a class is fed where it takes
-    in more absurd labels than it gives out (`surplus`). All others are left alone, so that symmetric noise
+    in more absurd labels than it gives out (`label_flow_z`). All others are left alone, so that symmetric noise
     and classes that the guide reads badly are not called an attack. The absurd ones are told by the probe
     alone, which learns this data set's labels; a guide's leanings would hide a few planted ones.
 
@@ -133,20 +133,20 @@ def planted_labels(
     explained = np.bincount(labels[~unexplained], minlength=k)
     found = np.bincount(labels[planted], minlength=k)
     fed &= (found > 0) & (explained <= found)
-    return Judged(planted & fed[labels], doubted & fed[labels], odds)
+    return LabelFlow(planted & fed[labels], doubted & fed[labels], odds)
 
 
-def looked_again(  # noqa: PLR0913  # what is judged, by what, and what was said of it: no two belong together
+def refitted_label_flow(  # noqa: PLR0913  # what is judged, by what, and what was said of it: no two belong together
     embeddings: Shaped[np.ndarray, "n d"],
     guide_nll: Float64[np.ndarray, "n"],
     labels: Int64[np.ndarray, "n"],
     k: int,
     unexplained: Bool[np.ndarray, "n"],
     reserved: Bool[np.ndarray, "n"],
-    judged: Judged,
-    noise: LabelNoise,
+    judged: LabelFlow,
+    noise: LabelFlowConfig,
     seed: Seed,
-) -> Judged:
+) -> LabelFlow:
     """Return which labels of the fed classes look planted, and which others are doubted, on another look.
 
     Where many labels of a class are planted, the probe has learnt them as much as the honest ones, above all
@@ -159,7 +159,7 @@ def looked_again(  # noqa: PLR0913  # what is judged, by what, and what was said
         left_out = reserved | judged.planted | judged.doubted
         if (np.bincount(labels[~left_out], minlength=k)[fed] < 2 * noise.folds).any():
             break
-        odds = probe_log_odds(embeddings, labels, k, left_out, noise, seed)
+        odds = class_log_probs(embeddings, labels, k, left_out, noise, seed)
         judged = _within(fed, guide_nll, odds, labels, _disbelief(odds, labels, unexplained), noise)
     return judged
 
@@ -169,7 +169,7 @@ def _disbelief(
 ) -> Float64[np.ndarray, "n"]:
     """Return the probe's loss of each unexplained label, in nats; 0 where it has no say."""
     own = odds[np.arange(len(labels)), labels]
-    return np.where(unexplained & (own > NO_SAY), -own, 0.0)
+    return np.where(unexplained & (own > NO_LOG_PROB), -own, 0.0)
 
 
 def _within(
@@ -178,12 +178,12 @@ def _within(
     odds: Float64[np.ndarray, "n k"],
     labels: Int64[np.ndarray, "n"],
     disbelief: Float64[np.ndarray, "n"],
-    noise: LabelNoise,
-) -> Judged:
+    noise: LabelFlowConfig,
+) -> LabelFlow:
     """Return the implausible labels of the fed classes, and those that are not but are doubted."""
     implausible = (disbelief > noise.implausible) & (guide_nll > noise.unbelieved)
     planted = implausible & (odds.argmax(1) != labels) & fed[labels]
-    return Judged(planted, fed[labels] & (disbelief > noise.doubt) & ~planted, odds)
+    return LabelFlow(planted, fed[labels] & (disbelief > noise.doubt) & ~planted, odds)
 
 
 def _fed(
@@ -191,13 +191,13 @@ def _fed(
     odds: Float64[np.ndarray, "n k"],
     labels: Int64[np.ndarray, "n"],
     counted: Bool[np.ndarray, "n"],
-    noise: LabelNoise,
+    noise: LabelFlowConfig,
 ) -> Bool[np.ndarray, "k"]:
     """Return which classes take in so many more absurd labels than they give out that they stand out."""
-    excess = surplus(_absurd(disbelief, noise.absurd, noise), odds, labels, counted)
+    excess = label_flow_z(_absurd(disbelief, noise.absurd, noise), odds, labels, counted)
     middle = np.median(excess)
     usual = max(1.0, 1.4826 * float(np.median(np.abs(excess - middle))))
-    by_class = (excess > noise.surplus) & (excess - middle > noise.outlier * usual)
+    by_class = (excess > noise.label_flow_z) & (excess - middle > noise.outlier * usual)
     rate, variance = _exchanged(_absurd(disbelief, noise.paired, noise), odds, labels, counted)
     one_way = (rate - rate.T) / np.sqrt(variance + variance.T)
     # At most one pair is so far ahead. Of a single pair, nothing is the next.
@@ -205,14 +205,16 @@ def _fed(
     return np.asarray(by_class | (one_way > least).any(1))
 
 
-def _absurd(disbelief: Float64[np.ndarray, "n"], share: float, noise: LabelNoise) -> Bool[np.ndarray, "n"]:
+def _absurd(
+    disbelief: Float64[np.ndarray, "n"], share: float, noise: LabelFlowConfig
+) -> Bool[np.ndarray, "n"]:
     """Return the implausible labels among that share of all that the probe disbelieves most."""
     number = min(max(round(share * len(disbelief)), noise.fewest), len(disbelief))
     least = np.partition(disbelief, -number)[-number]
     return np.asarray((disbelief >= least) & (disbelief > noise.implausible))
 
 
-def surplus(
+def label_flow_z(
     disbelieved: Bool[np.ndarray, "n"],
     odds: Float64[np.ndarray, "n k"],
     labels: Int64[np.ndarray, "n"],
@@ -234,7 +236,7 @@ def _exchanged(
     labels: Int64[np.ndarray, "n"],
     counted: Bool[np.ndarray, "n"],
 ) -> tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k k"]]:
-    """Return C_ab / n_a as `surplus` has them, and their variances."""
+    """Return C_ab / n_a as `label_flow_z` has them, and their variances."""
     k, said = odds.shape[1], odds.argmax(1)
     rows = disbelieved & (said != labels)
     counts = np.zeros((k, k))
@@ -244,7 +246,9 @@ def _exchanged(
     return counts / size, (counts + 1 / k) / size**2
 
 
-def with_planted(split: Split, labels: Int64[np.ndarray, "n"], judged: Judged, noise: LabelNoise) -> Split:
+def with_label_flags(
+    split: Split, labels: Int64[np.ndarray, "n"], judged: LabelFlow, noise: LabelFlowConfig
+) -> Split:
     """Return the split with the doubted, and the planted in `triggered`, their suspicion halfway to 1.
 
     The classes that they are in are closed: most of the planted labels that are left wait there for a
@@ -257,7 +261,7 @@ def with_planted(split: Split, labels: Int64[np.ndarray, "n"], judged: Judged, n
         # Also of those that are not flagged: a later stage may.
         rows = planted | (np.isin(labels, closed) & ~split.triggered)
         others = odds[rows]
-        np.put_along_axis(others, labels[rows, None], NO_SAY, axis=1)
+        np.put_along_axis(others, labels[rows, None], NO_LOG_PROB, axis=1)
         shown = np.zeros(odds.shape, np.float32)
         shown[rows] = softmax(others, axis=1)
     return replace(
@@ -277,7 +281,7 @@ def _honest(
     odds: Float64[np.ndarray, "n k"],
     labels: Int64[np.ndarray, "n"],
     triggered: Bool[np.ndarray, "n"],
-    noise: LabelNoise,
+    noise: LabelFlowConfig,
 ) -> Float64[np.ndarray, "k"]:
     """Return the share of each class, what is triggered apart, that is thought to be labelled honestly.
 

@@ -7,21 +7,21 @@ import numpy as np
 from jaxtyping import Bool, Float64, Shaped
 from scipy.special import expit
 
-from clipguard.compute.cross_validation import Probe, binary_loss, train_probe
+from clipguard.compute.cross_validation import SmallNetConfig, binary_loss, train_small_nets
 from clipguard.compute.training import EpochHook, Recipe
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet, Split
 
 
-def _shallow() -> Probe:
+def _shallow() -> SmallNetConfig:
     """Return the default probe; two folds, since memorised labels would flag themselves."""
     recipe = Recipe(epochs=6, batch_size=32, lr=0.05, crop=0.0, flip=False)
-    return Probe(architecture="shallow-32", recipe=recipe, folds=2, fewest_steps=600)
+    return SmallNetConfig(architecture="shallow-32", recipe=recipe, folds=2, fewest_steps=600)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Detector:
+class TriggerDetectorConfig:
     """The net and its two thresholds on the probability of carrying a trigger.
 
     Attributes:
@@ -32,7 +32,7 @@ class Detector:
         clean: above it, a sample is not learnt from either, until the half-cured model believes its label.
     """
 
-    probe: Probe = field(default_factory=_shallow)
+    probe: SmallNetConfig = field(default_factory=_shallow)
     second: int = 3
     triggered: float = 0.8
     clean: float = 0.5
@@ -68,7 +68,7 @@ SHARE: Final = 0.2
 """Least share of the flagged samples in the loss of the second look: about that of the first."""
 
 
-def likeness_weights(
+def propensity_weights(
     split: Split,
     embeddings: Shaped[np.ndarray, "n d"],
     reserved: Bool[np.ndarray, "n"],
@@ -122,7 +122,7 @@ def trigger_scores(  # noqa: PLR0913  # what is learnt, from what, how, and who 
     split: Split,
     embeddings: Shaped[np.ndarray, "n d"],
     reserved: Bool[np.ndarray, "n"],
-    detector: Detector,
+    detector: TriggerDetectorConfig,
     seed: Seed,
     on_epoch: EpochHook | None = None,
 ) -> Float64[np.ndarray, " n"]:
@@ -135,30 +135,32 @@ def trigger_scores(  # noqa: PLR0913  # what is learnt, from what, how, and who 
     Second look: the nets go on, now told what the first look has flagged, against all that it has not, the
     innocent part of `triggered` included. What was flagged by mistake then stands against its likes.
 
-    Reserved samples are scored but not learnt. `embeddings` balance the two sets, see `likeness_weights`.
+    Reserved samples are scored but not learnt. `embeddings` balance the two sets, see `propensity_weights`.
     """
     told = (split.clean | split.triggered) & ~reserved
-    loss = binary_loss(split.triggered, likeness_weights(split, embeddings, reserved, seed.child("likeness")))
-    first = train_probe(detector.probe, data.images, 1, loss, told, seed, on_epoch)
+    loss = binary_loss(
+        split.triggered, propensity_weights(split, embeddings, reserved, seed.child("likeness"))
+    )
+    first = train_small_nets(detector.probe, data.images, 1, loss, told, seed, on_epoch)
     scores: Float64[np.ndarray, " n"] = expit(first.logits[:, 0].astype(np.float64))
     flagged = scores > detector.triggered
     if detector.second == 0 or (flagged & ~reserved).sum() < FEWEST:
         return scores
     doubtful = split.triggered & (scores > detector.clean)
     again = replace(split, triggered=flagged, clean=~flagged & ~doubtful)
-    weights = likeness_weights(again, embeddings, reserved, seed.child("likeness again"))
+    weights = propensity_weights(again, embeddings, reserved, seed.child("likeness again"))
     against = (again.clean & ~reserved).sum() / (flagged & ~reserved).sum()
     weights[flagged] = max(1.0, SHARE / (1 - SHARE) * against)
     told, recipe = (again.clean | flagged) & ~reserved, detector.probe.recipe
     gentler = replace(recipe, epochs=detector.second, lr=recipe.lr / 2)
     probe = replace(detector.probe, recipe=gentler, fewest_steps=0)
     loss = binary_loss(flagged, weights)
-    second = train_probe(probe, data.images, 1, loss, told, seed, on_epoch, first.nets)
+    second = train_small_nets(probe, data.images, 1, loss, told, seed, on_epoch, first.nets)
     surer: Float64[np.ndarray, " n"] = expit(second.logits[:, 0].astype(np.float64))
     return surer
 
 
-def refine(split: Split, trigger: Float64[np.ndarray, " n"], detector: Detector) -> Split:
+def refine(split: Split, trigger: Float64[np.ndarray, " n"], detector: TriggerDetectorConfig) -> Split:
     """Return the split after the detector's word.
 
     Only what carries a trigger stays `triggered`; only what the first split trusts and the detector does not

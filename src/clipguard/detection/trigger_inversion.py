@@ -19,30 +19,30 @@ DISTANT = 0.4
 """Kolmogorov-Smirnov distance above which a value whose median deviation is near 0 is taken as changed."""
 
 
-OWN_SHARE = 0.2
-"""Share of the flagged samples from which on a label may have a trigger of its own."""
+TRIGGER_PER_LABEL_SHARE = 0.2
+"""RowFilter of the flagged samples from which on a label may have a trigger of its own."""
 
 
-def recover_triggers(data: ImageSet, split: Split, guide: Scores, seed: Seed) -> tuple[AffineTrigger, ...]:
+def invert_triggers(data: ImageSet, split: Split, guide: Scores, seed: Seed) -> tuple[AffineTrigger, ...]:
     """Return what the flagged samples share: nothing, one trigger, or one for each label flagged in numbers.
 
     Several attackers have a target each, and what all flagged samples have in common would be a mixture of
     their triggers. Where an attack leads to each of many classes, no label stands out and the trigger is one.
     """
     counts = np.bincount(data.labels[split.triggered], minlength=len(data.class_names))
-    own = np.flatnonzero((counts >= FEWEST) & (counts >= OWN_SHARE * counts.sum()))
+    own = np.flatnonzero((counts >= FEWEST) & (counts >= TRIGGER_PER_LABEL_SHARE * counts.sum()))
     if len(own) < 2:
-        one = recover_trigger(data, split, guide, seed)
+        one = invert_trigger(data, split, guide, seed)
         return () if one is None else (one,)
     found = []
     for label in own.tolist():
         part = replace(split, triggered=split.triggered & (data.labels == label))
-        trigger = recover_trigger(data, part, guide, seed.child("label", label))
+        trigger = invert_trigger(data, part, guide, seed.child("label", label))
         found += [] if trigger is None else [replace(trigger, label=label)]
     return tuple(found)
 
 
-def recover_trigger(data: ImageSet, split: Split, guide: Scores, seed: Seed) -> AffineTrigger | None:
+def invert_trigger(data: ImageSet, split: Split, guide: Scores, seed: Seed) -> AffineTrigger | None:
     """Return the affine trigger that turns clean images into flagged ones, or None if too few are flagged.
 
     A patch (scale 0), a blended pattern (scale 1 - alpha) and an added wave (scale 1) are all of the form

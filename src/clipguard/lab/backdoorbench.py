@@ -73,17 +73,17 @@ class Record:
     clean_data: str = ""
 
     @property
-    def aims(self) -> Int64[np.ndarray, "k"]:
+    def target_labels(self) -> Int64[np.ndarray, "k"]:
         """The class that each class is sent to; itself where no test image is.
 
         Raises:
             ClipguardError: one class is sent to several.
         """
-        aims = np.arange(self.num_classes)
-        aims[self.test.original_labels] = self.test.labels
-        if not np.array_equal(aims[self.test.original_labels], self.test.labels):
+        target_labels = np.arange(self.num_classes)
+        target_labels[self.test.original_labels] = self.test.labels
+        if not np.array_equal(target_labels[self.test.original_labels], self.test.labels):
             raise ClipguardError(f"{RECORD} sends one class to several others: it cannot be judged here")
-        return aims
+        return target_labels
 
 
 def read_record(folder: Path, weights: Path) -> Record:

@@ -12,8 +12,8 @@ from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.images import BadNets
 from clipguard.lab.ground_truth import PoisonTruth
-from clipguard.mitigation.unlearning import Cure
-from clipguard.pipeline import Plan
+from clipguard.mitigation.unlearning import UnlearningConfig
+from clipguard.pipeline import DefenseConfig
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, image_set
 
@@ -35,14 +35,14 @@ class PoisonedDigits:
         truth: which.
         test: 1,000 other images.
         triggered: the same with the trigger, labels still true.
-        aims: the class that the trigger leads each class to.
+        target_labels: the class that the trigger leads each class to.
     """
 
     source: ImageSource
     truth: PoisonTruth
     test: ImageSource
     triggered: ImageSource
-    aims: Int64[np.ndarray, "k"]
+    target_labels: Int64[np.ndarray, "k"]
 
 
 def digits() -> tuple[Images, Int64[np.ndarray, "n"]]:
@@ -78,15 +78,15 @@ def poisoned_digits(seed: int) -> PoisonedDigits:
     attack = BadNets(rate=RATE)
     poisoned, truth = attack.poison(train, stream.child("attack"))
     triggered = attack.trigger(test.images)
-    aims = attack.aim(np.arange(len(DIGIT_NAMES)), len(DIGIT_NAMES))
+    target_labels = attack.target_labels(np.arange(len(DIGIT_NAMES)), len(DIGIT_NAMES))
     assert triggered is not None
-    assert aims is not None
+    assert target_labels is not None
     return PoisonedDigits(
         source=_source(poisoned),
         truth=truth,
         test=_source(test),
         triggered=_source(replace(test, images=triggered)),
-        aims=aims,
+        target_labels=target_labels,
     )
 
 
@@ -100,10 +100,10 @@ def demo_guide() -> ClipGuide:
     return ClipGuide(EMBEDDED, templates=DIGIT_TEMPLATES)
 
 
-def demo_plan(seed: int) -> Plan:
+def demo_plan(seed: int) -> DefenseConfig:
     """Return the default plan without mirroring, since a mirrored digit is another sign, and smaller."""
-    cure = Cure()
-    return Plan(
+    cure = UnlearningConfig()
+    return DefenseConfig(
         architecture=ARCHITECTURE,
         victim=replace(VICTIM, epochs=EPOCHS, flip=False),
         cure=replace(cure, recipe=replace(cure.recipe, flip=False)),

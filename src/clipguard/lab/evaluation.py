@@ -1,4 +1,4 @@
-"""Clean accuracy, attack success, recovery and detection figures: what needs the truth."""
+"""Clean accuracy, attack success, robust_accuracy and detection figures: what needs the truth."""
 
 from dataclasses import dataclass
 
@@ -16,19 +16,19 @@ class EvalResult:
 
     Attributes:
         accuracy: clean accuracy (CA).
-        target_recall: clean accuracy on the class that all samples are aimed at which are aimed at another
+        target_recall: clean accuracy on the class that all samples are mapped_labels at which are mapped_labels at another
             class than their own; None where there is no such class or the test set has none of it.
-        attack_success: attack success rate (ASR): of the triggered samples that are aimed at another class
+        attack_success: attack success rate (ASR): of the triggered samples that are mapped_labels at another class
             than their own, those that are given it; None without a trigger or without such samples.
-        recovery: of the same samples, those that are given their true class; None likewise.
+        robust_accuracy: of the same samples, those that are given their true class; None likewise.
         n: clean test samples.
-        attack_n: triggered samples that `attack_success` and `recovery` are rates of; None likewise.
+        attack_n: triggered samples that `attack_success` and `robust_accuracy` are rates of; None likewise.
     """
 
     accuracy: float
     target_recall: float | None
     attack_success: float | None
-    recovery: float | None
+    robust_accuracy: float | None
     n: int
     attack_n: int | None
 
@@ -37,7 +37,7 @@ def evaluate(
     clean_logits: Float32[np.ndarray, "n k"],
     triggered_logits: Float32[np.ndarray, "n k"] | None,
     labels: Int64[np.ndarray, "n"],
-    aims: Int64[np.ndarray, "n"] | None,
+    target_labels: Int64[np.ndarray, "n"] | None,
 ) -> EvalResult:
     """Return the rates of a model from its logits of the test set without and with the trigger.
 
@@ -45,24 +45,27 @@ def evaluate(
         clean_logits: of the test images as they are.
         triggered_logits: of the same images with the trigger; None without one.
         labels: true classes.
-        aims: class that the trigger is to send each image to (`Attack.aim`); None without any aim.
+        target_labels: class that the trigger is to send each image to (`Attack.target_labels`); None without any target_labels.
     """
     predicted = clean_logits.argmax(1)
-    success = recovery = recall = attacked_n = None
-    if aims is not None:
-        others = labels != aims
-        led = np.unique(aims[others] if others.any() else aims)
+    success = robust_accuracy = recall = attacked_n = None
+    if target_labels is not None:
+        others = labels != target_labels
+        led = np.unique(target_labels[others] if others.any() else target_labels)
         recall = _share(predicted[labels == led] == led) if len(led) == 1 else None
-    if triggered_logits is not None and aims is not None:
-        others = labels != aims
+    if triggered_logits is not None and target_labels is not None:
+        others = labels != target_labels
         attacked = triggered_logits.argmax(1)[others]
         attacked_n = len(attacked) or None
-        success, recovery = _share(attacked == aims[others]), _share(attacked == labels[others])
+        success, robust_accuracy = (
+            _share(attacked == target_labels[others]),
+            _share(attacked == labels[others]),
+        )
     return EvalResult(
         accuracy=float(np.mean(predicted == labels)),
         target_recall=recall,
         attack_success=success,
-        recovery=recovery,
+        robust_accuracy=robust_accuracy,
         n=len(labels),
         attack_n=attacked_n,
     )
@@ -96,7 +99,7 @@ def detection(
     return {
         "poisoned": total,
         "auroc_guide": auroc(entropy.guide_nll, poisoned),
-        "auroc_suspect": auroc(-entropy.suspect_nll, poisoned),
+        "auroc_suspect": auroc(-entropy.early_nll, poisoned),
         "auroc_suspicion": auroc(split.suspicion, poisoned),
         "clean": int(split.clean.sum()),
         "poison_in_clean": int((split.clean & poisoned).sum()),

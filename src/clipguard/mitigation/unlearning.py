@@ -23,7 +23,7 @@ from clipguard.types import AffineTrigger, History, Images, ImageSet, Scores, Sp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cure:
+class UnlearningConfig:
     """How a model is cured.
 
     Attributes:
@@ -60,7 +60,7 @@ class Cure:
     stamp: float = 0.3
 
 
-REFERENCE = Cure(
+REFERENCE = UnlearningConfig(
     loss="reference",
     recipe=Recipe(epochs=10, lr=0.01, batch_size=256, optimizer="plain-sgd", warmup=0.0, constant=True),
     unlearn=0.025,
@@ -86,12 +86,12 @@ def _in_memory(_: int, pieces: Iterator[Images]) -> Images:
     return np.concatenate(list(pieces))
 
 
-def stamped_copies(  # noqa: PLR0913  # what is copied, with what on it, how and where to: no two belong together
+def trigger_augmented(  # noqa: PLR0913  # what is copied, with what on it, how and where to: no two belong together
     data: ImageSet,
     split: Split,
     guide: Scores,
     triggers: Sequence[AffineTrigger],
-    cure: Cure,
+    cure: UnlearningConfig,
     seed: Seed,
     join: Join = _in_memory,
 ) -> tuple[ImageSet, Split, Scores]:
@@ -189,7 +189,12 @@ class _State:
 
 
 def _cure_loss(
-    state: _State, labels: Tensor, guide: Tensor, shown: Tensor, teacher: Normalized | None, cure: Cure
+    state: _State,
+    labels: Tensor,
+    guide: Tensor,
+    shown: Tensor,
+    teacher: Normalized | None,
+    cure: UnlearningConfig,
 ) -> LossFunction:
     forget = _UNLEARNING[cure.loss]
 
@@ -229,13 +234,13 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
     data: ImageSet,
     split: Split,
     guide: Scores,
-    cure: Cure,
+    cure: UnlearningConfig,
     seed: Seed,
     *,
     on_epoch: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> History:
-    """Cure `model` in place (CGD, unlearning) and return the history, with the sizes of the sets a pass.
+    """UnlearningConfig `model` in place (CGD, unlearning) and return the history, with the sizes of the sets a pass.
 
     Samples in neither set do not reach the loss or BatchNorm's statistics, unless they are re-admitted. With
     a `checkpoint`, a killed cure goes on after its last whole pass; beside it is noted who was admitted.

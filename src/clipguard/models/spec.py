@@ -46,7 +46,7 @@ class ModelSpec:
 
 
 class PreActBlock(nn.Module):
-    """Pre-activation basic block (He et al. 2016, "Identity Mappings in Deep Residual Networks")."""
+    """Pre-activation basic block (He et al. 2016, "Identity Mappings in Deep ResidualConfig Networks")."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

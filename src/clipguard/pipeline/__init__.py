@@ -1,19 +1,26 @@
 """The defence in order: guide and suspicious model, split, detector, cure; each a cached stage."""
 
-from clipguard.pipeline.config import Plan, Report
-from clipguard.pipeline.repairing import PLANTED, cure, learnable, shared_triggers, spec_to_train, train_on
-from clipguard.pipeline.scanning import Scan, reserved_rows, scan, thumbnail_size
+from clipguard.pipeline.config import DefenseConfig, Report
+from clipguard.pipeline.repairing import (
+    FEATURES_FILE,
+    cure,
+    inverted_triggers,
+    learnable,
+    spec_to_train,
+    train_on,
+)
+from clipguard.pipeline.scanning import Scan, held_out_rows, scan, thumbnail_size
 
 __all__ = [
-    "PLANTED",
-    "Plan",
+    "FEATURES_FILE",
+    "DefenseConfig",
     "Report",
     "Scan",
     "cure",
+    "held_out_rows",
+    "inverted_triggers",
     "learnable",
-    "reserved_rows",
     "scan",
-    "shared_triggers",
     "spec_to_train",
     "thumbnail_size",
     "train_on",

@@ -4,21 +4,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clipguard.compute.cross_validation import Probe
+from clipguard.compute.cross_validation import SmallNetConfig
 from clipguard.compute.training import VICTIM, Recipe
-from clipguard.detection.early_model import SUSPECTS
-from clipguard.detection.entropy_map import SplitRule
-from clipguard.detection.feature_separation import Activations
-from clipguard.detection.label_flow import LabelNoise
-from clipguard.detection.trigger_detector import Detector
-from clipguard.mitigation.unlearning import Cure
+from clipguard.detection.early_model import EARLY_MODELS
+from clipguard.detection.entropy_map import EntropyMapConfig
+from clipguard.detection.feature_separation import FeatureSeparationConfig
+from clipguard.detection.label_flow import LabelFlowConfig
+from clipguard.detection.trigger_detector import TriggerDetectorConfig
+from clipguard.mitigation.unlearning import UnlearningConfig
 
 Report = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class DefenseConfig:
     """All settings of a defence; what changes a stage's result is part of its cache key.
 
     Attributes:
@@ -37,15 +37,15 @@ class Plan:
     """
 
     size: tuple[int, int] | None = None
-    suspect: Probe = field(default_factory=lambda: SUSPECTS["shallow"])
-    rule: SplitRule = field(default_factory=SplitRule)
-    detector: Detector = field(default_factory=Detector)
-    noise: LabelNoise = field(default_factory=LabelNoise)
-    activations: Activations = field(default_factory=Activations)
+    suspect: SmallNetConfig = field(default_factory=lambda: EARLY_MODELS["shallow"])
+    rule: EntropyMapConfig = field(default_factory=EntropyMapConfig)
+    detector: TriggerDetectorConfig = field(default_factory=TriggerDetectorConfig)
+    noise: LabelFlowConfig = field(default_factory=LabelFlowConfig)
+    activations: FeatureSeparationConfig = field(default_factory=FeatureSeparationConfig)
     architecture: str = "preactresnet18-16"
     victim: Recipe = VICTIM
     by: Literal["unlearn", "retrain"] = "unlearn"
-    cure: Cure = field(default_factory=Cure)
+    cure: UnlearningConfig = field(default_factory=UnlearningConfig)
     seed: int = 0
 
 

@@ -15,17 +15,17 @@ from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.inference import classifier_logits
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size
-from clipguard.data.provenance import watched
+from clipguard.data.provenance import hashing
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load, read_spec, weights_digest
 from clipguard.pipeline import (
-    PLANTED,
-    Plan,
+    FEATURES_FILE,
+    DefenseConfig,
     Report,
     Scan,
     cure,
+    inverted_triggers,
     scan,
-    shared_triggers,
     spec_to_train,
     thumbnail_size,
     train_on,
@@ -58,7 +58,7 @@ class Defender:
         guide: ClipGuide | None = None,
         run_dir: str | Path = "runs/clipguard",
         *,
-        plan: Plan | None = None,
+        plan: DefenseConfig | None = None,
         report: Report | None = None,
     ) -> None:
         self.guide = guide
@@ -93,7 +93,7 @@ class Defender:
             ClipguardError: bad input; one line says what to do.
         """
         opened = _opened(source)
-        plan = self.plan or Plan()
+        plan = self.plan or DefenseConfig()
         victim = None if model is None else _victim(model, spec, len(opened.class_names))
         like = None if victim is None else victim[1]
         if victim is None or plan.by == "retrain":
@@ -131,10 +131,10 @@ class Defender:
         model_size: tuple[int, int] | None = None,
         model: dict[str, Any] | None = None,
     ) -> "Defender":
-        plan = self.plan or Plan()
-        guide, source = self.guide or ClipGuide(), watched(source)
+        plan = self.plan or DefenseConfig()
+        guide, source = self.guide or ClipGuide(), hashing(source)
         # First of all: whether its weights can be had shows at once, and a large data set takes its time.
-        known, prompts = guide.known_as, guide.prompts
+        known, prompts = guide.weights_verified_by, guide.prompts
         tell, n = self.report or (lambda stage, done, total: None), len(source)
         tell("fingerprint", 0, n)
         info = SourceInfo(
@@ -155,13 +155,13 @@ class Defender:
             "name": guide.name,
             "sha256": guide.clip.fingerprint,
             "settings_sha256": guide.clip.reading,
-            "known_as": known,
+            "weights_verified_by": known,
         }
         run.manifest["model"] = model
         self.found_: Scan = scan(source, guide, run, plan, reserve, self.report, model_size=model_size)
         self.split_: Split = self.found_.split
         self.samples_ = read_table(run.path / "samples.parquet")
-        self.triggers_ = shared_triggers(self.found_, plan)
+        self.triggers_ = inverted_triggers(self.found_, plan)
         self.verdict_ = verdict(self.found_)
         self.stages_ = self.found_.stages
         self.warnings_ = guide.warnings_for(source.class_names) + _data_warnings(source, self.found_)
@@ -195,7 +195,7 @@ def _publish(found: Scan, stage: Stage) -> None:
     """Publish the model of a stage; what activations said is of an earlier one, unless they were asked."""
     found.run.publish(stage.path / "model.safetensors", "model.safetensors")
     if "activations" not in found.stages:
-        found.run.retract(PLANTED)
+        found.run.retract(FEATURES_FILE)
 
 
 def _opened(source: object) -> ImageSource:

@@ -12,12 +12,12 @@ from jaxtyping import Bool
 
 from clipguard.compute.inference import activations
 from clipguard.compute.training import cross_entropy, fit
-from clipguard.detection.feature_separation import judged_again
-from clipguard.detection.trigger_inversion import OWN_SHARE, recover_triggers
+from clipguard.detection.feature_separation import separated_by_features
+from clipguard.detection.trigger_inversion import TRIGGER_PER_LABEL_SHARE, invert_triggers
 from clipguard.errors import ClipguardError
-from clipguard.mitigation.unlearning import stamped_copies, unlearn
+from clipguard.mitigation.unlearning import trigger_augmented, unlearn
 from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, save
-from clipguard.pipeline.config import Count, Plan, Report
+from clipguard.pipeline.config import Count, DefenseConfig, Report
 from clipguard.pipeline.scanning import Scan
 from clipguard.runs import (
     Stage,
@@ -32,7 +32,7 @@ from clipguard.runs import (
 from clipguard.seeds import Seed
 from clipguard.types import AffineTrigger, History, Images, ImageSet, Scores, Split
 
-PLANTED: Final = "planted.parquet"
+FEATURES_FILE: Final = "planted.parquet"
 """What a victim's activations say of the labels of closed classes."""
 
 
@@ -54,7 +54,9 @@ def _model_stage(
     return found.run.stage(name, config=config, inputs=inputs, compute=compute)
 
 
-def spec_to_train(plan: Plan, num_classes: int, size: tuple[int, int], like: ModelSpec | None) -> ModelSpec:
+def spec_to_train(
+    plan: DefenseConfig, num_classes: int, size: tuple[int, int], like: ModelSpec | None
+) -> ModelSpec:
     """Return how a classifier that is trained here is built; it normalises as the given model `like` does."""
     spec = ModelSpec(architecture=plan.architecture, num_classes=num_classes, input_size=size)
     return spec if like is None else replace(spec, mean=like.mean, std=like.std)
@@ -64,7 +66,7 @@ def train_on(
     found: Scan,
     keep: Bool[np.ndarray, "n"],
     name: str,
-    plan: Plan,
+    plan: DefenseConfig,
     report: Report | None,
     like: ModelSpec | None = None,
 ) -> tuple[ModelSpec, Stage]:
@@ -96,7 +98,12 @@ def train_on(
 
 
 def cure(
-    found: Scan, victim: Normalized, spec: ModelSpec, origin: str, plan: Plan, report: Report | None = None
+    found: Scan,
+    victim: Normalized,
+    spec: ModelSpec,
+    origin: str,
+    plan: DefenseConfig,
+    report: Report | None = None,
 ) -> Stage:
     """Return the stage of the victim (whose key or content hash is `origin`) after unlearning."""
 
@@ -113,11 +120,11 @@ def cure(
         part = part if judged is None else _read_split(part, judged)
         if triggers and plan.cure.stamp > 0:
             copies = seed.child("copies")
-            data, part, guide = stamped_copies(data, part, guide, triggers, plan.cure, copies, on_disk)
+            data, part, guide = trigger_augmented(data, part, guide, triggers, plan.cure, copies, on_disk)
         history = unlearn(model, data, part, guide, plan.cure, seed, on_epoch=counted, checkpoint=checkpoint)
         return model, spec, history
 
-    triggers = shared_triggers(found, plan)
+    triggers = inverted_triggers(found, plan)
     judged = _judged_by_victim(found, victim, spec, origin, plan)
     config = {"cure": asdict(plan.cure), "spec": asdict(spec), "seed": plan.seed}
     inputs = [found.stages["samples"].key, found.stages["evidence"].key, origin]
@@ -126,7 +133,7 @@ def cure(
 
 
 def _judged_by_victim(
-    found: Scan, victim: Normalized, spec: ModelSpec, origin: str, plan: Plan
+    found: Scan, victim: Normalized, spec: ModelSpec, origin: str, plan: DefenseConfig
 ) -> Stage | None:
     """Return the stage of what the victim's activations say about closed classes; None without any.
 
@@ -139,7 +146,7 @@ def _judged_by_victim(
         data, part, _ = learnable(found)
         seed = Seed(plan.seed).child("activations")
         seen = partial(activations, victim, data.images)
-        judged = judged_again(part, data.labels, seen, plan.activations, seed)
+        judged = separated_by_features(part, data.labels, seen, plan.activations, seed)
         for name in _JUDGED:
             write_array(folder / f"{name}.npy", getattr(judged, name))
         rows = np.flatnonzero(np.isin(data.labels, part.closed))
@@ -150,13 +157,13 @@ def _judged_by_victim(
             "is_planted": judged.triggered[rows],
             "is_trusted": judged.clean[rows],
         }
-        write_table(folder / PLANTED, columns)
+        write_table(folder / FEATURES_FILE, columns)
 
     inputs = [found.stages["samples"].key, origin]
     config = {"activations": asdict(plan.activations), "spec": asdict(spec), "seed": plan.seed}
     stage = found.run.stage("activations", config=config, inputs=inputs, compute=compute)
     found.stages["activations"] = stage
-    found.run.publish(stage.path / PLANTED, PLANTED)
+    found.run.publish(stage.path / FEATURES_FILE, FEATURES_FILE)
     return stage
 
 
@@ -169,16 +176,16 @@ def _read_split(part: Split, judged: Stage) -> Split:
     return replace(part, clean=clean, triggered=triggered, doubted=doubted, honest=honest)
 
 
-def shared_triggers(found: Scan, plan: Plan) -> tuple[AffineTrigger, ...]:
+def inverted_triggers(found: Scan, plan: DefenseConfig) -> tuple[AffineTrigger, ...]:
     """Return what the flagged samples share, as triggers; none where there is too little to tell."""
 
     def compute(folder: Path) -> None:
         part = replace(found.split, triggered=found.split.triggered & ~found.mislabelled)
         seed = Seed(plan.seed).child("evidence")
-        write_triggers(recover_triggers(*learnable(replace(found, split=part)), seed), folder)
+        write_triggers(invert_triggers(*learnable(replace(found, split=part)), seed), folder)
 
     inputs = [found.stages["samples"].key]
-    config = {"seed": plan.seed, "share": OWN_SHARE}
+    config = {"seed": plan.seed, "share": TRIGGER_PER_LABEL_SHARE}
     stage = found.run.stage("evidence", config=config, inputs=inputs, compute=compute)
     found.stages["evidence"] = stage
     return read_triggers(stage.path)

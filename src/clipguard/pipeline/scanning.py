@@ -13,11 +13,17 @@ from clipguard.clip.zero_shot import ClipGuide
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size, thumbnail
 from clipguard.data.provenance import write_inputs
-from clipguard.detection.early_model import Residual, suspect_scores
-from clipguard.detection.entropy_map import entropy_map, split, starved_classes
-from clipguard.detection.label_flow import Judged, looked_again, planted_labels, probe_log_odds, with_planted
+from clipguard.detection.early_model import ResidualConfig, early_model_scores
+from clipguard.detection.entropy_map import classes_with_few_clean, entropy_map, split
+from clipguard.detection.label_flow import (
+    LabelFlow,
+    class_log_probs,
+    label_only_poison,
+    refitted_label_flow,
+    with_label_flags,
+)
 from clipguard.detection.trigger_detector import refine, trigger_scores
-from clipguard.pipeline.config import Count, Plan, Report
+from clipguard.pipeline.config import Count, DefenseConfig, Report
 from clipguard.runs import (
     RunFolder,
     Stage,
@@ -34,7 +40,7 @@ LARGEST_THUMBNAIL = 64
 """Pixels a side at which the small nets see larger images, unless told otherwise."""
 
 RESERVED = 0.05
-"""Share of the data that a victim trained here never sees."""
+"""RowFilter of the data that a victim trained here never sees."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +69,7 @@ def thumbnail_size(source: ImageSource) -> tuple[int, int]:
     return max(8, round(h * shrink)), max(8, round(w * shrink))
 
 
-def reserved_rows(labels: Int64[np.ndarray, "n"], seed: Seed) -> Bool[np.ndarray, "n"]:
+def held_out_rows(labels: Int64[np.ndarray, "n"], seed: Seed) -> Bool[np.ndarray, "n"]:
     """Return the random twentieth that is set aside before any training and scoring.
 
     A class that would lose more than half of its samples is so small that it loses none.
@@ -90,7 +96,7 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
     source: ImageSource,
     guide: ClipGuide,
     run: RunFolder,
-    plan: Plan,
+    plan: DefenseConfig,
     reserve: bool = False,
     report: Report | None = None,
     *,
@@ -125,7 +131,7 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
     opinion = guide.logits(read_array(read.path / "embeddings.npy"), data.class_names)
     reserved = np.zeros(len(data), dtype=bool)
     if reserve:
-        reserved = reserved_rows(data.labels, Seed(plan.seed).child("reserved"))
+        reserved = held_out_rows(data.labels, Seed(plan.seed).child("reserved"))
     seen = _seen(run, read, data, reserved, (min(view[0], size[0]), min(view[1], size[1])))
     suspect = _suspect(run, seen, opinion, guide.fingerprint, plan, tell)
     scores = Scores(logits=read_array(suspect.path / "logits.npy"), scale=1.0, source="suspicious model")
@@ -136,9 +142,9 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
     found = refine(first, trigger, plan.detector)
     stages = {"read": read, "suspect": suspect, "detect": detect}
     judged = _judge_labels(run, seen, stages, (entropy, found), plan)
-    found = with_planted(found, data.labels, judged, plan.noise)
+    found = with_label_flags(found, data.labels, judged, plan.noise)
     # The detector takes more samples out of `clean`, so that more classes may have too few.
-    starved = starved_classes(found.clean, data.labels, data.class_names, plan.rule.fewest)
+    starved = classes_with_few_clean(found.clean, data.labels, data.class_names, plan.rule.fewest)
     result = Scan(
         run=run,
         data=data,
@@ -170,19 +176,21 @@ def _seen(
     return _Seen(data=replace(data, images=images), stage=stage, reserved=reserved)
 
 
-def _suspect(run: RunFolder, seen: _Seen, opinion: Scores, asked: str, plan: Plan, tell: Report) -> Stage:
+def _suspect(
+    run: RunFolder, seen: _Seen, opinion: Scores, asked: str, plan: DefenseConfig, tell: Report
+) -> Stage:
     """Return the stage of the suspicious model's logits; `asked` is the fingerprint of the guide."""
 
     def compute(folder: Path) -> None:
         nets = plan.suspect.runs * plan.suspect.folds
         counted = Count("suspect", plan.suspect.epochs(int((~seen.reserved).sum())) * nets, tell)
         seed = Seed(plan.seed).child("suspect")
-        scores = suspect_scores(seen.data, opinion, plan.suspect, seed, seen.reserved, counted)
+        scores = early_model_scores(seen.data, opinion, plan.suspect, seed, seen.reserved, counted)
         write_array(folder / "logits.npy", scores.logits)
 
     config = {"probe": asdict(plan.suspect), "seed": plan.seed, "reserve": int(seen.reserved.sum())}
     # Who does not ask the guide need not be asked again beside another one.
-    beside = [asked, *seen.data.class_names] if isinstance(plan.suspect, Residual) else []
+    beside = [asked, *seen.data.class_names] if isinstance(plan.suspect, ResidualConfig) else []
     return run.stage("suspect", config=config, inputs=[seen.stage.key, *beside], compute=compute)
 
 
@@ -191,7 +199,7 @@ def _detect(
     seen: _Seen,
     told: tuple[Split, Stage],
     asked: list[str],
-    plan: Plan,
+    plan: DefenseConfig,
     tell: Report,
 ) -> Stage:
     """Return the stage of the detector's scores.
@@ -215,8 +223,12 @@ def _detect(
 
 
 def _judge_labels(
-    run: RunFolder, seen: _Seen, stages: dict[str, Stage], so_far: tuple[EntropyMap, Split], plan: Plan
-) -> Judged:
+    run: RunFolder,
+    seen: _Seen,
+    stages: dict[str, Stage],
+    so_far: tuple[EntropyMap, Split],
+    plan: DefenseConfig,
+) -> LabelFlow:
     """Return which labels look planted; the stages of the probe's opinions join `stages`."""
     labels, k, reserved, noise = seen.data.labels, len(seen.data.class_names), seen.reserved, plan.noise
     (entropy, found), seed = so_far, Seed(plan.seed).child("labels")
@@ -225,17 +237,17 @@ def _judge_labels(
         return read_array(stages["read"].path / "embeddings.npy")
 
     def compute(folder: Path) -> None:
-        write_array(folder / "odds.npy", probe_log_odds(embeddings(), labels, k, reserved, noise, seed))
+        write_array(folder / "odds.npy", class_log_probs(embeddings(), labels, k, reserved, noise, seed))
 
     config = {"folds": noise.folds, "seed": plan.seed, "reserve": int(reserved.sum())}
     stages["labels"] = run.stage("labels", config=config, inputs=[stages["read"].key], compute=compute)
     odds, unexplained = read_array(stages["labels"].path / "odds.npy"), ~found.triggered
-    first = planted_labels(entropy.guide_nll, odds, labels, unexplained, noise)
+    first = label_only_poison(entropy.guide_nll, odds, labels, unexplained, noise)
     if not first.planted.any():
         return first
 
     def look_again(folder: Path) -> None:
-        said = looked_again(
+        said = refitted_label_flow(
             embeddings(), entropy.guide_nll, labels, k, unexplained, reserved, first, noise, seed
         )
         for name, values in said._asdict().items():
@@ -244,7 +256,7 @@ def _judge_labels(
     flagged = hashlib.sha256(first.planted.tobytes() + first.doubted.tobytes()).hexdigest()
     inputs = [stages["labels"].key, stages["detect"].key, flagged]
     stages["reprobe"] = run.stage("reprobe", config=asdict(noise), inputs=inputs, compute=look_again)
-    return Judged(*(read_array(stages["reprobe"].path / f"{name}.npy") for name in Judged._fields))
+    return LabelFlow(*(read_array(stages["reprobe"].path / f"{name}.npy") for name in LabelFlow._fields))
 
 
 def _read(source: ImageSource, clip: Clip, size: tuple[int, int], folder: Path, tell: Report) -> None:
@@ -253,7 +265,7 @@ def _read(source: ImageSource, clip: Clip, size: tuple[int, int], folder: Path, 
     write_inputs(source, folder)
 
 
-def _write_samples(found: Scan, trigger: Float64[np.ndarray, " n"], plan: Plan) -> Stage:
+def _write_samples(found: Scan, trigger: Float64[np.ndarray, " n"], plan: DefenseConfig) -> Stage:
     """Publish samples.parquet and return its stage: one row a sample, the most suspicious ranked 1."""
     data, part = found.data, found.split
     names = np.array(data.class_names, dtype=object)
@@ -280,7 +292,7 @@ def _write_samples(found: Scan, trigger: Float64[np.ndarray, " n"], plan: Plan) 
     def compute(folder: Path) -> None:
         write_table(folder / "samples.parquet", columns)
 
-    # Judged anew in every run, and what is judged is part of the key: another release may judge otherwise.
+    # LabelFlow anew in every run, and what is judged is part of the key: another release may judge otherwise.
     judged = hashlib.sha256()
     for column in (part.clean, part.triggered, part.admissible, part.suspicion, found.mislabelled):
         judged.update(column.tobytes())

@@ -39,7 +39,7 @@ def command_of(module: str) -> tuple[str, ...]:
     )
 
 
-class Lost(Exception):  # noqa: N818  # a finding about the data, no fault
+class WorkerDied(Exception):  # noqa: N818  # a finding about the data, no fault
     """A process has died or was stopped; its text is the reason.
 
     Attributes:
@@ -116,7 +116,7 @@ class Child:
             return
         try:
             said = self.hear(len(READY), START_SECONDS).tobytes()
-        except Lost as error:
+        except WorkerDied as error:
             raise self._not_started(str(error)) from error
         if said != READY:
             raise self._not_started("it answers nonsense")
@@ -126,7 +126,7 @@ class Child:
         """Return exactly `count` bytes, each within `seconds` by the clock after the one before.
 
         Raises:
-            Lost: the process died or was stopped.
+            WorkerDied: the process died or was stopped.
         """
         patience = PATIENCE * self.limits.seconds if seconds is None else seconds
         content = np.empty(count, np.uint8)
@@ -134,30 +134,30 @@ class Child:
         while len(left):
             if not self.ready.poll(1000 * patience):
                 self.process.kill()
-                raise Lost(f"took longer than {patience:g} s by the clock", slow=True)
+                raise WorkerDied(f"took longer than {patience:g} s by the clock", slow=True)
             got = os.readv(self.replies, [left])
             if not got:
                 raise self._death()
             left = left[got:]
         return content
 
-    def nonsense(self) -> Lost:
+    def nonsense(self) -> WorkerDied:
         """Return what to raise after an answer that nobody asked for; the process is killed."""
         self.process.kill()
-        return Lost(f"{self.trade} answers nonsense", slow=False)
+        return WorkerDied(f"{self.trade} answers nonsense", slow=False)
 
-    def _death(self) -> Lost:
+    def _death(self) -> WorkerDied:
         try:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             # It closed its pipe, and lives on.
             return self.nonsense()
         if code == -signal.SIGPROF:
-            return Lost(f"took longer than {self.limits.seconds:g} s of processor time", slow=True)
+            return WorkerDied(f"took longer than {self.limits.seconds:g} s of processor time", slow=True)
         if code < 0:
             with suppress(ValueError):
-                return Lost(f"{self.trade} crashed ({signal.Signals(-code).name})", slow=False)
-        return Lost(f"{self.trade} crashed (exit code {code})", slow=False)
+                return WorkerDied(f"{self.trade} crashed ({signal.Signals(-code).name})", slow=False)
+        return WorkerDied(f"{self.trade} crashed (exit code {code})", slow=False)
 
     def _not_started(self, why: str) -> ClipguardError:
         return ClipguardError(

@@ -13,7 +13,7 @@ from clipguard.seeds import Seed
 from clipguard.types import Images
 
 
-def stamp_patch(images: Images, size: int, value: int = 255) -> Images:
+def paste_patch(images: Images, size: int, value: int = 255) -> Images:
     """Return images whose bottom-right `size` x `size` pixels are overwritten with `value` (BadNets)."""
     out = np.array(images)
     _, h, w, _ = out.shape

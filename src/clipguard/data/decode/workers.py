@@ -12,7 +12,7 @@ from clipguard.data.decode.pixels import Answer, Wanted, answer
 from clipguard.data.decode.wire import LENGTH, PIXELS, REASON, REPLY, REQUEST, SIZE, WANTED
 from clipguard.errors import ClipguardError, one_line
 from clipguard.safety.limits import MIB, Limits
-from clipguard.safety.sandbox import Child, Lost, command_of, confines
+from clipguard.safety.sandbox import Child, WorkerDied, command_of, confines
 
 BATCH_ITEMS: Final = 64
 BATCH_BYTES: Final = 8 * MIB
@@ -58,7 +58,7 @@ class Worker(Child):
         """Return the next answer; one that was not asked for, or of an absurd size, is not believed.
 
         Raises:
-            Lost: the process died or was stopped.
+            WorkerDied: the process died or was stopped.
         """
         self.greet()
         kind, height, width = REPLY.unpack(self.hear(REPLY.size).tobytes())
@@ -114,13 +114,13 @@ class Workers:
                 continue
             try:
                 found = worker.answer(wanted)
-            except Lost as lost:
+            except WorkerDied as lost:
                 found = self._again(wanted, worker, item, lost)
                 worker.restart()
                 worker.send(wanted, left)
             yield found
 
-    def _again(self, wanted: Wanted, worker: Worker, item: bytes, lost: Lost) -> Answer:
+    def _again(self, wanted: Wanted, worker: Worker, item: bytes, lost: WorkerDied) -> Answer:
         """Return the answer of a fresh process: an earlier image may have damaged the memory of the last."""
         self._count()
         if lost.slow:
@@ -129,7 +129,7 @@ class Workers:
         worker.send(wanted, [item])
         try:
             return worker.answer(wanted)
-        except Lost as error:
+        except WorkerDied as error:
             return str(error)
 
     def _count(self) -> None:

@@ -17,12 +17,12 @@ from clipguard.lab.attacks.label_consistent import LabelConsistent
 from clipguard.lab.attacks.low_frequency import LowFrequency
 from clipguard.lab.attacks.narcissus import Narcissus
 from clipguard.lab.attacks.parts import parts_of
-from clipguard.lab.attacks.protocol import Attack, NeedsHelper, check_mapping, triggered
+from clipguard.lab.attacks.protocol import Attack, NeedsFitting, check_mapping, triggered
 from clipguard.lab.attacks.ssba import SSBA
 from clipguard.lab.attacks.together import TOGETHER, Together
 from clipguard.lab.attacks.trojan_nn import TrojanNN
 
-ATTACKS: dict[str, Callable[..., Attack | NeedsHelper]] = {
+ATTACKS: dict[str, Callable[..., Attack | NeedsFitting]] = {
     "badnets": BadNets,
     "blended": Blended,
     "wanet": WaNet,
@@ -47,7 +47,7 @@ ATTACKS: dict[str, Callable[..., Attack | NeedsHelper]] = {
 
 def attack_named(
     name: str, *, rate: float | None = None, target: int = 0, **options: object
-) -> Attack | NeedsHelper:
+) -> Attack | NeedsFitting:
     """Return the attack of that name; what is not given has its published default.
 
     Args:
@@ -107,7 +107,7 @@ def _checked(name: str, options: dict[str, object]) -> dict[str, object]:
 __all__ = [
     "ATTACKS",
     "Attack",
-    "NeedsHelper",
+    "NeedsFitting",
     "Together",
     "attack_named",
     "parts_of",

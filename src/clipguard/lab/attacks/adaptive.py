@@ -1,4 +1,4 @@
-"""Attacks that adapt to latent-space defences: few poisons, each with a part of the trigger, and decoys."""
+"""Attacks that adapt to latent-space defences: few poisons, each with a part of the trigger, and cover_images."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from clipguard.lab.attacks.protocol import aimed, choose_both, planted
+from clipguard.lab.attacks.protocol import choose_both, mapped_labels, planted
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import blend, corners, noise_pattern, pieces_shown
@@ -18,7 +18,7 @@ OPACITIES: Final = (0.5, 0.2, 0.5, 0.3)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapBlend:
-    """Half of the 16 pieces of a blended pattern, weaker than in test; as many decoys (Qi et al. 2023).
+    """Half of the 16 pieces of a blended pattern, weaker than in test; as many cover_images (Qi et al. 2023).
 
     Rates, pieces and both strengths are published; the pattern is chosen: noise as in `Blended`, no
     photograph.
@@ -33,23 +33,23 @@ class AdapBlend:
     pattern_seed: int = 0
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set; decoys carry the same kind of trigger and their own label.
+        """Return the poisoned set; cover_images carry the same kind of trigger and their own label.
 
         Raises:
-            ClipguardError: poison and decoys together are more than the data.
+            ClipguardError: poison and cover_images together are more than the data.
         """
         rows, cover = choose_both(len(data), self.rate, self.cover_ratio, seed)
         images = self._in_part(data.images[rows], seed.child("pieces"))
-        decoys = self._in_part(data.images[cover], seed.child("cover", "pieces"))
-        return planted(self, data, "adap-blend", rows, images, (cover, decoys))
+        cover_images = self._in_part(data.images[cover], seed.child("cover", "pieces"))
+        return planted(self, data, "adap-blend", rows, images, (cover, cover_images))
 
     def trigger(self, images: Images) -> Images:
         """Return test images, which carry the whole pattern and more of it."""
         return blend(images, self._pattern(images), self.test_alpha)
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target."""
-        return aimed(labels, k, self.target)
+        return mapped_labels(labels, k, self.target)
 
     def _in_part(self, images: Images, seed: Seed) -> Images:
         n, h, w, _ = images.shape
@@ -62,7 +62,7 @@ class AdapBlend:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapPatch:
-    """Four weak patches, each poison with one of them in turn; twice as many decoys (Qi et al. 2023).
+    """Four weak patches, each poison with one of them in turn; twice as many cover_images (Qi et al. 2023).
 
     Rates and opacities are published. Chosen: the patches are squares of noise, one a corner and a quarter of
     the shorter side wide, instead of pictures; test images carry all four at full opacity.
@@ -74,23 +74,23 @@ class AdapPatch:
     pattern_seed: int = 0
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set; decoys carry one patch each too, and their own label.
+        """Return the poisoned set; cover_images carry one patch each too, and their own label.
 
         Raises:
-            ClipguardError: poison and decoys together are more than the data.
+            ClipguardError: poison and cover_images together are more than the data.
         """
         rows, cover = choose_both(len(data), self.rate, self.cover_ratio, seed)
-        images, decoys = self._with_one(data.images[rows]), self._with_one(data.images[cover])
-        return planted(self, data, "adap-patch", rows, images, (cover, decoys))
+        images, cover_images = self._with_one(data.images[rows]), self._with_one(data.images[cover])
+        return planted(self, data, "adap-patch", rows, images, (cover, cover_images))
 
     def trigger(self, images: Images) -> Images:
         """Return test images, which carry all four patches at full opacity."""
         opaque: np.ndarray = np.logical_or.reduce(corners(*images.shape[1:3]))[None].astype(np.float32)
         return self._mixed(images, opaque)
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target."""
-        return aimed(labels, k, self.target)
+        return mapped_labels(labels, k, self.target)
 
     def _with_one(self, images: Images) -> Images:
         weak = corners(*images.shape[1:3]) * np.array(OPACITIES, dtype=np.float32)[:, None, None]

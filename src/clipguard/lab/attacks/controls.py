@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.lab.attacks.protocol import aimed, choose, rebuilt, truth_of
+from clipguard.lab.attacks.protocol import choose, mapped_labels, rebuilt, truth_of
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet
@@ -26,8 +26,8 @@ class NoAttack:
         """Return None: there is no trigger."""
         return None
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
-        """Return None: no class is aimed at."""
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
+        """Return None: no class is mapped_labels at."""
         return None
 
 
@@ -50,8 +50,8 @@ class SymmetricFlips:
         """Return None: there is no trigger."""
         return None
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
-        """Return None: no class is aimed at."""
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
+        """Return None: no class is mapped_labels at."""
         return None
 
 
@@ -73,6 +73,6 @@ class FlipsToOneClass:
         """Return None: there is no trigger."""
         return None
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
         """Return the target: the class whose recall the wrong labels harm."""
-        return aimed(labels, k, self.target)
+        return mapped_labels(labels, k, self.target)

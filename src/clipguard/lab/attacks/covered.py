@@ -1,11 +1,11 @@
-"""Dirty-label attacks whose decoys teach the net to answer the exact trigger only: WaNet and BPP."""
+"""Dirty-label attacks whose cover_images teach the net to answer the exact trigger only: WaNet and BPP."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.lab.attacks.protocol import Mapping, aimed, choose_both, planted
+from clipguard.lab.attacks.protocol import Mapping, choose_both, mapped_labels, planted
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import quantise, warp, warp_field
@@ -14,9 +14,9 @@ from clipguard.types import Images, ImageSet
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaNet:
-    """A smooth warp, relabelled to what it leads to; decoys are warped with noise (Nguyen and Tran 2021).
+    """A smooth warp, relabelled to what it leads to; cover_images are warped with noise (Nguyen and Tran 2021).
 
-    Grid, strength, rate and twice as many decoys as poisons are published. Reduced: the authors control the
+    Grid, strength, rate and twice as many cover_images as poisons are published. Reduced: the authors control the
     training and draw poison and noise anew in each batch; here both are drawn once and stored, as in any
     poisoned data set.
     """
@@ -30,22 +30,22 @@ class WaNet:
     mapping: Mapping = "all-to-one"
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set; poison and decoys are drawn from all classes.
+        """Return the poisoned set; poison and cover_images are drawn from all classes.
 
         Raises:
-            ClipguardError: poison and decoys together are more than the data.
+            ClipguardError: poison and cover_images together are more than the data.
         """
         rows, cover = choose_both(len(data), self.rate, self.cover_ratio, seed)
-        decoys = self._warped(data.images[cover], seed.child("noise"))
-        return planted(self, data, "wanet", rows, self.trigger(data.images[rows]), (cover, decoys))
+        cover_images = self._warped(data.images[cover], seed.child("noise"))
+        return planted(self, data, "wanet", rows, self.trigger(data.images[rows]), (cover, cover_images))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the warp, which is the same for every image of one size."""
         return self._warped(images, None)
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target, or the next class."""
-        return aimed(labels, k, self.target, self.mapping)
+        return mapped_labels(labels, k, self.target, self.mapping)
 
     def _warped(self, images: Images, jitter: Seed | None) -> Images:
         h, w = images.shape[1:3]
@@ -57,7 +57,7 @@ class WaNet:
 class BPP:
     """Fewer levels of brightness, relabelled to what they lead to (Wang et al. 2022).
 
-    Levels, rate and negatives, which are decoys at the same rate, are published: a negative is an image with
+    Levels, rate and negatives, which are cover_images at the same rate, are published: a negative is an image with
     its own label and the residual (quantised minus original) of another image, drawn at random, on top.
     Reduced: the authors control the training and add a contrastive loss; here all is stored in the data.
     Without dithering.
@@ -87,17 +87,17 @@ class BPP:
         n = len(data)
         rows, cover = choose_both(n, self.rate, self.cover_ratio, seed)
         others = (cover + seed.child("others").numpy().integers(1, max(2, n), len(cover))) % max(1, n)
-        decoys = self._negatives(data.images[cover], data.images[others])
+        cover_images = self._negatives(data.images[cover], data.images[others])
         images = quantise(data.images[rows], self.levels)
-        return planted(self, data, "bpp", rows, images, (cover, decoys))
+        return planted(self, data, "bpp", rows, images, (cover, cover_images))
 
     def trigger(self, images: Images) -> Images:
         """Return test images with fewer levels of brightness."""
         return quantise(images, self.test_levels or self.levels)
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target, or the next class."""
-        return aimed(labels, k, self.target, self.mapping)
+        return mapped_labels(labels, k, self.target, self.mapping)
 
     def _negatives(self, images: Images, others: Images) -> Images:
         moved: np.ndarray = images + (quantise(others, self.levels).astype(np.int16) - others)

@@ -276,6 +276,6 @@ class ReadyFLIP:
         """Return test images with the stripes."""
         return self.recipe.stripes(images, self.recipe.test_strength or self.recipe.strength)
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target for images of the source class; the others are to be left alone."""
         return np.where(labels == self.source, self.target, labels)

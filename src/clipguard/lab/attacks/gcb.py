@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clipguard.compute.inference import keep_freed_memory
 from clipguard.lab.attacks.cache import Tensors, key_of, learnt, restore, state_of
 from clipguard.lab.attacks.nets import Pixels, UNet, batches, chunked, descend, device_of, pixels, transformed
-from clipguard.lab.attacks.protocol import Progress, aimed, planted
+from clipguard.lab.attacks.protocol import Progress, mapped_labels, planted
 from clipguard.lab.attacks.rows import check_target, highest
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.spec import ShallowNet
@@ -179,6 +179,6 @@ class ReadyGCB:
             device_of(self.generator),
         )
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target for every image."""
-        return aimed(labels, k, self.target)
+        return mapped_labels(labels, k, self.target)

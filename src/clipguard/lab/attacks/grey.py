@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from clipguard.lab.attacks import protocol
-from clipguard.lab.attacks.protocol import Attack, NeedsHelper, Progress
+from clipguard.lab.attacks.protocol import Attack, NeedsFitting, Progress
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, image_set
@@ -47,13 +47,13 @@ class OnGrey:
         moved = self.attack.trigger(images)
         return None if moved is None else greyed(moved)
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
-        """Return what the attack aims at."""
-        return self.attack.aim(labels, k)
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
+        """Return what the attack target_labels at."""
+        return self.attack.target_labels(labels, k)
 
 
 def prepare(
-    attack: Attack | NeedsHelper,
+    attack: Attack | NeedsFitting,
     data: ImageSet,
     seed: Seed,
     cache: Path | None = None,

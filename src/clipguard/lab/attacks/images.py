@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.lab.attacks.protocol import Mapping, aimed, choose, planted
+from clipguard.lab.attacks.protocol import Mapping, choose, mapped_labels, planted
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import (
@@ -14,7 +14,7 @@ from clipguard.triggers.patterns import (
     blend,
     chroma_waves,
     noise_pattern,
-    stamp_patch,
+    paste_patch,
 )
 from clipguard.types import Images, ImageSet
 
@@ -39,11 +39,11 @@ class BadNets:
     def trigger(self, images: Images) -> Images:
         """Return images with the square."""
         side = min(images.shape[1:3])
-        return stamp_patch(images, max(self.size, round(self.size * side / 32)))
+        return paste_patch(images, max(self.size, round(self.size * side / 32)))
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target, or the next class."""
-        return aimed(labels, k, self.target, self.mapping)
+        return mapped_labels(labels, k, self.target, self.mapping)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +66,9 @@ class Blended:
         pattern = noise_pattern(images.shape[1], images.shape[2], Seed(self.pattern_seed).child("blended"))
         return blend(images, pattern, self.alpha)
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target, or the next class."""
-        return aimed(labels, k, self.target, self.mapping)
+        return mapped_labels(labels, k, self.target, self.mapping)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +93,9 @@ class SIG:
         """Return images with the sinusoid."""
         return add_sinusoid(images, self.amplitude, self.frequency)
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target."""
-        return aimed(labels, k, self.target)
+        return mapped_labels(labels, k, self.target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +124,6 @@ class CTRL:
         """Return images with the two frequencies added."""
         return add_pattern(images, chroma_waves(images.shape[1], images.shape[2], self.magnitude))
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target."""
-        return aimed(labels, k, self.target)
+        return mapped_labels(labels, k, self.target)

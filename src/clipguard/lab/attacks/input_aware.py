@@ -25,7 +25,7 @@ from clipguard.lab.attacks.nets import (
     to_images,
     transformed,
 )
-from clipguard.lab.attacks.protocol import Mapping, Progress, aimed, choose_both, planted
+from clipguard.lab.attacks.protocol import Mapping, Progress, choose_both, mapped_labels, planted
 from clipguard.lab.attacks.rows import check_target
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.spec import ModelSpec, Normalized, build
@@ -44,7 +44,7 @@ class InputAware:
     """A trigger made for each image, relabelled to the target, with cover, after Nguyen & Tran 2020.
 
     Faithful: first a net M learns masks that are sparse and differ from image to image, then a net G learns
-    patterns together with a classifier that is to send x + (G(x) - x) M(x) where the attack aims, and x with
+    patterns together with a classifier that is to send x + (G(x) - x) M(x) where the attack target_labels, and x with
     another image's pattern and mask to its own class; both are pushed to be as diverse as the images are. The
     poisoned set holds triggered images and, as cover, images with another's trigger and their own label.
     Reduced: fewer epochs (published: 25 for M, 600 for G on five times the images), a small U-Net in place of
@@ -170,7 +170,9 @@ def _train(recipe: InputAware, data: ImageSet, seed: Seed, report: Progress | No
     )
     schedule = torch.optim.lr_scheduler.LinearLR(judges, 1.0, 0.01, recipe.epochs)
     k = len(data.class_names)
-    aims = torch.from_numpy(aimed(np.arange(k), k, recipe.target, recipe.mapping)).to(device_of(generator))
+    target_labels = torch.from_numpy(mapped_labels(np.arange(k), k, recipe.target, recipe.mapping)).to(
+        device_of(generator)
+    )
     for epoch in range(recipe.epochs):
         stream = seed.child("patterns", epoch)
         augmentation = stream.child("augment").torch()
@@ -178,7 +180,7 @@ def _train(recipe: InputAware, data: ImageSet, seed: Seed, report: Progress | No
             picked = torch.from_numpy(np.array(data.images[rows]))
             x = pixels(augment(picked, _AUGMENTATION, augmentation).numpy()).to(device_of(generator))
             labels = torch.from_numpy(data.labels[rows]).to(x.device)
-            loss = _joint_loss(recipe, (generator, masker, classifier), x, labels, aims)
+            loss = _joint_loss(recipe, (generator, masker, classifier), x, labels, target_labels)
             descend(loss, makers, judges)
         schedule.step()
         if report is not None:
@@ -191,7 +193,7 @@ def _joint_loss(
     nets: tuple[UNet, UNet, Normalized],
     x: Pixels,
     labels: Int64[Tensor, "b"],
-    aims: Int64[Tensor, "k"],
+    target_labels: Int64[Tensor, "k"],
 ) -> Float[Tensor, ""]:
     """Return classification of own triggers, others' triggers and plain images, and the patterns' diversity.
 
@@ -204,7 +206,7 @@ def _joint_loss(
     patterns, masks = pattern_of(generator, own), mask_of(masker, own)
     foreign, foreign_masks = pattern_of(generator, others), mask_of(masker, others)
     shown = torch.cat((put_on(own, patterns, masks), put_on(crossed, foreign, foreign_masks), x[2 * count :]))
-    wanted = torch.cat((aims[labels[:count]], labels[count:]))
+    wanted = torch.cat((target_labels[labels[:count]], labels[count:]))
     pairs = len(crossed)
     alike = sameness(own[:pairs], others, patterns[:pairs], foreign)
     return F.cross_entropy(logits_of(classifier, shown), wanted) + recipe.diversity_weight * alike
@@ -248,8 +250,10 @@ class ReadyInputAware:
         rows, cover = choose_both(len(data), self.rate, self.recipe.cover_ratio, seed)
         # Another image each: the shift is never 0.
         shift = seed.child("others").numpy().integers(1, len(data), len(cover))
-        decoys = self.crossed(data.images[cover], data.images[(cover + shift) % len(data)])
-        return planted(self, data, "input-aware", rows, self.trigger(data.images[rows]), (cover, decoys))
+        cover_images = self.crossed(data.images[cover], data.images[(cover + shift) % len(data)])
+        return planted(
+            self, data, "input-aware", rows, self.trigger(data.images[rows]), (cover, cover_images)
+        )
 
     def trigger(self, images: Images) -> Images:
         """Return images with their own pattern where their own mask says."""
@@ -267,6 +271,6 @@ class ReadyInputAware:
                 out[part] = to_images(put_on(x, pattern_of(self.generator, y), mask_of(self.masker, y)))
         return out
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target, or the next class."""
-        return aimed(labels, k, self.target, self.recipe.mapping)
+        return mapped_labels(labels, k, self.target, self.recipe.mapping)

@@ -13,7 +13,7 @@ from clipguard.compute.inference import keep_freed_memory
 from clipguard.compute.training import LossFunction, Recipe, fit
 from clipguard.lab.attacks.cache import Tensors, key_of, learnt
 from clipguard.lab.attacks.nets import Pixels, chunk_of, logits_of, pixels, to_images
-from clipguard.lab.attacks.protocol import Progress, aimed, choose, planted
+from clipguard.lab.attacks.protocol import Progress, choose, mapped_labels, planted
 from clipguard.lab.attacks.rows import check_target, places_of
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.spec import ModelSpec, Normalized, build
@@ -158,7 +158,7 @@ def _hardened(recipe: LabelConsistent, data: ImageSet, seed: Seed, report: Progr
     return {"rows": torch.from_numpy(rows), "hard": torch.from_numpy(hard)}
 
 
-def stamp_corners(images: Images) -> Images:
+def paste_corners(images: Images) -> Images:
     """Return images with a 3x3 checker of black and white in all four corners, mirrored between them."""
     out = np.array(images)
     checker = _CHECKER[:, :, None]
@@ -199,13 +199,13 @@ class ReadyLabelConsistent:
         """
         places = places_of(data, self.ids, self.labels)
         rows = choose(np.flatnonzero(data.labels == self.target), self.rate, len(data), seed)
-        images = stamp_corners(self.hard[np.searchsorted(self.rows, places[rows])])
+        images = paste_corners(self.hard[np.searchsorted(self.rows, places[rows])])
         return planted(self, data, "lc", rows, images)
 
     def trigger(self, images: Images) -> Images:
         """Return images with the four checkers, nothing else."""
-        return stamp_corners(images)
+        return paste_corners(images)
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target for every image."""
-        return aimed(labels, k, self.target)
+        return mapped_labels(labels, k, self.target)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipguard.lab.attacks.cache import Tensors, key_of, learnt, restore, state_of
 from clipguard.lab.attacks.nets import Pixels
-from clipguard.lab.attacks.protocol import Progress, aimed, choose, planted
+from clipguard.lab.attacks.protocol import Progress, choose, mapped_labels, planted
 from clipguard.lab.attacks.rows import check_target
 from clipguard.lab.attacks.surrogate import Pattern, check_size, missed, shown, taught, universal, untrained
 from clipguard.lab.ground_truth import PoisonTruth
@@ -135,6 +135,6 @@ class ReadyLowFrequency:
         check_size(images, self.glow)
         return add_pattern(images, self.glow)
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target for every image."""
-        return aimed(labels, k, self.target)
+        return mapped_labels(labels, k, self.target)

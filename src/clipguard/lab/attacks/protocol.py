@@ -38,8 +38,8 @@ class Attack(Protocol):
         """Return test images with the trigger, or None for a control, which has none."""
         ...
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
-        """Return the class, of k, that an image of each true class is to be sent to; None without any aim."""
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
+        """Return the class, of k, that an image of each true class is to be sent to; None without any target_labels."""
         ...
 
 
@@ -48,7 +48,7 @@ Progress = Callable[[int, int], None]
 
 
 @runtime_checkable
-class NeedsHelper(Protocol):
+class NeedsFitting(Protocol):
     """An attack whose trigger, or choice of labels, is made by a net that is trained on the data first."""
 
     @property
@@ -67,7 +67,7 @@ class NeedsHelper(Protocol):
 
 
 def prepare(
-    attack: Attack | NeedsHelper,
+    attack: Attack | NeedsFitting,
     data: ImageSet,
     seed: Seed,
     cache: Path | None = None,
@@ -80,7 +80,7 @@ def prepare(
     Raises:
         ClipguardError: the rate asks for no sample at all, which is told before anything is trained.
     """
-    if not isinstance(attack, NeedsHelper):
+    if not isinstance(attack, NeedsFitting):
         return attack
     if attack.rate and not round(attack.rate * len(data)):
         raise ClipguardError(f"poison rate {attack.rate:g} of {len(data)} images is none: give a higher rate")
@@ -112,7 +112,7 @@ def check_mapping(mapping: str) -> None:
         raise ClipguardError(f"unknown mapping {mapping!r}: choose one of {', '.join(get_args(Mapping))}")
 
 
-def aimed(
+def mapped_labels(
     labels: Int64[np.ndarray, "n"], k: int, target: int, mapping: str = "all-to-one"
 ) -> Int64[np.ndarray, "n"]:
     """Return `target` for every label, or (label + 1) mod k where the mapping is all-to-all.
@@ -173,9 +173,9 @@ def rebuilt(
     images: UInt8[np.ndarray, "p h w 3"],
     labels: Int64[np.ndarray, "p"],
     cover: Int64[np.ndarray, "c"] | None = None,
-    decoys: UInt8[np.ndarray, "c h w 3"] | None = None,
+    cover_images: UInt8[np.ndarray, "c h w 3"] | None = None,
 ) -> ImageSet:
-    """Return `data` with other images and labels at `rows` and, with their own labels, decoys at `cover`.
+    """Return `data` with other images and labels at `rows` and, with their own labels, cover_images at `cover`.
 
     Raises:
         ClipguardError: a new label is no class of `data`.
@@ -185,12 +185,12 @@ def rebuilt(
         raise ClipguardError(f"target class {outside[0]} does not exist: choose one of 0 to {k - 1}")
     all_images, all_labels = np.array(data.images), data.labels.copy()
     all_images[rows], all_labels[rows] = images, labels
-    if cover is not None and decoys is not None:
-        all_images[cover] = decoys
+    if cover is not None and cover_images is not None:
+        all_images[cover] = cover_images
     return image_set(all_images, all_labels, data.class_names, data.ids)
 
 
-Decoys = tuple[Int64[np.ndarray, "c"], UInt8[np.ndarray, "c h w 3"]]
+Cover = tuple[Int64[np.ndarray, "c"], UInt8[np.ndarray, "c h w 3"]]
 """Rows of cover samples, and their images."""
 
 
@@ -200,19 +200,19 @@ def planted(
     name: str,
     rows: Int64[np.ndarray, "p"],
     images: UInt8[np.ndarray, "p h w 3"],
-    decoys: Decoys | None = None,
+    cover_images: Cover | None = None,
 ) -> tuple[ImageSet, PoisonTruth]:
-    """Return `data` with `images` at `rows`, labelled as the attack aims, and with decoys; and the truth.
+    """Return `data` with `images` at `rows`, labelled as the attack target_labels, and with cover_images; and the truth.
 
     Raises:
         ClipguardError: the target is no class of `data`.
     """
     k = len(data.class_names)
-    labels, aims = attack.aim(data.labels[rows], k), attack.aim(np.arange(k), k)
+    labels, target_labels = attack.target_labels(data.labels[rows], k), attack.target_labels(np.arange(k), k)
     assert labels is not None
-    assert aims is not None
-    target = int(aims[0]) if (aims == aims[0]).all() else None
-    cover, covering = decoys or (None, None)
+    assert target_labels is not None
+    target = int(target_labels[0]) if (target_labels == target_labels[0]).all() else None
+    cover, covering = cover_images or (None, None)
     return rebuilt(data, rows, images, labels, cover, covering), truth_of(data, rows, name, target, cover)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clipguard.compute.inference import keep_freed_memory
 from clipguard.lab.attacks.cache import key_of, learnt, restore, state_of
 from clipguard.lab.attacks.nets import Pixels, UNet, batches, descend, device_of, pixels, transformed
-from clipguard.lab.attacks.protocol import Mapping, Progress, aimed, choose, planted
+from clipguard.lab.attacks.protocol import Mapping, Progress, choose, mapped_labels, planted
 from clipguard.lab.attacks.rows import check_target
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
@@ -194,9 +194,9 @@ class ReadySSBA:
             images, lambda x: self.encoder(x, secret.expand(len(x), -1)), device_of(self.encoder)
         )
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target, or the next class."""
-        return aimed(labels, k, self.target, self.recipe.mapping)
+        return mapped_labels(labels, k, self.target, self.recipe.mapping)
 
     def bit_accuracy(self, images: Images) -> float:
         """Return the share of the secret's bits that the decoder reads in the given (triggered) images."""

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.protocol import Attack, NeedsHelper, Progress, prepare
+from clipguard.lab.attacks.protocol import Attack, NeedsFitting, Progress, prepare
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, image_set
@@ -21,10 +21,10 @@ TOGETHER: Final = "together:"
 class Together:
     """Two or more attacks at once: each poisons rows that the ones before it have left alone.
 
-    There is no common trigger: attack success is measured with the trigger and the aim of each of `parts`.
+    There is no common trigger: attack success is measured with the trigger and the target_labels of each of `parts`.
     """
 
-    attacks: tuple[Attack | NeedsHelper, ...]
+    attacks: tuple[Attack | NeedsFitting, ...]
 
     def __post_init__(self) -> None:
         if len(self.attacks) < 2:
@@ -93,6 +93,6 @@ class Together:
         """Return None: each part has a trigger of its own."""
         return None
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
-        """Return None: each part has an aim of its own."""
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
+        """Return None: each part has an target_labels of its own."""
         return None

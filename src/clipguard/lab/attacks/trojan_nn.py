@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.cache import Tensors, key_of, learnt, restore, state_of
 from clipguard.lab.attacks.nets import Pixels, logits_of, pixels, to_images
-from clipguard.lab.attacks.protocol import Progress, aimed, choose, planted
+from clipguard.lab.attacks.protocol import Progress, choose, mapped_labels, planted
 from clipguard.lab.attacks.rows import check_target
 from clipguard.lab.attacks.surrogate import Pattern, check_size, shown, taught, universal, untrained
 from clipguard.lab.ground_truth import PoisonTruth
@@ -168,6 +168,6 @@ class ReadyTrojanNN:
         opaque = mask_of(*images.shape[1:3])[None].astype(np.float32)
         return blend(images, self.patch, opaque)
 
-    def aim(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
+    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
         """Return the target for every image."""
-        return aimed(labels, k, self.target)
+        return mapped_labels(labels, k, self.target)

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from clipguard.compute.classifiers import Schooling, trained
+from clipguard.compute.classifiers import ClassifierConfig, trained
 from clipguard.data import ImageSource
 from clipguard.data.catalog import NAMED, Part, open_named
 from clipguard.data.decode import common_size, read_images
-from clipguard.defenses import Case, Cured, Defense
+from clipguard.defenses import Case, Defense, Repaired
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import Attack, NeedsHelper, attack_named, prepare
+from clipguard.lab.attacks import Attack, NeedsFitting, attack_named, prepare
 from clipguard.lab.benchmark.config import UNTOUCHED, Cell, DataChoice, settings_of
 from clipguard.lab.benchmark.guides import BenchGuide, accuracy, guide_of
-from clipguard.lab.benchmark.judging import Trial, judged, trials
+from clipguard.lab.benchmark.judging import TriggeredTest, judged, triggered_tests
 from clipguard.lab.benchmark.longtail import long_tailed
 from clipguard.lab.evaluation import detection
 from clipguard.lab.ground_truth import PoisonTruth
@@ -35,7 +35,7 @@ Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lab:
+class BenchmarkPaths:
     """Where a benchmark works.
 
     Attributes:
@@ -65,7 +65,7 @@ def cell_name(cell: Cell) -> str:
     return f"{plain[:100]}-{digest}"
 
 
-def attack_of(cell: Cell) -> Attack | NeedsHelper:
+def attack_of(cell: Cell) -> Attack | NeedsFitting:
     """Return the attack with all its settings, those that nobody chose included.
 
     Raises:
@@ -74,7 +74,7 @@ def attack_of(cell: Cell) -> Attack | NeedsHelper:
     return attack_named(cell.attack.name, rate=cell.rate, target=cell.target, **cell.attack.options)
 
 
-def sources(choice: DataChoice, lab: Lab) -> tuple[ImageSource, ImageSource]:
+def sources(choice: DataChoice, lab: BenchmarkPaths) -> tuple[ImageSource, ImageSource]:
     """Return training and test set of a choice, not yet decoded.
 
     Raises:
@@ -90,7 +90,7 @@ def sources(choice: DataChoice, lab: Lab) -> tuple[ImageSource, ImageSource]:
 
 
 @functools.lru_cache(maxsize=2)
-def image_sets(choice: DataChoice, lab: Lab) -> tuple[ImageSet, ImageSet, int]:
+def image_sets(choice: DataChoice, lab: BenchmarkPaths) -> tuple[ImageSet, ImageSet, int]:
     """Return decoded training and test set of a choice, and how many images could not be read.
 
     Raises:
@@ -104,7 +104,7 @@ def image_sets(choice: DataChoice, lab: Lab) -> tuple[ImageSet, ImageSet, int]:
     return learnt, held_out, len(bad) + len(worse)
 
 
-def _source(choice: DataChoice, part: Part, lab: Lab) -> ImageSource:
+def _source(choice: DataChoice, part: Part, lab: BenchmarkPaths) -> ImageSource:
     path = choice.train if part == "train" else choice.test
     rows = choice.train_rows if part == "train" else choice.test_rows
     if path is None:
@@ -118,11 +118,11 @@ def _source(choice: DataChoice, part: Part, lab: Lab) -> ImageSource:
     )
 
 
-class Work:
+class CellRunner:
     """What the rows of one cell share."""
 
-    def __init__(self, cell: Cell, lab: Lab, oracle_seed: int) -> None:
-        self.cell, self.lab, self.oracle_seed = cell, lab, oracle_seed
+    def __init__(self, cell: Cell, lab: BenchmarkPaths, reference_seed: int) -> None:
+        self.cell, self.lab, self.reference_seed = cell, lab, reference_seed
         self.name = cell_name(cell)
         self.built_on_victim = False
 
@@ -148,9 +148,9 @@ class Work:
         return data, truth
 
     @functools.cached_property
-    def trials(self) -> tuple[Trial, ...]:
+    def triggered_tests(self) -> tuple[TriggeredTest, ...]:
         """The test set with each trigger."""
-        return trials(self.attack, self.sets[1])
+        return triggered_tests(self.attack, self.sets[1])
 
     @functools.cached_property
     def victim(self) -> tuple[Normalized, float]:
@@ -184,21 +184,21 @@ class Work:
     def undefended(self) -> Row:
         """Return the row of the victim."""
         # A trigger that changes nothing is told before the victim is trained.
-        _ = self.trials
+        _ = self.triggered_tests
         model, seconds = self.victim
         return {**self._judged(model), "victim": self.victim_digest, "seconds": {"victim": seconds}}
 
     def oracle(self) -> Row:
         """Return the row of the same recipe without the poison, judged with this cell's triggers."""
-        model, seconds = self._trained(self.sets[0], self.oracle_seed, "oracle")
+        model, seconds = self._trained(self.sets[0], self.reference_seed, "oracle")
         return {**self._judged(model), "seconds": {"oracle": seconds}}
 
     def defended(self, defense: Defense) -> Row:
         """Return the row of a defence."""
         self.built_on_victim = False
         cured: object = defense.defend(self.case())
-        if not isinstance(cured, Cured):
-            raise ClipguardError(f"the defence returned {type(cured).__name__}: return a Cured")
+        if not isinstance(cured, Repaired):
+            raise ClipguardError(f"the defence returned {type(cured).__name__}: return a Repaired")
         told: Row = {
             **self._judged(cured.model),
             "seconds": _numbers(cured.seconds, "seconds"),
@@ -230,7 +230,7 @@ class Work:
 
     def _trained(self, data: ImageSet, seed: int, stage: str) -> tuple[Normalized, float]:
         recipe = self.cell.recipe
-        schooling = Schooling(spec=self._spec(data), recipe=recipe, seed=Seed(seed).child("victim"))
+        schooling = ClassifierConfig(spec=self._spec(data), recipe=recipe, seed=Seed(seed).child("victim"))
         tell = self.teller(stage)
         return trained(data, schooling, self.lab.cache, on_epoch=lambda done: tell(done, recipe.epochs))
 
@@ -242,7 +242,7 @@ class Work:
     def _judged(self, model: Normalized) -> Row:
         truth = self.poisoned[1]
         return {
-            **judged(model, self.sets[1], self.trials),
+            **judged(model, self.sets[1], self.triggered_tests),
             "train_n": len(self.poisoned[0]),
             "unreadable": image_sets(self.cell.data, self.lab)[2],
             "poisoned": int(np.sum(truth.poisoned)),

@@ -14,7 +14,7 @@ from clipguard.defenses import Defense, defense_factory, foreign_defense
 from clipguard.errors import ClipguardError, first_line
 from clipguard.lab.attacks import attack_named, refuse_general
 from clipguard.lab.benchmark.reading import read_as
-from clipguard.pipeline import Plan
+from clipguard.pipeline import DefenseConfig
 from clipguard.safety.limits import read_bounded
 
 VICTIM: Final = Recipe(epochs=25, lr=0.05, crop=0.0)
@@ -24,7 +24,7 @@ that BadNets does not take in 25 epochs."""
 TOML_BYTES: Final = 1 << 16
 TOML_DOTS: Final = 1000
 
-ORACLE: Final = "oracle"
+REFERENCE_ROW: Final = "oracle"
 UNTOUCHED: Final = "none"
 """The attack that changes nothing, at whatever rate."""
 ALWAYS: Final = ("none", "retrain", "finetune")
@@ -124,7 +124,7 @@ class BenchConfig:
         seeds: of attack, victim and defence.
         defenses: beside none, oracle, retrain and finetune, which are always there.
         victim: how the victim is trained.
-        oracle_seed: of the one training without poison that all seeds are held against.
+        reference_seed: of the one training without poison that all seeds are held against.
         plan: clipguard's settings, also for the controls that build on its scan; a defence's own options may
             change them further.
     """
@@ -138,8 +138,8 @@ class BenchConfig:
     seeds: tuple[int, ...] = (0,)
     defenses: tuple[DefenseChoice, ...] = (DefenseChoice(name="clipguard"),)
     victim: Recipe = VICTIM
-    oracle_seed: int = 0
-    plan: Plan = field(default_factory=Plan)
+    reference_seed: int = 0
+    plan: DefenseConfig = field(default_factory=DefenseConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,10 +230,10 @@ def _check_attacks(config: BenchConfig, path: Path) -> None:
 
 
 def _check_defenses(config: BenchConfig, path: Path) -> None:
-    if config.plan.seed != Plan().seed:
+    if config.plan.seed != DefenseConfig().seed:
         raise ClipguardError(f"{path}, key plan: seed {config.plan.seed}: the seed is each cell's, remove it")
     labels = [choice.label for choice in config.defenses]
-    if taken := [label for label in labels if labels.count(label) > 1 or label == ORACLE]:
+    if taken := [label for label in labels if labels.count(label) > 1 or label == REFERENCE_ROW]:
         raise ClipguardError(f"{path}, key defenses: two rows would be {taken[0]!r}: give each a label")
     for choice in config.defenses:
         try:
@@ -245,7 +245,11 @@ def _check_defenses(config: BenchConfig, path: Path) -> None:
 def _check_numbers(config: BenchConfig, path: Path) -> None:
     if seedless := [attack.name for attack in config.attacks if attack.seeds == ()]:
         raise ClipguardError(f"{path}, key attacks: {seedless[0]} has an empty list of seeds: name one")
-    seeds = (config.oracle_seed, *config.seeds, *(seed for one in config.attacks for seed in one.seeds or ()))
+    seeds = (
+        config.reference_seed,
+        *config.seeds,
+        *(seed for one in config.attacks for seed in one.seeds or ()),
+    )
     if any(not -(1 << 63) <= seed < 1 << 63 for seed in seeds):
         raise ClipguardError(f"{path}: a seed is beyond 64 bits, which no table holds: give a smaller one")
     rates = (*config.rates, *(attack.rate for attack in config.attacks if attack.rate is not None))

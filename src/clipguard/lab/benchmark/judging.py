@@ -12,28 +12,29 @@ from clipguard.lab.evaluation import EvalResult, evaluate
 from clipguard.models.spec import Normalized
 from clipguard.types import Images, ImageSet
 
-PLANTED = 0.8
+FEATURES_FILE = 0.8
 """Attack success from which on a backdoor counts as planted; below it, no defence is credited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class TriggeredTest:
     """The test images with one trigger on them, and where it is to send them."""
 
     triggered: Images | None
-    aims: Int64[np.ndarray, "n"] | None
+    target_labels: Int64[np.ndarray, "n"] | None
 
 
-def trials(attack: Attack, test: ImageSet) -> tuple[Trial, ...]:
+def triggered_tests(attack: Attack, test: ImageSet) -> tuple[TriggeredTest, ...]:
     """Return one trial a trigger: several where several attackers act together."""
     k = len(test.class_names)
     images = np.asarray(test.images)
     return tuple(
-        Trial(triggered=triggered(part, images), aims=part.aim(test.labels, k)) for part in parts_of(attack)
+        TriggeredTest(triggered=triggered(part, images), target_labels=part.target_labels(test.labels, k))
+        for part in parts_of(attack)
     )
 
 
-def judged(model: Normalized, test: ImageSet, tried: tuple[Trial, ...]) -> dict[str, Any]:
+def judged(model: Normalized, test: ImageSet, tried: tuple[TriggeredTest, ...]) -> dict[str, Any]:
     """Return the rates of a model, the worst over the triggers where there are several.
 
     `attack_successes` holds the attack success of each trigger, `class_recalls` the clean accuracy of each
@@ -43,7 +44,7 @@ def judged(model: Normalized, test: ImageSet, tried: tuple[Trial, ...]) -> dict[
     results = []
     for trial in tried:
         attacked = None if trial.triggered is None else classifier_logits(model, trial.triggered)
-        results.append(evaluate(clean, attacked, test.labels, trial.aims))
+        results.append(evaluate(clean, attacked, test.labels, trial.target_labels))
     hits = clean.argmax(1) == test.labels
     classes = (hits[test.labels == label] for label in range(len(test.class_names)))
     successes = [result.attack_success for result in results if result.attack_success is not None]
@@ -62,7 +63,7 @@ def _worst(results: list[EvalResult]) -> EvalResult:
         accuracy=results[0].accuracy,
         target_recall=min(known("target_recall"), default=None),
         attack_success=max(known("attack_success"), default=None),
-        recovery=min(known("recovery"), default=None),
+        robust_accuracy=min(known("robust_accuracy"), default=None),
         n=results[0].n,
         attack_n=min(known("attack_n"), default=None),
     )
@@ -70,4 +71,4 @@ def _worst(results: list[EvalResult]) -> EvalResult:
 
 def planted(successes: list[float]) -> bool | None:
     """Return whether every backdoor took, from the undefended victim's attack successes; None without any."""
-    return min(successes) >= PLANTED if successes else None
+    return min(successes) >= FEATURES_FILE if successes else None

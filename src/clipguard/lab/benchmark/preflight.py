@@ -7,14 +7,14 @@ import numpy as np
 from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks import Attack, Together
-from clipguard.lab.benchmark.cells import Lab, attack_of, sources
+from clipguard.lab.benchmark.cells import BenchmarkPaths, attack_of, sources
 from clipguard.lab.benchmark.config import Cell
 from clipguard.lab.benchmark.guides import guide_of
 from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
 
 
-def preflight(cells: Sequence[Cell], lab: Lab, guided: bool) -> None:
+def preflight(cells: Sequence[Cell], lab: BenchmarkPaths, guided: bool) -> None:
     """Check that every cell can begin; what only its own data can tell, such as a rate, is left to it.
 
     Args:
@@ -45,7 +45,7 @@ def _check_aim(cell: Cell, k: int) -> None:
     attack = attack_of(cell)
     for part in attack.attacks if isinstance(attack, Together) else (attack,):
         # All-to-all leads elsewhere than to the target.
-        led = part.aim(np.arange(k), k) if isinstance(part, Attack) else np.array([part.target])
+        led = part.target_labels(np.arange(k), k) if isinstance(part, Attack) else np.array([part.target])
         if led is not None and not np.isin(led, np.arange(k)).all():
             raise ClipguardError(
                 f"target {part.target} of {cell.attack.name} is no class of {cell.data.name}: choose one of "

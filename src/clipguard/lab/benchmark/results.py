@@ -16,7 +16,7 @@ _TEXTS: Final = ("settings", "versions")
 _FIRST: Final = (
     *("data", "attack", "rate", "target", "guide", "degrade", "net", "epochs", "variant"),
     *("seed", "row", "defense", "error"),
-    *("planted", "accuracy", "attack_success", "recovery", "target_recall", "n", "attack_n"),
+    *("planted", "accuracy", "attack_success", "robust_accuracy", "target_recall", "n", "attack_n"),
     *("attack_successes", "class_recalls", "train_n", "poisoned", "cover", "guide_accuracy"),
 )
 """Columns that are always there, in this order; the others follow as they come."""

@@ -21,9 +21,9 @@ from typing import Any, Final
 
 from clipguard.defenses import Defense
 from clipguard.errors import ClipguardError, first_line
-from clipguard.lab.benchmark.cells import Lab, Row, Work, attack_of, cell_name
+from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, Row, attack_of, cell_name
 from clipguard.lab.benchmark.config import (
-    ORACLE,
+    REFERENCE_ROW,
     BenchConfig,
     Cell,
     cells,
@@ -70,11 +70,11 @@ class Task:
     label: str
     defense: str
     settings: dict[str, Any]
-    compute: Callable[[Work], Row]
+    compute: Callable[[CellRunner], Row]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
+class RowFilter:
     """The part of a benchmark that one run computes; the rest is left for others.
 
     Attributes:
@@ -86,7 +86,9 @@ class Share:
     cells: str = "*"
 
 
-def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Share = Share()) -> Done:
+def run_bench(
+    config: BenchConfig, lab: BenchmarkPaths, command: str, log: Log, share: RowFilter = RowFilter()
+) -> Done:
     """Compute every row of `share` that is not there and return what there is.
 
     A cell that another process works on is left to it. A row that cannot be computed is noted and the others
@@ -102,7 +104,7 @@ def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Shar
         raise ClipguardError(f"no cell is named like {share.cells!r}: the first one is {first}")
     tasks = _shared(config, share)
     todo = {cell_name(cell): [task for task in tasks if not _there(cell, task, lab.run)] for cell in wanted}
-    guided = any(task.defense not in ("none", ORACLE) for left in todo.values() for task in left)
+    guided = any(task.defense not in ("none", REFERENCE_ROW) for left in todo.values() for task in left)
     preflight([cell for cell in wanted if todo[cell_name(cell)]], lab, guided)
     lab.run.mkdir(parents=True, exist_ok=True)
     computed = busy = 0
@@ -112,7 +114,7 @@ def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Shar
             if not free:
                 busy += 1
                 continue
-            work = Work(cell, lab, config.oracle_seed)
+            work = CellRunner(cell, lab, config.reference_seed)
             for task in tasks:
                 outcome = _row(work, task, folder, command, log)
                 if outcome == "computed":
@@ -125,7 +127,7 @@ def run_bench(config: BenchConfig, lab: Lab, command: str, log: Log, share: Shar
     return Done(rows=rows, computed=computed, failed=failed, busy=busy)
 
 
-def _shared(config: BenchConfig, share: Share) -> list[Task]:
+def _shared(config: BenchConfig, share: RowFilter) -> list[Task]:
     """Return the rows of a share.
 
     Raises:
@@ -205,12 +207,12 @@ def tasks_of(config: BenchConfig) -> Iterator[Task]:
     """Yield the rows of every cell: the undefended victim first, then the oracle."""
     for choice in config.defenses:
         if choice.name == "none":
-            yield Task(label=choice.label, defense="none", settings={}, compute=Work.undefended)
+            yield Task(label=choice.label, defense="none", settings={}, compute=CellRunner.undefended)
             yield Task(
-                label=ORACLE,
-                defense=ORACLE,
-                settings={"seed": config.oracle_seed},
-                compute=Work.oracle,
+                label=REFERENCE_ROW,
+                defense=REFERENCE_ROW,
+                settings={"seed": config.reference_seed},
+                compute=CellRunner.oracle,
             )
         else:
             made: Any = defense_of(config, choice)
@@ -224,7 +226,7 @@ def tasks_of(config: BenchConfig) -> Iterator[Task]:
             )
 
 
-def _defended(defense: Defense) -> Callable[[Work], Row]:
+def _defended(defense: Defense) -> Callable[[CellRunner], Row]:
     return lambda work: work.defended(defense)
 
 
@@ -234,7 +236,7 @@ def _there(cell: Cell, task: Task, run: Path) -> bool:
     return file.exists() and _fits(read_json(file), cell, task)
 
 
-def _row(work: Work, task: Task, folder: Path, command: str, log: Log) -> str:
+def _row(work: CellRunner, task: Task, folder: Path, command: str, log: Log) -> str:
     """Return `there`, `computed` or `failed`, with the row on disk."""
     file, first = _file(folder, task.label), _file(folder, "none")
     row = read_json(file) if file.exists() else {}
@@ -244,7 +246,7 @@ def _row(work: Work, task: Task, folder: Path, command: str, log: Log) -> str:
     return _computed(work, task, folder, command, log)
 
 
-def _computed(work: Work, task: Task, folder: Path, command: str, log: Log) -> str:
+def _computed(work: CellRunner, task: Task, folder: Path, command: str, log: Log) -> str:
     """Return `computed` or `failed`; a row that was there stays until another takes its place."""
     file, failed = _file(folder, task.label), _failed(folder, task.label)
     key = key_of(work.cell, task)
@@ -267,7 +269,7 @@ def _computed(work: Work, task: Task, folder: Path, command: str, log: Log) -> s
     return "computed"
 
 
-def _anew(work: Work, tasks: Iterator[Task], folder: Path, command: str, log: Log) -> int:
+def _anew(work: CellRunner, tasks: Iterator[Task], folder: Path, command: str, log: Log) -> int:
     """Judge victim and oracle again where they are of another poisoned set or victim; return how many.
 
     Another machine rounds otherwise: it trains another helper net, hence another set, and another victim. A
@@ -276,7 +278,7 @@ def _anew(work: Work, tasks: Iterator[Task], folder: Path, command: str, log: Lo
     done = 0
     for task in tasks:
         file = _file(folder, task.label)
-        if task.defense in ("none", ORACLE) and file.exists():
+        if task.defense in ("none", REFERENCE_ROW) and file.exists():
             row, now = read_json(file), work.victim_digest
             other_victim = task.defense == "none" and now is not None and row.get("victim") != now
             if other_victim or row.get("fingerprint") != work.poisoned[0].fingerprint:

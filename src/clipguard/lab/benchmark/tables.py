@@ -21,7 +21,7 @@ _RATES_TOLD: Final = (
 _RATES: Final = {
     "accuracy": "CA %",
     "attack_success": "ASR %",
-    "recovery": "recovery %",
+    "robust_accuracy": "robust_accuracy %",
     "target_recall": "target recall %",
 }
 _DETECTION: Final = {

@@ -15,7 +15,7 @@ _RATES: Final[dict[str, tuple[type, ...]]] = {
     "measured_on": _TEXT,
     "accuracy": _NUMBER,
     "attack_success": _NUMBER,
-    "recovery": _NUMBER,
+    "robust_accuracy": _NUMBER,
     "target_recall": _NUMBER,
 }
 _WANTED: Final[dict[str, dict[str, tuple[type, ...]]]] = {
@@ -33,7 +33,7 @@ _WANTED: Final[dict[str, dict[str, tuple[type, ...]]]] = {
 
 _COLUMNS: Final = {
     "OUT": ("id", "label_name", "guide_label_name"),
-    "iuf": ("guide_nll", "suspect_nll", "guide_rank", "suspect_rank", "trigger_score", "suspicion_score"),
+    "iuf": ("guide_nll", "early_nll", "guide_rank", "early_rank", "trigger_score", "suspicion_score"),
     "iu": ("label", "rank"),
     "b": ("is_clean", "is_triggered", "is_mislabelled"),
 }

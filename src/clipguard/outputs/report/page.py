@@ -25,7 +25,7 @@ _VERDICTS: Final = {
 _RATES: Final = (
     ("accuracy", "Accuracy", "ordinary images given their right class", +1),
     ("attack_success", "Attack success", "images with the trigger sent to the attacker’s class", -1),
-    ("recovery", "Recovery", "images with the trigger given their true class", +1),
+    ("robust_accuracy", "Recovery", "images with the trigger given their true class", +1),
     ("target_recall", "Recall of the target class", "ordinary images of the attacker’s class recognised", +1),
 )
 

@@ -27,13 +27,13 @@ font:13px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 .cg .line{fill:none;stroke-width:2.4;stroke-linejoin:round;stroke-linecap:round}
 .cg .line.accuracy{stroke:var(--cg-trusted)}
 .cg .line.attack_success{stroke:var(--cg-flagged);stroke-dasharray:7 5}
-.cg .line.recovery{stroke:var(--cg-unused);stroke-dasharray:2 5}
+.cg .line.robust_accuracy{stroke:var(--cg-unused);stroke-dasharray:2 5}
 """
 
 
 def entropy_map(
     guide_rank: Float64[np.ndarray, " n"],
-    suspect_rank: Float64[np.ndarray, " n"],
+    early_rank: Float64[np.ndarray, " n"],
     clean: Bool[np.ndarray, " n"],
     triggered: Bool[np.ndarray, " n"],
     marked: Int64[np.ndarray, " m"],
@@ -46,13 +46,13 @@ def entropy_map(
     """
     bins = int(np.clip(np.sqrt(len(guide_rank)) / 1.7, 12, 60))
     column = np.clip((guide_rank * bins).astype(np.int64), 0, bins - 1)
-    row = np.clip((suspect_rank * bins).astype(np.int64), 0, bins - 1)
+    row = np.clip((early_rank * bins).astype(np.int64), 0, bins - 1)
     masks = {"trusted": clean, "unused": ~(clean | triggered), "flagged": triggered}
     cells = {
         kind: np.bincount((row * bins + column)[mask], minlength=bins * bins).reshape(bins, bins).tolist()
         for kind, mask in masks.items()
     }
-    points = np.stack([guide_rank[marked], suspect_rank[marked]], 1).round(4).tolist()
+    points = np.stack([guide_rank[marked], early_rank[marked]], 1).round(4).tolist()
     return {"bins": bins, "cells": cells, "points": points, "marked_as": marked_as}
 
 
@@ -194,7 +194,7 @@ def curve_svg(curve: Sequence[Mapping[str, Any]]) -> str:
         parts.append(_text(x, height - 24, f"{step:g}", "muted", "middle"))
     parts.append(_text(left + wide / 2, height - 8, "training steps", "", "middle"))
     taken: list[float] = []
-    for name in ("accuracy", "attack_success", "recovery"):
+    for name in ("accuracy", "attack_success", "robust_accuracy"):
         known = [
             (s, point[name]) for s, point in zip(steps, curve, strict=True) if point.get(name) is not None
         ]

@@ -64,7 +64,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
         "classes": _classes(samples, (run.get("split") or {}).get("starved") or ()),
         "map": entropy_map(
             samples["guide_rank"],
-            samples["suspect_rank"],
+            samples["early_rank"],
             samples["is_clean"],
             samples["is_triggered"],
             marked=order,
@@ -117,7 +117,7 @@ def _top(samples: Table, order: Int64[np.ndarray, " m"], folder: RunFolder) -> l
             "suspicion": _number(samples["suspicion_score"][i]),
             "trigger": _number(samples["trigger_score"][i]),
             "guide_nll": _number(samples["guide_nll"][i]),
-            "suspect_nll": _number(samples["suspect_nll"][i]),
+            "early_nll": _number(samples["early_nll"][i]),
             "flagged": bool(samples["is_triggered"][i]),
             "mislabelled": bool(samples["is_mislabelled"][i]),
             "thumbnail": picture,

@@ -1,0 +1,127 @@
+"""What a run says of itself: the one schema of summary.json, read by command line, page and exports."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from clipguard.errors import ClipguardError, first_line
+from clipguard.runs.files import read_json
+
+SUMMARY: Final = "summary.json"
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`answer` is clean, suspicious or undecided; `reasons` are sentences."""
+
+    answer: str
+    reasons: list[str]
+
+
+class DataSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The data set: where it lies, its readable and unreadable images, and the size they were seen at."""
+
+    location: str
+    n: int
+    classes: list[str]
+    empty_classes: list[str]
+    unreadable: int
+    size: tuple[int, int]
+
+
+class GuideSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The guide: name, logit scale, and the share of given labels that it would give as well."""
+
+    name: str
+    scale: float
+    agreement: float
+
+
+class Rates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rates of one model as fractions, and what they were measured on; None was not measured.
+
+    Attributes:
+        measured_on: which images, in words.
+        accuracy: clean accuracy (CA).
+        target_recall: clean accuracy on the class that the backdoor leads to.
+        attack_success: attack success rate (ASR).
+        robust_accuracy: triggered images that are given their true class (RA).
+        n: clean images.
+        attack_n: triggered images that `attack_success` and `robust_accuracy` are rates of.
+    """
+
+    measured_on: str
+    accuracy: float | None = None
+    target_recall: float | None = None
+    attack_success: float | None = None
+    robust_accuracy: float | None = None
+    n: int | None = None
+    attack_n: int | None = None
+
+
+class StageSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stage: what it is called in words, and the seconds that it took."""
+
+    title: str
+    seconds: float
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a run says of itself.
+
+    Attributes:
+        command: scan, defend or demo.
+        version: of clipguard.
+        seed: root of all randomness.
+        threads: of the processor; results depend on their number.
+        run_dir: the run folder.
+        verdict: the answer, with reasons.
+        data: the data set.
+        guide: who read the labels.
+        partition: samples of each state, by its name.
+        few_clean: names of classes with too few clean samples to trust.
+        stages: the stages by name, in their order.
+        warnings: sentences.
+        files: published files by what they are: report, samples, model, labels.
+        before: the model as given; None for a scan.
+        after: the repaired model; None for a scan.
+        detection: how the scan compares with the ground truth, where a test set came with it.
+    """
+
+    command: str
+    version: str
+    seed: int
+    threads: int
+    run_dir: str
+    verdict: Verdict
+    data: DataSummary
+    guide: GuideSummary
+    partition: dict[str, int]
+    few_clean: list[str]
+    stages: dict[str, StageSummary]
+    warnings: list[str]
+    files: dict[str, str]
+    before: Rates | None = None
+    after: Rates | None = None
+    detection: dict[str, Any] | None = None
+
+
+def plain(summary: RunSummary) -> dict[str, Any]:
+    """Return the summary as JSON values."""
+    values: dict[str, Any] = msgspec.to_builtins(summary)
+    return values
+
+
+def read_summary(run: Path) -> RunSummary:
+    """Return the summary in a run folder, which may be anybody's.
+
+    Raises:
+        ClipguardError: it is missing, damaged, or of another version.
+    """
+    path = run / SUMMARY
+    if not path.is_file():
+        raise ClipguardError(f"run folder {run} has no {SUMMARY}: the run is not finished, run it again")
+    try:
+        return msgspec.convert(read_json(path), RunSummary)
+    except msgspec.ValidationError as error:
+        raise ClipguardError(f"{path} is damaged ({first_line(error)}): delete it and run again") from error
