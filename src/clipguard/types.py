@@ -141,7 +141,7 @@ class StateName(NamedTuple):
 
     status: str
     reason: str
-    count: str
+    counted_as: str
 
 
 STATES: Final = {
@@ -201,7 +201,7 @@ class Partition:
     def counts(self) -> dict[str, int]:
         """Number of samples of each state, by the state's name."""
         sizes = np.bincount(self.state, minlength=len(STATES))
-        return {name.count: int(sizes[state]) for state, name in STATES.items()}
+        return {name.counted_as: int(sizes[state]) for state, name in STATES.items()}
 
     def moved(self, rows: Bool[np.ndarray, "n"] | Int64[np.ndarray, "m"], state: State) -> "Partition":
         """Return the partition with the samples of `rows` in another state."""
