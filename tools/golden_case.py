@@ -31,7 +31,7 @@ OLD = {
     "Seed": "seeds",
     "attack_named": "attacks",
     "demo_guide": "demo",
-    "demo_plan": "demo",
+    "demo_config": "demo:demo_plan",
     "guide_from_name": "guide",
     "poisoned_digits": "demo",
     "read_array": "store",
@@ -100,7 +100,7 @@ def old_values(defender: Any, api: SimpleNamespace) -> dict[str, str]:
         "images": sha(found.data.images),
         "embeddings": sha(api.read_array(stages["read"].path / "embeddings.npy")),
         "guide's logits": sha(found.guide.logits),
-        **{name.replace("suspect", "early"): sha(getattr(found.entropy, name)) for name in NLL},
+        **{name: sha(getattr(found.entropy, name.replace("early", "suspect"))) for name in RANKS},
         "trigger scores": sha(samples["trigger_score"]),
         "log odds of labels": sha(api.read_array(stages["labels"].path / "odds.npy")),
         "ranking": sha(samples["id"][np.argsort(samples["rank"])]),
@@ -109,7 +109,7 @@ def old_values(defender: Any, api: SimpleNamespace) -> dict[str, str]:
     }
 
 
-NLL = ("guide_nll", "suspect_nll", "guide_rank", "suspect_rank")
+RANKS = ("guide_nll", "early_nll", "guide_rank", "early_rank")
 
 
 def triggers(found: Any) -> dict[str, str]:
@@ -135,7 +135,7 @@ def old_repair(defender: Any, api: SimpleNamespace) -> dict[str, str]:
 def poisoned(case: str, data: Path, api: SimpleNamespace) -> tuple[Any, Any, Any]:
     """Return the source, the guide and the plan of a case."""
     if case == "digits":
-        return api.poisoned_digits(0).source, api.demo_guide(), api.demo_plan(0)
+        return api.poisoned_digits(0).source, api.demo_guide(), api.demo_config(0)
     source = api.ImageSource.open(data, rows=ROWS)
     clean, _ = api.read_images(source, (32, 32))
     attack = api.attack_named(ATTACKS[case], rate=RATES.get(case, 0.05))
@@ -150,7 +150,7 @@ def main() -> None:
     if NEW:
         import golden_present as present
 
-        values = present.values(case, data, victim, scratch, poisoned)
+        values = present.values(case, data, victim, scratch)
     else:
         values = old_case(case, data, victim, scratch)
     print(json.dumps(values))

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from clipguard.clip.zero_shot import ClipGuide
     from clipguard.data import ImageSource
     from clipguard.errors import ClipguardError
-    from clipguard.pipeline import DefenseConfig
+    from clipguard.pipeline.config import DefenseConfig
     from clipguard.pipeline.defender import Defender
 
 __version__ = "0.1.0"
@@ -16,7 +16,7 @@ _HOMES = {
     "ClipguardError": "clipguard.errors",
     "Defender": "clipguard.pipeline.defender",
     "ImageSource": "clipguard.data",
-    "DefenseConfig": "clipguard.pipeline",
+    "DefenseConfig": "clipguard.pipeline.config",
 }
 __all__ = ["ClipGuide", "ClipguardError", "Defender", "DefenseConfig", "ImageSource"]
 

@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8
 
 Images = UInt8[np.ndarray, "n h w 3"]
 
@@ -188,6 +188,13 @@ class Partition:
         return np.isin(self.state, states)
 
     @property
+    def fingerprint(self) -> str:
+        """Hash of everything in it, for the keys of what is computed from it."""
+        quarantined = np.array(self.quarantined, dtype=np.int64)
+        soft = (self.soft_rows, self.soft_labels)
+        return array_digest(self.state, self.suspicion, self.trigger, quarantined, self.clean_share, *soft)
+
+    @property
     def clean(self) -> Bool[np.ndarray, "n"]:
         """Samples that are learnt from."""
         return self.has(State.CLEAN)
@@ -231,6 +238,15 @@ class Partition:
         )
 
 
+def array_digest(*arrays: Shaped[np.ndarray, "..."]) -> str:
+    """Return the sha256 of arrays, their types and shapes included."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(json.dumps([str(array.dtype), array.shape]).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 def partition_of(
     state: UInt8[np.ndarray, "n"], suspicion: Float64[np.ndarray, "n"], num_classes: int
 ) -> Partition:
@@ -257,7 +273,7 @@ class AffineTrigger:
     shift: Float32[np.ndarray, "h w 3"]
     label: int | None = None
 
-    def put(self, images: Images) -> Images:
+    def apply(self, images: Images) -> Images:
         """Return images with the trigger, rounded."""
         moved: np.ndarray = np.rint(self.scale * images.astype(np.float32) + self.shift)
         return moved.clip(0, 255).astype(np.uint8)

@@ -35,6 +35,11 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
+def thread_count() -> int:
+    """Return how many threads of the processor compute; results depend on their number."""
+    return torch.get_num_threads()
+
+
 def classifier_logits(model: Normalized, images: Images, batch_size: int = 250) -> Float32[np.ndarray, "n k"]:
     """Return the model's logits of all images, in evaluation mode."""
     keep_freed_memory()

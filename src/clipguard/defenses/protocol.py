@@ -8,11 +8,7 @@ from typing import Protocol, runtime_checkable
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.training import Recipe
 from clipguard.models.spec import ModelSpec, Normalized
-from clipguard.types import EntropyMap, ImageSet, Split
-
-Report = Callable[[str, int, int], None]
-"""Called with (stage, done, total)."""
-
+from clipguard.types import EntropyMap, ImageSet, Partition, Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -27,7 +23,7 @@ class Case:
         seed: root of all randomness.
         run_dir: a folder for the defence's own files; the same case finds them again.
         cache: folder of models trained from scratch, shared by all cases.
-        report: called as work goes on.
+        progress: called as work goes on.
     """
 
     data: ImageSet
@@ -38,7 +34,7 @@ class Case:
     seed: int
     run_dir: Path
     cache: Path
-    report: Report | None = None
+    progress: Progress | None = None
 
     @property
     def victim(self) -> Normalized:
@@ -53,15 +49,15 @@ class Repaired:
     Attributes:
         model: the model that is to be judged.
         seconds: by stage.
-        entropy: where it placed each sample; None without an entropy map.
-        split: what it flagged; None where it flags nothing.
+        entropy_map: where it placed each sample; None without an entropy map.
+        partition: what it flagged; None where it flags nothing.
         notes: numbers worth a column.
     """
 
     model: Normalized
     seconds: dict[str, float]
-    entropy: EntropyMap | None = None
-    split: Split | None = None
+    entropy_map: EntropyMap | None = None
+    partition: Partition | None = None
     notes: Mapping[str, float | int] = field(default_factory=dict)
 
 
@@ -70,5 +66,5 @@ class Defense(Protocol):
     """A frozen dataclass with one method."""
 
     def defend(self, case: Case) -> Repaired:
-        """Return the cured model."""
+        """Return the repaired model."""
         ...

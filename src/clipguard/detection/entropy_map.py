@@ -1,7 +1,7 @@
-"""Entropy map and split: two opinions on every label, as ranks (pure numpy)."""
+"""Entropy map and first partition: two losses of every given label, as ranks (pure numpy)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -9,25 +9,27 @@ from scipy.special import logsumexp
 from scipy.stats import rankdata
 
 from clipguard.errors import ClipguardError
-from clipguard.types import EntropyMap, Scores, Split
+from clipguard.types import EntropyMap, Partition, Scores, State, partition_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntropyMapConfig:
-    """Thresholds on the ranks (CGD, the reference's values are the defaults).
+    """Thresholds on the ranks; the defaults are CGD's own values.
 
     Attributes:
         by: `class` ranks each sample among those of its given label, so that a class which the guide cannot
-            read is not thrown out whole; `all` is the reference's rule, ranks among all samples.
-        clean: s1; clean means guide rank <= 1 - s1 and suspicious rank >= s1.
-        triggered: s2; triggered means guide rank > 1 - s2 or suspicious rank < s2.
-        fewest: a class with fewer clean samples than this is named as starved.
+            read is not thrown out whole; `all` is CGD's rule, ranks among all samples.
+        clean: s1; clean means guide rank <= 1 - s1 and early-training rank >= s1.
+        flagged: s2; flagged means guide rank > 1 - s2 or early-training rank < s2.
     """
 
     by: Literal["class", "all"] = "all"
     clean: float = 0.2
-    triggered: float = 0.1
-    fewest: int = 10
+    flagged: float = 0.1
+
+
+FEW_CLEAN: Final = 10
+"""A class with fewer clean samples than this has too few to trust what is learnt of it."""
 
 
 def label_nll(scores: Scores, labels: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
@@ -59,14 +61,11 @@ def rank(values: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
     return ranks / max(1, len(values))
 
 
-def entropy_map(guide: Scores, suspect: Scores, labels: Int64[np.ndarray, "n"]) -> EntropyMap:
-    """Return both scorers' losses of the given labels and their ranks among all samples."""
-    guide_nll, early_nll = label_nll(guide, labels), label_nll(suspect, labels)
+def entropy_map(guide: Scores, early: Scores, labels: Int64[np.ndarray, "n"]) -> EntropyMap:
+    """Return both models' losses of the given labels and their ranks among all samples."""
+    guide_nll, early_nll = label_nll(guide, labels), label_nll(early, labels)
     return EntropyMap(
-        guide_nll=guide_nll,
-        early_nll=early_nll,
-        guide_rank=rank(guide_nll),
-        early_rank=rank(early_nll),
+        guide_nll=guide_nll, early_nll=early_nll, guide_rank=rank(guide_nll), early_rank=rank(early_nll)
     )
 
 
@@ -80,31 +79,25 @@ def class_ranks(values: Float64[np.ndarray, "n"], labels: Int64[np.ndarray, "n"]
 
 
 def classes_with_few_clean(
-    clean: Bool[np.ndarray, "n"],
-    labels: Int64[np.ndarray, "n"],
-    class_names: tuple[str, ...],
-    fewest: int,
+    clean: Bool[np.ndarray, "n"], labels: Int64[np.ndarray, "n"], class_names: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Return the names of classes with fewer than `fewest` clean samples, a class without any included."""
+    """Return the names of classes with fewer than `FEW_CLEAN` clean samples, empty classes included."""
     counts = np.bincount(labels[clean], minlength=len(class_names))
-    return tuple(name for name, count in zip(class_names, counts, strict=True) if count < fewest)
+    return tuple(name for name, count in zip(class_names, counts, strict=True) if count < FEW_CLEAN)
 
 
-def split(
-    entropy: EntropyMap, labels: Int64[np.ndarray, "n"], class_names: tuple[str, ...], rule: EntropyMapConfig
-) -> Split:
-    """Return the clean and triggered sets of the rule; the band between is in neither (CGD, separation).
+def first_partition(
+    entropy: EntropyMap, labels: Int64[np.ndarray, "n"], num_classes: int, config: EntropyMapConfig
+) -> Partition:
+    """Return the clean and the flagged set of CGD's separation; the band between is uncertain.
 
-    Suspicion is the mean of the guide's rank and one minus the suspicious model's.
+    Suspicion is the mean of the guide's rank and one minus the early-training model's.
     """
-    guide, suspect = entropy.guide_rank, entropy.early_rank
-    if rule.by == "class":
-        guide, suspect = class_ranks(entropy.guide_nll, labels), class_ranks(entropy.early_nll, labels)
-    triggered = (guide > 1 - rule.triggered) | (suspect < rule.triggered)
-    clean = (guide <= 1 - rule.clean) & (suspect >= rule.clean) & ~triggered
-    return Split(
-        clean=clean,
-        triggered=triggered,
-        suspicion=(entropy.guide_rank + 1 - entropy.early_rank) / 2,
-        starved=classes_with_few_clean(clean, labels, class_names, rule.fewest),
-    )
+    guide, early = entropy.guide_rank, entropy.early_rank
+    if config.by == "class":
+        guide, early = class_ranks(entropy.guide_nll, labels), class_ranks(entropy.early_nll, labels)
+    flagged = (guide > 1 - config.flagged) | (early < config.flagged)
+    clean = (guide <= 1 - config.clean) & (early >= config.clean) & ~flagged
+    state = np.full(len(labels), State.UNCERTAIN, np.uint8)
+    state[clean], state[flagged] = State.CLEAN, State.TRIGGER
+    return partition_of(state, (entropy.guide_rank + 1 - entropy.early_rank) / 2, num_classes)

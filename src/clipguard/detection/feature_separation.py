@@ -1,4 +1,4 @@
-"""FeatureSeparationConfig: the backdoored model itself tells which labels of a class it has learnt for their trigger."""
+"""Feature separation: in a backdoored model's penultimate layer, poison and clean samples lie apart."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,137 +7,145 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
+from clipguard.compute.cross_validation import fold_numbers, out_of_fold
 from clipguard.seeds import Seed
-from clipguard.types import Split
+from clipguard.types import Partition, State
+
+FOLDS: Final = 5
+"""Every sample is scored by a discriminant that was fitted without its fold."""
 
 WIDEST: Final = 512
-"""Dimensions of activations; of more, their principal components are taken, since a discriminant's time grows
+"""Dimensions of features; of more, their principal components are taken, since a discriminant's time grows
 with the cube of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureSeparationConfig:
-    """How the labels of closed classes are judged by the activations of the model that is to be cured.
+    """How a model's features judge the labels of quarantined classes.
 
     Attributes:
-        folds: each sample is judged by a discriminant that was fitted without its fold.
-        looks: how often, each time with what the look before has flagged and trusted; 0 turns it off.
-        sure: nats; a doubted sample is flagged above these log-odds, planted against honest, and trusted
-            below their negative, down to which a flagged one stays flagged.
-        keep: nats; a trusted sample stays so up to these log-odds.
+        rounds: how often the discriminant is fitted, each time on what the round before has flagged and
+            trusted; 0 turns it off.
+        flag_log_odds: nats, poison against clean; an excluded sample is flagged above it and becomes clean
+            below its negative. A flagged one stays flagged down to the negative.
+        keep_log_odds: nats; a clean sample stays clean up to these log-odds.
     """
 
-    folds: int = 5
-    looks: int = 6
-    sure: float = 2.0
-    keep: float = 1.0
+    rounds: int = 6
+    flag_log_odds: float = 2.0
+    keep_log_odds: float = 1.0
 
 
 def separated_by_features(
-    split: Split,
+    partition: Partition,
     labels: Int64[np.ndarray, "n"],
-    seen: Callable[[Int64[np.ndarray, "m"]], Shaped[np.ndarray, "m d"]],
-    settings: FeatureSeparationConfig,
+    features: Callable[[Int64[np.ndarray, "m"]], Shaped[np.ndarray, "m d"]],
+    config: FeatureSeparationConfig,
     seed: Seed,
-) -> Split:
-    """Return the split in which the closed classes are judged by a model's activations.
+) -> Partition:
+    """Return the partition in which a model's features judge the quarantined classes.
 
-    In the last layer of a backdoored model, what it learnt for a trigger lies apart from what it learnt for
-    what the image shows (Tran et al. 2018; Chen et al. 2018, who look for two clusters in every class). Where
-    labels were flagged as planted, it is known which side is which: linear discriminant analysis, with
-    Ledoit-Wolf shrinkage and equal priors, learns flagged against trusted labels of one class and judges all
-    of its samples, also those that were doubted. Once flagged or trusted, a sample changes sides by way of
-    the doubted, so that it takes two looks. A class with too few of either kind is left as it is; so are
+    In the last layers of a backdoored model, what it learnt for a trigger lies apart from what it learnt for
+    the image's content (Tran et al. 2018; Chen et al. 2018, who look for two clusters in every class). Where
+    labels were flagged, it is known which side is which. Linear discriminant analysis, with Ledoit-Wolf
+    shrinkage and equal priors, learns flagged against clean samples of one class and scores all of them out
+    of fold, also those that were excluded or uncertain. Once flagged or clean, a sample changes sides by way
+    of the excluded, so that it takes two rounds. A class with too few of either kind is left as it is; so are
     samples that were flagged for a trigger.
 
     Args:
-        split: what a scan has found.
+        partition: of a scan.
         labels: as given.
-        seen: returns the model's activations of the samples of some rows.
-        settings: how to judge.
+        features: returns the model's penultimate features of the samples of some rows.
+        config: thresholds.
         seed: of the folds.
     """
-    if not settings.looks or split.shown is None or split.honest is None:
-        return split
-    clean, triggered, honest = split.clean.copy(), split.triggered.copy(), split.honest.copy()
-    doubted, for_its_label = ~split.admissible & ~triggered, ~triggered | split.shown.any(1)
-    for c in split.closed:
-        rows = np.flatnonzero((labels == c) & for_its_label)
-        planted, trusted = triggered[rows], clean[rows]
-        if min(planted.sum(), trusted.sum()) < 2 * settings.folds:
+    if not config.rounds or not len(partition.soft_rows):
+        return partition
+    state, clean_share = partition.state.copy(), partition.clean_share.copy()
+    by_label = ~partition.has(State.TRIGGER, State.HELD_OUT)
+    for c in partition.quarantined:
+        rows = np.flatnonzero((labels == c) & by_label)
+        flagged, clean = state[rows] == State.LABEL, state[rows] == State.CLEAN
+        if too_few_to_separate(flagged, clean):
             continue
-        thought_honest = honest[c] * (~planted).sum()
-        planted, trusted = _sides(seen(rows), planted, trusted, settings, seed.child(c))
-        triggered[rows], clean[rows], doubted[rows] = planted, trusted, ~planted & ~trusted
-        # What is flagged now is taken from those that were thought to be planted, as far as it goes.
-        honest[c] = min(1.0, thought_honest / max(1, (~planted).sum()))
-    return replace(split, clean=clean, triggered=triggered, doubted=doubted, honest=honest)
+        estimated_clean = clean_share[c] * (~flagged).sum()
+        flagged, clean = _sides(features(rows), flagged, clean, config, seed.child(c))
+        state[rows] = np.select([flagged, clean], [State.LABEL, State.CLEAN], State.EXCLUDED)
+        # What is flagged now is taken from what was estimated as poison, as far as that goes.
+        clean_share[c] = min(1.0, estimated_clean / max(1, (~flagged).sum()))
+    return replace(partition, state=state, clean_share=clean_share)
+
+
+def too_few_to_separate(flagged: Bool[np.ndarray, "m"], clean: Bool[np.ndarray, "m"]) -> bool:
+    """Return whether a class has too few flagged or clean samples for the folds of a discriminant."""
+    return bool(min(flagged.sum(), clean.sum()) < 2 * FOLDS)
 
 
 def _sides(
-    activations: Shaped[np.ndarray, "m d"],
-    planted: Bool[np.ndarray, "m"],
-    trusted: Bool[np.ndarray, "m"],
-    settings: FeatureSeparationConfig,
+    features: Shaped[np.ndarray, "m d"],
+    flagged: Bool[np.ndarray, "m"],
+    clean: Bool[np.ndarray, "m"],
+    config: FeatureSeparationConfig,
     seed: Seed,
 ) -> tuple[Bool[np.ndarray, "m"], Bool[np.ndarray, "m"]]:
-    """Return which of a class's samples are planted, and which are to be trusted."""
-    told = planted, trusted
-    activations = _reduced(activations.astype(np.float64), seed.child("reduced"))
-    for look in range(settings.looks):
-        odds = _calibrated(_log_odds(activations, planted, trusted, settings.folds, seed.child(look)), *told)
-        undecided = ~planted & ~trusted
-        planted, trusted = (
-            (planted & (odds > -settings.sure)) | (undecided & (odds > settings.sure)),
-            (trusted & (odds < settings.keep)) | (undecided & (odds < -settings.sure)),
+    """Return which of a class's samples are poison, and which are clean."""
+    scan = flagged, clean
+    features = _reduced(features.astype(np.float64), seed.child("reduced"))
+    for number in range(config.rounds):
+        log_odds = _calibrated(_log_odds(features, flagged, clean, seed.child(number)), *scan)
+        undecided = ~flagged & ~clean
+        flagged, clean = (
+            (flagged & (log_odds > -config.flag_log_odds)) | (undecided & (log_odds > config.flag_log_odds)),
+            (clean & (log_odds < config.keep_log_odds)) | (undecided & (log_odds < -config.flag_log_odds)),
         )
-    return planted, trusted
+    return flagged, clean
 
 
 def _log_odds(
-    activations: Float64[np.ndarray, "m d"],
-    planted: Bool[np.ndarray, "m"],
-    trusted: Bool[np.ndarray, "m"],
-    folds: int,
+    features: Float64[np.ndarray, "m d"],
+    flagged: Bool[np.ndarray, "m"],
+    clean: Bool[np.ndarray, "m"],
     seed: Seed,
 ) -> Float64[np.ndarray, "m"]:
-    """Return log p(planted) - log p(honest), each sample by a discriminant that has not learnt it."""
+    """Return log p(poison) - log p(clean), each sample out of fold."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    out = np.zeros(len(activations))
-    fold = seed.numpy().permutation(np.arange(len(activations)) % folds)
-    for number in range(folds):
-        learnt, judged = (planted | trusted) & (fold != number), fold == number
-        if judged.any() and len(np.unique(planted[learnt])) == 2:
-            sides = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=[0.5, 0.5])
-            sides.fit(activations[learnt], planted[learnt])
-            out[judged] = sides.decision_function(activations[judged])
-    return out
+    def score(outside: Bool[np.ndarray, "m"], inside: Bool[np.ndarray, "m"]) -> Float64[np.ndarray, "f"]:
+        rows = (flagged | clean) & outside
+        if not inside.any() or len(np.unique(flagged[rows])) < 2:
+            return np.zeros(int(inside.sum()))
+        discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=[0.5, 0.5])
+        discriminant.fit(features[rows], flagged[rows])
+        log_odds: Float64[np.ndarray, " f"] = discriminant.decision_function(features[inside])
+        return log_odds
+
+    return out_of_fold(fold_numbers(len(features), FOLDS, seed.numpy()), score, np.zeros(len(features)))
 
 
-def _reduced(activations: Float64[np.ndarray, "m d"], seed: Seed) -> Float64[np.ndarray, "m w"]:
-    """Return the principal components of activations that are wider than `WIDEST`, and others as they are."""
+def _reduced(features: Float64[np.ndarray, "m d"], seed: Seed) -> Float64[np.ndarray, "m w"]:
+    """Return the principal components of features that are wider than `WIDEST`, and others as they are."""
     from sklearn.decomposition import PCA
 
-    m, d = activations.shape
+    m, d = features.shape
     if d <= WIDEST:
-        return activations
+        return features
     axes = PCA(min(WIDEST, m), svd_solver="randomized", random_state=int(seed.numpy().integers(2**31)))
-    return np.asarray(axes.fit_transform(activations), dtype=np.float64)
+    return np.asarray(axes.fit_transform(features), dtype=np.float64)
 
 
 def _calibrated(
-    odds: Float64[np.ndarray, "m"], planted: Bool[np.ndarray, "m"], trusted: Bool[np.ndarray, "m"]
+    log_odds: Float64[np.ndarray, "m"], flagged: Bool[np.ndarray, "m"], clean: Bool[np.ndarray, "m"]
 ) -> Float64[np.ndarray, "m"]:
-    """Return log-odds that are as large as the two sides lie apart that a scan has told.
+    """Return log-odds that are no larger than the distance between the scan's two sides supports.
 
-    Where activations tell nothing, a discriminant of many dimensions is still sure, and what it flags would
-    teach the next one the same. Of two normal distributions with equal variance, the log-odds of x are
-    (m1 - m0) / s^2 times x less the middle; medians and median absolute deviations stand wrongly told
-    samples. They are not made larger than they are.
+    Where features say nothing, a discriminant of many dimensions is still certain, and what it flags would
+    teach the next round the same. Of two normal distributions with equal variance, the log-odds of x are
+    (m1 - m0) / s^2 times x less the middle. Medians and median absolute deviations tolerate wrongly flagged
+    samples. Log-odds are never made larger than they are.
     """
-    m1, m0 = np.median(odds[planted]), np.median(odds[trusted])
-    deviation = np.concatenate([np.abs(odds[planted] - m1), np.abs(odds[trusted] - m0)])
+    m1, m0 = np.median(log_odds[flagged]), np.median(log_odds[clean])
+    deviation = np.concatenate([np.abs(log_odds[flagged] - m1), np.abs(log_odds[clean] - m0)])
     variance = max((1.4826 * float(np.median(deviation))) ** 2, 1e-12)
     slope = float(np.clip((m1 - m0) / variance, 0.0, 1.0))
-    return np.asarray(slope * (odds - (m1 + m0) / 2))
+    return np.asarray(slope * (log_odds - (m1 + m0) / 2))

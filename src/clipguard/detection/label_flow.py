@@ -1,301 +1,318 @@
-"""Label noise that leads somewhere: the classes that take in more implausible labels than they give out."""
+"""Label flow: classes that receive far more improbable labels than they lose (label-only poison)."""
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 from scipy.special import softmax
 
+from clipguard.compute.cross_validation import fold_numbers, out_of_fold
 from clipguard.seeds import Seed
-from clipguard.types import Split
+from clipguard.types import Partition, State
 
-NO_LOG_PROB = -1e6
-"""Log-probability in the place of a class that the probe could not learn: finite, so that it can be kept."""
+NO_LOG_PROB: Final = -1e6
+"""Log-probability of a class that the linear probe could not learn: finite, so that it can be stored."""
+
+FOLDS: Final = 5
+"""Every sample is scored by a linear probe that was fitted without its fold."""
+
+GUIDE_LOSS: Final = 1.0
+"""Nats; a label is flagged only if the guide's loss of it is larger as well."""
+
+EXTREME_SHARE: Final = 0.015
+"""Share of all labels, those with the highest out-of-fold loss, by which classes are compared."""
+
+PAIR_SHARE: Final = 0.05
+"""The same for pairs of classes."""
+
+FEWEST: Final = 40
+"""Labels that either share holds at least."""
+
+OUTLIER: Final = 2.5
+"""Robust standard deviations by which a suspected target class must exceed the median class."""
+
+PAIR_Z: Final = 5.0
+"""Standard errors by which a class must receive more labels from another class than it gives to that one."""
+
+PAIR_RATIO: Final = 2.0
+"""How many times the z-score of the next pair that must be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelFlowConfig:
-    """How planted labels are told from honest mistakes.
+    """How label-only poison is told from ordinary label errors. Losses are the linear probe's, out of fold.
 
     Attributes:
-        folds: each sample is judged by a probe that was fitted without its fold.
-        implausible: nats; a label of a fed class is flagged only if the probe gives it a larger loss.
-        unbelieved: nats; and only if the guide gives it a loss larger than this.
-        absurd: share of all labels by which a class is judged: those that the probe disbelieves most.
-        fewest: of them, where that share is less.
-        label_flow_z: standard errors by which a class must take in more absurd labels than it gives out.
-        outlier: robust standard deviations by which its label_flow_z must exceed that of the median class.
-        paired: share of all labels by which pairs of classes are judged, again the most disbelieved.
-        pair: standard errors by which a class must take in more of them from one other class than it gives
-            to that one.
-        ahead: how many times that of the next pair it must be.
-        doubt: nats; in a fed class, labels to which the probe gives a larger loss are not learnt from.
-        looks: how often a fed class is looked at again by a probe that was fitted without what is flagged
-            or doubted there so far.
-        sure: nats; what `implausible` is on another look, which disbelieves honest labels more, too.
+        z_score: standard errors by which a suspected target class receives more improbable labels than it
+            loses.
+        flag_loss: nats; labels of such a class with a larger loss are flagged.
+        exclude_loss: nats; others of such a class with a larger loss are excluded.
+        rounds: how often the probe is fitted again without what is flagged or excluded so far.
+        refit_flag_loss: nats; what `flag_loss` is for a refitted probe, which gives correct labels a larger
+            loss, too.
     """
 
-    folds: int = 5
-    implausible: float = 5.0
-    unbelieved: float = 1.0
-    absurd: float = 0.015
-    fewest: int = 40
-    label_flow_z: float = 4.0
-    outlier: float = 2.5
-    paired: float = 0.05
-    pair: float = 5.0
-    ahead: float = 2.0
-    doubt: float = 1.0
-    looks: int = 1
-    sure: float = 9.0
+    z_score: float = 4.0
+    flag_loss: float = 5.0
+    exclude_loss: float = 1.0
+    rounds: int = 1
+    refit_flag_loss: float = 9.0
 
 
 class LabelFlow(NamedTuple):
-    """Labels that look planted, others of their classes that are doubted, and who says so.
+    """Labels that are flagged, others that are excluded, and log p(class | embedding) of the probe."""
 
-    `odds` are the probe's log p(class | embedding); doubted labels are not to be learnt from.
+    flagged: Bool[np.ndarray, "n"]
+    excluded: Bool[np.ndarray, "n"]
+    log_probs: Float64[np.ndarray, "n k"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelView:
+    """What label flow is measured on.
+
+    Attributes:
+        labels: as given.
+        guide_nll: the guide's loss of them, in nats.
+        unexplained: samples that are not flagged for a trigger; only these count.
     """
 
-    planted: Bool[np.ndarray, "n"]
-    doubted: Bool[np.ndarray, "n"]
-    odds: Float64[np.ndarray, "n k"]
+    labels: Int64[np.ndarray, "n"]
+    guide_nll: Float64[np.ndarray, "n"]
+    unexplained: Bool[np.ndarray, "n"]
 
 
 def class_log_probs(
     embeddings: Shaped[np.ndarray, "n d"],
     labels: Int64[np.ndarray, "n"],
     k: int,
-    reserved: Bool[np.ndarray, "n"],
-    noise: LabelFlowConfig,
+    left_out: Bool[np.ndarray, "n"],
     seed: Seed,
 ) -> Float64[np.ndarray, "n k"]:
-    """Return log p(class | embedding) under equal priors, each row from a probe that has not seen it.
+    """Return log p(class | embedding) under equal priors, each row out of fold.
 
-    The probe is linear discriminant analysis with Ledoit-Wolf shrinkage on the guide's image embeddings: it
-    is exact, takes seconds, and a few per cent of wrong labels hardly move a class mean. Reserved samples are
-    judged but not learnt. A class with fewer than two samples a fold takes no part: its column is `NO_LOG_PROB`,
-    and so are all columns where no two classes are left.
+    The probe is linear discriminant analysis with Ledoit-Wolf shrinkage on the guide's image embeddings. It
+    is exact, takes seconds, and a few per cent of wrong labels hardly move a class mean. Samples that are
+    `left_out` are scored but not learnt. A class with fewer than two samples a fold takes no part: its column
+    is `NO_LOG_PROB`, and so are all columns where no two classes are left.
     """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    out = np.full((len(labels), k), NO_LOG_PROB)
-    known = np.flatnonzero(np.bincount(labels[~reserved], minlength=k) >= 2 * noise.folds)
-    if len(known) < 2:
-        return out
-    fold = seed.numpy().permutation(np.arange(len(labels)) % noise.folds)
-    for number in range(noise.folds):
-        learnt, judged = ~reserved & (fold != number) & np.isin(labels, known), fold == number
-        present = np.unique(labels[learnt])
+    unknown = np.full((len(labels), k), NO_LOG_PROB)
+    classes = np.flatnonzero(np.bincount(labels[~left_out], minlength=k) >= 2 * FOLDS)
+    if len(classes) < 2:
+        return unknown
+    usable = ~left_out & np.isin(labels, classes)
+
+    def score(outside: Bool[np.ndarray, "n"], inside: Bool[np.ndarray, "n"]) -> Float64[np.ndarray, "f k"]:
+        rows = usable & outside
+        present = np.unique(labels[rows])
         probe = LinearDiscriminantAnalysis(
             solver="lsqr", shrinkage="auto", priors=np.full(len(present), 1 / len(present))
         )
-        probe.fit(embeddings[learnt].astype(np.float64), labels[learnt])
-        if judged.any():
-            said = probe.predict_log_proba(embeddings[judged].astype(np.float64))
-            out[np.ix_(judged, present)] = np.maximum(said, NO_LOG_PROB / 2)
-    return out
+        probe.fit(embeddings[rows].astype(np.float64), labels[rows])
+        log_probs = np.full((int(inside.sum()), k), NO_LOG_PROB)
+        if len(log_probs):
+            known = probe.predict_log_proba(embeddings[inside].astype(np.float64))
+            log_probs[:, present] = np.maximum(known, NO_LOG_PROB / 2)
+        return log_probs
+
+    return out_of_fold(fold_numbers(len(labels), FOLDS, seed.numpy()), score, unknown)
 
 
 def label_only_poison(
-    guide_nll: Float64[np.ndarray, "n"],
-    odds: Float64[np.ndarray, "n k"],
-    labels: Int64[np.ndarray, "n"],
-    unexplained: Bool[np.ndarray, "n"],
-    noise: LabelFlowConfig,
+    view: LabelView, log_probs: Float64[np.ndarray, "n k"], config: LabelFlowConfig
 ) -> LabelFlow:
-    """Return which labels look planted, the implausible ones of fed classes, and which others are doubted.
+    """Return which labels are flagged, those of suspected target classes with a high loss, or excluded.
 
-    Honest confusion goes both ways: about as many dogs are called cat as cats are called dog, as shares of
-    their class. Labels that an attacker planted go one way, into the target. So a class is fed where it takes
-    in more absurd labels than it gives out (`label_flow_z`). All others are left alone, so that symmetric noise
-    and classes that the guide reads badly are not called an attack. The absurd ones are told by the probe
-    alone, which learns this data set's labels; a guide's leanings would hide a few planted ones.
+    Ordinary confusion goes both ways: about as many dogs are called cat as cats are called dog, as shares of
+    their class. Label-only poison goes one way, into the target. So a class is a suspected target where it
+    receives more improbable labels than it loses (`label_flow_z`). All others are left alone, so that
+    symmetric noise and classes that the guide reads badly are not called an attack. Only the probe's loss
+    counts for that: the probe learns this data set's labels, where a guide's bias would hide a few labels.
 
-    The probe has leanings, too, which any large data set makes significant. So a fed class must also stand
-    out from the others, by median and median absolute deviation of all surpluses (taken as at least 1): that
-    does not grow with n. Of two classes, neither can.
+    The probe has a bias, too, which any large data set makes significant. So a suspected target class must
+    also stand out from the others, by median and median absolute deviation of all z-scores (taken as at least
+    1). That does not grow with n. Of two classes, neither can stand out.
 
-    Where all planted labels come from one class, the probe learns some of the lie, and they are less absurd:
-    so a class is fed, too, where its exchange with one other class goes one way, far more so than that of any
+    Where all poison comes from one class, the probe learns a part of it, and its loss is lower. So a class is
+    a suspected target, too, where its flow with one other class goes one way, far more so than that of any
     other pair.
 
-    Only `unexplained` samples count: where a trigger accounts for the wrong labels of a class, what is left
-    in it are honest mistakes, and unlearning those would cost its recall. For the same reason a class is left
-    alone in which a trigger explains more samples than look planted.
+    Only unexplained samples count: where a trigger accounts for the wrong labels of a class, what is left in
+    it are ordinary errors, and unlearning those would cost its recall. For the same reason a class is left
+    alone in which a trigger explains more samples than are flagged here.
 
-    Some planted labels are plausible. So among those of a fed class, the ones that the probe doubts are not
-    to be learnt from, though they are not flagged: most of them are honest.
+    Some poison has a moderate loss. Such labels of a suspected target class are excluded, not flagged: most
+    of them are correct.
     """
-    k, disbelief = odds.shape[1], _disbelief(odds, labels, unexplained)
-    fed = _fed(disbelief, odds, labels, unexplained, noise)
-    planted, doubted, _ = _within(fed, guide_nll, odds, labels, disbelief, noise)
-    explained = np.bincount(labels[~unexplained], minlength=k)
-    found = np.bincount(labels[planted], minlength=k)
-    fed &= (found > 0) & (explained <= found)
-    return LabelFlow(planted & fed[labels], doubted & fed[labels], odds)
+    k, loss = log_probs.shape[1], _label_loss(view, log_probs)
+    suspected = _suspected_targets(view, log_probs, loss, config)
+    flow = _of_classes(suspected, view, log_probs, config.flag_loss, config.exclude_loss)
+    explained = np.bincount(view.labels[~view.unexplained], minlength=k)
+    flagged = np.bincount(view.labels[flow.flagged], minlength=k)
+    suspected &= (flagged > 0) & (explained <= flagged)
+    inside = suspected[view.labels]
+    return LabelFlow(flow.flagged & inside, flow.excluded & inside, log_probs)
 
 
-def refitted_label_flow(  # noqa: PLR0913  # what is judged, by what, and what was said of it: no two belong together
+def refitted_label_flow(
     embeddings: Shaped[np.ndarray, "n d"],
-    guide_nll: Float64[np.ndarray, "n"],
-    labels: Int64[np.ndarray, "n"],
-    k: int,
-    unexplained: Bool[np.ndarray, "n"],
-    reserved: Bool[np.ndarray, "n"],
-    judged: LabelFlow,
-    noise: LabelFlowConfig,
+    view: LabelView,
+    flow: LabelFlow,
+    config: LabelFlowConfig,
     seed: Seed,
 ) -> LabelFlow:
-    """Return which labels of the fed classes look planted, and which others are doubted, on another look.
+    """Return what is flagged and excluded by a probe that was fitted without the flagged and excluded labels.
 
-    Where many labels of a class are planted, the probe has learnt them as much as the honest ones, above all
-    where they share something that it sees, and finds the rest of them plausible. So it is fitted anew
-    without what it flagged or doubted. Which classes are fed is not asked again.
+    Where much of a class is poison, the first probe has learnt the poison as much as the correct labels,
+    above all where poison shares something that it sees, and gives the rest of it a low loss. Which classes
+    are suspected targets stays as it was. A class of which too little would be left keeps the first result.
     """
-    fed = np.bincount(labels[judged.planted], minlength=k) > 0
-    noise = replace(noise, implausible=noise.sure)
-    for _ in range(noise.looks):
-        left_out = reserved | judged.planted | judged.doubted
-        if (np.bincount(labels[~left_out], minlength=k)[fed] < 2 * noise.folds).any():
+    suspected = _classes_of(view.labels[flow.flagged], flow)
+    for _ in range(config.rounds):
+        left_out = flow.flagged | flow.excluded
+        if _keeps_too_few(view.labels[~left_out], suspected):
             break
-        odds = class_log_probs(embeddings, labels, k, left_out, noise, seed)
-        judged = _within(fed, guide_nll, odds, labels, _disbelief(odds, labels, unexplained), noise)
-    return judged
+        log_probs = class_log_probs(embeddings, view.labels, len(suspected), left_out, seed)
+        flow = _of_classes(suspected, view, log_probs, config.refit_flag_loss, config.exclude_loss)
+    return flow
 
 
-def _disbelief(
-    odds: Float64[np.ndarray, "n k"], labels: Int64[np.ndarray, "n"], unexplained: Bool[np.ndarray, "n"]
-) -> Float64[np.ndarray, "n"]:
-    """Return the probe's loss of each unexplained label, in nats; 0 where it has no say."""
-    own = odds[np.arange(len(labels)), labels]
-    return np.where(unexplained & (own > NO_LOG_PROB), -own, 0.0)
+def too_few_to_refit(labels: Int64[np.ndarray, "n"], flow: LabelFlow) -> bool:
+    """Return whether a suspected target class keeps fewer samples than a refitted probe needs."""
+    return _keeps_too_few(labels[~(flow.flagged | flow.excluded)], _classes_of(labels[flow.flagged], flow))
 
 
-def _within(
-    fed: Bool[np.ndarray, "k"],
-    guide_nll: Float64[np.ndarray, "n"],
-    odds: Float64[np.ndarray, "n k"],
-    labels: Int64[np.ndarray, "n"],
-    disbelief: Float64[np.ndarray, "n"],
-    noise: LabelFlowConfig,
+def _classes_of(labels: Int64[np.ndarray, "m"], flow: LabelFlow) -> Bool[np.ndarray, "k"]:
+    return np.asarray(np.bincount(labels, minlength=flow.log_probs.shape[1]) > 0)
+
+
+def _keeps_too_few(kept: Int64[np.ndarray, "m"], suspected: Bool[np.ndarray, "k"]) -> bool:
+    return bool((np.bincount(kept, minlength=len(suspected))[suspected] < 2 * FOLDS).any())
+
+
+def _label_loss(view: LabelView, log_probs: Float64[np.ndarray, "n k"]) -> Float64[np.ndarray, "n"]:
+    """Return the probe's loss of each unexplained label, in nats; 0 where it has no opinion."""
+    own = log_probs[np.arange(len(view.labels)), view.labels]
+    return np.where(view.unexplained & (own > NO_LOG_PROB), -own, 0.0)
+
+
+def _of_classes(
+    suspected: Bool[np.ndarray, "k"],
+    view: LabelView,
+    log_probs: Float64[np.ndarray, "n k"],
+    flag_loss: float,
+    exclude_loss: float,
 ) -> LabelFlow:
-    """Return the implausible labels of the fed classes, and those that are not but are doubted."""
-    implausible = (disbelief > noise.implausible) & (guide_nll > noise.unbelieved)
-    planted = implausible & (odds.argmax(1) != labels) & fed[labels]
-    return LabelFlow(planted, fed[labels] & (disbelief > noise.doubt) & ~planted, odds)
+    """Return the labels of the suspected classes with a high loss, and those with a moderate one."""
+    inside, loss = suspected[view.labels], _label_loss(view, log_probs)
+    high = (loss > flag_loss) & (view.guide_nll > GUIDE_LOSS)
+    flagged = high & (log_probs.argmax(1) != view.labels) & inside
+    return LabelFlow(flagged, inside & (loss > exclude_loss) & ~flagged, log_probs)
 
 
-def _fed(
-    disbelief: Float64[np.ndarray, "n"],
-    odds: Float64[np.ndarray, "n k"],
-    labels: Int64[np.ndarray, "n"],
-    counted: Bool[np.ndarray, "n"],
-    noise: LabelFlowConfig,
+def _suspected_targets(
+    view: LabelView,
+    log_probs: Float64[np.ndarray, "n k"],
+    loss: Float64[np.ndarray, "n"],
+    config: LabelFlowConfig,
 ) -> Bool[np.ndarray, "k"]:
-    """Return which classes take in so many more absurd labels than they give out that they stand out."""
-    excess = label_flow_z(_absurd(disbelief, noise.absurd, noise), odds, labels, counted)
-    middle = np.median(excess)
-    usual = max(1.0, 1.4826 * float(np.median(np.abs(excess - middle))))
-    by_class = (excess > noise.label_flow_z) & (excess - middle > noise.outlier * usual)
-    rate, variance = _exchanged(_absurd(disbelief, noise.paired, noise), odds, labels, counted)
+    """Return which classes receive so many more improbable labels than they lose that they stand out."""
+    z = label_flow_z(_extreme(loss, EXTREME_SHARE, config.flag_loss), log_probs, view)
+    median = np.median(z)
+    deviation = max(1.0, 1.4826 * float(np.median(np.abs(z - median))))
+    by_class = (z > config.z_score) & (z - median > OUTLIER * deviation)
+    rate, variance = _flow(_extreme(loss, PAIR_SHARE, config.flag_loss), log_probs, view)
     one_way = (rate - rate.T) / np.sqrt(variance + variance.T)
     # At most one pair is so far ahead. Of a single pair, nothing is the next.
-    least = max(noise.pair, noise.ahead * float(np.sort(one_way, axis=None)[-2])) if len(rate) > 2 else np.inf
+    least = max(PAIR_Z, PAIR_RATIO * float(np.sort(one_way, axis=None)[-2])) if len(rate) > 2 else np.inf
     return np.asarray(by_class | (one_way > least).any(1))
 
 
-def _absurd(
-    disbelief: Float64[np.ndarray, "n"], share: float, noise: LabelFlowConfig
-) -> Bool[np.ndarray, "n"]:
-    """Return the implausible labels among that share of all that the probe disbelieves most."""
-    number = min(max(round(share * len(disbelief)), noise.fewest), len(disbelief))
-    least = np.partition(disbelief, -number)[-number]
-    return np.asarray((disbelief >= least) & (disbelief > noise.implausible))
+def _extreme(loss: Float64[np.ndarray, "n"], share: float, least: float) -> Bool[np.ndarray, "n"]:
+    """Return the labels with a loss above `least` among that share of all with the highest loss."""
+    number = min(max(round(share * len(loss)), FEWEST), len(loss))
+    bound = np.partition(loss, -number)[-number]
+    return np.asarray((loss >= bound) & (loss > least))
 
 
 def label_flow_z(
-    disbelieved: Bool[np.ndarray, "n"],
-    odds: Float64[np.ndarray, "n k"],
-    labels: Int64[np.ndarray, "n"],
-    counted: Bool[np.ndarray, "n"],
+    improbable: Bool[np.ndarray, "n"], log_probs: Float64[np.ndarray, "n k"], view: LabelView
 ) -> Float64[np.ndarray, "k"]:
-    """Return by how many standard errors each class takes in more disbelieved labels than it gives out.
+    """Return by how many standard errors each class receives more improbable labels than it loses.
 
-    With C the counts of disbelieved labels (given a, the probe says b) and n the class sizes among the
-    `counted`, that is sum_b C_ab / n_a - sum_b C_ba / n_b in standard errors of Poisson counts.
+    With C the counts of improbable labels (given a, the probe says b) and n the class sizes among the
+    unexplained samples, that is sum_b C_ab / n_a - sum_b C_ba / n_b in standard errors of Poisson counts.
     """
-    rate, variance = _exchanged(disbelieved, odds, labels, counted)
+    rate, variance = _flow(improbable, log_probs, view)
     error = np.sqrt(variance.sum(1) + variance.sum(0))
     return np.asarray((rate.sum(1) - rate.sum(0)) / error)
 
 
-def _exchanged(
-    disbelieved: Bool[np.ndarray, "n"],
-    odds: Float64[np.ndarray, "n k"],
-    labels: Int64[np.ndarray, "n"],
-    counted: Bool[np.ndarray, "n"],
+def _flow(
+    improbable: Bool[np.ndarray, "n"], log_probs: Float64[np.ndarray, "n k"], view: LabelView
 ) -> tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k k"]]:
     """Return C_ab / n_a as `label_flow_z` has them, and their variances."""
-    k, said = odds.shape[1], odds.argmax(1)
-    rows = disbelieved & (said != labels)
+    k, likeliest = log_probs.shape[1], log_probs.argmax(1)
+    rows = improbable & (likeliest != view.labels)
     counts = np.zeros((k, k))
-    np.add.at(counts, (labels[rows], said[rows]), 1)
-    size = np.maximum(np.bincount(labels[counted], minlength=k), 1)[:, None]
+    np.add.at(counts, (view.labels[rows], likeliest[rows]), 1)
+    size = np.maximum(np.bincount(view.labels[view.unexplained], minlength=k), 1)[:, None]
     # One more count in each row and column keeps a class with none of them from a standard error of 0.
     return counts / size, (counts + 1 / k) / size**2
 
 
 def with_label_flags(
-    split: Split, labels: Int64[np.ndarray, "n"], judged: LabelFlow, noise: LabelFlowConfig
-) -> Split:
-    """Return the split with the doubted, and the planted in `triggered`, their suspicion halfway to 1.
+    partition: Partition, labels: Int64[np.ndarray, "n"], flow: LabelFlow, config: LabelFlowConfig
+) -> Partition:
+    """Return the partition with the flagged and the excluded labels; suspicion of the flagged halfway to 1.
 
-    The classes that they are in are closed: most of the planted labels that are left wait there for a
-    half-cured model to believe them. What a planted label's image shows instead is the probe's opinion of the
-    other classes.
+    Their classes are quarantined: most poison that is not flagged waits there for re-admission. The soft
+    label of a sample is the probe's opinion of the other classes.
     """
-    planted, doubted, odds = judged
-    closed, shown = np.unique(labels[planted | doubted]), None
-    if planted.any():
-        # Also of those that are not flagged: a later stage may.
-        rows = planted | (np.isin(labels, closed) & ~split.triggered)
-        others = odds[rows]
-        np.put_along_axis(others, labels[rows, None], NO_LOG_PROB, axis=1)
-        shown = np.zeros(odds.shape, np.float32)
-        shown[rows] = softmax(others, axis=1)
-    return replace(
-        split,
-        clean=split.clean & ~planted & ~doubted,
-        triggered=split.triggered | planted,
-        doubted=doubted & ~split.triggered,
-        closed=tuple(closed.tolist()),
-        honest=_honest(closed, odds, labels, split.triggered | planted, noise) if len(closed) else None,
-        shown=shown,
-        suspicion=np.where(planted, (1 + split.suspicion) / 2, split.suspicion),
-    )
+    touched = flow.flagged | flow.excluded
+    if not touched.any():
+        return partition
+    by_trigger = partition.has(State.TRIGGER)
+    quarantined = np.unique(labels[touched])
+    state = partition.state.copy()
+    state[flow.excluded & ~by_trigger], state[flow.flagged] = State.EXCLUDED, State.LABEL
+    suspicion = np.where(flow.flagged, (1 + partition.suspicion) / 2, partition.suspicion)
+    moved = replace(partition, state=state, suspicion=suspicion, quarantined=tuple(quarantined.tolist()))
+    moved = replace(moved, clean_share=_clean_share(moved, flow.log_probs, labels, config))
+    if not flow.flagged.any():
+        return moved
+    # Also of samples that are not flagged: the model's features may flag them later.
+    rows = np.flatnonzero(flow.flagged | (np.isin(labels, quarantined) & ~by_trigger))
+    others = flow.log_probs[rows]
+    np.put_along_axis(others, labels[rows, None], NO_LOG_PROB, axis=1)
+    return replace(moved, soft_rows=rows, soft_labels=softmax(others, axis=1).astype(np.float32))
 
 
-def _honest(
-    closed: Int64[np.ndarray, "c"],
-    odds: Float64[np.ndarray, "n k"],
+def _clean_share(
+    partition: Partition,
+    log_probs: Float64[np.ndarray, "n k"],
     labels: Int64[np.ndarray, "n"],
-    triggered: Bool[np.ndarray, "n"],
-    noise: LabelFlowConfig,
+    config: LabelFlowConfig,
 ) -> Float64[np.ndarray, "k"]:
-    """Return the share of each class, what is triggered apart, that is thought to be labelled honestly.
+    """Return the estimated share of correct labels among the unflagged samples of each class.
 
-    The probe doubts some honest labels of every class. So the labels of a closed class that it does not doubt
-    are its honest ones but for the share that is doubted in the open classes; what exceeds that is planted.
-    It is not more than what was flagged: a class may be doubted more than others because it is hard.
+    The probe gives a moderate loss to some correct labels of every class. So the low-loss labels of a
+    quarantined class are its correct ones but for the share that has a moderate loss in the other classes.
+    What exceeds that is poison. It is not taken as more than what was flagged: a class may have more moderate
+    losses than others because it is hard.
     """
-    k, doubted = odds.shape[1], _disbelief(odds, labels, ~triggered) > noise.doubt
-    rest = ~triggered
-    open_rest = rest & ~np.isin(labels, closed)
-    usual = float(np.mean(doubted[open_rest])) if open_rest.any() else 0.0
+    k, rest = log_probs.shape[1], ~partition.flagged
+    view = LabelView(labels=labels, guide_nll=np.zeros(len(labels)), unexplained=rest)
+    moderate = _label_loss(view, log_probs) > config.exclude_loss
+    quarantined = np.array(partition.quarantined, dtype=np.int64)
+    elsewhere = rest & ~np.isin(labels, quarantined)
+    usual = float(np.mean(moderate[elsewhere])) if elsewhere.any() else 0.0
     have = np.bincount(labels[rest], minlength=k)
-    vouched = np.bincount(labels[rest & ~doubted], minlength=k) / max(1 - usual, 1e-12)
-    least = have - np.bincount(labels[triggered], minlength=k)
+    low_loss = np.bincount(labels[rest & ~moderate], minlength=k) / max(1 - usual, 1e-12)
+    least = have - np.bincount(labels[~rest], minlength=k)
     share = np.ones(k)
-    share[closed] = np.clip(np.maximum(vouched, least) / np.maximum(have, 1), 0.0, 1.0)[closed]
+    share[quarantined] = np.clip(np.maximum(low_loss, least) / np.maximum(have, 1), 0.0, 1.0)[quarantined]
     return share

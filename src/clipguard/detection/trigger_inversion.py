@@ -1,75 +1,97 @@
-"""Evidence: what the flagged samples share, recovered as a trigger that can be put on other images."""
+"""Trigger inversion: what the flagged samples share, as a trigger that can be put on other images."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from scipy.special import softmax
 
 from clipguard.seeds import Seed
-from clipguard.types import AffineTrigger, Images, ImageSet, Scores, Split
+from clipguard.types import NO_TRIGGER, AffineTrigger, Images, ImageSet, Partition, Scores, State
 
-FEWEST = 30
+FEWEST: Final = 30
 """Flagged samples below which a median says too little."""
 
-MOST = 2000
+MOST: Final = 2000
 """Samples drawn a side; more would not change a median visibly."""
 
-DISTANT = 0.4
+DISTANT: Final = 0.4
 """Kolmogorov-Smirnov distance above which a value whose median deviation is near 0 is taken as changed."""
 
 
-TRIGGER_PER_LABEL_SHARE = 0.2
-"""RowFilter of the flagged samples from which on a label may have a trigger of its own."""
+TRIGGER_PER_LABEL_SHARE: Final = 0.2
+"""Share of the flagged samples from which on a label may have a trigger of its own."""
 
 
-def invert_triggers(data: ImageSet, split: Split, guide: Scores, seed: Seed) -> tuple[AffineTrigger, ...]:
-    """Return what the flagged samples share: nothing, one trigger, or one for each label flagged in numbers.
+def invert_triggers(
+    data: ImageSet, partition: Partition, guide: Scores, seed: Seed
+) -> tuple[AffineTrigger, ...]:
+    """Return what the samples flagged for a trigger share: nothing, one trigger, or one for each label.
 
     Several attackers have a target each, and what all flagged samples have in common would be a mixture of
     their triggers. Where an attack leads to each of many classes, no label stands out and the trigger is one.
     """
-    counts = np.bincount(data.labels[split.triggered], minlength=len(data.class_names))
-    own = np.flatnonzero((counts >= FEWEST) & (counts >= TRIGGER_PER_LABEL_SHARE * counts.sum()))
-    if len(own) < 2:
-        one = invert_trigger(data, split, guide, seed)
+    flagged = partition.has(State.TRIGGER)
+    counts = np.bincount(data.labels[flagged], minlength=len(data.class_names))
+    targets = np.flatnonzero((counts >= FEWEST) & (counts >= TRIGGER_PER_LABEL_SHARE * counts.sum()))
+    if len(targets) < 2:
+        one = invert_trigger(data, flagged, partition.clean, guide, seed)
         return () if one is None else (one,)
-    found = []
-    for label in own.tolist():
-        part = replace(split, triggered=split.triggered & (data.labels == label))
-        trigger = invert_trigger(data, part, guide, seed.child("label", label))
-        found += [] if trigger is None else [replace(trigger, label=label)]
-    return tuple(found)
+    triggers = []
+    for label in targets.tolist():
+        of_label = flagged & (data.labels == label)
+        trigger = invert_trigger(data, of_label, partition.clean, guide, seed.child("label", label))
+        triggers += [] if trigger is None else [replace(trigger, label=label)]
+    return tuple(triggers)
 
 
-def invert_trigger(data: ImageSet, split: Split, guide: Scores, seed: Seed) -> AffineTrigger | None:
+def assigned(
+    partition: Partition, labels: Int64[np.ndarray, "n"], triggers: Sequence[AffineTrigger]
+) -> Partition:
+    """Return the partition in which samples flagged for a trigger name the reconstructed one."""
+    numbers = np.full(len(partition), NO_TRIGGER, np.int64)
+    for number, trigger in enumerate(triggers):
+        follows = partition.has(State.TRIGGER)
+        numbers[follows if trigger.label is None else follows & (labels == trigger.label)] = number
+    return replace(partition, trigger=numbers)
+
+
+def invert_trigger(
+    data: ImageSet,
+    flagged: Bool[np.ndarray, "n"],
+    clean: Bool[np.ndarray, "n"],
+    guide: Scores,
+    seed: Seed,
+) -> AffineTrigger | None:
     """Return the affine trigger that turns clean images into flagged ones, or None if too few are flagged.
 
     A patch (scale 0), a blended pattern (scale 1 - alpha) and an added wave (scale 1) are all of the form
     x' = a x + b, value by value. Then median(x') = a median(x) + b and MAD(x') = a MAD(x), from which a and b
-    follow. Medians stand innocent samples among the flagged as long as these are fewer than half. A warp or
-    any other trigger that is not affine comes out as next to nothing.
+    follow. Medians tolerate innocent samples among the flagged as long as these are fewer than half. A warp
+    or any other trigger that is not affine comes out as next to nothing.
 
     Flagged images all show one class where the attack is clean-label, and any class where it is not. The
     clean images to compare with are drawn so that the guide sees the same mix of classes in both.
     """
-    flagged, trusted = np.flatnonzero(split.triggered), np.flatnonzero(split.clean)
-    if min(len(flagged), len(trusted)) < FEWEST:
+    rows, trusted = np.flatnonzero(flagged), np.flatnonzero(clean)
+    if min(len(rows), len(trusted)) < FEWEST:
         return None
-    shown = softmax(guide.scale * guide.logits.astype(np.float64), axis=1)
-    mix = shown[flagged].mean(0) / np.maximum(shown[trusted].mean(0), 1e-12)
-    weight = shown[trusted] @ mix
+    classes = softmax(guide.scale * guide.logits.astype(np.float64), axis=1)
+    mix = classes[rows].mean(0) / np.maximum(classes[trusted].mean(0), 1e-12)
+    weight = classes[trusted] @ mix
     draw = seed.numpy()
-    flagged = draw.permutation(flagged)[:MOST]
+    rows = draw.permutation(rows)[:MOST]
     reference = draw.choice(trusted, MOST, p=weight / weight.sum())
-    middle, spread = _median_and_mad(data.images, flagged)
+    middle, spread = _median_and_mad(data.images, rows)
     plain_middle, plain_spread = _median_and_mad(data.images, reference)
     # A trigger hides what is beneath; it does not add contrast. A dead pixel has no contrast to compare.
     scale = np.where(plain_spread < 1, 1, np.minimum(spread / np.maximum(plain_spread, 1), 1))
     # Where half of the values are equal, as in the black around digits, a median and its deviation jump at
     # the slightest change: there, most of the flagged values must be others than the trusted ones.
     dull = np.minimum(spread, plain_spread) < 1
-    same = dull & (_distance(data.images, flagged, reference) < DISTANT)
+    same = dull & (_distance(data.images, rows, reference) < DISTANT)
     scale = np.where(same, 1, scale).astype(np.float32)
     shift = np.where(same, 0, middle - scale * plain_middle).astype(np.float32)
     return AffineTrigger(scale=scale, shift=shift)

@@ -13,7 +13,7 @@ from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.images import BadNets
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.mitigation.unlearning import UnlearningConfig
-from clipguard.pipeline import DefenseConfig
+from clipguard.pipeline.config import DefenseConfig
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, image_set
 
@@ -100,12 +100,12 @@ def demo_guide() -> ClipGuide:
     return ClipGuide(EMBEDDED, templates=DIGIT_TEMPLATES)
 
 
-def demo_plan(seed: int) -> DefenseConfig:
+def demo_config(seed: int) -> DefenseConfig:
     """Return the default plan without mirroring, since a mirrored digit is another sign, and smaller."""
-    cure = UnlearningConfig()
+    unlearning = UnlearningConfig()
     return DefenseConfig(
         architecture=ARCHITECTURE,
         victim=replace(VICTIM, epochs=EPOCHS, flip=False),
-        cure=replace(cure, recipe=replace(cure.recipe, flip=False)),
+        unlearning=replace(unlearning, recipe=replace(unlearning.recipe, flip=False)),
         seed=seed,
     )

@@ -1,56 +1,45 @@
-"""`Defender`: the pipeline behind scikit-learn's contract, and the summary of a run."""
+"""`Defender`: scan and repair behind names that follow scikit-learn's."""
 
 import copy
-import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.torch import load_file
 from torch import nn
 
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.compute.inference import classifier_logits
+from clipguard.compute.inference import thread_count
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size
 from clipguard.data.provenance import hashing
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load, read_spec, weights_digest
-from clipguard.pipeline import (
-    FEATURES_FILE,
-    DefenseConfig,
-    Report,
-    Scan,
-    cure,
-    inverted_triggers,
-    scan,
-    spec_to_train,
-    thumbnail_size,
-    train_on,
-)
-from clipguard.runs import RunFolder, SourceInfo, Stage, described, read_json, read_table, write_json
+from clipguard.pipeline.computing import FEATURES_FILE
+from clipguard.pipeline.config import DefenseConfig
+from clipguard.pipeline.repair import for_model, repair, spec_to_train, train, with_held_out
+from clipguard.pipeline.scan import Context, Scan
+from clipguard.pipeline.scanning import scan
+from clipguard.pipeline.stages import RETRAINING, VICTIM
+from clipguard.pipeline.summary import verdict, warnings_of
+from clipguard.runs import FinishedStage, RunFolder, SourceInfo, described, read_table
 from clipguard.seeds import Seed
-from clipguard.types import Split
-
-CERTAIN_SHARE = 0.002
-"""Flagged share below which nothing is called above chance."""
+from clipguard.types import Partition, Progress, State
 
 
 class Defender:
-    """Scans an untrusted data set and cures a model that was trained on it.
+    """Scans an untrusted data set and repairs a model that was trained on it.
 
-    The constructor only stores. After `scan`: `samples_` (columns of samples.parquet), `split_`, `verdict_`,
-    `triggers_` (what the flagged samples share: none, one, or one a target). After `fit` also `model_`
-    (cured), `before_` (the victim), `spec_`, `history_`. Every stage is cached in `run_dir`; running again
-    resumes.
+    The constructor only stores. After `scan`: `samples_` (columns of samples.parquet), `partition_`,
+    `verdict_`, `warnings_`, `triggers_` (what the flagged samples share: none, one, or one a target). After
+    `fit` also `model_` (repaired), `before_` (the victim), `spec_`, `history_`. Every stage is cached in
+    `run_dir`; running again resumes.
 
     Args:
         guide: the CLIP that reads the labels; the default needs its weights from the hub or its cache.
         run_dir: folder of the run.
-        plan: all other settings.
-        report: called with (stage, done, total) as work goes on.
+        config: all other settings.
+        progress: called with (step, done, total) as work goes on.
     """
 
     def __init__(
@@ -58,26 +47,21 @@ class Defender:
         guide: ClipGuide | None = None,
         run_dir: str | Path = "runs/clipguard",
         *,
-        plan: DefenseConfig | None = None,
-        report: Report | None = None,
+        config: DefenseConfig | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.guide = guide
         self.run_dir = run_dir
-        self.plan = plan
-        self.report = report
+        self.config = config
+        self.progress = progress
 
-    def scan(self, source: object, *, model_size: tuple[int, int] | None = None) -> "Defender":
-        """Return self with the split and the verdict on `source` (anything that `ImageSource.open` takes).
-
-        Args:
-            source: the untrusted data set.
-            model_size: input height and width of a model that `fit` is to cure later, which then finds this
-                scan again.
+    def scan(self, source: object) -> "Defender":
+        """Return self with partition and verdict of `source` (anything that `ImageSource.open` takes).
 
         Raises:
             ClipguardError: bad input; one line says what to do.
         """
-        return self._scan(_opened(source), reserve=False, model_size=model_size)
+        return self._scan(_opened(source))
 
     def fit(
         self, source: object, model: str | Path | nn.Module | None = None, spec: ModelSpec | None = None
@@ -92,110 +76,106 @@ class Defender:
         Raises:
             ClipguardError: bad input; one line says what to do.
         """
-        opened = _opened(source)
-        plan = self.plan or DefenseConfig()
-        victim = None if model is None else _victim(model, spec, len(opened.class_names))
-        like = None if victim is None else victim[1]
-        if victim is None or plan.by == "retrain":
+        opened, config = _opened(source), self.config or DefenseConfig()
+        k = len(opened.class_names)
+        given = None if model is None else _victim(model, spec, k)
+        if given is None or config.by == "retrain":
             # What a scan takes minutes for must not end in a model that cannot be built.
-            wanted = like.input_size if like else plan.size or thumbnail_size(opened)
-            trial = spec_to_train(plan, len(opened.class_names), wanted, like)
+            size = given[1].input_size if given else config.size or (32, 32)
+            trial = spec_to_train(config, k, size, given[1] if given else None)
             check_sound(build(trial, Seed(0)), trial)
-        file = {"path": str(model), **described(Path(model))} if isinstance(model, (str, Path)) else None
-        size = like.input_size if like else None
-        self._scan(opened, reserve=victim is None, model_size=size, model=file)
-        found = self.found_
-        stages = dict(found.stages)
-        if victim is None:
-            self.spec_, trained = train_on(found, ~found.reserved, "victim", plan, self.report)
-            stages["victim"], origin = trained, trained.key
-            self.before_ = load(trained.path / "model.safetensors", self.spec_)
+        self._scan(opened, model if isinstance(model, (str, Path)) else None)
+        if given is None:
+            self.trained_on_ = with_held_out(self.scan_)
+            self.before_, self.spec_, origin = self._train_victim(config)
         else:
-            self.before_, self.spec_, origin = victim
-        if plan.by == "retrain":
-            keep = found.split.admissible & ~found.reserved
-            self.spec_, stage = train_on(found, keep, "retrain", plan, self.report, like)
-            self.model_ = load(stage.path / "model.safetensors", self.spec_)
+            self.before_, self.spec_, origin = given
+            self.trained_on_ = for_model(self.scan_, self.spec_.input_size)
+        if config.by == "retrain":
+            stage = self._retrain(config, given[1] if given else None)
         else:
-            stage = cure(found, self.before_, self.spec_, origin, plan, self.report)
-            self.model_ = _weights_into(self.before_, self.spec_, stage)
+            stage = repair(self.trained_on_, self.before_, self.spec_, origin)
+            self.model_ = _weights_into(self.before_, stage)
         self.history_ = read_table(stage.path / "history.parquet")
-        _publish(found, stage)
-        self.stages_ = {**found.stages, **stages, "retrain" if plan.by == "retrain" else "cure": stage}
+        run = self.scan_.context.run
+        run.publish(stage.path / "model.safetensors", "model.safetensors")
+        if "feature_separation" not in self.stages_:
+            # It would be an earlier repair's.
+            run.retract(FEATURES_FILE)
         return self
 
-    def _scan(
-        self,
-        source: ImageSource,
-        reserve: bool,
-        model_size: tuple[int, int] | None = None,
-        model: dict[str, Any] | None = None,
-    ) -> "Defender":
-        plan = self.plan or DefenseConfig()
-        guide, source = self.guide or ClipGuide(), hashing(source)
-        # First of all: whether its weights can be had shows at once, and a large data set takes its time.
-        known, prompts = guide.weights_verified_by, guide.prompts
-        tell, n = self.report or (lambda stage, done, total: None), len(source)
-        tell("fingerprint", 0, n)
-        info = SourceInfo(
-            kind=source.kind,
-            location=source.location,
-            fingerprint=source.fingerprint,
-            n=n,
-            class_names=source.class_names,
+    @property
+    def stages_(self) -> dict[str, FinishedStage]:
+        """The finished stages by name, in their order."""
+        return self.scan_.context.finished
+
+    @property
+    def partition_(self) -> Partition:
+        """What becomes of every sample."""
+        return self.scan_.partition
+
+    def _train_victim(self, config: DefenseConfig) -> tuple[Normalized, ModelSpec, str]:
+        scan = self.trained_on_
+        spec = spec_to_train(config, scan.num_classes, scan.data.images.shape[1:3], None)
+        stage = train(scan, ~scan.partition.has(State.HELD_OUT), spec, VICTIM)
+        return load(stage.path / "model.safetensors", spec), spec, stage.key
+
+    def _retrain(self, config: DefenseConfig, like: ModelSpec | None) -> FinishedStage:
+        scan = self.trained_on_
+        self.spec_ = spec_to_train(config, scan.num_classes, scan.data.images.shape[1:3], like)
+        stage = train(scan, scan.partition.has(State.CLEAN, State.UNCERTAIN), self.spec_, RETRAINING)
+        self.model_ = load(stage.path / "model.safetensors", self.spec_)
+        return stage
+
+    def _scan(self, source: ImageSource, model: str | Path | None = None) -> "Defender":
+        config, guide, source = self.config or DefenseConfig(), self.guide or ClipGuide(), hashing(source)
+        progress = self.progress or (lambda step, done, total: None)
+        # First of all: whether the guide's weights can be had shows at once, a large data set takes its time.
+        about = _about_guide(guide)
+        run = _open_run(self.run_dir, source, guide, config, progress)
+        run.manifest["guide"] = about
+        run.manifest["model"] = model and {"path": str(model), **described(Path(model))}
+        context = Context(
+            run=run,
+            source=source,
+            sizes=common_size(source),
+            guide=guide,
+            config=config,
+            progress=progress,
         )
-        tell("fingerprint", n, n)
-        config = {
-            "guide": guide.name,
-            "templates": prompts,
-            "plan": json.loads(json.dumps(asdict(plan))),
-        }
-        run = RunFolder.open(self.run_dir, info, config, plan.seed)
-        run.manifest["guide"] = {
-            "name": guide.name,
-            "sha256": guide.clip.fingerprint,
-            "settings_sha256": guide.clip.reading,
-            "weights_verified_by": known,
-        }
-        run.manifest["model"] = model
-        self.found_: Scan = scan(source, guide, run, plan, reserve, self.report, model_size=model_size)
-        self.split_: Split = self.found_.split
+        self.scan_: Scan = scan(context)
         self.samples_ = read_table(run.path / "samples.parquet")
-        self.triggers_ = inverted_triggers(self.found_, plan)
-        self.verdict_ = verdict(self.found_)
-        self.stages_ = self.found_.stages
-        self.warnings_ = guide.warnings_for(source.class_names) + _data_warnings(source, self.found_)
-        if known is None:
-            self.warnings_.append(
-                f"the weights of guide {guide.name} are not known to clipguard: compare their sha256 "
-                f"{guide.clip.fingerprint} with one from somebody you trust"
-            )
+        self.triggers_ = self.scan_.triggers
+        self.verdict_ = verdict(self.scan_)
+        self.warnings_ = warnings_of(self.scan_)
         return self
 
-    def own_figures(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return accuracies before and after without a test set, with what they were measured on.
 
-        A victim trained here is measured on the reserved samples that the split calls clean. A given model
-        has seen all of the data: its accuracy on the clean samples is labelled as seen in training.
-        """
-        found = self.found_
-        where = found.split.clean & (found.reserved if found.reserved.any() else True)
-        label = "reserved samples" if found.reserved.any() else "seen in training"
-        rows = np.flatnonzero(where)
-        if not len(rows):
-            return {"measured_on": "nothing: no clean sample"}, {"measured_on": "nothing: no clean sample"}
-        figures = []
-        for model in (self.before_, self.model_):
-            right = classifier_logits(model, found.data.images[rows]).argmax(1) == found.data.labels[rows]
-            figures.append({"accuracy": float(right.mean()), "measured_on": label, "n": len(rows)})
-        return figures[0], figures[1]
+def _about_guide(guide: ClipGuide) -> dict[str, Any]:
+    return {
+        "name": guide.name,
+        "sha256": guide.clip.fingerprint,
+        "settings_sha256": guide.clip.reading,
+        "weights_verified_by": guide.weights_verified_by,
+        "templates": guide.prompts,
+    }
 
 
-def _publish(found: Scan, stage: Stage) -> None:
-    """Publish the model of a stage; what activations said is of an earlier one, unless they were asked."""
-    found.run.publish(stage.path / "model.safetensors", "model.safetensors")
-    if "activations" not in found.stages:
-        found.run.retract(FEATURES_FILE)
+def _open_run(
+    run_dir: str | Path, source: ImageSource, guide: ClipGuide, config: DefenseConfig, progress: Progress
+) -> RunFolder:
+    n = len(source)
+    progress("hash the data", 0, n)
+    info = SourceInfo(
+        kind=source.kind,
+        location=source.location,
+        fingerprint=source.fingerprint,
+        n=n,
+        class_names=source.class_names,
+    )
+    progress("hash the data", n, n)
+    settings = {"guide": guide.name, "templates": guide.prompts, "defense": asdict(config)}
+    return RunFolder.open(run_dir, info, settings, seed=config.seed, threads=thread_count())
 
 
 def _opened(source: object) -> ImageSource:
@@ -205,7 +185,7 @@ def _opened(source: object) -> ImageSource:
 def _victim(
     model: str | Path | nn.Module, spec: ModelSpec | None, classes: int
 ) -> tuple[Normalized, ModelSpec, str]:
-    """Return the model to cure, its spec and the hash of its weights.
+    """Return the model to repair, its spec and the hash of its weights.
 
     Raises:
         ClipguardError: no spec for a foreign file or a module, another class count, or an unreadable file.
@@ -217,104 +197,21 @@ def _victim(
             )
         # A copy: evaluation mode would otherwise be switched on in the user's own module.
         loaded = copy.deepcopy(model if isinstance(model, Normalized) else Normalized(model, spec))
-        known: ModelSpec | None = spec
     else:
-        path = Path(model)
-        known = spec or read_spec(path)
-        if known is None:
+        spec = spec or read_spec(Path(model))
+        if spec is None:
             raise ClipguardError(
-                f"model {path} does not say its architecture: give --architecture (and --input-size)"
+                f"model {model} does not say its architecture: give --architecture (and --input-size)"
             )
-        loaded = load(path, known)
-    assert known is not None
-    if known.num_classes != classes:
-        raise ClipguardError(f"the model has {known.num_classes} classes but the data set names {classes}")
-    check_sound(loaded, known)
-    return loaded.eval(), known, weights_digest(loaded)
+        loaded = load(Path(model), spec)
+    if spec.num_classes != classes:
+        raise ClipguardError(f"the model has {spec.num_classes} classes but the data set names {classes}")
+    check_sound(loaded, spec)
+    return loaded.eval(), spec, weights_digest(loaded)
 
 
-def _weights_into(like: Normalized, spec: ModelSpec, stage: Stage) -> Normalized:
+def _weights_into(like: Normalized, stage: FinishedStage) -> Normalized:
     """Return a copy of the model `like` with the weights of a stage, also where no name can build it."""
     model = copy.deepcopy(like)
     model.network.load_state_dict(load_file(stage.path / "model.safetensors"))
     return model.eval()
-
-
-def verdict(found: Scan) -> dict[str, Any]:
-    """Return the verdict as far as it is built: always undecided, with the reasons in plain words."""
-    labels = int(found.mislabelled.sum())
-    flagged, n = int(found.split.triggered.sum()) - labels, len(found.data)
-    agreement = float(np.mean(found.guide.logits.argmax(1) == found.data.labels))
-    chance = 1 / len(found.data.class_names)
-    reasons = [f"{flagged} of {n} samples ({flagged / n:.1%}) share a pattern that the others lack"]
-    if flagged < CERTAIN_SHARE * n and not labels:
-        reasons = [f"nothing above chance: {flagged} of {n} samples share a pattern that the others lack"]
-    if labels:
-        fed = sorted({found.data.class_names[i] for i in found.data.labels[found.mislabelled]})
-        reasons.append(
-            f"{labels} labels without such a pattern look planted: far more implausible ones lead into "
-            f"{', '.join(fed[:3])} than out of it"
-        )
-    if agreement < 2 * chance:
-        reasons.append(
-            f"the guide agrees with only {agreement:.1%} of the labels, near chance ({chance:.1%})"
-        )
-    reasons.append("a verdict with error control is not built yet")
-    return {"verdict": "undecided", "reasons": reasons}
-
-
-def _data_warnings(source: ImageSource, found: Scan) -> list[str]:
-    out = []
-    if source.empty_classes:
-        out.append(
-            f"{len(source.empty_classes)} classes have no image: {', '.join(source.empty_classes[:5])}"
-        )
-    largest, seen = common_size(source).largest, found.view
-    if max(largest) > 1.5 * max(seen):
-        lost = -(-max(largest) // max(seen))
-        out.append(
-            f"images of up to {largest[0]} x {largest[1]} are read at {seen[0]} x {seen[1]}: a trigger of "
-            f"under {lost} pixels a side leaves no trace there; raise --size to look for it"
-        )
-    if found.split.starved:
-        names = ", ".join(found.split.starved[:5])
-        out.append(f"{len(found.split.starved)} classes have too few clean samples to trust: {names}")
-    if unreadable := read_json(found.stages["read"].path / "unreadable.json"):
-        out.append(
-            f"{len(unreadable)} images could not be read and were skipped, first {unreadable[0]['id']!r} "
-            f"({unreadable[0]['reason']}); unreadable.json in the run folder lists them all"
-        )
-    return out
-
-
-def write_summary(defender: Defender, command: str, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the run's summary, as published in summary.json for the report and `--json`."""
-    found = defender.found_
-    part, stages = found.split, defender.stages_
-    unreadable = read_json(found.stages["read"].path / "unreadable.json")
-    counts = {"clean": int(part.clean.sum()), "triggered": int(part.triggered.sum())}
-    summary = {
-        "command": command,
-        "verdict": defender.verdict_,
-        "data": {
-            "location": found.run.manifest["source"]["location"],
-            "n": len(found.data),
-            "classes": list(found.data.class_names),
-            "unreadable": len(unreadable),
-            "size": list(found.data.images.shape[1:3]),
-        },
-        "guide": {
-            "name": found.guide.source,
-            "scale": found.guide.scale,
-            "agreement": float(np.mean(found.guide.logits.argmax(1) == found.data.labels)),
-        },
-        "split": {**counts, "unused": len(found.data) - sum(counts.values()), "starved": list(part.starved)},
-        "seconds": {name: round(stage.seconds, 2) for name, stage in stages.items()},
-        "warnings": defender.warnings_,
-        "seed": found.run.manifest["seed"],
-        "run_dir": str(found.run.path),
-        **extra,
-    }
-    with found.run.publishing("summary.json") as path:
-        write_json(path, summary)
-    return summary

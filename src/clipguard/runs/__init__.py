@@ -15,13 +15,15 @@ from clipguard.runs.files import (
     write_text,
     write_triggers,
 )
-from clipguard.runs.run_folder import RunFolder, SourceInfo, Stage, resume_folder
+from clipguard.runs.run_folder import RunFolder, SourceInfo
 from clipguard.runs.seal import SEAL, described
+from clipguard.runs.stage import FinishedStage, Stage, resume_folder
 from clipguard.runs.verify import Checked, compared, verify_run
 
 __all__ = [
     "SEAL",
     "Checked",
+    "FinishedStage",
     "RunFolder",
     "SourceInfo",
     "Stage",

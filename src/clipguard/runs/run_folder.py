@@ -1,22 +1,19 @@
 """Run folders: what was run on which data, and a cache of its finished stages.
 
     RUN/manifest.json              what was run, on which data, with which versions
-    RUN/stages/<name>/             a finished stage: its files and a manifest.json, written last
-    RUN/stages/.<name>-<key>.part  a stage that is being computed, or that was killed and can resume
+    RUN/stages/<name>/             its finished stages, see `stage`
     RUN/*                          published copies: samples.parquet, model.safetensors, report.html ...
     RUN/seal.json                  sha256 of the manifest, of every stage's manifest and every published file
 
-A stage is found again by its key, a hash of its name, its settings and the keys of what it reads; so a
+A stage is found again by its key, a hash of its name, version, settings, inputs and the thread count. So a
 changed setting recomputes this stage and all that stand on it, and nothing else. A stage's manifest holds the
 hashes of its files, so that whoever keeps the hash of `seal.json` elsewhere can prove every file of the run.
 """
 
 import contextlib
 import functools
-import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import time
@@ -24,20 +21,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from clipguard.errors import ClipguardError, fault_of
 from clipguard.runs.files import PART, read_json, replacing, write_json
 from clipguard.runs.locks import LOCK, Lock, lock
 from clipguard.runs.seal import SEAL, described, seal, sealed, unseal
-
-STORE_FORMAT: Final = 1
-"""Raise it when the meaning of stored files changes: older stages are then computed again."""
-
-_HASH_ON_READ: Final = 64 * 2**20
-MANIFEST: Final = "manifest.json"
-_RESUME: Final = "resume" + PART
-_CLOCK: Final = ".started"
+from clipguard.runs.stage import (
+    CLOCK,
+    FORMAT,
+    MANIFEST,
+    FinishedStage,
+    finished_stage,
+    is_result,
+    replace_folder,
+    seconds_so_far,
+    stage_key,
+    sweep,
+    sync_folder,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,23 +51,6 @@ class SourceInfo:
     fingerprint: str
     n: int
     class_names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """A finished stage.
-
-    Attributes:
-        path: the folder with its files.
-        key: what later stages name among their inputs.
-        seconds: time spent computing it, killed attempts included up to the last file they wrote.
-        cached: whether it was found and not computed now.
-    """
-
-    path: Path
-    key: str
-    seconds: float
-    cached: bool
 
 
 class RunFolder:
@@ -84,8 +69,23 @@ class RunFolder:
         self._created = False
 
     @classmethod
-    def open(cls, path: Path | str, source: SourceInfo, config: Mapping[str, Any], seed: int) -> "RunFolder":
+    def open(
+        cls,
+        path: Path | str,
+        source: SourceInfo,
+        config: Mapping[str, Any],
+        *,
+        seed: int,
+        threads: int = 1,
+    ) -> "RunFolder":
         """Return the run folder at `path`, to be created by its first stage if there is none.
+
+        Args:
+            path: the folder.
+            source: the data.
+            config: all settings, as JSON values.
+            seed: root of all randomness.
+            threads: of the processor that compute; results depend on their number, so that keys hold it.
 
         Raises:
             ClipguardError: `path` holds something else, another data set's run, or a damaged manifest.
@@ -95,13 +95,14 @@ class RunFolder:
         if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
             raise ClipguardError(f"run folder {path} has a name that is no UTF-8: give another")
         manifest = {
-            "format": STORE_FORMAT,
+            "format": FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": _versions(),
             "platform": platform.platform(),
             "source": asdict(source),
             "config": dict(config),
             "seed": seed,
+            "threads": threads,
         }
         if (path / MANIFEST).exists():
             manifest["created"] = _of_same_data(cls.read(path), source.fingerprint)["created"]
@@ -125,7 +126,7 @@ class RunFolder:
             raise ClipguardError(
                 f"run folder {path} has a damaged {MANIFEST}: delete the folder and run again"
             )
-        if manifest.get("format") != STORE_FORMAT or "created" not in manifest:
+        if manifest.get("format") != FORMAT or "created" not in manifest:
             raise ClipguardError(
                 f"run folder {path} was written by another version of clipguard: use a new one"
             )
@@ -135,14 +136,16 @@ class RunFolder:
         self,
         name: str,
         *,
+        version: int,
         config: Mapping[str, Any],
         inputs: Sequence[str],
         compute: Callable[[Path], None],
-    ) -> Stage:
+    ) -> FinishedStage:
         """Return the stage `name`, computed only if no finished one has the same settings and inputs.
 
         Args:
             name: folder name below `stages/`; an older stage of this name is replaced.
+            version: of the code that computes it.
             config: all that changes the result, as JSON values.
             inputs: keys of the stages, or fingerprints of the data, that `compute` reads.
             compute: fills the folder it is given. After a kill it is given the same folder again with all
@@ -154,35 +157,35 @@ class RunFolder:
                 running again resumes; or `compute` raised it for bad input, and then nothing of this stage is
                 left, nor of a run folder that has no finished stage.
         """
-        key = _key(name, config, inputs)
+        description = {"stage": name, "version": version, "config": dict(config), "inputs": list(inputs)}
+        description["threads"] = self.manifest["threads"]
+        key = stage_key(description)
         self._claim()
         final = self.path / "stages" / name
         part = self.path / "stages" / f".{name}-{key[:12]}{PART}"
         manifest = f"stages/{name}/{MANIFEST}"
-        with self._told(f"stage {name!r}"):
-            found = _finished(final, key)
-            if found is not None:
+        with self._in_one_line(f"stage {name!r}"):
+            there = finished_stage(final, key)
+            if there is not None:
                 if manifest not in sealed(self.path):  # killed just before
                     seal(self.path, manifest)
-                return found
+                return there
             # A run killed between "manifest written" and "renamed" has a whole stage under the working name.
-            if _finished(part, key) is None:
-                self._compute(
-                    part, compute, {"key": key, "stage": name, "config": config, "inputs": list(inputs)}
-                )
+            if finished_stage(part, key) is None:
+                self._compute(part, compute, {"key": key, **description})
             unseal(self.path, manifest)
-            _sweep(part)
-            _replace_folder(part, final)
+            sweep(part)
+            replace_folder(part, final)
             seal(self.path, manifest)
             for stale in final.parent.glob(f".{name}-????????????{PART}"):
                 shutil.rmtree(stale)
             written = read_json(final / MANIFEST)
-            return Stage(path=final, key=key, seconds=written["seconds"], cached=False)
+            return FinishedStage(path=final, key=key, seconds=written["seconds"], cached=False)
 
-    def finished(self, name: str) -> Stage | None:
+    def finished(self, name: str) -> FinishedStage | None:
         """Return the finished stage `name` whatever its settings, or None."""
         path = self.path / "stages" / name
-        return _finished(path, None)
+        return finished_stage(path, None)
 
     def publish(self, file: Path, name: str) -> Path:
         """Return the path of `name` in the run folder, now a copy of a stage's `file`."""
@@ -193,7 +196,7 @@ class RunFolder:
     def retract(self, name: str) -> None:
         """Remove the copy `name` that an earlier command, with other settings, has published, if any."""
         self._claim()
-        with self._told(name):
+        with self._in_one_line(name):
             unseal(self.path, name)
             (self.path / name).unlink(missing_ok=True)
 
@@ -205,13 +208,9 @@ class RunFolder:
             ClipguardError: another process works in this folder, or it cannot be written.
         """
         self._claim()
-        with self._told(name):
+        with self._in_one_line(name):
             yield self.path / name
             seal(self.path, name)
-
-    def close(self) -> None:
-        """Let other processes use the folder; also happens when this object is gone."""
-        self._lock = None
 
     def _claim(self) -> None:
         """Create the folder and its manifest if needed, and keep other processes out."""
@@ -243,7 +242,7 @@ class RunFolder:
         seal(self.path, MANIFEST)
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _in_one_line(self, what: str) -> Iterator[None]:
         """Turn a fault of disk or system inside the block into one line."""
         try:
             yield
@@ -251,9 +250,9 @@ class RunFolder:
             raise ClipguardError(f"{what} of run folder {self.path}: {fault_of(error)}") from error
 
     def _compute(self, part: Path, compute: Callable[[Path], None], manifest: dict[str, Any]) -> None:
-        before = _seconds_so_far(part)
+        before = seconds_so_far(part)
         part.mkdir(exist_ok=True)
-        (part / _CLOCK).write_text(repr(before))
+        (part / CLOCK).write_text(repr(before))
         start = time.monotonic()
         try:
             compute(part)
@@ -264,13 +263,13 @@ class RunFolder:
                 self._withdraw()
             raise
         manifest["seconds"] = before + time.monotonic() - start
-        files = [file for file in sorted(part.rglob("*")) if _is_result(file.relative_to(part))]
+        files = [file for file in sorted(part.rglob("*")) if is_result(file.relative_to(part))]
         manifest["files"] = {
             file.relative_to(part).as_posix(): described(file, sync=True) for file in files if file.is_file()
         }
         # What an attempt resumes from stays until the manifest is there: hashing many GB takes its time.
         write_json(part / MANIFEST, manifest)
-        _sync_folder(part)
+        sync_folder(part)
 
     def _withdraw(self) -> None:
         """Remove a run folder that this object created and that no stage has been finished in."""
@@ -314,84 +313,6 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _key(name: str, config: Mapping[str, Any], inputs: Sequence[str]) -> str:
-    # With the release, since what computes a stage may change from one to the next.
-    parts = [STORE_FORMAT, _versions()["clipguard"], name, config, list(inputs)]
-    text = json.dumps(parts, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _finished(folder: Path, key: str | None) -> Stage | None:
-    """Return the stage in `folder` if it is whole (and has `key`), else None.
-
-    Sizes are always compared; hashes up to 64 MiB a file, where they cost milliseconds. A torn write never
-    gets a manifest, so hashing 10 GB of images at each start would guard only against an ageing disk.
-    """
-    try:
-        manifest = read_json(folder / MANIFEST)
-        files = {folder / name: entry for name, entry in manifest["files"].items()}
-        found = Stage(path=folder, key=manifest["key"], seconds=float(manifest["seconds"]), cached=True)
-        whole = all(_matches(file, entry["bytes"], entry["sha256"]) for file, entry in files.items())
-    except (ClipguardError, OSError, LookupError, TypeError, AttributeError, ValueError):
-        return None
-    return found if whole and key in (None, found.key) else None
-
-
-def _matches(file: Path, size: int, digest: str) -> bool:
-    return file.stat().st_size == size and (size > _HASH_ON_READ or described(file)["sha256"] == digest)
-
-
-def resume_folder(stage: Path) -> Path:
-    """Return the folder, below a stage's, of what lets a killed attempt resume; it goes when all is done."""
-    folder = stage / _RESUME
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def _is_result(path: Path) -> bool:
-    """Return whether a path below a stage's folder is no leftover and no clock."""
-    return path.name != _CLOCK and not any(part.endswith(PART) for part in path.parts)
-
-
 def _is_passing(error: ClipguardError) -> bool:
     """Return whether it comes from disk or system, which may be well again, and not from the input itself."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
-
-
-def _sweep(part: Path) -> None:
-    """Remove what a finished stage does not need."""
-    (part / _CLOCK).unlink(missing_ok=True)
-    for leftover in sorted(part.rglob("*" + PART), reverse=True):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink(missing_ok=True)
-
-
-def _seconds_so_far(part: Path) -> float:
-    """Return the time earlier attempts spent: a killed process cannot note it, its last file's date can."""
-    try:
-        before = float((part / _CLOCK).read_text())
-        started = (part / _CLOCK).stat().st_mtime
-        return before + max(file.stat().st_mtime for file in part.rglob("*")) - started
-    except (OSError, ValueError):
-        return 0.0
-
-
-def _replace_folder(part: Path, final: Path) -> None:
-    """Rename `part` to `final`; a kill between the two renames leaves `part` whole, to be found next time."""
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    part.rename(final)
-    _sync_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from clipguard.errors import ClipguardError
 from clipguard.runs.files import PART, read_json
 from clipguard.runs.locks import LOCK
-from clipguard.runs.run_folder import MANIFEST, RunFolder
+from clipguard.runs.run_folder import RunFolder
 from clipguard.runs.seal import SEAL, described, sealed
+from clipguard.runs.stage import MANIFEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,140 @@
+"""Small nets, trained for seconds, whose product is logits: early-training model and trigger detector."""
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Float64, Int64
+
+from clipguard.compute.cross_validation import fold_numbers
+from clipguard.compute.inference import classifier_logits
+from clipguard.compute.training import EpochHook, LossFunction, Recipe, fit
+from clipguard.models.spec import ModelSpec, Normalized, build
+from clipguard.seeds import Seed
+from clipguard.types import Images
+
+_SCHEDULES: Final[dict[str, tuple[float, bool]]] = {"constant": (0.0, True), "one-cycle": (0.2, False)}
+"""Warm-up, and whether the learning rate stays at its peak."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmallNetConfig:
+    """How a small net is trained, without augmentation, and how its logits are taken.
+
+    Attributes:
+        architecture: as in `ModelSpec`.
+        epochs: passes over the data.
+        batch_size: samples a step.
+        optimizer: as in `Recipe`.
+        lr: peak learning rate.
+        schedule: `constant`, or `one-cycle` with a fifth of the steps to warm up.
+        runs: independent trainings whose logits are averaged.
+        folds: 1 scores samples by a net that was trained on them; f >= 2 trains f nets, each on all folds but
+            one, and scores every sample by the net that was trained without it.
+        fewest_steps: a small data set gets more epochs, until a net has taken this many steps: fewer do not
+            show a trigger, whatever the number of passes.
+    """
+
+    architecture: str = "preactresnet18-16"
+    epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "plain-sgd", "adam"]
+    lr: float
+    schedule: Literal["constant", "one-cycle"]
+    runs: int = 1
+    folds: int = 1
+    fewest_steps: int = 0
+
+    def total_epochs(self, trainable: int) -> int:
+        """Return the epochs that each net takes, for a number of trainable samples."""
+        of_a_net = trainable if self.folds == 1 else trainable * (self.folds - 1) // self.folds
+        steps = max(1, math.ceil(of_a_net / self.batch_size))
+        return max(self.epochs, math.ceil(self.fewest_steps / steps))
+
+    def recipe(self, trainable: int) -> Recipe:
+        """Return the training of each net, for a number of trainable samples."""
+        warmup, constant = _SCHEDULES[self.schedule]
+        return Recipe(
+            epochs=self.total_epochs(trainable),
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            lr=self.lr,
+            warmup=warmup,
+            constant=constant,
+            crop=0.0,
+            flip=False,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedNets:
+    """What small nets leave behind.
+
+    Attributes:
+        logits: for every sample, averaged over runs.
+        nets: one a run and fold, in that order.
+    """
+
+    logits: Float32[np.ndarray, "n k"]
+    nets: tuple[Normalized, ...]
+
+
+def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no two belong together
+    config: SmallNetConfig,
+    images: Images,
+    outputs: int,
+    loss: LossFunction,
+    trainable: Bool[np.ndarray, "n"],
+    seed: Seed,
+    on_epoch: EpochHook | None = None,
+    start: tuple[Normalized, ...] = (),
+) -> TrainedNets:
+    """Return logits [n, outputs] for all images, and the nets that were trained on the trainable ones only.
+
+    With the nets of another training of this kind as `start`, under the same seed, each goes on from there
+    with the same fold left out; the nets given stay as they are.
+    """
+    h, w = images.shape[1:3]
+    spec = ModelSpec(architecture=config.architecture, num_classes=outputs, input_size=(h, w))
+    recipe = config.recipe(int(trainable.sum()))
+    total = np.zeros((len(images), outputs), dtype=np.float32)
+    nets: list[Normalized] = []
+    for run in range(config.runs):
+        stream = seed.child("run", run)
+        fold = _folds(len(images), config.folds, stream)
+        for number in range(config.folds):
+            inside = fold == number
+            rows = np.flatnonzero(trainable & ~inside) if config.folds > 1 else np.flatnonzero(trainable)
+            part = stream.child("fold", number)
+            model = copy.deepcopy(start[len(nets)]) if start else build(spec, part.child("init"))
+            fit(model, images, rows, loss, recipe, part.child("refit" if start else "fit"), on_epoch)
+            total[inside] += classifier_logits(model, images[inside] if config.folds > 1 else images)
+            nets.append(model)
+    return TrainedNets(logits=total / np.float32(config.runs), nets=tuple(nets))
+
+
+def continued(config: SmallNetConfig, epochs: int) -> SmallNetConfig:
+    """Return how nets go on for some more epochs: at half the learning rate."""
+    return replace(config, epochs=epochs, lr=config.lr / 2, fewest_steps=0)
+
+
+def _folds(n: int, folds: int, stream: Seed) -> Int64[np.ndarray, "n"]:
+    if folds == 1:
+        return np.zeros(n, dtype=np.int64)
+    return fold_numbers(n, folds, stream.child("folds").numpy())
+
+
+def binary_loss(positive: Bool[np.ndarray, "n"], weights: Float64[np.ndarray, "n"]) -> LossFunction:
+    """Return the mean over a batch of the weighted logistic loss of one logit against `positive`."""
+    target = torch.from_numpy(positive.astype(np.float32))
+    weight = torch.from_numpy(weights.astype(np.float32))
+
+    def loss(logits: torch.Tensor, rows: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.binary_cross_entropy_with_logits(
+            logits[:, 0], target[rows].to(logits.device), weight=weight[rows].to(logits.device)
+        )
+
+    return loss

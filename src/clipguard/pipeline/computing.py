@@ -1,0 +1,247 @@
+"""What computes each stage: given values in, files in the stage's folder out, progress told on the way."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Bool
+
+from clipguard.clip.embeddings import embed_source
+from clipguard.compute.inference import activations
+from clipguard.compute.training import Recipe, cross_entropy, fit
+from clipguard.data.decode import read_images
+from clipguard.data.provenance import write_inputs
+from clipguard.detection.early_model import early_model_scores
+from clipguard.detection.feature_separation import separated_by_features
+from clipguard.detection.label_flow import (
+    LabelFlow,
+    LabelView,
+    class_log_probs,
+    label_only_poison,
+    refitted_label_flow,
+    too_few_to_refit,
+)
+from clipguard.detection.trigger_detector import trigger_scores
+from clipguard.detection.trigger_inversion import invert_triggers
+from clipguard.errors import ClipguardError
+from clipguard.mitigation.trigger_augmentation import trigger_augmented
+from clipguard.mitigation.unlearning import unlearn
+from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, save
+from clipguard.pipeline.scan import Context, EpochProgress, Scan, write_notes
+from clipguard.runs import read_array, resume_folder, write_array, write_pieces, write_table, write_triggers
+from clipguard.seeds import Seed, Stream
+from clipguard.types import STATES, History, Images, ImageSet, Partition, State
+
+Done = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+FEATURES_FILE: Final = "feature_separation.parquet"
+"""What the victim's features say of the labels of quarantined classes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resized:
+    """Images of the source at another size than the first pass has them."""
+
+    context: Context
+    data: ImageSet
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """A classifier to train from scratch on the samples of `rows`; `seed` is its random stream."""
+
+    scan: Scan
+    rows: Bool[np.ndarray, "n"]
+    spec: ModelSpec
+    recipe: Recipe
+    seed: Seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """A victim to repair.
+
+    Attributes:
+        scan: with the images at the size of the victim's input, and the triggers at that size.
+        victim: the model.
+        spec: how it is built.
+        origin: key of its training, or hash of its weights.
+    """
+
+    scan: Scan
+    victim: Normalized
+    spec: ModelSpec
+    origin: str
+
+
+def read(context: Context, folder: Path, progress: Done) -> None:
+    """Write thumbnails and embeddings of the readable images, and the hashes of what was read."""
+    embed_source(context.source, context.guide.clip, context.thumbnail_size, folder, progress)
+    write_inputs(context.source, folder)
+
+
+def resize(given: Resized, folder: Path, progress: Done) -> None:
+    """Write the readable images at another size."""
+    readable = np.isin(np.array(given.context.source.ids, object), np.array(given.data.ids, object))
+    source = given.context.source.take(np.flatnonzero(readable))
+    images, _ = read_images(source, given.size, progress)
+    if images.ids != given.data.ids:
+        raise ClipguardError(f"{source.location} changed while it was being read: run again")
+    write_array(folder / "images.npy", images.images)
+
+
+def train_early_model(scan: Scan, folder: Path, progress: Done) -> None:
+    """Write the logits of the early-training model."""
+    config, context = scan.context.config.early_model, scan.context
+    epochs = config.total_epochs(len(scan.data)) * config.runs * config.folds
+    counter = EpochProgress(epochs, progress)
+    scores = early_model_scores(scan.data, scan.guide, config, context.seed(Stream.EARLY_MODEL), counter)
+    write_array(folder / "logits.npy", scores.logits)
+
+
+def detect_triggers(scan: Scan, folder: Path, progress: Done) -> None:
+    """Write each sample's probability of carrying a trigger."""
+    config, context = scan.context.config.trigger_detector, scan.context
+    sides = scan.partition.has(State.CLEAN, State.TRIGGER)
+    counter = EpochProgress(config.total_epochs(int(sides.sum())), progress)
+    embeddings = context.array("read", "embeddings.npy")
+    scores = trigger_scores(scan.data, scan.partition, embeddings, config, context.seed("detect"), counter)
+    counter.finish()
+    write_array(folder / "probability.npy", scores.probability)
+    write_notes(folder, scores.notes)
+
+
+def follow_labels(scan: Scan, folder: Path, progress: Done) -> None:
+    """Write the log-probabilities of the linear probe."""
+    everything = np.ones(len(scan.data), dtype=bool)
+    embeddings, seed = scan.context.array("read", "embeddings.npy"), scan.context.seed("labels")
+    log_probs = class_log_probs(embeddings, scan.data.labels, scan.num_classes, ~everything, seed)
+    write_array(folder / "log_probs.npy", log_probs)
+
+
+def label_view(scan: Scan) -> LabelView:
+    """Return what label flow is measured on: what no trigger explains."""
+    return LabelView(
+        labels=scan.data.labels,
+        guide_nll=scan.entropy.guide_nll,
+        unexplained=~scan.partition.has(State.TRIGGER),
+    )
+
+
+def first_label_flow(scan: Scan) -> LabelFlow:
+    """Return what the stage `label_flow` flags and excludes."""
+    log_probs = scan.context.array("label_flow", "log_probs.npy")
+    return label_only_poison(label_view(scan), log_probs, scan.context.config.label_flow)
+
+
+def refit_label_flow(scan: Scan, folder: Path, progress: Done) -> None:
+    """Write what a refitted probe flags and excludes."""
+    first, context = first_label_flow(scan), scan.context
+    embeddings = context.array("read", "embeddings.npy")
+    flow = refitted_label_flow(
+        embeddings, label_view(scan), first, context.config.label_flow, context.seed("labels")
+    )
+    for name, values in flow._asdict().items():
+        write_array(folder / f"{name}.npy", values)
+    if too_few_to_refit(scan.data.labels, first):
+        write_notes(
+            folder, ["the linear probe was not fitted again: a suspected target class keeps too few samples"]
+        )
+
+
+def reconstruct_triggers(scan: Scan, folder: Path, progress: Done) -> None:
+    """Write the triggers that the flagged samples share."""
+    seed = scan.context.seed(Stream.TRIGGER_INVERSION)
+    write_triggers(invert_triggers(scan.data, scan.partition, scan.guide, seed), folder)
+
+
+def status_columns(partition: Partition) -> dict[str, Any]:
+    """Return the columns that say what becomes of each sample."""
+    names = [STATES[State(state)] for state in partition.state]
+    return {"status": [name.status for name in names], "reason": [name.reason for name in names]}
+
+
+def write_samples(scan: Scan, folder: Path, progress: Done) -> None:
+    """Write samples.parquet: one row a sample, the most suspicious ranked 1."""
+    data, partition = scan.data, scan.partition
+    names = np.array(data.class_names, dtype=object)
+    # Ties go by name and not by row, so that a shuffled data set gives the same list.
+    order = np.lexsort((np.array(data.ids, dtype=object).astype(str), -partition.suspicion))
+    rank = np.empty(len(data), dtype=np.int64)
+    rank[order] = np.arange(1, len(data) + 1)
+    columns = {
+        "id": data.ids,
+        "label": data.labels,
+        "label_name": names[data.labels],
+        "guide_label_name": names[scan.guide.logits.argmax(1)],
+        **scan.columns,
+        "suspicion_score": partition.suspicion,
+        "rank": rank,
+        **status_columns(partition),
+        "trigger": partition.trigger + 1,
+    }
+    write_table(folder / "samples.parquet", columns)
+
+
+def train_classifier(given: Training, folder: Path, progress: Done) -> None:
+    """Write a classifier trained from scratch."""
+    data, recipe = given.scan.data, given.recipe
+    model = build(given.spec, given.seed.child("init"))
+    counter = EpochProgress(recipe.epochs, progress)
+    loss, rows = cross_entropy(data.labels), np.flatnonzero(given.rows)
+    checkpoint = resume_folder(folder) / "checkpoint.safetensors"
+    history = fit(model, data.images, rows, loss, recipe, given.seed.child("fit"), counter, checkpoint)
+    _keep(folder, model, given.spec, history)
+
+
+def separate_features(given: Repair, folder: Path, progress: Done) -> None:
+    """Write the partition as the victim's features judge it."""
+    scan, context = given.scan, given.scan.context
+    features = partial(activations, given.victim, scan.data.images)
+    seed, config = context.seed(Stream.FEATURE_SEPARATION), context.config.feature_separation
+    partition = separated_by_features(scan.partition, scan.data.labels, features, config, seed)
+    write_array(folder / "state.npy", partition.state)
+    write_array(folder / "clean_share.npy", partition.clean_share)
+    rows = np.flatnonzero(np.isin(scan.data.labels, partition.quarantined) & ~partition.has(State.HELD_OUT))
+    columns = {
+        "id": [scan.data.ids[row] for row in rows],
+        "label": scan.data.labels[rows],
+        "label_name": [scan.data.class_names[label] for label in scan.data.labels[rows]],
+        **status_columns(replace(partition, state=partition.state[rows])),
+    }
+    write_table(folder / FEATURES_FILE, columns)
+
+
+def unlearn_flagged(given: Repair, folder: Path, progress: Done) -> None:
+    """Write the repaired model."""
+    scan, context = given.scan, given.scan.context
+    checkpoint = resume_folder(folder) / "checkpoint.safetensors"
+
+    def on_disk(count: int, pieces: Iterator[Images]) -> Images:
+        file = checkpoint.with_name("images.npy")
+        write_pieces(file, (count, *scan.data.images.shape[1:]), np.dtype(np.uint8), pieces)
+        return read_array(file, mmap=True)
+
+    config, seed = context.config.unlearning, context.seed(Stream.UNLEARNING)
+    counter = EpochProgress(config.recipe.epochs, progress)
+    data, partition, guide = scan.data, scan.partition, scan.guide
+    if scan.triggers and config.augment > 0:
+        copies = seed.child("copies")
+        data, partition, guide = trigger_augmented(
+            data, partition, guide, scan.triggers, config.augment, copies, on_disk
+        )
+    model = copy.deepcopy(given.victim)
+    history = unlearn(model, data, partition, guide, config, seed, on_epoch=counter, checkpoint=checkpoint)
+    _keep(folder, model, given.spec, history)
+
+
+def _keep(folder: Path, model: Normalized, spec: ModelSpec, history: History) -> None:
+    check_sound(model, spec)
+    save(model, spec, folder / "model.safetensors")
+    write_table(folder / "history.parquet", {key: np.array(v) for key, v in history.columns.items()})

@@ -1,0 +1,104 @@
+"""What is made of a scan: a victim, its repair, or a model without the flagged samples."""
+
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from clipguard.errors import ClipguardError
+from clipguard.models.spec import ModelSpec, Normalized
+from clipguard.pipeline.computing import FEATURES_FILE, Repair, Training
+from clipguard.pipeline.config import DefenseConfig
+from clipguard.pipeline.scan import Scan
+from clipguard.pipeline.scanning import at_size, with_triggers
+from clipguard.pipeline.stages import (
+    FEATURE_SEPARATION,
+    MODEL_IMAGES,
+    MODEL_TRIGGER_INVERSION,
+    UNLEARNING,
+)
+from clipguard.runs import FinishedStage, Stage, read_array, read_image_set
+from clipguard.seeds import Seed, Stream
+from clipguard.types import State
+
+HELD_OUT: Final = 0.05
+"""Share of the data that the training of a victim here leaves out."""
+
+
+def held_out_rows(labels: Int64[np.ndarray, "n"], seed: Seed) -> Bool[np.ndarray, "n"]:
+    """Return the random twentieth that a victim is not trained on, so that its accuracy can be measured.
+
+    A class that would lose more than half of its samples is so small that it loses none.
+    """
+    n = len(labels)
+    mask = np.zeros(n, dtype=bool)
+    mask[seed.numpy().choice(n, round(HELD_OUT * n), replace=False)] = True
+    counts = np.bincount(labels)
+    most = 2 * np.bincount(labels[mask], minlength=len(counts)) > counts
+    mask &= ~most[labels]
+    return mask
+
+
+def with_held_out(scan: Scan) -> Scan:
+    """Return the scan with a random twentieth held out: no training, and no repair, learns from it."""
+    held_out = held_out_rows(scan.data.labels, scan.context.seed(Stream.HELD_OUT))
+    return replace(scan, partition=scan.partition.moved(held_out, State.HELD_OUT))
+
+
+def for_model(scan: Scan, size: tuple[int, int]) -> Scan:
+    """Return the scan with images and triggers at the input size of a model."""
+    if scan.data.images.shape[1:3] == size:
+        return scan
+    data = read_image_set(scan.context.finished["read"].path)
+    data, key = at_size(scan.context, data, size, MODEL_IMAGES)
+    return with_triggers(replace(scan, data=data, images_key=key), MODEL_TRIGGER_INVERSION)
+
+
+def spec_to_train(
+    config: DefenseConfig, num_classes: int, size: tuple[int, int], like: ModelSpec | None
+) -> ModelSpec:
+    """Return how a classifier that is trained here is built; it normalises as the given model `like` does."""
+    spec = ModelSpec(architecture=config.architecture, num_classes=num_classes, input_size=size)
+    return spec if like is None else replace(spec, mean=like.mean, std=like.std)
+
+
+def train(scan: Scan, rows: Bool[np.ndarray, "n"], spec: ModelSpec, stage: Stage[Any]) -> FinishedStage:
+    """Return the stage of a classifier trained from scratch on the samples of `rows`.
+
+    Raises:
+        ClipguardError: a class would lose all its samples.
+    """
+    data, config = scan.data, scan.context.config
+    counts = np.bincount(data.labels[rows], minlength=scan.num_classes)
+    present = np.bincount(data.labels, minlength=scan.num_classes) > 0
+    if lost := [data.class_names[i] for i in np.flatnonzero((counts == 0) & present)]:
+        raise ClipguardError(f"class {lost[0]!r} has no sample left to train on: too few are clean")
+    seed = scan.context.seed(_STREAMS[stage.name])
+    given = Training(scan=scan, rows=rows, spec=spec, recipe=config.victim, seed=seed)
+    return scan.context.finish(stage, given)
+
+
+_STREAMS: Final = {"victim": "victim", "retraining": "retrain"}
+
+
+def repair(scan: Scan, victim: Normalized, spec: ModelSpec, origin: str) -> FinishedStage:
+    """Return the stage of the victim (whose key or content hash is `origin`) after unlearning."""
+    given = Repair(scan=scan, victim=victim, spec=spec, origin=origin)
+    return scan.context.finish(UNLEARNING, _by_features(given))
+
+
+def _by_features(given: Repair) -> Repair:
+    """Return the repair with the partition as the victim's features judge it, where labels are flagged.
+
+    It publishes what became of every sample of the quarantined classes.
+    """
+    scan, context = given.scan, given.scan.context
+    if not len(scan.partition.soft_rows) or not context.config.feature_separation.rounds:
+        return given
+    folder = context.finish(FEATURE_SEPARATION, given).path
+    context.run.publish(folder / FEATURES_FILE, FEATURES_FILE)
+    state, clean_share = (read_array(folder / f"{name}.npy") for name in ("state", "clean_share"))
+    return replace(
+        given, scan=replace(scan, partition=replace(scan.partition, state=state, clean_share=clean_share))
+    )

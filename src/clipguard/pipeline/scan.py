@@ -1,0 +1,129 @@
+"""A scan as far as it has come, and how its stages are run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Shaped
+
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.data import ImageSource
+from clipguard.data.decode import Sizes
+from clipguard.pipeline.config import DefenseConfig
+from clipguard.runs import FinishedStage, RunFolder, Stage, read_array, read_json, write_json
+from clipguard.seeds import Seed
+from clipguard.types import AffineTrigger, EntropyMap, ImageSet, Partition, Progress, Scores
+
+LARGEST_THUMBNAIL: Final = 64
+"""Pixels a side at which the small nets see larger images, unless a size is given."""
+
+NOTES: Final = "notes.json"
+"""What a stage could not do as it should, one sentence each: they become warnings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What all stages of a run share.
+
+    Attributes:
+        run: where stages are kept.
+        source: the untrusted data set.
+        sizes: of its images.
+        guide: who reads the labels.
+        config: all settings.
+        progress: told as work goes on.
+        finished: the finished stages by name, in their order.
+    """
+
+    run: RunFolder
+    source: ImageSource
+    sizes: Sizes
+    guide: ClipGuide
+    config: DefenseConfig
+    progress: Progress
+    finished: dict[str, FinishedStage] = field(default_factory=dict)
+
+    @property
+    def thumbnail_size(self) -> tuple[int, int]:
+        """The commonest image size, shrunk to at most `LARGEST_THUMBNAIL` a side."""
+        h, w = self.sizes.common
+        shrink = min(1.0, LARGEST_THUMBNAIL / max(h, w))
+        return max(8, round(h * shrink)), max(8, round(w * shrink))
+
+    def finish(self, stage: Stage[Any], given: Any) -> FinishedStage:
+        """Return the finished stage, computed now unless the run folder has it."""
+        self.finished[stage.name] = finished = stage.run(self.run, given, self.progress)
+        return finished
+
+    def key(self, *names: str) -> list[str]:
+        """Return the keys of finished stages."""
+        return [self.finished[name].key for name in names]
+
+    def array(self, stage: str, file: str, *, mmap: bool = False) -> Shaped[np.ndarray, "..."]:
+        """Return an array that a finished stage holds."""
+        return read_array(self.finished[stage].path / file, mmap=mmap)
+
+    def seed(self, stream: str) -> Seed:
+        """Return the random stream of a stage."""
+        return Seed(self.config.seed).child(stream)
+
+    def notes(self) -> list[str]:
+        """Return what the finished stages could not do as they should."""
+        files = (stage.path / NOTES for stage in self.finished.values())
+        return [note for file in files if file.exists() for note in read_json(file)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What is known of a data set: every signal returns one that knows more.
+
+    Attributes:
+        context: what all stages share.
+        data: the readable images at the size at which the small nets see them.
+        images_key: of the stage that holds them.
+        guide: the guide's scores.
+        entropy: both losses of every label, and their ranks.
+        partition: what becomes of every sample.
+        columns: further columns of samples.parquet.
+        triggers: the reconstructed ones.
+    """
+
+    context: Context
+    data: ImageSet
+    images_key: str
+    guide: Scores
+    entropy: EntropyMap
+    partition: Partition
+    columns: Mapping[str, Shaped[np.ndarray, "n"]]
+    triggers: tuple[AffineTrigger, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Return k."""
+        return len(self.data.class_names)
+
+
+class EpochProgress:
+    """Turns a kernel's epoch numbers, which start anew for each net of a stage, into progress."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None]) -> None:
+        self.total, self.done, self.progress = total, 0, progress
+        progress(0, total)
+
+    def __call__(self, _: int) -> None:
+        """Say that one more epoch is done."""
+        self.done += 1
+        self.progress(self.done, self.total)
+
+    def finish(self) -> None:
+        """Say that the stage is done, in fewer epochs than it might have taken."""
+        if self.done < self.total:
+            self.progress(self.total, self.total)
+
+
+def write_notes(folder: Path, notes: tuple[str, ...] | list[str]) -> None:
+    """Write what a stage could not do as it should, if anything."""
+    if notes:
+        write_json(folder / NOTES, list(notes))

@@ -1,0 +1,204 @@
+"""Every stage of a run, declared once: name, version, title, settings, inputs, and what computes it.
+
+Raise a stage's version with every change of its results: keys hold it, so that no old result is met.
+`clipguard.pipeline.scanning.SIGNALS` says in which order a scan runs them.
+"""
+
+from dataclasses import asdict, replace
+from typing import Any, Final
+
+from clipguard.detection.early_model import ResidualConfig
+from clipguard.pipeline import computing
+from clipguard.pipeline.computing import Repair, Resized, Training
+from clipguard.pipeline.scan import Context, Scan
+from clipguard.runs import Stage
+from clipguard.types import array_digest
+
+
+def _guide_key(scan: Scan) -> list[str]:
+    """Return what the guide's scores depend on, beside the embeddings."""
+    return [*scan.context.key("read"), scan.context.guide.fingerprint, *scan.data.class_names]
+
+
+READ: Final = Stage[Context](
+    name="read",
+    version=1,
+    title="read the images and ask the guide",
+    config=lambda context: {"size": context.thumbnail_size, "limits": asdict(context.source.limits)},
+    # Other heads, activation functions or crops beside the same weights give other embeddings.
+    inputs=lambda context: [
+        context.source.fingerprint,
+        context.guide.clip.fingerprint,
+        context.guide.clip.reading,
+    ],
+    compute=computing.read,
+)
+
+
+VIEW: Final = Stage[Resized](
+    name="view",
+    version=1,
+    title="read the images at another size",
+    config=lambda given: {"size": given.size},
+    inputs=lambda given: given.context.key("read"),
+    compute=computing.resize,
+)
+
+MODEL_IMAGES: Final = replace(VIEW, name="model_images")
+"""The same at the input size of a given model."""
+
+
+EARLY_MODEL: Final = Stage[Scan](
+    name="early_model",
+    version=1,
+    title="train the early-training model",
+    config=lambda scan: {"net": asdict(scan.context.config.early_model), "seed": scan.context.config.seed},
+    # Only a residual model learns from the guide's scores.
+    inputs=lambda scan: [
+        scan.images_key,
+        *(_guide_key(scan) if isinstance(scan.context.config.early_model, ResidualConfig) else ()),
+    ],
+    compute=computing.train_early_model,
+)
+
+
+TRIGGER_DETECTOR: Final = Stage[Scan](
+    name="trigger_detector",
+    version=1,
+    title="look for a trigger",
+    config=lambda scan: {
+        "detector": asdict(scan.context.config.trigger_detector),
+        "seed": scan.context.config.seed,
+    },
+    inputs=lambda scan: [scan.images_key, *scan.context.key("read"), scan.partition.fingerprint],
+    compute=computing.detect_triggers,
+)
+
+
+LABEL_FLOW: Final = Stage[Scan](
+    name="label_flow",
+    version=1,
+    title="compare labels with a linear probe",
+    config=lambda scan: {"seed": scan.context.config.seed},
+    inputs=lambda scan: scan.context.key("read"),
+    compute=computing.follow_labels,
+)
+
+
+LABEL_FLOW_REFIT: Final = Stage[Scan](
+    name="label_flow_refit",
+    version=1,
+    title="compare labels with a probe that has not learnt the flagged ones",
+    config=lambda scan: asdict(scan.context.config.label_flow),
+    inputs=lambda scan: [
+        *scan.context.key("label_flow"),
+        *_guide_key(scan),
+        scan.partition.fingerprint,
+    ],
+    compute=computing.refit_label_flow,
+)
+
+
+TRIGGER_INVERSION: Final = Stage[Scan](
+    name="trigger_inversion",
+    version=1,
+    title="reconstruct the trigger",
+    config=lambda scan: {"seed": scan.context.config.seed},
+    inputs=lambda scan: [scan.images_key, *_guide_key(scan), scan.partition.fingerprint],
+    compute=computing.reconstruct_triggers,
+)
+
+MODEL_TRIGGER_INVERSION: Final = replace(TRIGGER_INVERSION, name="model_trigger_inversion")
+"""The same at the input size of a given model."""
+
+
+SAMPLES: Final = Stage[Scan](
+    name="samples",
+    version=1,
+    title="write the table of samples",
+    config=lambda scan: {"columns": sorted(scan.columns)},
+    inputs=lambda scan: [
+        scan.images_key,
+        *_guide_key(scan),
+        scan.partition.fingerprint,
+        *(scan.context.finished[name].key for name in ("early_model", "trigger_detector")),
+    ],
+    compute=computing.write_samples,
+)
+
+
+VICTIM: Final = Stage[Training](
+    name="victim",
+    version=1,
+    title="train the model",
+    config=lambda given: {
+        "spec": asdict(given.spec),
+        "recipe": asdict(given.recipe),
+        "seed": given.scan.context.config.seed,
+    },
+    inputs=lambda given: [given.scan.images_key, array_digest(given.rows)],
+    compute=computing.train_classifier,
+)
+
+RETRAINING: Final = replace(
+    VICTIM,
+    name="retraining",
+    title="train anew without the flagged samples",
+)
+
+
+FEATURE_SEPARATION: Final = Stage[Repair](
+    name="feature_separation",
+    version=1,
+    title="judge labels by the model's features",
+    config=lambda given: {
+        "separation": asdict(given.scan.context.config.feature_separation),
+        "spec": asdict(given.spec),
+        "seed": given.scan.context.config.seed,
+    },
+    inputs=lambda given: [given.scan.images_key, given.scan.partition.fingerprint, given.origin],
+    compute=computing.separate_features,
+)
+
+
+UNLEARNING: Final = Stage[Repair](
+    name="unlearning",
+    version=1,
+    title="unlearn the flagged samples",
+    config=lambda given: {
+        "unlearning": asdict(given.scan.context.config.unlearning),
+        "spec": asdict(given.spec),
+        "seed": given.scan.context.config.seed,
+    },
+    inputs=lambda given: [
+        given.scan.images_key,
+        *_guide_key(given.scan),
+        given.scan.partition.fingerprint,
+        *(f"{one.label} {array_digest(one.scale, one.shift)}" for one in given.scan.triggers),
+        given.origin,
+    ],
+    compute=computing.unlearn_flagged,
+)
+
+
+STAGES: Final[tuple[Stage[Any], ...]] = (
+    READ,
+    VIEW,
+    EARLY_MODEL,
+    TRIGGER_DETECTOR,
+    LABEL_FLOW,
+    LABEL_FLOW_REFIT,
+    TRIGGER_INVERSION,
+    SAMPLES,
+    VICTIM,
+    MODEL_IMAGES,
+    MODEL_TRIGGER_INVERSION,
+    FEATURE_SEPARATION,
+    UNLEARNING,
+    RETRAINING,
+)
+
+
+def versions() -> dict[str, int]:
+    """Return the version of every stage's code, for the keys of what is built on them."""
+    return {stage.name: stage.version for stage in STAGES}

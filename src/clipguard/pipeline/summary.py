@@ -1,0 +1,168 @@
+"""What a run says of itself: verdict, warnings, rates without a test set, and summary.json."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from clipguard import __version__
+from clipguard.compute.inference import classifier_logits
+from clipguard.detection.entropy_map import classes_with_few_clean
+from clipguard.pipeline.scan import Scan
+from clipguard.pipeline.stages import STAGES
+from clipguard.runs import read_json, write_json
+from clipguard.runs.summary import (
+    SUMMARY,
+    DataSummary,
+    GuideSummary,
+    Rates,
+    RunSummary,
+    StageSummary,
+    Verdict,
+    plain,
+)
+from clipguard.types import State
+
+if TYPE_CHECKING:
+    from clipguard.pipeline.defender import Defender
+
+CERTAIN_SHARE: Final = 0.002
+"""Flagged share below which nothing is called above chance."""
+
+SMALL_TRIGGER: Final = 1.5
+"""Ratio of image size to seen size from which small triggers leave no trace."""
+
+
+def verdict(scan: Scan) -> Verdict:
+    """Return the verdict as far as it is built: always undecided, with the reasons in plain words."""
+    flagged, n = int(scan.partition.has(State.TRIGGER).sum()), len(scan.data)
+    by_label = scan.partition.has(State.LABEL)
+    reasons = [f"{flagged} of {n} samples ({flagged / n:.1%}) share a pattern that the others lack"]
+    if flagged < CERTAIN_SHARE * n and not by_label.any():
+        reasons = [f"nothing above chance: {flagged} of {n} samples share a pattern that the others lack"]
+    if by_label.any():
+        names = sorted({scan.data.class_names[label] for label in scan.data.labels[by_label]})
+        reasons.append(
+            f"{int(by_label.sum())} labels without such a pattern are flagged: class {', '.join(names[:3])} "
+            "receives significantly more improbable labels than it loses"
+        )
+    agreement, chance = _agreement(scan), 1 / scan.num_classes
+    if agreement < 2 * chance:
+        reasons.append(
+            f"the guide agrees with only {agreement:.1%} of the labels, near chance ({chance:.1%})"
+        )
+    reasons.append("a verdict with error control is not built yet")
+    return Verdict(answer="undecided", reasons=reasons)
+
+
+def _agreement(scan: Scan) -> float:
+    return float(np.mean(scan.guide.logits.argmax(1) == scan.data.labels))
+
+
+def few_clean(scan: Scan) -> tuple[str, ...]:
+    """Return the names of classes with too few clean samples to trust what is learnt of them."""
+    return classes_with_few_clean(scan.partition.clean, scan.data.labels, scan.data.class_names)
+
+
+def warnings_of(scan: Scan) -> list[str]:
+    """Return what a user should know of a scan, one sentence each."""
+    context, guide = scan.context, scan.context.guide
+    warnings = [*guide.warnings_for(context.source.class_names), *_data_warnings(scan), *context.notes()]
+    if guide.weights_verified_by is None:
+        warnings.append(
+            f"the weights of guide {guide.name} are not known to clipguard: compare their sha256 "
+            f"{guide.clip.fingerprint} with one from somebody you trust"
+        )
+    return warnings
+
+
+def _data_warnings(scan: Scan) -> list[str]:
+    out, source = [], scan.context.source
+    if empty := source.empty_classes:
+        out.append(f"{len(empty)} classes have no image: {', '.join(empty[:5])}")
+    largest, view = scan.context.sizes.largest, scan.data.images.shape[1:3]
+    if max(largest) > SMALL_TRIGGER * max(view):
+        lost = -(-max(largest) // max(view))
+        out.append(
+            f"images of up to {largest[0]} x {largest[1]} are read at {view[0]} x {view[1]}: a trigger of "
+            f"under {lost} pixels a side leaves no trace there; raise --size to look for it"
+        )
+    if few := few_clean(scan):
+        out.append(f"{len(few)} classes have too few clean samples to trust: {', '.join(few[:5])}")
+    if unreadable := _unreadable(scan):
+        out.append(
+            f"{len(unreadable)} images could not be read and were skipped, first {unreadable[0]['id']!r} "
+            f"({unreadable[0]['reason']}); unreadable.json in the run folder lists them all"
+        )
+    return out
+
+
+def _unreadable(scan: Scan) -> list[dict[str, str]]:
+    listed: list[dict[str, str]] = read_json(scan.context.finished["read"].path / "unreadable.json")
+    return listed
+
+
+def own_rates(defender: "Defender") -> tuple[Rates, Rates]:
+    """Return accuracies before and after without a test set, with what they were measured on.
+
+    A victim trained here is measured on the held-out samples that the scan calls clean. A given model was
+    trained on all of the data: its accuracy on the clean samples is labelled as seen in training.
+    """
+    scan = defender.trained_on_
+    held_out = scan.partition.has(State.HELD_OUT)
+    where = defender.partition_.clean & (held_out if held_out.any() else True)
+    rows = np.flatnonzero(where)
+    if not len(rows):
+        nothing = Rates(measured_on="nothing: no clean sample")
+        return nothing, nothing
+    words = "held-out samples" if held_out.any() else "seen in training"
+    rates = []
+    for model in (defender.before_, defender.model_):
+        right = classifier_logits(model, scan.data.images[rows]).argmax(1) == scan.data.labels[rows]
+        rates.append(Rates(accuracy=float(right.mean()), measured_on=words, n=len(rows)))
+    return rates[0], rates[1]
+
+
+def write_summary(
+    defender: "Defender",
+    command: str,
+    *,
+    files: Mapping[str, str],
+    before: Rates | None = None,
+    after: Rates | None = None,
+    detection: dict[str, Any] | None = None,
+) -> RunSummary:
+    """Return the run's summary, now published in summary.json."""
+    scan, run = defender.scan_, defender.scan_.context.run
+    titles = {stage.name: stage.title for stage in STAGES}
+    summary = RunSummary(
+        command=command,
+        version=__version__,
+        seed=run.manifest["seed"],
+        threads=run.manifest["threads"],
+        run_dir=str(run.path),
+        verdict=defender.verdict_,
+        data=DataSummary(
+            location=run.manifest["source"]["location"],
+            n=len(scan.data),
+            classes=list(scan.data.class_names),
+            empty_classes=list(scan.context.source.empty_classes),
+            unreadable=len(_unreadable(scan)),
+            size=scan.data.images.shape[1:3],
+        ),
+        guide=GuideSummary(name=scan.guide.source, scale=scan.guide.scale, agreement=_agreement(scan)),
+        partition=scan.partition.counts,
+        few_clean=list(few_clean(scan)),
+        stages={
+            name: StageSummary(title=titles[name], seconds=round(stage.seconds, 2))
+            for name, stage in defender.stages_.items()
+        },
+        warnings=defender.warnings_,
+        files=dict(files),
+        before=before,
+        after=after,
+        detection=detection,
+    )
+    with run.publishing(SUMMARY) as path:
+        write_json(path, plain(summary))
+    return summary
