@@ -1,6 +1,6 @@
-# make demo   install (once) and run the main job offline on the embedded guide
+# make demo   install (once) and run a whole defence offline, on the embedded guide
 # make test   install (once), then format check, lint, types, layers and tests
-# make coverage, make mutants   how well the tests look: branch coverage, and faults planted in the maths
+# make coverage, make mutants   how good the tests are: branch coverage, and faults put into the maths
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
@@ -14,13 +14,13 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constra
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo     install into $(VENV) once, poison digits, scan, cure, write a report'
+	@echo 'make demo     install into $(VENV) once, poison digits, scan, unlearn, write a report'
 	@echo 'make test     install into $(VENV) once, then everything that CI runs'
 	@echo 'make lint     format check, ruff, mypy and import-linter only'
-	@echo 'make coverage branch coverage of what meets hostile input and faults: sources, decode, custody, store'
-	@echo 'make mutants  plant faults in entropy.py, one at a time, and count those that no test sees'
+	@echo 'make coverage branch coverage of what meets hostile input and faults: data and runs'
+	@echo 'make mutants  put faults into the entropy map, one at a time, and count those that no test sees'
 	@echo 'make torture  kill a small defence at random moments and compare what it wrote to the byte'
-	@echo 'make format   rewrite the sources in the house format'
+	@echo 'make format   format the sources and fix what ruff can fix'
 	@echo 'make clean    remove $(VENV) and caches; runs/ stays'
 	@echo 'Another interpreter: make demo PYTHON=python3.12'
 
