@@ -4,7 +4,8 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from clipguard.defenses.own import Clipguard, Finetune, NoDefense, Retrain
+from clipguard.defenses.clipguard import Clipguard
+from clipguard.defenses.controls import Finetune, NoDefense, Retrain
 from clipguard.defenses.protocol import Case, Defense, Repaired
 from clipguard.errors import ClipguardError, first_line
 

@@ -10,6 +10,7 @@ from clipguard.compute.training import Recipe
 from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.types import EntropyMap, ImageSet, Partition, Progress
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """What a defender has: an untrusted set, a model trained on it, and a guide.

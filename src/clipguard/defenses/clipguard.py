@@ -1,0 +1,58 @@
+"""The product as a defence."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+
+from clipguard.data import ImageSource
+from clipguard.defenses.protocol import Case, Repaired
+from clipguard.pipeline.computing import FEATURES_FILE
+from clipguard.pipeline.config import DefenseConfig
+from clipguard.pipeline.defender import Defender
+from clipguard.runs import read_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clipguard:
+    """Scan and guided unlearning, as `clipguard defend` does them; the seed of `config` is the case's."""
+
+    config: DefenseConfig = field(default_factory=DefenseConfig)
+
+    def defend(self, case: Case) -> Repaired:
+        """Return the repaired model, the partition and the seconds of each stage."""
+        defender = fitted(case, self.config)
+        return Repaired(
+            model=defender.model_,
+            seconds={name: stage.seconds for name, stage in defender.stages_.items()},
+            entropy_map=defender.scan_.entropy,
+            partition=defender.partition_,
+            notes={"flagged": int(defender.partition_.flagged.sum()), **_by_features(defender)},
+        )
+
+
+def unfitted(case: Case, config: DefenseConfig) -> tuple[Defender, ImageSource]:
+    """Return a defender and its source; every row of the case with these settings shares its stages."""
+    config = replace(config, seed=case.seed)
+    source = ImageSource.open((case.data.images, case.data.labels), classes=case.data.class_names)
+    run = case.run_dir / f"clipguard-{_digest(config)}"
+    return Defender(case.guide, run, config=config, progress=case.progress), source
+
+
+def fitted(case: Case, config: DefenseConfig) -> Defender:
+    """Return the fitted defender."""
+    defender, source = unfitted(case, config)
+    return defender.fit(source, model=case.victim, spec=case.spec)
+
+
+def _digest(config: DefenseConfig) -> str:
+    """Return a short name of the settings: two of them in one run folder would replace each other's stages."""
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _by_features(defender: Defender) -> dict[str, int]:
+    """Return how many samples of quarantined classes the victim's features flag and trust."""
+    stage = defender.stages_.get("feature_separation")
+    if stage is None:
+        return {}
+    status = read_table(stage.path / FEATURES_FILE)["status"]
+    return {f"{name}_by_features": int((status == name).sum()) for name in ("flagged", "trusted")}
