@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from hostile.case import Case
 from hostile.catalogue import cases, executed, run
-from store_blows import Blow, full_disks, kills
+from run_folder_kills import Blow, full_disks, kills
 
 SECONDS = 180
 ROOT = Path(__file__).parents[1]

@@ -39,8 +39,8 @@ class Counted:
         (folder / "out.txt").write_text(self.text)
 
 
-def run_stage(run: RunFolder, compute, name: str = "suspect", config: dict | None = None, inputs=("f1",)):
-    return run.stage(name, config=config or {"epochs": 5}, inputs=inputs, compute=compute)
+def run_stage(run: RunFolder, compute, name: str = "early_model", config: dict | None = None, inputs=("f1",)):
+    return run.stage(name, version=1, config=config or {"epochs": 5}, inputs=inputs, compute=compute)
 
 
 # ---- the cache of stages
@@ -67,7 +67,35 @@ def test_a_changed_setting_or_input_computes_again_and_replaces_the_older_stage(
     assert not second.cached
     assert second.key != first.key
     assert (second.path / "out.txt").read_text() == "new"
-    assert [entry.name for entry in (tmp_path / "run/stages").iterdir()] == ["suspect"]
+    assert [entry.name for entry in (tmp_path / "run/stages").iterdir()] == ["early_model"]
+
+
+def test_another_version_of_the_code_or_another_thread_count_computes_again(tmp_path):
+    path = tmp_path / "run"
+    first = run_stage(open_run(path), Counted("old"))
+    newer = open_run(path).stage(
+        "early_model", version=2, config={"epochs": 5}, inputs=("f1",), compute=Counted("new")
+    )
+    assert (newer.cached, newer.key != first.key) == (False, True)
+    assert (newer.path / "out.txt").read_text() == "new"
+    threaded = RunFolder.open(path, source(), {"epochs": 5}, seed=0, threads=2)
+    other = threaded.stage(
+        "early_model", version=2, config={"epochs": 5}, inputs=("f1",), compute=Counted("two")
+    )
+    assert (other.cached, other.key != newer.key) == (False, True)
+    assert read_json(path / "manifest.json")["threads"] == 2
+    assert read_json(other.path / "manifest.json")["version"] == 2
+
+
+def test_a_run_folder_of_another_format_is_refused_in_one_line_and_left_as_it_is(tmp_path):
+    run_stage(open_run(tmp_path / "run"), Counted())
+    manifest = read_json(tmp_path / "run/manifest.json")
+    write_json(tmp_path / "run/manifest.json", manifest | {"format": 1})
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for attempt in (open_run, RunFolder.read):
+        with pytest.raises(ClipguardError, match=r"^run folder .* another version of clipguard: use a new one$"):
+            attempt(tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
 def test_the_order_of_settings_does_not_matter_but_the_name_of_the_stage_does(tmp_path):
@@ -122,7 +150,7 @@ KILLED = """
         (folder / "shard1.txt.part").write_text("to")
         os.kill(os.getpid(), signal.SIGKILL)
     run = RunFolder.open(Path(sys.argv[1]), source, {"epochs": 5}, seed=0)
-    run.stage("suspect", config={"epochs": 5}, inputs=["f1"], compute=compute)
+    run.stage("early_model", version=1, config={"epochs": 5}, inputs=["f1"], compute=compute)
 """
 
 
@@ -130,7 +158,7 @@ def test_a_stage_killed_half_way_is_never_read_and_resumes_from_its_shards(tmp_p
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "run")], check=False)
     assert done.returncode == -signal.SIGKILL
     run = open_run(tmp_path / "run")
-    assert run.finished("suspect") is None
+    assert run.finished("early_model") is None
     found = []
 
     def resume(folder: Path) -> None:
@@ -142,7 +170,7 @@ def test_a_stage_killed_half_way_is_never_read_and_resumes_from_its_shards(tmp_p
     assert sorted(read_json(stage.path / "manifest.json")["files"]) == ["shard0.txt", "shard1.txt"]
     assert (stage.path / "shard0.txt").read_text() == "by the killed process"
     assert stage.seconds >= 0.04  # the killed attempt counts, up to its last file
-    assert run.finished("suspect") is not None
+    assert run.finished("early_model") is not None
 
 
 def test_a_killed_stage_does_not_resume_under_other_settings_and_its_rest_is_swept(tmp_path):
@@ -154,13 +182,13 @@ def test_a_killed_stage_does_not_resume_under_other_settings_and_its_rest_is_swe
         config={"epochs": 6},
     )
     assert seen == [".started"]
-    assert [entry.name for entry in (tmp_path / "run/stages").iterdir()] == ["suspect"]
+    assert [entry.name for entry in (tmp_path / "run/stages").iterdir()] == ["early_model"]
 
 
 def test_a_kill_between_manifest_and_rename_loses_nothing(tmp_path):
     run = open_run(tmp_path / "run")
     stage = run_stage(run, Counted())
-    stage.path.rename(stage.path.with_name(f".suspect-{stage.key[:12]}.part"))
+    stage.path.rename(stage.path.with_name(f".early_model-{stage.key[:12]}.part"))
     compute = Counted()
     assert run_stage(run, compute).path == stage.path
     assert compute.calls == 0
@@ -259,7 +287,7 @@ def test_reading_needs_a_run_folder(tmp_path):
     with pytest.raises(ClipguardError, match="no run folder"):
         RunFolder.read(tmp_path)
     run_stage(open_run(tmp_path / "run"), Counted())
-    assert RunFolder.read(tmp_path / "run").finished("suspect").key
+    assert RunFolder.read(tmp_path / "run").finished("early_model").key
 
 
 def test_reopening_keeps_the_date_and_records_the_new_settings(tmp_path):
@@ -282,7 +310,7 @@ LOCKED = """
     source = SourceInfo(kind="folder", location="./images", fingerprint="f1", n=3, class_names=("cat", "dog"))
     run = RunFolder.open(Path(sys.argv[1]), source, {"epochs": 5}, seed=0)
     try:
-        run.stage("guide", config={}, inputs=[], compute=lambda folder: None)
+        run.stage("guide", version=1, config={}, inputs=[], compute=lambda folder: None)
     except ClipguardError as error:
         print(error)
 """
@@ -297,9 +325,9 @@ def test_two_processes_cannot_work_in_one_run_folder_but_two_objects_of_one_proc
     run_stage(run, Counted())
     second = open_run(tmp_path / "run")
     assert run_stage(second, Counted()).cached
-    run.close()
+    del run
     assert "in use by another process" in other_process()
-    second.close()
+    del second
     assert other_process() == ""
 
 

@@ -45,14 +45,16 @@ def work(path: Path) -> None:
         write_table(folder / "rows.parquet", {"id": ["a", "b"], "label": np.arange(2)})
 
     run = RunFolder.open(path, SOURCE, {}, seed=0)
-    first = run.stage("read", config={}, inputs=["f1"], compute=read)
+    first = run.stage("read", version=1, config={}, inputs=["f1"], compute=read)
     last = run.stage(
-        "late", config={}, inputs=[first.key], compute=lambda at: write_json(at / "out.json", [1, 2])
+        "late",
+        version=1,
+        config={},
+        inputs=[first.key], compute=lambda at: write_json(at / "out.json", [1, 2])
     )
     run.publish(last.path / "out.json", "out.json")
     with run.publishing("summary.json") as to:
         write_json(to, {"all": "well"})
-    run.close()
 
 
 def settled(path: Path) -> dict[str, bytes]:
