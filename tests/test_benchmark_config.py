@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from clipguard.defenses.own import Clipguard, Retrain
 
 from clipguard.compute.training import Recipe
-from clipguard.defenses.own import Clipguard, Retrain
 from clipguard.errors import ClipguardError
 from clipguard.lab.benchmark.cells import cell_name
 from clipguard.lab.benchmark.config import (

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clipguard.defenses.own import Clipguard, Finetune, NoDefense, Retrain
 
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.classifiers import ClassifierConfig, trained
 from clipguard.compute.training import Recipe
 from clipguard.defenses import DEFENSES, Case, Defense, Repaired, defense_factory, foreign_defense
-from clipguard.defenses.own import Clipguard, Finetune, NoDefense, Retrain
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.seeds import Seed

@@ -120,7 +120,7 @@ class Split:
 
 
 class State(IntEnum):
-    """What becomes of a sample; `STATES` says how each state is told."""
+    """What becomes of a sample; `STATES` says how each state is named."""
 
     CLEAN = 0
     """Learnt from."""
@@ -137,7 +137,7 @@ class State(IntEnum):
 
 
 class StateName(NamedTuple):
-    """How a state is told: in the columns `status` and `reason`, and in `RunSummary.partition`."""
+    """How a state is named: in the columns `status` and `reason`, and in `RunSummary.partition`."""
 
     status: str
     reason: str

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch.nn import functional as F
 
+from clipguard.compute.device import tensor
 from clipguard.compute.small_nets import SmallNetConfig, train_small_nets
 from clipguard.compute.training import EpochHook, LossFunction, cross_entropy
 from clipguard.errors import ClipguardError
@@ -78,10 +79,10 @@ def residual_loss(labels: Int64[np.ndarray, "n"], guide: Scores) -> LossFunction
     alone say how far the pixels give the label away by other means than their content. The guide holds at
     most `MOST_NATS` against a class.
     """
-    given = torch.from_numpy(labels)
+    given = tensor(labels)
     scaled = guide.scale * guide.logits.astype(np.float64)
     bounded = np.maximum(scaled - scaled.max(1, keepdims=True), -MOST_NATS).astype(np.float32)
-    offset = torch.from_numpy(bounded)
+    offset = tensor(bounded)
 
     def loss(logits: torch.Tensor, rows: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits + offset[rows].to(logits.device), given[rows].to(logits.device))

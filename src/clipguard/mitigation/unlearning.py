@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipguard.compute.device import tensor
 from clipguard.compute.inference import classifier_logits
 from clipguard.compute.training import LossFunction, Recipe, fit
 from clipguard.errors import ClipguardError
@@ -133,10 +134,10 @@ def _targets(data: ImageSet, partition: Partition, guide: Scores) -> _Targets:
     index[partition.soft_rows] = np.arange(len(partition.soft_rows))
     soft_labels = np.concatenate([partition.soft_labels, np.zeros((1, k), np.float32)])
     return _Targets(
-        labels=torch.from_numpy(data.labels),
-        guide=torch.from_numpy(guide.logits) * guide.scale,
-        soft_labels=torch.from_numpy(soft_labels),
-        soft_index=torch.from_numpy(index),
+        labels=tensor(data.labels),
+        guide=tensor(guide.logits) * guide.scale,
+        soft_labels=tensor(soft_labels),
+        soft_index=tensor(index),
     )
 
 
@@ -192,8 +193,8 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
         clean = admitted.note(epoch, confident)
         flagged = partition.flagged & ~clean
         weights = class_weights(clean, ~flagged & ~held_out, data.labels, partition.clean_share)
-        sets.clean, sets.flagged = torch.from_numpy(clean), torch.from_numpy(flagged)
-        sets.weight = torch.from_numpy(weights[data.labels].astype(np.float32))
+        sets.clean, sets.flagged = tensor(clean), tensor(flagged)
+        sets.weight = tensor(weights[data.labels].astype(np.float32))
         return np.flatnonzero(clean | flagged)
 
     loss = _unlearning_loss(sets, _targets(data, partition, guide), config)

@@ -1,4 +1,4 @@
-"""What computes each stage: given values in, files in the stage's folder out, progress told on the way."""
+"""What computes each stage: given values in, files in the stage's folder out."""
 
 import copy
 from collections.abc import Callable, Iterator

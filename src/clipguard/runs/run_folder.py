@@ -304,13 +304,13 @@ def _refuse_foreign(path: Path) -> None:
 
 @functools.cache
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("clipguard", "numpy", "torch", "open_clip_torch"):
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            versions[package] = None
+    return versions
 
 
 def _is_passing(error: ClipguardError) -> bool:

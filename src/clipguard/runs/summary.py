@@ -1,7 +1,8 @@
 """What a run says of itself: the one schema of summary.json, read by command line, page and exports."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -57,6 +58,29 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     robust_accuracy: float | None = None
     n: int | None = None
     attack_n: int | None = None
+
+
+class Metric(NamedTuple):
+    """A rate of `Rates`, as every table shows it; `better` is 1 where more is better, -1 where less is."""
+
+    name: str
+    title: str
+    meaning: str
+    better: Literal[1, -1]
+
+    def worst(self, values: Iterable[float]) -> float | None:
+        """Return the worst of some values; None without any."""
+        return min(values, default=None) if self.better > 0 else max(values, default=None)
+
+
+METRICS: Final = (
+    Metric("accuracy", "Accuracy", "ordinary images given their right class", 1),
+    Metric("attack_success", "Attack success", "images with the trigger sent to the attacker's class", -1),
+    Metric("robust_accuracy", "Robust accuracy", "images with the trigger given their true class", 1),
+    Metric("target_recall", "Recall of the target class", "ordinary images of that class recognised", 1),
+)
+"""The rates in the order of all tables. A further one is a field of `Rates`, a line here, and its computation
+in `clipguard.lab.evaluation`."""
 
 
 class StageSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

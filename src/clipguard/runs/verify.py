@@ -30,11 +30,11 @@ def compared(name: str, file: Path, entry: object) -> Checked:
     Raises:
         ClipguardError: it is there and cannot be read.
     """
-    wanted = entry if isinstance(entry, Mapping) else {}
+    recorded = entry if isinstance(entry, Mapping) else {}
     try:
-        found = file.stat()
-        regular = stat.S_ISREG(found.st_mode) and found.st_size == wanted.get("bytes")
-        same = regular and described(file) == dict(wanted)
+        status = file.stat()
+        regular = stat.S_ISREG(status.st_mode) and status.st_size == recorded.get("bytes")
+        same = regular and described(file) == dict(recorded)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a NUL in its name
         return Checked(path=name, status="missing")
     except OSError as error:
