@@ -50,7 +50,8 @@ def work(path: Path) -> None:
         "late",
         version=1,
         config={},
-        inputs=[first.key], compute=lambda at: write_json(at / "out.json", [1, 2])
+        inputs=[first.key],
+        compute=lambda at: write_json(at / "out.json", [1, 2]),
     )
     run.publish(last.path / "out.json", "out.json")
     with run.publishing("summary.json") as to:

@@ -93,7 +93,9 @@ def test_a_run_folder_of_another_format_is_refused_in_one_line_and_left_as_it_is
     write_json(tmp_path / "run/manifest.json", manifest | {"format": 1})
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     for attempt in (open_run, RunFolder.read):
-        with pytest.raises(ClipguardError, match=r"^run folder .* another version of clipguard: use a new one$"):
+        with pytest.raises(
+            ClipguardError, match=r"^run folder .* another version of clipguard: use a new one$"
+        ):
             attempt(tmp_path / "run")
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 

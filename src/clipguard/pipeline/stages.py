@@ -7,6 +7,8 @@ Raise a stage's version with every change of its results: keys hold it, so that 
 from dataclasses import asdict, replace
 from typing import Any, Final
 
+import numpy as np
+
 from clipguard.detection.early_model import ResidualConfig
 from clipguard.pipeline import computing
 from clipguard.pipeline.computing import Repair, Resized, Training
@@ -116,12 +118,12 @@ SAMPLES: Final = Stage[Scan](
     name="samples",
     version=1,
     title="write the table of samples",
-    config=lambda scan: {"columns": sorted(scan.columns)},
+    config=lambda scan: {"columns": list(scan.columns)},
     inputs=lambda scan: [
         scan.images_key,
         *_guide_key(scan),
         scan.partition.fingerprint,
-        *(scan.context.finished[name].key for name in ("early_model", "trigger_detector")),
+        *(array_digest(np.asarray(values)) for values in scan.columns.values()),
     ],
     compute=computing.write_samples,
 )
