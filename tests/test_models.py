@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from clipguard.errors import ClipguardError
-from clipguard.models.spec import ModelSpec, PreActResNet18, build, load, read_spec, save
+from clipguard.models.nets import PreActResNet18
+from clipguard.models.spec import ModelSpec, build, load, read_spec, save
 from clipguard.seeds import Seed
 
 SPEC = ModelSpec(architecture="preactresnet18-16", num_classes=3, input_size=(16, 16))

@@ -7,7 +7,8 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from scipy.special import softmax
 
 from clipguard.seeds import Seed
-from clipguard.types import AffineTrigger, Images, ImageSet, Scores, Split
+from clipguard.triggers.affine import AffineTrigger
+from clipguard.types import Images, ImageSet, Scores, Split
 
 FEWEST = 30
 """Flagged samples below which a median says too little."""

@@ -19,7 +19,8 @@ from clipguard.errors import ClipguardError
 from clipguard.models.spec import Normalized
 from clipguard.runs import read_array, write_array
 from clipguard.seeds import Seed
-from clipguard.types import AffineTrigger, History, Images, ImageSet, Scores, Split, image_set
+from clipguard.triggers.affine import AffineTrigger
+from clipguard.types import History, Images, ImageSet, Scores, Split, image_set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ def trigger_augmented(  # noqa: PLR0913  # what is copied, with what on it, how 
     rows = np.concatenate([*chosen, np.zeros(0, np.int64)])
     plain = (data.images[i : i + _PIECE] for i in range(0, len(data), _PIECE))
     stamped = (
-        trigger.put(data.images[some[i : i + _PIECE]])
+        trigger.apply(data.images[some[i : i + _PIECE]])
         for trigger, some in zip(triggers, chosen, strict=True)
         for i in range(0, len(some), _PIECE)
     )

@@ -22,15 +22,14 @@ from clipguard.pipeline.scanning import Scan
 from clipguard.runs import (
     Stage,
     read_array,
-    read_triggers,
     resume_folder,
     write_array,
     write_pieces,
     write_table,
-    write_triggers,
 )
 from clipguard.seeds import Seed
-from clipguard.types import AffineTrigger, History, Images, ImageSet, Scores, Split
+from clipguard.triggers.affine import AffineTrigger, read_triggers, write_triggers
+from clipguard.types import History, Images, ImageSet, Scores, Split
 
 FEATURES_FILE: Final = "planted.parquet"
 """What a victim's activations say of the labels of closed classes."""

@@ -15,7 +15,7 @@ from clipguard.lab.attacks.nets import Pixels, UNet, batches, chunked, descend, 
 from clipguard.lab.attacks.protocol import Progress, mapped_labels, planted
 from clipguard.lab.attacks.rows import check_target, highest
 from clipguard.lab.ground_truth import PoisonTruth
-from clipguard.models.spec import ShallowNet
+from clipguard.models.nets import ShallowNet
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet
 
