@@ -1,7 +1,6 @@
 """clip.loading: a guide's folder is looked at before open_clip builds what it says."""
 
 import json
-import logging
 
 import pytest
 
@@ -41,7 +40,7 @@ def test_a_sound_config_is_given_back(tmp_path):
     assert read_config("mine", tmp_path) == TINY
 
 
-def test_a_model_larger_than_its_weights_is_refused_and_logging_goes_on(tmp_path, caplog):
+def test_a_model_larger_than_its_weights_is_refused(tmp_path):
     from safetensors.torch import save_file
     from torch import zeros
 
@@ -49,5 +48,3 @@ def test_a_model_larger_than_its_weights_is_refused_and_logging_goes_on(tmp_path
     save_file({"w": zeros(3)}, tmp_path / WEIGHTS)
     with pytest.raises(ClipguardError, match=r"describes \d+ weights, .* holds 3"):
         check_weights("mine", f"local-dir:{tmp_path}", tmp_path / WEIGHTS)
-    logging.getLogger("anything").warning("still heard")
-    assert "still heard" in caplog.text

@@ -251,6 +251,6 @@ def test_the_same_weights_built_or_shown_otherwise_are_another_reading(part, tmp
     file.write_text(json.dumps(config))
     one, two = (ClipGuide(f"local-dir:{folder}") for folder in (here, tmp_path / "other"))
     assert one.clip.fingerprint == two.clip.fingerprint
-    assert one.clip.reading != two.clip.reading
+    assert one.clip.preprocessing_sha256 != two.clip.preprocessing_sha256
     assert one.fingerprint != two.fingerprint
-    assert one.clip.reading == ClipGuide("mini").clip.reading
+    assert one.clip.preprocessing_sha256 == ClipGuide("mini").clip.preprocessing_sha256

@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from clipguard.clip.model import load_clip
+from clipguard.clip.loading import load_clip
 from clipguard.clip.zero_shot import ClipGuide, guide_from_name
 from clipguard.seeds import Seed
 
@@ -105,7 +105,7 @@ def test_the_whole_recipe_makes_a_folder_that_tells_its_classes_apart(
     assert len(losses) == 24
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
     pack(model, tmp_path / "guide")
-    assert load_clip(f"local-dir:{tmp_path / 'guide'}").context_length == 32
+    assert load_clip(f"local-dir:{tmp_path / 'guide'}").network.context_length == 32
     guide = guide_from_name(f"local-dir:{tmp_path / 'guide'}")
     scores = guide.logits(guide.clip.embed_images(images[:60]), names)
     assert (scores.logits.argmax(1) == labels[:60]).mean() > 0.9

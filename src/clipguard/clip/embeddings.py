@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from clipguard.clip.model import Clip
-from clipguard.compute.inference import keep_freed_memory
 from clipguard.data import ImageSource
 from clipguard.data.decode import Decoder, Unreadable, check_readable, decode_rows, decoding, thumbnail
 from clipguard.runs import (
@@ -82,7 +81,6 @@ def embed_source(
     Raises:
         ClipguardError: too many images are unreadable.
     """
-    keep_freed_memory()
     kept = resume_folder(folder)
     shards = [_shard(kept, number) for number in range(-(-len(source) // SHARD))]
     with decoding(source.limits) as decoder:

@@ -1,9 +1,5 @@
 """Batched logits and embeddings: one code path for arrays in memory and for sources of any size."""
 
-import ctypes
-import functools
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
@@ -13,31 +9,11 @@ from clipguard.errors import ClipguardError
 from clipguard.models.spec import Normalized
 from clipguard.types import Images
 
-if TYPE_CHECKING:
-    pass
-
 _BATCH = 64
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks, which makes training on the CPU about 15 % faster.
-
-    By default every large activation is mapped and unmapped anew, and the page faults cost more than the
-    arithmetic of a narrow net. Elsewhere than on glibc this does nothing.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    trim_threshold, mmap_max = -1, -4
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
 
 
 def classifier_logits(model: Normalized, images: Images, batch_size: int = 250) -> Float32[np.ndarray, "n k"]:
     """Return the model's logits of all images, in evaluation mode."""
-    keep_freed_memory()
     model.eval()
     device = model.mean.device
     out = []

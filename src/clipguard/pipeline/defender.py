@@ -134,7 +134,7 @@ class Defender:
         plan = self.plan or DefenseConfig()
         guide, source = self.guide or ClipGuide(), hashing(source)
         # First of all: whether its weights can be had shows at once, and a large data set takes its time.
-        known, prompts = guide.weights_verified_by, guide.prompts
+        verified_by, prompts = guide.weights_verified_by, guide.prompts
         tell, n = self.report or (lambda stage, done, total: None), len(source)
         tell("fingerprint", 0, n)
         info = SourceInfo(
@@ -154,8 +154,8 @@ class Defender:
         run.manifest["guide"] = {
             "name": guide.name,
             "sha256": guide.clip.fingerprint,
-            "settings_sha256": guide.clip.reading,
-            "weights_verified_by": known,
+            "preprocessing_sha256": guide.clip.preprocessing_sha256,
+            "weights_verified_by": verified_by,
         }
         run.manifest["model"] = model
         self.found_: Scan = scan(source, guide, run, plan, reserve, self.report, model_size=model_size)
@@ -165,10 +165,10 @@ class Defender:
         self.verdict_ = verdict(self.found_)
         self.stages_ = self.found_.stages
         self.warnings_ = guide.warnings_for(source.class_names) + _data_warnings(source, self.found_)
-        if known is None:
+        if verified_by is None:
             self.warnings_.append(
-                f"the weights of guide {guide.name} are not known to clipguard: compare their sha256 "
-                f"{guide.clip.fingerprint} with one from somebody you trust"
+                f"neither this release nor the hub verifies the weights of guide {guide.name}: compare "
+                f"their sha256 {guide.clip.fingerprint} with one from somebody you trust"
             )
         return self
 

@@ -123,7 +123,7 @@ def scan(  # noqa: PLR0913  # what is scanned, by whom, where to, how, for whom:
         "read",
         config={"size": size, "limits": asdict(source.limits)},
         # Other heads, activations or crops beside the same weights see other things.
-        inputs=[source.fingerprint, clip.fingerprint, clip.reading],
+        inputs=[source.fingerprint, clip.fingerprint, clip.preprocessing_sha256],
         compute=lambda folder: _read(source, clip, size, folder, tell),
     )
     run.publish(read.path / "unreadable.json", "unreadable.json")
