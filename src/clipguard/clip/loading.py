@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from clipguard.clip.model import Clip
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.models import weights
 from clipguard.safety.limits import Limits, parse_json, read_bounded
 from clipguard.safety.network import PATIENCE, answers
@@ -139,7 +139,7 @@ def _open(name: str, file: Path, model: str, tokenizer: str, settings: str, **ar
     except ClipguardError:
         raise
     except Exception as error:  # A foreign folder can make open_clip and timm raise nearly anything.
-        raise ClipguardError(f"guide {name} cannot be built: {first_line(error)}") from error
+        raise ClipguardError(f"guide {name} cannot be built: {reason_of(error)}") from error
     return clip
 
 
@@ -173,7 +173,7 @@ def _fetch(name: str, repository: str, file: str) -> Path:
         raise ClipguardError(f"guide {name}: hub repository {repository} has no {file}; {advice}") from error
     except (OSError, ValueError) as error:
         raise ClipguardError(
-            f"guide {name}: {file} of {repository} cannot be fetched: {first_line(error)}"
+            f"guide {name}: {file} of {repository} cannot be fetched: {reason_of(error)}"
         ) from error
 
 
@@ -253,7 +253,7 @@ def read_config(name: str, folder: Path) -> dict[str, Any]:
         outside = vision.get("timm_model_pretrained") or ":" in str(vision.get("timm_model_name"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ClipguardError(
-            f"guide {name}: {CONFIG} is damaged or lacks model_cfg and its text_cfg: {first_line(error)}"
+            f"guide {name}: {CONFIG} is damaged or lacks model_cfg and its text_cfg: {reason_of(error)}"
         ) from error
     if outside:
         raise ClipguardError(f"guide {name}: {CONFIG} wants other weights than those beside it: correct it")
@@ -298,7 +298,7 @@ def check_weights(name: str, model: str, file: Path) -> None:
         with _root_logger_restored(silent=True), torch.device("meta"):
             skeleton = open_clip.create_model(model, load_weights=False, device="meta")
     except Exception as error:  # A foreign folder can make open_clip and timm raise nearly anything.
-        raise ClipguardError(f"guide {name} cannot be built: {first_line(error)}") from error
+        raise ClipguardError(f"guide {name} cannot be built: {reason_of(error)}") from error
     described = sum(value.numel() for value in skeleton.state_dict().values())
     held = sum(torch.Size(shape).numel() for shape in weights.shapes(file).values())
     if described > 2 * held:

@@ -26,7 +26,7 @@ from jaxtyping import Int64, UInt8
 from clipguard.data.signs import GTSRB_NAMES
 from clipguard.data.source import ImageSource
 from clipguard.data.wordnet import short_names
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.safety.network import answers, head_status
 
 Part = Literal["train", "test"]
@@ -125,7 +125,7 @@ def open_named(
     try:
         what, names = known.read(files, part)
     except (OSError, ValueError, KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise ClipguardError(f"{files[0]} cannot be read ({first_line(error)}): delete it") from error
+        raise ClipguardError(f"{files[0]} cannot be read ({reason_of(error)}): delete it") from error
     return replace(ImageSource.open(what, classes=classes or names, rows=rows), location=f"{name} ({part})")
 
 
@@ -187,7 +187,7 @@ def _fetched(archive: Archive, home: Path, name: str) -> Path:
         download_url(archive.url, str(home), md5=archive.md5)
     except (OSError, RuntimeError) as error:
         path.unlink(missing_ok=True)
-        raise ClipguardError(f"{archive.url} cannot be downloaded: {first_line(error)}; try again") from error
+        raise ClipguardError(f"{archive.url} cannot be downloaded: {reason_of(error)}; try again") from error
     return path
 
 

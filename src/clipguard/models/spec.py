@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.models import weights
 from clipguard.models.nets import PreActResNet18, ShallowNet
 from clipguard.runs import replacing
@@ -95,7 +95,7 @@ def _imported(name: str) -> Callable[[int], nn.Module]:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (Exception, SystemExit) as error:  # A module may raise anything while it is imported.
         raise ClipguardError(
-            f"model factory {name!r} cannot be imported: {first_line(error)} "
+            f"model factory {name!r} cannot be imported: {reason_of(error)} "
             "(PYTHONPATH=. makes the working folder's own modules importable)"
         ) from error
     return lambda num_classes: factory(num_classes=num_classes)
@@ -134,8 +134,7 @@ def build(spec: ModelSpec, seed: Seed) -> Normalized:
             network = make(spec.num_classes)
     except (Exception, SystemExit) as error:  # A factory may raise anything, too.
         raise ClipguardError(
-            f"model factory {name!r} cannot be called with num_classes={spec.num_classes}: "
-            f"{first_line(error)}"
+            f"model factory {name!r} cannot be called with num_classes={spec.num_classes}: {reason_of(error)}"
         ) from error
     if not isinstance(network, nn.Module):
         raise ClipguardError(f"model factory {name!r} returned {type(network).__name__}, not an nn.Module")
@@ -168,7 +167,7 @@ def check_sound(model: Normalized, spec: ModelSpec) -> None:
         raise
     except Exception as error:
         raise ClipguardError(
-            f"model {name!r} fails on images of {h} x {w} pixels, as float32: {first_line(error)}"
+            f"model {name!r} fails on images of {h} x {w} pixels, as float32: {reason_of(error)}"
         ) from error
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ SAFETENSORS_ERRORS = (SafetensorError, OSError, ValueError, KeyError, TypeError,
 
 
 def _refused(path: Path, error: BaseException) -> ClipguardError:
-    return ClipguardError(f"model {path} cannot be read as safetensors: {str(error)[:300]}")
+    return ClipguardError(f"model {path} cannot be read as safetensors: {reason_of(error)}")
 
 
 def _check_regular(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Shaped
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.types import ImageSet
 
 Array = Shaped[np.ndarray, "..."]
@@ -47,8 +47,9 @@ def _reading(path: Path) -> Iterator[None]:
         raise ClipguardError(f"{path} is missing: run again to write it") from error
     # Arrow and deep JSON raise some that are not theirs.
     except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:
-        line = " ".join(str(error).split())
-        raise ClipguardError(f"{path} cannot be read ({line}): delete it and run again") from error
+        raise ClipguardError(
+            f"{path} cannot be read ({reason_of(error)}): delete it and run again"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
