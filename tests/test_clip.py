@@ -152,8 +152,8 @@ def test_image_embeddings_equal_open_clips_own(softmax_folder: Path) -> None:
     with torch.no_grad():
         batch = torch.stack([preprocess(Image.fromarray(image)) for image in images])
         expected = network.encode_image(batch, normalize=True).numpy()
-    found = load_clip(f"local-dir:{softmax_folder}").embed_images(images)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    embeddings = load_clip(f"local-dir:{softmax_folder}").embed_images(images)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["softmax_folder", "mini"])
@@ -209,8 +209,8 @@ def test_a_sigmoid_models_logits_are_scale_times_cosine_plus_bias(sigmoid_folder
         expected, _ = model.network.get_logits(
             model._pixels([model.crop(image) for image in images]), model.tokenizer(texts)
         )
-    found = model.logit_scale * model.embed_images(images) @ model.embed_texts(texts).T + model.logit_bias
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    logits = model.logit_scale * model.embed_images(images) @ model.embed_texts(texts).T + model.logit_bias
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=6), st.floats(0.5, 20), st.floats(-12, 2))
@@ -295,7 +295,7 @@ def test_without_a_network_the_ways_out_are_named(model: str, cache: Path) -> No
 
 
 @pytest.mark.parametrize("hub", [(None, 503)], indirect=True)
-def test_a_proxy_without_a_way_out_is_asked_once_and_not_retried(hub: Hub) -> None:
+def test_a_proxy_without_a_way_out_gets_one_request_and_is_not_retried(hub: Hub) -> None:
     assert "does not answer" in refusal("hf-hub:nobody/tiny")
     assert len(hub.requests) == 1
 
@@ -310,7 +310,7 @@ def test_a_hub_that_accepts_and_never_answers_is_given_up(
 
 
 @pytest.mark.parametrize("hub", [("sigmoid_folder", 200)], indirect=True)
-def test_a_working_hub_is_downloaded_from_once_and_then_not_asked_again(
+def test_a_working_hub_is_downloaded_from_once_and_then_not_contacted_again(
     hub: Hub, sigmoid_folder: Path
 ) -> None:
     images = photos(2)

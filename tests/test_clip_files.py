@@ -18,7 +18,7 @@ def refusal(tmp_path, config: bytes) -> str:
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "reason"),
     [
         ("10**9 layers", "layers = 1000000000, which is more than 256"),
         ("a number of 400 digits", "vocab_size = 10000"),
@@ -31,8 +31,8 @@ def refusal(tmp_path, config: bytes) -> str:
         ("a config of 20 MB", "more than the limit"),
     ],
 )
-def test_a_config_that_asks_for_too_much_is_refused_with_what_it_asks(tmp_path, what, said):
-    assert said in refusal(tmp_path, GUIDES[what])
+def test_a_config_that_claims_too_much_is_refused_with_the_reason(tmp_path, what, reason):
+    assert reason in refusal(tmp_path, GUIDES[what])
 
 
 def test_a_sound_config_is_given_back(tmp_path):

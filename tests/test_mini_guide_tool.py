@@ -124,11 +124,11 @@ def test_packing_the_embedded_model_again_gives_the_same_weights(tmp_path: Path)
 def test_the_parents_layers_are_renamed_by_order_and_checked_by_shape() -> None:
     from mini_guide.convert_parent import under_timm_names
 
-    wanted = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    foreign = {f"layer{index}": value for index, value in enumerate(wanted.values()) if value.ndim}
+    expected = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    foreign = {f"layer{index}": value for index, value in enumerate(expected.values()) if value.ndim}
     renamed = under_timm_names(foreign)
-    assert renamed.keys() == wanted.keys()
-    assert all(torch.equal(renamed[name], wanted[name]) for name in wanted if wanted[name].ndim)
+    assert renamed.keys() == expected.keys()
+    assert all(torch.equal(renamed[name], expected[name]) for name in expected if expected[name].ndim)
     with pytest.raises(ValueError, match="shape"):
         under_timm_names({name: value.reshape(-1) for name, value in foreign.items()})
 

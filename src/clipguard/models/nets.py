@@ -33,10 +33,10 @@ class PreActBlock(nn.Module):
         """Return the block's output; the projection shortcut reads the activated input."""
         out: Tensor = F.relu(self.bn1(x))
         # Strided by slicing: below 16 channels oneDNN's strided 1x1 backward corrupts memory (its #6035).
-        kept = x if self.shortcut is None else self.shortcut(out[:, :, :: self.stride, :: self.stride])
+        skip = x if self.shortcut is None else self.shortcut(out[:, :, :: self.stride, :: self.stride])
         out = self.conv1(out)
         out = self.conv2(F.relu(self.bn2(out)))
-        summed: Tensor = out.add_(kept)
+        summed: Tensor = out.add_(skip)
         return summed
 
 

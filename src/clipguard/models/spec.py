@@ -198,7 +198,7 @@ def save(model: Normalized, spec: ModelSpec, path: Path) -> None:
         name: value.detach().clone(memory_format=torch.contiguous_format)
         for name, value in model.network.state_dict().items()
     }
-    # One entry only: safetensors writes several in random order, and equal models are to be equal files.
+    # One entry only: safetensors writes several in random order, and equal models must give equal files.
     content = safetensors_bytes(state, metadata={"clipguard": json.dumps(asdict(spec))})
     with replacing(path) as part:
         part.write_bytes(content)
@@ -256,7 +256,7 @@ def load(path: Path, spec: ModelSpec) -> Normalized:
     claimed = weights.shapes(path)
     own = _own(spec.architecture)
     if own is not None:
-        # Without memory of its own: a header of some bytes could otherwise ask for any amount of it.
+        # On the meta device, without memory: a header of some bytes could otherwise claim any amount of it.
         with torch.device("meta"):
             _check_fit(own(spec.num_classes), claimed, path, spec)
     model = build(spec, Seed(0))

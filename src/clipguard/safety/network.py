@@ -1,4 +1,4 @@
-"""Whether a host answers at all, asked once before a download is left to retry for minutes."""
+"""Whether a host answers at all: tried once, before a download retries for minutes."""
 
 import threading
 import urllib.error

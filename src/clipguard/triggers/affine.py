@@ -1,4 +1,4 @@
-"""The affine trigger: how it is put on images, and its files in a run folder. Numpy only."""
+"""The affine trigger: how it is applied to images, and its files in a run folder. Numpy only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class AffineTrigger:
     Attributes:
         scale: factor of each value.
         shift: summand of each value, in grey levels.
-        label: the class that the trigger leads to, where several triggers were told apart by it, else None.
+        label: the class that the trigger leads to, where several triggers were separated by it, else None.
     """
 
     scale: Float32[np.ndarray, "h w 3"]
