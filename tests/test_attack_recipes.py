@@ -7,7 +7,7 @@ from clipguard.lab.attacks.adaptive import OPACITIES, AdapBlend, AdapPatch
 from clipguard.lab.attacks.covered import BPP, WaNet
 from clipguard.lab.attacks.images import CTRL
 from clipguard.seeds import Seed
-from clipguard.triggers.patterns import add_pattern, chroma_waves, corners, pieces_shown, quantise
+from clipguard.triggers.patterns import add_pattern, chroma_waves, corners, piece_masks, quantise
 from clipguard.types import image_set
 from reference import images as oracle
 
@@ -110,7 +110,7 @@ def test_adap_blend_shows_half_of_the_pieces_weaker_in_training_and_all_of_them_
 def test_pieces_of_adap_blend_follow_the_seed():
     data, attack = grey_set(), AdapBlend(rate=0.2)
     changed, truth = attack.poison(data, Seed(3))
-    shown = pieces_shown(int(truth.poisoned.sum()), 16, 16, 4, Seed(3).child("pieces"))
+    shown = piece_masks(int(truth.poisoned.sum()), 16, 16, 4, Seed(3).child("pieces"))
     moved = (changed.images != data.images).any(3)[truth.poisoned]
     assert not (moved & ~shown).any()
 

@@ -17,7 +17,7 @@ from clipguard.data.writer import write_parquet
 from clipguard.errors import ClipguardError
 from clipguard.lab.backdoorbench import MEMORY, Record, _main, _plain, poisoned_by, read_record, triggered_by
 from clipguard.lab.ground_truth import read_truth
-from clipguard.models.backdoorbench_net import preactresnet18
+from clipguard.models.nets import BackdoorBenchResNet
 from clipguard.seeds import Seed
 from clipguard.types import image_set
 from tiny_data import CommandLine, few_steps
@@ -287,7 +287,7 @@ def test_a_converted_record_is_judged_like_an_attack(clipguard, folder, tmp_path
 def test_the_command_that_is_told_cures_the_records_model(clipguard, parts, tmp_path, monkeypatch, with_test):
     few_steps(monkeypatch)
     with Seed(5).torch_global():
-        net = preactresnet18(len(NAMES)).eval()
+        net = BackdoorBenchResNet(len(NAMES)).eval()
     folder = save_record(*parts, model=net.state_dict())
     write_parquet(clean_set(), tmp_path / "train.parquet")
     write_parquet(clean_set(12, seed=1), tmp_path / "test.parquet")
@@ -319,7 +319,7 @@ def test_a_model_that_is_not_known_is_told_and_nothing_guessed(clipguard, parts,
 
 
 def test_the_net_of_the_records_has_the_names_and_the_size_of_theirs():
-    net = preactresnet18(10)
+    net = BackdoorBenchResNet(10)
     # Of the published net: 11,171,146 weights for ten classes.
     assert sum(weight.numel() for weight in net.parameters()) == 11_171_146
     names = set(net.state_dict())

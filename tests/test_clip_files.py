@@ -1,7 +1,6 @@
 """clip.loading: a guide's folder is looked at before open_clip builds what it says."""
 
 import json
-import logging
 
 import pytest
 
@@ -19,7 +18,7 @@ def refusal(tmp_path, config: bytes) -> str:
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "reason"),
     [
         ("10**9 layers", "layers = 1000000000, which is more than 256"),
         ("a number of 400 digits", "vocab_size = 10000"),
@@ -32,8 +31,8 @@ def refusal(tmp_path, config: bytes) -> str:
         ("a config of 20 MB", "more than the limit"),
     ],
 )
-def test_a_config_that_asks_for_too_much_is_refused_with_what_it_asks(tmp_path, what, said):
-    assert said in refusal(tmp_path, GUIDES[what])
+def test_a_config_that_claims_too_much_is_refused_with_the_reason(tmp_path, what, reason):
+    assert reason in refusal(tmp_path, GUIDES[what])
 
 
 def test_a_sound_config_is_given_back(tmp_path):
@@ -41,7 +40,7 @@ def test_a_sound_config_is_given_back(tmp_path):
     assert read_config("mine", tmp_path) == TINY
 
 
-def test_a_model_larger_than_its_weights_is_refused_and_logging_goes_on(tmp_path, caplog):
+def test_a_model_larger_than_its_weights_is_refused(tmp_path):
     from safetensors.torch import save_file
     from torch import zeros
 
@@ -49,5 +48,3 @@ def test_a_model_larger_than_its_weights_is_refused_and_logging_goes_on(tmp_path
     save_file({"w": zeros(3)}, tmp_path / WEIGHTS)
     with pytest.raises(ClipguardError, match=r"describes \d+ weights, .* holds 3"):
         check_weights("mine", f"local-dir:{tmp_path}", tmp_path / WEIGHTS)
-    logging.getLogger("anything").warning("still heard")
-    assert "still heard" in caplog.text

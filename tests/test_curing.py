@@ -257,7 +257,7 @@ def test_a_cure_is_done_anew_for_another_victim_or_other_settings(elsewhere):
 def test_what_the_flagged_samples_share_is_recovered_once_and_kept(found, monkeypatch):
     monkeypatch.setattr("clipguard.detection.trigger_inversion.FEWEST", 10)
     (trigger,) = inverted_triggers(found, replace(PLAN, seed=11))
-    white = trigger.put(np.full((1, 16, 16, 3), 60, np.uint8))[0]
+    white = trigger.apply(np.full((1, 16, 16, 3), 60, np.uint8))[0]
     assert (white[-4:, -4:] == 255).all()
     assert np.abs(white[:-4].astype(int) - 60).mean() < 40
     assert not found.stages["evidence"].cached

@@ -195,7 +195,7 @@ def root(finished, tmp_path):
 def test_the_manifest_pins_guide_and_model(root):
     manifest = read_json(root / "run/manifest.json")
     guide = {"name": "mini", "sha256": EMBEDDED_SHA256, "weights_verified_by": "embedded"}
-    assert manifest["guide"] == {**guide, "settings_sha256": ClipGuide("mini").clip.reading}
+    assert manifest["guide"] == {**guide, "preprocessing_sha256": ClipGuide("mini").clip.preprocessing_sha256}
     assert manifest["model"]["sha256"] == sha256(root / "model.safetensors")
     assert manifest["source"]["fingerprint"] == ImageSource.open(root / "data").fingerprint
 

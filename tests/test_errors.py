@@ -1,12 +1,13 @@
 """errors, the exception itself and how the sources raise it."""
 
 import ast
+import errno
 import socket
 from pathlib import Path
 
 import pytest
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import LONGEST_REASON, ClipguardError, fault_of, reason_of
 
 SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
 
@@ -40,10 +41,39 @@ def test_the_error_is_no_kind_of_programming_error_that_a_broad_except_would_swa
     assert ClipguardError.__mro__[1:] == (Exception, BaseException, object)
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("bad\n\tvalue "), "bad value"),
+        (ValueError("\u202egnp.exe"), "\\u202egnp.exe"),
+        (MemoryError(), "MemoryError"),
+        (OSError(" \n"), "OSError"),
+    ],
+)
+def test_the_reason_of_an_error_is_its_message_in_one_line_or_its_type(error, reason):
+    assert reason_of(error) == reason
+
+
+@pytest.mark.parametrize("message", ["x" * 10_000, "\u202e" * 10_000, "a long line\n" * 1000])
+def test_the_reason_of_an_error_is_bounded_and_says_that_it_was_cut(message):
+    reason = reason_of(ValueError(message))
+    assert len(reason) == LONGEST_REASON
+    assert reason.endswith("...")
+
+
+def test_a_fault_of_the_disk_names_the_file_and_what_to_do():
+    assert fault_of(OSError(errno.ENOSPC, "", "out.npy")) == (
+        "No space left on device (out.npy): free some space and run the same command again"
+    )
+    assert fault_of(OSError("the worker\nis gone")) == (
+        "the worker is gone: set this right and run the same command again"
+    )
+
+
 def test_every_message_in_the_sources_is_one_line_without_a_closing_full_stop():
-    found = [(path.name, line, text) for path in SOURCES for line, text in raised_messages(path)]
-    assert len(found) >= 5
-    bad = [entry for entry in found if "\n" in entry[2] or entry[2].rstrip() != entry[2].rstrip(".\n ")]
+    messages = [(path.name, line, text) for path in SOURCES for line, text in raised_messages(path)]
+    assert len(messages) >= 5
+    bad = [entry for entry in messages if "\n" in entry[2] or entry[2].rstrip() != entry[2].rstrip(".\n ")]
     assert not bad
 
 

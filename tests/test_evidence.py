@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from clipguard.detection.trigger_inversion import FEWEST, invert_trigger, invert_triggers
 from clipguard.seeds import Seed
+from clipguard.triggers.affine import AffineTrigger
 from clipguard.triggers.patterns import add_sinusoid, blend, noise_pattern, paste_patch
-from clipguard.types import AffineTrigger, Scores, Split, image_set
+from clipguard.types import Scores, Split, image_set
 
 NAMES = ("dark", "bright")
 
@@ -42,7 +43,7 @@ def two_attackers(share=0.5, n=2400):
 def error(trigger, put):
     images = plain()
     wanted = put(images).astype(float)
-    return np.abs(trigger.put(images) - wanted).mean() / np.abs(images - wanted).mean()
+    return np.abs(trigger.apply(images) - wanted).mean() / np.abs(images - wanted).mean()
 
 
 def test_two_attackers_with_a_target_each_are_told_apart():
@@ -91,14 +92,14 @@ def test_an_affine_trigger_is_recovered_from_what_is_flagged(trigger, clean_labe
     assert found is not None
     images = plain()
     wanted = trigger(images).astype(float)
-    assert np.abs(found.put(images) - wanted).mean() < 0.4 * np.abs(images - wanted).mean()
+    assert np.abs(found.apply(images) - wanted).mean() < 0.4 * np.abs(images - wanted).mean()
 
 
 def test_a_patch_is_recovered_to_the_value_although_a_third_was_flagged_by_mistake():
     data, part, guide = flagged_set(lambda x: paste_patch(x, 2), innocent=0.33)
     found = invert_trigger(data, part, guide, Seed(1))
     assert found is not None
-    assert (found.put(plain())[:, -2:, -2:] == 255).all()
+    assert (found.apply(plain())[:, -2:, -2:] == 255).all()
 
 
 def test_what_is_flagged_without_a_trigger_gives_next_to_nothing_even_if_it_is_all_one_class():
@@ -106,7 +107,7 @@ def test_what_is_flagged_without_a_trigger_gives_next_to_nothing_even_if_it_is_a
     found = invert_trigger(data, part, guide, Seed(1))
     assert found is not None
     images = plain()
-    assert np.abs(found.put(images).astype(float) - images).mean() < 7
+    assert np.abs(found.apply(images).astype(float) - images).mean() < 7
 
 
 def test_strokes_on_black_survive_a_patch_elsewhere():
@@ -118,7 +119,7 @@ def test_strokes_on_black_survive_a_patch_elsewhere():
     images[part.triggered] = paste_patch(images[part.triggered], 2)
     found = invert_trigger(image_set(images, data.labels, NAMES), part, guide, Seed(1))
     assert found is not None
-    moved = found.put(images[part.clean])
+    moved = found.apply(images[part.clean])
     assert (moved[:, -2:, -2:] == 255).all()
     assert np.abs(moved[:, :-2].astype(float) - images[part.clean][:, :-2]).mean() < 12
 
@@ -147,6 +148,6 @@ def test_an_affine_trigger_stays_within_grey_levels_and_leaves_its_input(seed, s
     images = np.random.default_rng(seed).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
     before = images.copy()
     full = np.full((4, 5, 3), scale, np.float32), np.full((4, 5, 3), shift, np.float32)
-    moved = AffineTrigger(scale=full[0], shift=full[1]).put(images)
+    moved = AffineTrigger(scale=full[0], shift=full[1]).apply(images)
     assert np.array_equal(images, before)
     assert np.abs(moved - np.clip(scale * images.astype(float) + shift, 0, 255)).max() <= 0.51

@@ -61,19 +61,19 @@ def test_the_embedded_guide_reads_cifar10_as_well_as_its_readme_says(
     assert 0.503 < (mini.logits(embedded, names).logits.argmax(1) == labels).mean() < 0.627
 
 
-def test_the_logit_scale_makes_the_posterior_as_sure_as_the_guide_is_right(
+def test_the_logit_scale_makes_the_posterior_as_confident_as_the_guide_is_right(
     mini: ClipGuide, cifar: tuple[np.ndarray, np.ndarray, list[str]]
 ) -> None:
     embedded, labels, names = cifar
-    sure = {}
+    confidence = {}
     for use in (True, False):
         scores = ClipGuide("mini", use_logit_scale=use).logits(embedded, names)
         logits = scores.scale * scores.logits.astype(np.float64)
         posterior = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        sure[use] = posterior.max(1).mean()
+        confidence[use] = posterior.max(1).mean()
     accuracy = (mini.logits(embedded, names).logits.argmax(1) == labels).mean()
-    assert abs(sure[True] - accuracy) < 0.15
-    assert sure[False] < 0.15
+    assert abs(confidence[True] - accuracy) < 0.15
+    assert confidence[False] < 0.15
 
 
 def test_the_embedded_guide_reads_mnist_digits_with_digit_names_and_templates() -> None:
@@ -93,10 +93,10 @@ def test_the_embedded_weights_are_the_ones_that_their_readme_names(mini: ClipGui
 
 def test_class_embeddings_are_the_renormalised_mean_over_the_templates(mini: ClipGuide) -> None:
     names = ["cat", "fire truck"]
-    found = mini.class_embeddings(names)
+    embeddings = mini.class_embeddings(names)
     for row, name in enumerate(names):
         total = sum(mini.clip.embed_texts([template.format(name)])[0] for template in MINI_TEMPLATES)
-        np.testing.assert_allclose(found[row], total / np.linalg.norm(total), atol=1e-5)
+        np.testing.assert_allclose(embeddings[row], total / np.linalg.norm(total), atol=1e-5)
 
 
 @pytest.mark.parametrize("order", [[2, 0, 1], [1, 2, 0]])
@@ -119,8 +119,8 @@ def test_logits_are_cosines_with_the_scale_beside_them(mini: ClipGuide) -> None:
 
 
 def test_underscored_and_wordnet_class_names_are_embedded_as_words(mini: ClipGuide) -> None:
-    found = mini.class_embeddings(["fire_truck", "n01855672"])
-    assert np.array_equal(found, mini.class_embeddings(["fire truck", "goose"]))
+    embeddings = mini.class_embeddings(["fire_truck", "n01855672"])
+    assert np.array_equal(embeddings, mini.class_embeddings(["fire truck", "goose"]))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_the_embedded_guide_is_shipped_as_three_files_of_the_expected_weights(mi
 
 
 @pytest.mark.parametrize("part", ["model_cfg", "preprocess_cfg"])
-def test_the_same_weights_built_or_shown_otherwise_are_another_reading(part, tmp_path):
+def test_the_same_weights_built_or_preprocessed_otherwise_have_another_preprocessing_sha256(part, tmp_path):
     here = ClipGuide("mini").clip.weights.parent
     shutil.copytree(here, tmp_path / "other")
     file = tmp_path / "other" / "open_clip_config.json"
@@ -251,6 +251,6 @@ def test_the_same_weights_built_or_shown_otherwise_are_another_reading(part, tmp
     file.write_text(json.dumps(config))
     one, two = (ClipGuide(f"local-dir:{folder}") for folder in (here, tmp_path / "other"))
     assert one.clip.fingerprint == two.clip.fingerprint
-    assert one.clip.reading != two.clip.reading
+    assert one.clip.preprocessing_sha256 != two.clip.preprocessing_sha256
     assert one.fingerprint != two.fingerprint
-    assert one.clip.reading == ClipGuide("mini").clip.reading
+    assert one.clip.preprocessing_sha256 == ClipGuide("mini").clip.preprocessing_sha256

@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from clipguard.clip.model import load_clip
+from clipguard.clip.loading import load_clip
 from clipguard.clip.zero_shot import ClipGuide, guide_from_name
 from clipguard.seeds import Seed
 
@@ -105,7 +105,7 @@ def test_the_whole_recipe_makes_a_folder_that_tells_its_classes_apart(
     assert len(losses) == 24
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
     pack(model, tmp_path / "guide")
-    assert load_clip(f"local-dir:{tmp_path / 'guide'}").context_length == 32
+    assert load_clip(f"local-dir:{tmp_path / 'guide'}").network.context_length == 32
     guide = guide_from_name(f"local-dir:{tmp_path / 'guide'}")
     scores = guide.logits(guide.clip.embed_images(images[:60]), names)
     assert (scores.logits.argmax(1) == labels[:60]).mean() > 0.9
@@ -124,11 +124,11 @@ def test_packing_the_embedded_model_again_gives_the_same_weights(tmp_path: Path)
 def test_the_parents_layers_are_renamed_by_order_and_checked_by_shape() -> None:
     from mini_guide.convert_parent import under_timm_names
 
-    wanted = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    foreign = {f"layer{index}": value for index, value in enumerate(wanted.values()) if value.ndim}
+    expected = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    foreign = {f"layer{index}": value for index, value in enumerate(expected.values()) if value.ndim}
     renamed = under_timm_names(foreign)
-    assert renamed.keys() == wanted.keys()
-    assert all(torch.equal(renamed[name], wanted[name]) for name in wanted if wanted[name].ndim)
+    assert renamed.keys() == expected.keys()
+    assert all(torch.equal(renamed[name], expected[name]) for name in expected if expected[name].ndim)
     with pytest.raises(ValueError, match="shape"):
         under_timm_names({name: value.reshape(-1) for name, value in foreign.items()})
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from clipguard.errors import ClipguardError
-from clipguard.models.spec import ModelSpec, PreActResNet18, build, load, read_spec, save
+from clipguard.models.nets import PreActResNet18
+from clipguard.models.spec import ModelSpec, build, load, read_spec, save
 from clipguard.seeds import Seed
 
 SPEC = ModelSpec(architecture="preactresnet18-16", num_classes=3, input_size=(16, 16))
@@ -129,12 +130,12 @@ def test_images_are_normalised_with_the_mean_and_deviation_of_the_spec():
 
 def test_convolutions_and_their_input_are_channels_last_also_after_loading(saved):
     for model in (build(SPEC, Seed(0)), load(saved, SPEC)):
-        seen = []
-        model.network.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        inputs = []
+        model.network.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
         model(pictures())
         kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
         assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
-        assert seen[0].is_contiguous(memory_format=torch.channels_last)
+        assert inputs[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("spec", [SPEC, TIMM, OWN], ids=lambda spec: spec.architecture)
@@ -312,7 +313,7 @@ def test_networks_narrower_than_a_vector_register_survive_training(width):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_header_that_lies_about_the_weights_is_found_out_on_loading(saved):
+def test_a_header_that_lies_about_the_weights_is_noticed_on_loading(saved):
     rewrite(saved, metadata={"clipguard": json.dumps(asdict(replace(SPEC, num_classes=7)))})
     claimed = read_spec(saved)
     assert claimed is not None

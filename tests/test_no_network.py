@@ -1,4 +1,4 @@
-"""Nothing leaves the machine unless a download was asked for: no socket is even looked at."""
+"""Nothing leaves the machine unless a download was asked for: no socket is used."""
 
 import subprocess
 import sys
@@ -18,8 +18,8 @@ WATCH = """
 SCAN = """
     import huggingface_hub, open_clip, timm, torchvision
     from clipguard.cli import main
-    from clipguard.compute.cross_validation import SmallNetConfig
-    SmallNetConfig.epochs = lambda probe, trainable: 1
+    from clipguard.compute.small_nets import SmallNetConfig
+    SmallNetConfig.total_epochs = lambda config, trainable: 1
     run = sys.argv[2]
     assert main(["scan", sys.argv[1], "-o", run, "--guide", "mini"]) == 3
     assert main(["report", run]) == 0

@@ -23,9 +23,8 @@ from clipguard.runs import (
     RunFolder,
     SourceInfo,
     read_json,
-    write_triggers,
 )
-from clipguard.types import AffineTrigger
+from clipguard.triggers.affine import AffineTrigger, write_triggers
 from tiny_report import FULL, make_run
 
 HOSTILE = (

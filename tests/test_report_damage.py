@@ -10,13 +10,11 @@ from clipguard.runs import (
     SourceInfo,
     read_json,
     read_table,
-    read_triggers,
     write_array,
     write_json,
     write_table,
-    write_triggers,
 )
-from clipguard.types import AffineTrigger
+from clipguard.triggers.affine import AffineTrigger, read_triggers, write_triggers
 from tiny_report import make_run
 
 

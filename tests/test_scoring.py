@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from clipguard.clip import embeddings as scoring
+from clipguard.clip import embeddings as embedding_pass
 from clipguard.clip.embeddings import embed_source
 from clipguard.clip.model import Clip
 from clipguard.compute.inference import activations, classifier_logits
@@ -30,17 +30,17 @@ class Power(BaseException):
 
 
 class TinyEncoder(torch.nn.Module):
-    """Embeds an image as its normalised colours; counts the images it sees and fails when told to."""
+    """Embeds an image as its normalised colours; counts its images and fails on demand."""
 
     def __init__(self):
         super().__init__()
         self.logit_scale = torch.nn.Parameter(torch.zeros(()))
-        self.seen, self.fails_after = 0, None
+        self.images, self.fails_after = 0, None
 
     def encode_image(self, pixels, normalize):
-        if self.fails_after is not None and self.seen >= self.fails_after:
+        if self.fails_after is not None and self.images >= self.fails_after:
             raise Power
-        self.seen += len(pixels)
+        self.images += len(pixels)
         return torch.nn.functional.normalize(pixels.flatten(1), dim=1)
 
 
@@ -79,8 +79,8 @@ def source(tmp_path):
 
 
 def small_shards(monkeypatch, rows=6, batch=4):
-    monkeypatch.setattr(scoring, "SHARD", rows)
-    monkeypatch.setattr(scoring, "_BATCH", batch)
+    monkeypatch.setattr(embedding_pass, "SHARD", rows)
+    monkeypatch.setattr(embedding_pass, "_BATCH", batch)
 
 
 def made(folder):
@@ -120,7 +120,7 @@ def test_every_image_is_embedded_once_and_only_the_results_are_left(tmp_path, so
     small_shards(monkeypatch)
     folder = made(tmp_path / "out")
     embed_source(source, clip, SIZE, folder)
-    assert clip.network.seen == N
+    assert clip.network.images == N
     assert set(contents(folder)) == FINAL
 
 
@@ -147,7 +147,7 @@ def test_a_killed_pass_goes_on_at_the_first_shard_that_is_not_whole(
         embed_source(source, clip, SIZE, folder)
     again = tiny_clip(tmp_path)
     embed_source(source, again, SIZE, folder)
-    assert again.network.seen == N - 6 * (fails_after // 6)
+    assert again.network.images == N - 6 * (fails_after // 6)
     assert contents(folder) == undisturbed(tmp_path, source)
 
 
@@ -158,20 +158,20 @@ def test_a_kill_while_a_shard_is_written_leaves_it_to_be_done_again(
     small_shards(monkeypatch)
     folder = made(tmp_path / "out")
 
-    def write_json(path, value, write=scoring.write_json):
+    def write_json(path, value, write=embedding_pass.write_json):
         if path.name.startswith("shard-000001") and name in path.name:
             raise Power
         write(path, value)
 
-    def write_array(path, value, write=scoring.write_array):
+    def write_array(path, value, write=embedding_pass.write_array):
         if path.name.startswith("shard-000001") and name in path.name:
             path.write_bytes(b"torn")
             raise Power
         write(path, value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "write_json", write_json)
-        patch.setattr(scoring, "write_array", write_array)
+        patch.setattr(embedding_pass, "write_json", write_json)
+        patch.setattr(embedding_pass, "write_array", write_array)
         with pytest.raises(Power):
             embed_source(source, clip, SIZE, folder)
     embed_source(source, tiny_clip(tmp_path), SIZE, folder)
@@ -185,7 +185,7 @@ def test_a_kill_after_the_merge_computes_no_image_again(tmp_path, source, clip, 
     embed_source(source, clip, SIZE, folder)
     again = tiny_clip(tmp_path)
     embed_source(source, again, SIZE, folder)
-    assert again.network.seen == 0
+    assert again.network.images == 0
     assert contents(folder) == undisturbed(tmp_path, source)
 
 
@@ -228,9 +228,9 @@ def test_too_many_unreadable_images_are_an_error(tmp_path, clip, monkeypatch, br
 
 def test_progress_ends_at_the_whole_and_never_goes_back(tmp_path, source, clip, monkeypatch):
     small_shards(monkeypatch, rows=10)
-    heard = []
-    embed_source(source, clip, SIZE, made(tmp_path / "out"), lambda done, total: heard.append((done, total)))
-    assert heard == [(10, N), (20, N), (24, N)]
+    calls = []
+    embed_source(source, clip, SIZE, made(tmp_path / "out"), lambda done, total: calls.append((done, total)))
+    assert calls == [(10, N), (20, N), (24, N)]
 
 
 def pictures(n=30, seed=0):

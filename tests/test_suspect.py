@@ -17,7 +17,8 @@ from clipguard.detection.early_model import (
 )
 from clipguard.detection.entropy_map import label_nll
 from clipguard.errors import ClipguardError
-from clipguard.models.spec import ModelSpec, ShallowNet, build
+from clipguard.models.nets import ShallowNet
+from clipguard.models.spec import ModelSpec, build
 from clipguard.pipeline import DefenseConfig
 from clipguard.seeds import Seed
 from clipguard.types import Scores, image_set

@@ -1,4 +1,4 @@
-"""triggers.patterns: patterns on images of any size, against pixel-by-pixel oracles."""
+"""triggers.patterns: patterns on images of any size, against pixel-by-pixel references."""
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ from clipguard.triggers.patterns import (
     corners,
     noise_pattern,
     paste_patch,
-    pieces_shown,
+    piece_masks,
     quantise,
     warp,
     warp_field,
 )
-from reference import images as oracle
+from reference import images as reference
 
 sides = st.integers(1, 12)
 draws = st.integers(0, 2**32)
@@ -34,18 +34,18 @@ def pictures(h, w, n=2, seed=0):
 @given(sides, sides, draws, st.integers(0, 14), st.integers(0, 255))
 def test_a_patch_overwrites_the_bottom_right_corner_and_nothing_else(h, w, seed, size, value):
     images = pictures(h, w, seed=seed)
-    stamped = paste_patch(images, size, value)
+    patched = paste_patch(images, size, value)
     for row in range(h):
         for column in range(w):
             inside = row >= h - size and column >= w - size
             expected = np.full((2, 3), value) if inside else images[:, row, column]
-            assert np.array_equal(stamped[:, row, column], expected)
+            assert np.array_equal(patched[:, row, column], expected)
 
 
 @given(sides, sides, draws, st.floats(0, 80), st.sampled_from([1.0, 2.5, 6.0]))
 def test_the_sinusoid_is_that_of_the_formula(h, w, seed, amplitude, frequency):
     images = pictures(h, w, n=1, seed=seed)
-    slow = oracle.sinusoid(images[0].tolist(), amplitude, frequency)
+    slow = reference.sinusoid(images[0].tolist(), amplitude, frequency)
     # One grey level: a wave that meets a half is rounded either way by two ways of computing the sine.
     assert np.abs(add_sinusoid(images, amplitude, frequency)[0].astype(int) - np.array(slow)).max() <= 1
 
@@ -69,7 +69,7 @@ def test_the_sinusoid_stops_at_black_and_white_instead_of_wrapping_around():
 @given(sides, sides, draws, st.floats(0, 1))
 def test_blending_is_the_weighted_mean_within_half_a_grey_level(h, w, seed, alpha):
     images, pattern = pictures(h, w, n=1, seed=seed), noise_pattern(h, w, Seed(seed))
-    slow = np.array(oracle.blended(images[0].tolist(), pattern.tolist(), alpha))
+    slow = np.array(reference.blended(images[0].tolist(), pattern.tolist(), alpha))
     assert np.abs(blend(images, pattern, alpha)[0] - slow).max() <= 0.5001
 
 
@@ -90,7 +90,7 @@ def test_a_noise_pattern_is_the_same_for_a_seed_and_uses_all_grey_levels():
 @given(sides, sides, draws, st.integers(2, 40))
 def test_quantising_takes_the_nearest_level(h, w, seed, levels):
     images = pictures(h, w, n=1, seed=seed)
-    assert quantise(images, levels)[0].tolist() == oracle.quantised(images[0].tolist(), levels)
+    assert quantise(images, levels)[0].tolist() == reference.quantised(images[0].tolist(), levels)
 
 
 def test_quantising_to_eight_levels_leaves_eight_values_and_to_all_levels_nothing_changes():
@@ -111,7 +111,7 @@ def test_one_level_is_no_picture():
 def test_chroma_waves_are_what_the_whole_way_through_yuv_and_dct_gives(shape, places):
     image = pictures(*shape, n=1)[0]
     magnitude = 100 * np.sqrt(shape[0] * shape[1]) / 32
-    slow = oracle.chroma_moved(image.tolist(), magnitude, places)
+    slow = reference.chroma_moved(image.tolist(), magnitude, places)
     assert np.abs(image + chroma_waves(*shape, 100.0) - slow).max() < 1e-3
     added = add_pattern(image[None], chroma_waves(*shape, 100.0))[0]
     assert np.abs(added - slow.clip(0, 255)).max() <= 0.501
@@ -130,14 +130,14 @@ def test_a_warp_field_is_the_bicubic_of_points_whose_mean_size_is_one(h, w, seed
     points = Seed(seed).numpy().uniform(-1, 1, (2, 4, 4))
     points /= np.abs(points).mean()
     for axis in (0, 1):
-        assert np.abs(field[..., axis] - oracle.bicubic_plane(points[axis].tolist(), h, w)).max() < 1e-4
+        assert np.abs(field[..., axis] - reference.bicubic_plane(points[axis].tolist(), h, w)).max() < 1e-4
 
 
 @hypothesis_settings(max_examples=20)
 @given(st.integers(8, 14), st.integers(8, 14), draws, st.sampled_from([0.5, 3.0]))
 def test_a_warp_is_the_bilinear_value_at_the_shifted_place(h, w, seed, strength):
     image, field = pictures(h, w, n=1, seed=seed)[0], warp_field(h, w, 4, Seed(seed))
-    slow = oracle.warped(image.tolist(), field.tolist(), strength)
+    slow = reference.warped(image.tolist(), field.tolist(), strength)
     assert np.abs(warp(image[None], field, strength)[0] - slow).max() <= 0.51
 
 
@@ -161,18 +161,18 @@ def test_warping_in_portions_is_warping_at_once(monkeypatch):
 
 
 @given(sides, sides, draws)
-def test_half_of_the_pieces_are_shown_whole(h, w, seed):
-    shown = pieces_shown(5, 4 * h, 4 * w, 4, Seed(seed))
-    pieces = shown.reshape(5, 4, h, 4, w).swapaxes(2, 3).reshape(5, 16, h * w)
+def test_half_of_the_pieces_are_masked_whole(h, w, seed):
+    masks = piece_masks(5, 4 * h, 4 * w, 4, Seed(seed))
+    pieces = masks.reshape(5, 4, h, 4, w).swapaxes(2, 3).reshape(5, 16, h * w)
     assert (pieces.all(2) | ~pieces.any(2)).all()
     assert (pieces.any(2).sum(1) == 8).all()
 
 
-def test_pieces_differ_between_images_and_all_of_them_are_shown_somewhere():
-    shown = pieces_shown(200, 33, 20, 4, Seed(0))
-    assert (shown[0] != shown[1]).any()
-    assert shown.any(0).all()
-    assert shown.mean() == pytest.approx(0.5, abs=0.02)
+def test_pieces_differ_between_images_and_all_of_them_are_masked_somewhere():
+    masks = piece_masks(200, 33, 20, 4, Seed(0))
+    assert (masks[0] != masks[1]).any()
+    assert masks.any(0).all()
+    assert masks.mean() == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize(("h", "w", "side"), [(8, 8, 2), (33, 20, 5), (32, 32, 8)])
@@ -193,7 +193,7 @@ def test_blending_by_pixel_leaves_the_others_to_the_bit():
     assert np.array_equal(mixed, expected)
 
 
-PUT_ON = {
+TRIGGERS = {
     "patch": lambda images: paste_patch(images, 3),
     "blend": lambda images: blend(images, noise_pattern(6, 9, Seed(0)), 0.2),
     "sinusoid": lambda images: add_sinusoid(images, 40.0, 6.0),
@@ -203,12 +203,12 @@ PUT_ON = {
 }
 
 
-@pytest.mark.parametrize("put_on", PUT_ON.values(), ids=PUT_ON)
-def test_the_input_is_left_as_it_was_also_where_it_cannot_be_written(put_on):
+@pytest.mark.parametrize("trigger", TRIGGERS.values(), ids=TRIGGERS)
+def test_the_input_is_left_as_it_was_also_where_it_cannot_be_written(trigger):
     images = pictures(6, 9)
     before = images.copy()
     images.flags.writeable = False
-    out = put_on(images)
+    out = trigger(images)
     assert np.array_equal(images, before)
     assert out.dtype == np.uint8
     assert out.flags.writeable

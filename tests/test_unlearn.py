@@ -22,7 +22,8 @@ from clipguard.mitigation.unlearning import (
 )
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
-from clipguard.types import AffineTrigger, Scores, Split, image_set
+from clipguard.triggers.affine import AffineTrigger
+from clipguard.types import Scores, Split, image_set
 from tiny_runs import NAMES, poisoned_set, stamp
 
 K = 3

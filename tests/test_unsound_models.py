@@ -21,7 +21,7 @@ SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16,
 
 
 class Wrong(nn.Module):
-    """Answers whatever it is told to."""
+    """Gives `answer(logits)`."""
 
     def __init__(self, answer):
         super().__init__()
@@ -147,7 +147,7 @@ def broken(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "says"), UNSOUND)
-def test_what_is_no_classifier_of_these_classes_is_told_in_one_line(broken, name, says):
+def test_what_is_no_classifier_of_these_classes_is_refused_in_one_line(broken, name, says):
     spec = replace(SPEC, architecture=name)
     with pytest.raises(ClipguardError) as caught:
         check_sound(build(spec, Seed(0)), spec)
@@ -158,7 +158,7 @@ def test_what_is_no_classifier_of_these_classes_is_told_in_one_line(broken, name
 @pytest.mark.parametrize("by", ["unlearn", "retrain"])
 @pytest.mark.parametrize("name", [name for name, _ in UNSOUND])
 def test_a_model_that_cannot_be_trained_here_is_refused_before_the_scan(broken, tmp_path, name, by):
-    defender = Defender(ClipGuide("mini"), tmp_path / "run", plan=replace(PLAN, architecture=name, by=by))
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=replace(PLAN, architecture=name, by=by))
     with pytest.raises(ClipguardError):
         defender.fit(source_of(poisoned_set()[0]))
     assert not (tmp_path / "run").exists()
@@ -166,7 +166,7 @@ def test_a_model_that_cannot_be_trained_here_is_refused_before_the_scan(broken, 
 
 @pytest.mark.parametrize("factory", [more_classes, gives_a_dict, gives_nan, wants_larger_images])
 def test_a_module_that_is_no_classifier_is_refused_before_the_scan(tmp_path, factory):
-    defender = Defender(ClipGuide("mini"), tmp_path / "run", plan=PLAN)
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=PLAN)
     with pytest.raises(ClipguardError):
         defender.fit(source_of(poisoned_set()[0]), factory(3), SPEC)
     assert not (tmp_path / "run").exists()
@@ -179,7 +179,7 @@ def test_finite_weights_that_overflow_are_refused_before_the_scan(tmp_path):
         for name, value in load_file(tmp_path / "m.safetensors").items()
     }
     save_file(state, tmp_path / "huge.safetensors")
-    defender = Defender(ClipGuide("mini"), tmp_path / "run", plan=PLAN)
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=PLAN)
     with pytest.raises(ClipguardError, match="gives NaN or Inf logits"):
         defender.fit(source_of(poisoned_set()[0]), tmp_path / "huge.safetensors", SPEC)
     assert not (tmp_path / "run").exists()
@@ -216,11 +216,11 @@ class CastsInside(nn.Module):
         return self.head(x.flatten(1).to(torch.bfloat16)).float()
 
 
-def test_a_model_that_computes_in_bfloat16_is_cured(tmp_path):
-    done = Defender(ClipGuide("mini"), tmp_path / "run", plan=PLAN).fit(
+def test_a_model_that_computes_in_bfloat16_is_repaired(tmp_path):
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=PLAN).fit(
         source_of(poisoned_set()[0]), CastsInside(), SPEC
     )
-    assert done.model_.network.head.weight.dtype == torch.bfloat16
+    assert defender.model_.network.head.weight.dtype == torch.bfloat16
 
 
 def test_tied_weights_are_saved_and_read_back(tmp_path):

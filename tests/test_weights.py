@@ -15,8 +15,8 @@ def test_shapes_texts_and_tensors_are_those_that_were_saved(tmp_path):
     save_file(saved, tmp_path / "m", metadata={"who": "me"})
     assert weights.shapes(tmp_path / "m") == {"a": (2, 3), "b": (2,)}
     assert weights.metadata(tmp_path / "m") == {"who": "me"}
-    found = weights.state(tmp_path / "m")
-    assert all(torch.equal(found[name], value) for name, value in saved.items())
+    tensors = weights.state(tmp_path / "m")
+    assert all(torch.equal(tensors[name], value) for name, value in saved.items())
 
 
 @pytest.mark.parametrize("read", [weights.shapes, weights.metadata, weights.state])

@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipguard.clip.model import CONFIG, IMAGE_CHUNK, WEIGHTS, Clip
+from clipguard.clip.loading import CONFIG, WEIGHTS
+from clipguard.clip.model import IMAGE_CHUNK, Clip
 from clipguard.clip.zero_shot import MINI_TEMPLATES, ClipGuide
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size, read_images

@@ -1,18 +1,22 @@
-"""The one exception that a user is meant to see, and how faults of disk and system are put into its words."""
+"""The one exception that a user is meant to see, and the reasons of other exceptions in its words."""
 
 import errno
 import os
 from typing import Final
 
+LONGEST_REASON: Final = 240
+"""Characters; other programs' messages can have any length."""
+
 
 def one_line(text: str) -> str:
-    """Return `text` with control, direction and line-break marks spelt out: names come from strangers."""
+    """Return `text` with control, direction and line-break marks escaped: names come from strangers."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def first_line(error: BaseException) -> str:
-    """Return what `error` says, in one line of bounded length; its type when it says nothing."""
-    return one_line(((str(error)[:2000].splitlines() or [""])[0] or type(error).__name__)[:200])
+def reason_of(error: BaseException) -> str:
+    """Return the message of `error` in one line of at most `LONGEST_REASON` characters, or else its type."""
+    text = one_line(" ".join(str(error)[:5000].split()) or type(error).__name__)
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
 
 
 class ClipguardError(Exception):
@@ -38,9 +42,9 @@ _REMEDIES: Final = {
 
 
 def fault_of(error: OSError) -> str:
-    """Return what disk or system refused, on which file, and what to do, in one line."""
+    """Return which fault of disk or system stopped the run, on which file, and what to do, in one line."""
     number = error.errno
-    what = " ".join(str(error).split()) if number is None else os.strerror(number)
+    what = reason_of(error) if number is None else os.strerror(number)
     where = f" ({error.filename})" if error.filename else ""
     remedy = _REMEDIES.get(error.errno or 0, "set this right")
-    return f"{what or type(error).__name__}{where}: {remedy} and run the same command again"
+    return f"{what}{where}: {remedy} and run the same command again"

@@ -263,23 +263,6 @@ def partition_of(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AffineTrigger:
-    """A trigger of the form scale x + shift, value by value, in grey levels 0..255.
-
-    `label` is the class that it leads to where several triggers were told apart by that, else None.
-    """
-
-    scale: Float32[np.ndarray, "h w 3"]
-    shift: Float32[np.ndarray, "h w 3"]
-    label: int | None = None
-
-    def apply(self, images: Images) -> Images:
-        """Return images with the trigger, rounded."""
-        moved: np.ndarray = np.rint(self.scale * images.astype(np.float32) + self.shift)
-        return moved.clip(0, 255).astype(np.uint8)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """One entry an epoch, by column name; `seconds` is wall-clock time."""
 

@@ -36,7 +36,7 @@ def run(case: Case, root: Path) -> tuple[Outcome, str]:
 
 
 def _read(case: Case, given: object) -> tuple[Outcome, str]:
-    from clipguard.clip.model import load_clip
+    from clipguard.clip.loading import load_clip
     from clipguard.data import ImageSource
     from clipguard.data.decode import read_images
     from clipguard.lab.benchmark.config import cells, read_config

@@ -1,7 +1,7 @@
 """Rewrite the parent's checkpoint as safetensors under timm's names. The one place that reads a pickle.
 
 The package ships nothing else. The file is refused unless its hash is the one that its name promises, and
-torch is told to build tensors only. Run once, apart from everything else:
+torch builds tensors only. Run once, apart from everything else:
 
     python -m mini_guide.convert_parent lite0.safetensors
 """
@@ -32,12 +32,12 @@ def under_timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: a layer is missing or of another shape.
     """
-    wanted = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    counters = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")}
-    names = [name for name in wanted if name not in counters]
+    expected = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
+    names = [name for name in expected if name not in counters]
     values = [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
     renamed = dict(zip(names, values, strict=True))
-    wrong = [name for name in names if renamed[name].shape != wanted[name].shape]
+    wrong = [name for name in names if renamed[name].shape != expected[name].shape]
     if wrong:
         raise ValueError(f"{len(wrong)} layers have another shape, first {wrong[0]}")
     return {name: value.contiguous() for name, value in (renamed | counters).items()}

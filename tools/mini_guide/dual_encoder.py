@@ -9,7 +9,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from clipguard.clip.model import CONFIG, WEIGHTS
+from clipguard.clip.loading import CONFIG, WEIGHTS
 from clipguard.seeds import Seed
 
 DIMENSIONS = 384

@@ -18,7 +18,7 @@ from mini_guide.views import Views, network_input
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What the tower is taught, k classes of images beside 1,000 of ImageNet and ten digits.
+    """What the tower learns: k classes of images beside 1,000 of ImageNet and ten digits.
 
     Attributes:
         labels: class of each training image.
@@ -98,8 +98,8 @@ def tune(
             rows, order = order[: how.batch], order[how.batch :]
             drawn = generator.integers(len(lesson.digits), size=how.digit_batch)
             digits = network_input(torch.from_numpy(lesson.digits[drawn]), side)
-            found = F.normalize(visual(torch.cat([views(rows, generator), digits])), dim=-1)
-            loss = _loss(model.logit_scale.exp().clamp(max=100) * found, lesson, rows, drawn)
+            embedded = F.normalize(visual(torch.cat([views(rows, generator), digits])), dim=-1)
+            loss = _loss(model.logit_scale.exp().clamp(max=100) * embedded, lesson, rows, drawn)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

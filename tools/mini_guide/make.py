@@ -27,10 +27,10 @@ from mini_guide.views import degraded_views, jpeg_copies, mixed_views
 
 def embed_texts(model: open_clip.CustomTextCLIP, texts: list[str]) -> Float32[Tensor, "n d"]:
     """Return text embeddings of length one."""
-    read = open_clip.SimpleTokenizer(context_length=model.context_length)
+    tokenize = open_clip.SimpleTokenizer(context_length=model.context_length)
     with torch.no_grad():
         chunks = [texts[start : start + 512] for start in range(0, len(texts), 512)]
-        return torch.cat([model.encode_text(read(chunk), normalize=True) for chunk in chunks])
+        return torch.cat([model.encode_text(tokenize(chunk), normalize=True) for chunk in chunks])
 
 
 def embed_classes(
@@ -49,7 +49,7 @@ def make_lesson(
     class_names: list[str],
     digits: tuple[UInt8[np.ndarray, "m 28 28 3"], Int64[np.ndarray, "m"]],
 ) -> Lesson:
-    """Return what the image tower is taught, in the words of the finished text tower."""
+    """Return what the image tower learns, in the words of the finished text tower."""
     words, definitions = imagenet_texts()
     imagenet = embed_classes(model, words, MINI_TEMPLATES) + 0.5 * embed_texts(model, definitions)
     return Lesson(
@@ -101,21 +101,21 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the guide goes")
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    seed = Seed(asked.seed).child("mini_guide")
+    options = parser.parse_args()
+    seed = Seed(options.seed).child("mini_guide")
     model = new_encoder(seed.child("init"))
     texts = distillation_texts(seed.child("texts"))
     print(f"distilling {len(texts)} texts", flush=True)
     losses = distil(model, texts, minilm_embeddings(texts), Distillation(), seed.child("distil"))
     print(f"text loss {losses[0]:.2f} -> {losses[-1]:.2f}", flush=True)
-    images, labels, names = read_parquet(asked.images, asked.rows)
-    parent = load_parent(asked.parent)
+    images, labels, names = read_parquet(options.images, options.rows)
+    parent = load_parent(options.parent)
     digits = render_digits(12_000, seed.child("digits"))
     lesson = make_lesson(model, parent, images, labels, names, digits)
     losses = teach_images(model, parent, images, lesson, Tuning(), seed.child("images"))
     print(f"image loss {losses[0]:.2f} -> {losses[-1]:.2f}", flush=True)
-    pack(model, asked.folder)
-    print(f"wrote {asked.folder}")
+    pack(model, options.folder)
+    print(f"wrote {options.folder}")
 
 
 if __name__ == "__main__":

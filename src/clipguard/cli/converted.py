@@ -16,13 +16,13 @@ from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
 from clipguard.errors import ClipguardError
 from clipguard.lab.backdoorbench import Record, poisoned_by, read_record, triggered_by
-from clipguard.models.backdoorbench_net import NORMALISATIONS
+from clipguard.models.nets import NORMALISATIONS
 from clipguard.types import ImageSet
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-NETS: Final = {"preactresnet18": "clipguard.models.backdoorbench_net:preactresnet18"}
+NETS: Final = {"preactresnet18": "clipguard.models.nets:BackdoorBenchResNet"}
 """What a record calls its net, and the factory of it."""
 
 

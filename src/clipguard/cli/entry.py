@@ -13,6 +13,7 @@ from typing import Final
 from cyclopts import CycloptsError
 
 from clipguard.cli.commands import app
+from clipguard.cli.memory import keep_freed_memory
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.text import one_line
 from clipguard.errors import ClipguardError, fault_of
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     an error, wrong usage included, 130 when interrupted (Ctrl-C) and 143 when told to end (SIGTERM).
     `verify`: 1 when a file differs.
     """
+    keep_freed_memory()
     try:
         with _terminable():
             return _run(list(sys.argv[1:] if argv is None else argv))

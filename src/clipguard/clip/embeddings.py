@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from clipguard.clip.model import Clip
-from clipguard.compute.inference import keep_freed_memory
 from clipguard.data import ImageSource
 from clipguard.data.decode import Decoder, Unreadable, check_readable, decode_rows, decoding, thumbnail
 from clipguard.runs import (
@@ -22,12 +21,9 @@ from clipguard.runs import (
 from clipguard.types import image_set
 
 SHARD = 1024
-"""Rows a shard: what a killed embedding pass loses at most."""
+"""Rows a shard: a killed embedding pass loses at most so many."""
 
 _BATCH = 64
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +53,7 @@ def _write_shard(
             bad.append(image)
             continue
         kept.append(row)
-        # Both are small, so that a run of huge images is never in memory together.
+        # Thumbnail and crop are small: many huge images are never in memory together.
         images.append(thumbnail(image, size))
         crops.append(clip.crop(image))
         if len(crops) == _BATCH:
@@ -72,17 +68,27 @@ def _write_shard(
 
 
 def embed_source(
-    source: ImageSource, clip: Clip, size: tuple[int, int], folder: Path, progress: Progress | None = None
+    source: ImageSource,
+    clip: Clip,
+    size: tuple[int, int],
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write `folder`: thumbnails as an image set, `embeddings.npy`, `unreadable.json`, decoding images once.
+    """Write thumbnails as an image set, `embeddings.npy` and `unreadable.json`; decode each image once.
 
     A shard that an earlier, killed attempt has left whole is not computed again. The shards stay in the
-    stage's `resume_folder`, and so at hand, until the store has finished the stage.
+    stage's `resume_folder` until the run folder has finished the stage.
+
+    Args:
+        source: n images, of any sizes.
+        clip: the model that embeds them.
+        size: height and width of the thumbnails, in pixels.
+        folder: where the files go.
+        progress: called with (images done, n) after each shard.
 
     Raises:
         ClipguardError: too many images are unreadable.
     """
-    keep_freed_memory()
     kept = resume_folder(folder)
     shards = [_shard(kept, number) for number in range(-(-len(source) // SHARD))]
     with decoding(source.limits) as decoder:

@@ -1,4 +1,4 @@
-"""The guide: a weak but clean zero-shot opinion on every image. Class names are its real input."""
+"""The guide: CLIP's zero-shot scores of every image for the class names, independent of the given labels."""
 
 import functools
 import hashlib
@@ -12,8 +12,9 @@ from importlib import resources
 import numpy as np
 from jaxtyping import Float32
 
-from clipguard.clip.loading import FOLDER_PREFIX
-from clipguard.clip.model import DEFAULT_MODEL, DEFAULT_PRETRAINED, HUB_PREFIX, Clip, load_clip
+from clipguard.clip.loading import DEFAULT_MODEL, DEFAULT_PRETRAINED, FOLDER_PREFIX, HUB_PREFIX, load_clip
+from clipguard.clip.model import Clip
+from clipguard.data.wordnet import short_names
 from clipguard.errors import ClipguardError
 from clipguard.types import Scores
 
@@ -41,8 +42,8 @@ class ClipGuide:
         pretrained: the weights' tag of a built-in name, unread otherwise.
         templates: prompts with `{}` where the class name goes; several are averaged. None takes the ensemble
             that `mini` was tuned towards, and `PHOTO_TEMPLATES` for every other model.
-        use_logit_scale: give the model's own logit scale with the logits. Without it, a scale of 1 leaves the
-            softmax of cosines nearly uniform.
+        use_logit_scale: give the model's own logit scale with the logits. Otherwise the scale is 1, by which
+            the softmax of cosines is nearly uniform.
     """
 
     model: str = DEFAULT_MODEL
@@ -52,7 +53,7 @@ class ClipGuide:
 
     @property
     def name(self) -> str:
-        """The guide in one word, as `guide_from_name` reads it back; says nothing of templates and scale."""
+        """The guide in one word, without templates and scale; `guide_from_name` takes it back."""
         built_in = self.model != EMBEDDED and not self.model.startswith((HUB_PREFIX, FOLDER_PREFIX))
         return f"{self.model}/{self.pretrained}" if built_in else self.model
 
@@ -61,7 +62,7 @@ class ClipGuide:
         """The loaded model.
 
         Raises:
-            ClipguardError: unknown name, or weights that cannot be had.
+            ClipguardError: unknown name, or weights that cannot be loaded.
         """
         if self.model != EMBEDDED:
             return load_clip(self.model, self.pretrained)
@@ -70,30 +71,30 @@ class ClipGuide:
 
     @property
     def weights_verified_by(self) -> str | None:
-        """Who vouches for the weights: `embedded`, by the hash of this release; `hub`, by its own; or None.
+        """Whose hash the weights have: `embedded`, that of this release; `hub`, the hub's; None, nobody's.
 
         Raises:
-            ClipguardError: the weights are not what they are vouched for.
+            ClipguardError: the weights have another hash.
         """
         if self.model == EMBEDDED:
-            voucher, wanted = "embedded", EMBEDDED_SHA256
+            verifier, expected = "embedded", EMBEDDED_SHA256
         elif self.model.startswith(FOLDER_PREFIX) or self.clip.hub_sha256 is None:
             return None
         else:
-            voucher, wanted = "hub", self.clip.hub_sha256
-        if self.clip.fingerprint != wanted:
+            verifier, expected = "hub", self.clip.hub_sha256
+        if self.clip.fingerprint != expected:
             raise ClipguardError(
-                f"guide {self.name}: {self.clip.weights} is not what was released (sha256 {wanted}): "
+                f"guide {self.name}: {self.clip.weights} is not what was released (sha256 {expected}): "
                 "get it again"
             )
-        return voucher
+        return verifier
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """The sha256 of weights, preprocessing, templates and scale: all that the logits depend on."""
         parts = {
             "weights": self.clip.fingerprint,
-            "reading": self.clip.reading,
+            "preprocessing": self.clip.preprocessing_sha256,
             "templates": self.prompts,
             "use_logit_scale": self.use_logit_scale,
         }
@@ -108,18 +109,18 @@ class ClipGuide:
         """
         if self.templates is None:
             return MINI_TEMPLATES if self.model == EMBEDDED else PHOTO_TEMPLATES
-        given = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
-        wrong = [template for template in given if template.count("{}") != 1]
-        if wrong or not given:
+        templates = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
+        wrong = [template for template in templates if template.count("{}") != 1]
+        if wrong or not templates:
             what = repr(wrong[0]) if wrong else "an empty list"
             raise ClipguardError(f"guide template {what}: write {{}} once where the class name goes")
-        return given
+        return templates
 
     def class_embeddings(self, class_names: Sequence[str]) -> Float32[np.ndarray, "k d"]:
         """Return one embedding of length one a class: the mean over the templates of `readable_names`.
 
         Raises:
-            ClipguardError: a bad template, or a model that cannot be had.
+            ClipguardError: a bad template, or a model that cannot be loaded.
         """
         prompts = self.prompts
         names, _ = readable_names(class_names)
@@ -135,27 +136,25 @@ class ClipGuide:
         A sigmoid model's bias is left out, because it cancels: see `clipguard.clip.model.Clip`.
 
         Raises:
-            ClipguardError: a bad template, or a model that cannot be had.
+            ClipguardError: a bad template, or a model that cannot be loaded.
         """
         cosines: Float32[np.ndarray, "n k"] = image_embeddings @ self.class_embeddings(class_names).T
         scale = self.clip.logit_scale if self.use_logit_scale else 1.0
         return Scores(logits=cosines, scale=scale, source=self.name)
 
     def warnings_for(self, class_names: Sequence[str]) -> list[str]:
-        """Return what a text tower will make little of, one line a fault. Needs no model."""
+        """Return one line for each kind of class name that means little to a text tower. Needs no model."""
         names, notes = readable_names(class_names)
+        faulty: dict[str, list[str]] = {
+            "are empty, so that the guide's scores for them are noise": [n for n in names if not n],
+            "are WordNet ids that are not in the list": [n for n in names if _WORDNET_ID.fullmatch(n)],
+            "are bare numbers, which mean nothing to the guide": [n for n in names if _NUMBER.fullmatch(n)],
+            "read the same as another, so that the guide cannot tell them apart": _repeated(names),
+        }
         return notes + [
-            f"{len(found)} of {len(names)} class names {fault}: {_some(found)}"
-            for fault, found in (
-                ("are empty, so that the guide's opinion on them is noise", [n for n in names if not n]),
-                ("are WordNet ids that are not in the list", [n for n in names if _WORDNET_ID.fullmatch(n)]),
-                (
-                    "are bare numbers, which mean nothing to the guide",
-                    [n for n in names if _NUMBER.fullmatch(n)],
-                ),
-                ("read the same as another, so that the guide cannot tell them apart", _repeated(names)),
-            )
-            if found
+            f"{len(some)} of {len(names)} class names {fault}: {_first_few(some)}"
+            for fault, some in faulty.items()
+            if some
         ]
 
 
@@ -170,10 +169,10 @@ def guide_from_name(
         use_logit_scale: as in `ClipGuide`.
 
     Raises:
-        ClipguardError: weights of another name are asked for than the embedded ones.
+        ClipguardError: a tag is given for the embedded guide, which has one set of weights.
     """
     model, pretrained = text, DEFAULT_PRETRAINED
-    # Anything else with a slash is a path, which the loader refuses by its whole name.
+    # Anything else with a slash is a path, which `load_clip` refuses by its whole name.
     if re.fullmatch(r"[\w-][^/:]*/[^/]+", text):
         model, _, pretrained = text.partition("/")
     if model == EMBEDDED != text:
@@ -182,7 +181,7 @@ def guide_from_name(
 
 
 def readable_names(class_names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the names in words, in the same order, and a line on what was changed beyond spelling.
+    """Return the names in words, in the same order, and a line on those that were WordNet ids, if any.
 
     WordNet ids such as n01855672 become the first of their words ("goose"), or all of them where two classes
     share the first; underscores become spaces.
@@ -192,17 +191,13 @@ def readable_names(class_names: Sequence[str]) -> tuple[tuple[str, ...], list[st
     if not ids:
         return tuple(spelled), []
     words = _wordnet_words()
-    first = [words[name].split(", ")[0] if name in words else name for name in spelled]
-    shared = Counter(first)
-    names = [
-        words[name] if name in words and shared[short] > 1 else short
-        for name, short in zip(spelled, first, strict=True)
-    ]
-    known = [f"{name} = {word}" for name, word in zip(spelled, names, strict=True) if name in words]
+    names = short_names(spelled, words)
+    replaced = [f"{name} = {word}" for name, word in zip(spelled, names, strict=True) if name in words]
     note = (
-        f"{len(known)} of {len(spelled)} class names are WordNet ids and were read as words: {_some(known)}"
+        f"{len(replaced)} of {len(spelled)} class names are WordNet ids and were read as words: "
+        f"{_first_few(replaced)}"
     )
-    return tuple(names), [note] if known else []
+    return names, [note] if replaced else []
 
 
 @functools.cache
@@ -219,6 +214,6 @@ def _repeated(names: Sequence[str]) -> list[str]:
     return [name for name in names if counts[name.casefold()] > 1]
 
 
-def _some(items: Sequence[str]) -> str:
-    shown = ", ".join(item or "(empty)" for item in items[:5])
-    return shown + (", ..." if len(items) > 5 else "")
+def _first_few(names: Sequence[str]) -> str:
+    listed = ", ".join(name or "(empty)" for name in names[:5])
+    return listed + (", ..." if len(names) > 5 else "")

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from clipguard.compute.checkpoint import load_checkpoint, save_checkpoint
-from clipguard.compute.inference import keep_freed_memory
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import Normalized
 from clipguard.seeds import Seed
@@ -161,7 +160,6 @@ def fit(  # noqa: PLR0913  (the kernel: whatever is fixed is in the recipe)
     Raises:
         ClipguardError: the loss of an epoch is not finite.
     """
-    keep_freed_memory()
     optimizer = _optimizer(model, recipe)
     done = [] if checkpoint is None else load_checkpoint(checkpoint, model, optimizer)
     began = time.monotonic() - (done[-1][1] if done else 0.0)

@@ -12,7 +12,7 @@ from jaxtyping import Int64, Shaped, UInt8
 from PIL.Image import Image
 
 from clipguard.data.listing import Item, Listing, as_labels
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.safety.limits import Limits
 
 KINDS: Final = {"images": "u", "labels": "iu", "class_names": "U"}
@@ -104,7 +104,7 @@ def list_npz(path: Path, limits: Limits) -> Listing:
     except ClipguardError:
         raise
     except Exception as error:  # Damaged archives make zipfile and numpy raise nearly anything.
-        raise ClipguardError(f"{path} cannot be read as .npz without pickles: {first_line(error)}") from error
+        raise ClipguardError(f"{path} cannot be read as .npz without pickles: {reason_of(error)}") from error
     if names is not None and names.ndim != 1:
         raise ClipguardError(f"class_names of {path} must be a list of unicode text, not {list(names.shape)}")
     return list_arrays(images, labels, None if names is None else tuple(names.tolist()), str(path))

@@ -13,13 +13,8 @@ import io
 import os
 import re
 import tarfile
-import threading
-import urllib.error
-import urllib.request
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,10 +25,11 @@ from jaxtyping import Int64, UInt8
 
 from clipguard.data.signs import GTSRB_NAMES
 from clipguard.data.source import ImageSource
-from clipguard.errors import ClipguardError, first_line
+from clipguard.data.wordnet import short_names
+from clipguard.errors import ClipguardError, reason_of
+from clipguard.safety.network import answers, head_status
 
 Part = Literal["train", "test"]
-PROBE_SECONDS: Final = 4.0
 _CIFAR = "https://www.cs.toronto.edu/~kriz"
 _SIGNS = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 
@@ -129,7 +125,7 @@ def open_named(
     try:
         what, names = known.read(files, part)
     except (OSError, ValueError, KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise ClipguardError(f"{files[0]} cannot be read ({first_line(error)}): delete it") from error
+        raise ClipguardError(f"{files[0]} cannot be read ({reason_of(error)}): delete it") from error
     return replace(ImageSource.open(what, classes=classes or names, rows=rows), location=f"{name} ({part})")
 
 
@@ -181,7 +177,7 @@ def _fetched(archive: Archive, home: Path, name: str) -> Path:
         return path
     if path.exists():
         raise ClipguardError(f"{path} is not the file with MD5 {archive.md5}: delete it and run again")
-    if not _answers(archive.url):
+    if not answers(partial(head_status, archive.url)):
         host = archive.url.split("/")[2]
         raise ClipguardError(
             f"data set {name}: {host} does not answer; copy {archive.file} into {home} from another machine, "
@@ -191,32 +187,8 @@ def _fetched(archive: Archive, home: Path, name: str) -> Path:
         download_url(archive.url, str(home), md5=archive.md5)
     except (OSError, RuntimeError) as error:
         path.unlink(missing_ok=True)
-        raise ClipguardError(f"{archive.url} cannot be downloaded: {first_line(error)}; try again") from error
+        raise ClipguardError(f"{archive.url} cannot be downloaded: {reason_of(error)}; try again") from error
     return path
-
-
-def _answers(url: str) -> bool:
-    """Return whether the server says anything at all within some seconds.
-
-    In a thread, because a socket's time-out holds for each address in turn, not for the name's look-up.
-    """
-    heard: list[bool] = []
-
-    def ask() -> None:
-        with suppress(OSError, ValueError):
-            request = urllib.request.Request(url, method="HEAD")
-            try:
-                urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            except urllib.error.HTTPError as error:
-                # Proxies without a way out answer 502 to 504.
-                if error.code >= 500:
-                    return
-            heard.append(True)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return bool(heard)
 
 
 def _cifar(
@@ -279,15 +251,9 @@ def _tiny_imagenet(files: Sequence[Path], part: Part) -> tuple[Any, tuple[str, .
         rows = lines("val/val_annotations.txt")
         names = [f"{root}/val/images/{row[0]}" for row in rows]
         labels = tuple(number[row[1]] for row in rows)
-    classes = _readable(ids, dict(line[:2] for line in lines("words.txt")))
+    words = dict(line[:2] for line in lines("words.txt"))
+    classes = short_names(ids, {wnid: words[wnid] for wnid in ids})
     return Members(files[0], tuple(names), labels, classes), classes
-
-
-def _readable(ids: list[str], words: dict[str, str]) -> tuple[str, ...]:
-    """Return the first of each class's words, or all of them where two classes share the first."""
-    first = [words[wnid].split(", ")[0] for wnid in ids]
-    shared = Counter(first)
-    return tuple(words[wnid] if shared[short] > 1 else short for wnid, short in zip(ids, first, strict=True))
 
 
 def _both(archive: Archive) -> dict[Part, tuple[Archive, ...]]:

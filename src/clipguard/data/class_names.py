@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from clipguard.data.listing import Listing, fault, printable
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.safety.limits import Limits, parse_json, read_bounded
 
 Classes = str | Path | Sequence[str] | Mapping[str, str]
@@ -18,7 +18,7 @@ def _read(path: Path, limits: Limits) -> Any:
     except OSError as error:
         raise ClipguardError(f"class names {path} cannot be read: {fault(error)}") from error
     except ValueError as error:
-        raise ClipguardError(f"class names {path} cannot be read: {first_line(error)}") from error
+        raise ClipguardError(f"class names {path} cannot be read: {reason_of(error)}") from error
 
 
 def _mapped(names: Mapping[Any, Any], keys: tuple[str, ...] | None, origin: str) -> list[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 from PIL.Image import Image
 
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def as_labels(values: object, location: str) -> Int64[np.ndarray, "n"]:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ClipguardError(f"labels of {location} are no list of integers: {first_line(error)}") from error
+        raise ClipguardError(f"labels of {location} are no list of integers: {reason_of(error)}") from error
     if array.ndim == 1 and array.dtype == object and any(value is None for value in array):
         row = next(i for i, value in enumerate(array) if value is None)
         raise ClipguardError(f"{location} has null labels, the first in row {row}: drop these rows")
@@ -88,7 +88,7 @@ def as_labels(values: object, location: str) -> Int64[np.ndarray, "n"]:
 
 def fault(error: OSError) -> str:
     """Return what the system, or `read_bounded`, says about a file, without its path."""
-    return error.strerror or first_line(error)
+    return error.strerror or reason_of(error)
 
 
 def printable(text: str) -> str:

@@ -11,7 +11,7 @@ from PIL.Image import Image
 
 from clipguard.data.listing import Failed, Item, Listing, as_labels, fault
 from clipguard.data.quiet import quiet_pillow
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.safety.limits import Limits, read_bounded
 
 LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
@@ -35,7 +35,7 @@ class PairReader:
                 if isinstance(image, Image):
                     image.load()
         except Exception as error:  # The object decodes by itself, so that any fault of the image shows here.
-            return Failed(first_line(error))
+            return Failed(reason_of(error))
         if not isinstance(image, (Image, np.ndarray, bytes)):
             raise ClipguardError(
                 f"{type(self.data).__name__}[{row}] has {type(image).__name__} for an image: "
@@ -53,7 +53,7 @@ def _pair_labels(data: Any, location: str) -> Int64[np.ndarray, "n"]:
     try:
         return as_labels([data[row][1] for row in range(len(data))], location)
     except (TypeError, IndexError, KeyError, OSError) as error:
-        raise ClipguardError(f"{location} is no list of (image, label) pairs: {first_line(error)}") from error
+        raise ClipguardError(f"{location} is no list of (image, label) pairs: {reason_of(error)}") from error
 
 
 def _pair_names(data: Any) -> tuple[str, ...] | None:
@@ -110,7 +110,7 @@ class DatasetsReader:
         try:
             return read_bounded(Path(entry["path"]), Limits().file_bytes)
         except (OSError, ValueError) as error:  # The latter for a path with a NUL in it.
-            return Failed(fault(error) if isinstance(error, OSError) else first_line(error))
+            return Failed(fault(error) if isinstance(error, OSError) else reason_of(error))
 
 
 def _only(columns: list[str], usual: str, what: str) -> str:

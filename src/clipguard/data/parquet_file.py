@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard.data.listing import Failed, Item, as_labels
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.safety.limits import MIB, Limits, parse_json
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _opened(path: Path, shown: str) -> "Iterator[pq.ParquetFile]":
             yield opened
     # Beside its own, Arrow raises these for a text that is no UTF-8, a column named twice, a huge page.
     except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, MemoryError) as error:
-        raise ClipguardError(f"{shown} cannot be read as Parquet: {first_line(error)}") from error
+        raise ClipguardError(f"{shown} cannot be read as Parquet: {reason_of(error)}") from error
 
 
 def _read_shard(opened: "pq.ParquetFile", wanted: Int64[np.ndarray, "m"]) -> Iterator[bytes | None]:

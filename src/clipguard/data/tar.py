@@ -24,7 +24,7 @@ from clipguard.data.listing import (
     unique_ids,
 )
 from clipguard.data.tar_index import Member, members
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.safety.limits import Limits, opened_regular, parse_json
 
 LABELS: Final = ("cls", "json")
@@ -153,7 +153,7 @@ def _add_sample(found: _Found, shard: _Shard, key: str, group: list[Member]) -> 
     try:
         found.labels.append(_label(shard, given))
     except ValueError as error:
-        said = first_line(error)
+        said = reason_of(error)
         raise ClipguardError(f"label {given.name!r} of {shard.path} cannot be read: {said}") from error
     found.keys.append(key)
     found.places.append((shard.number, parts[images[0]].offset, parts[images[0]].size))

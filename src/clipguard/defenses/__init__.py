@@ -7,7 +7,7 @@ from typing import Any
 from clipguard.defenses.clipguard import Clipguard
 from clipguard.defenses.controls import Finetune, NoDefense, Retrain
 from clipguard.defenses.protocol import Case, Defense, Repaired
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 
 DEFENSES: dict[str, Callable[..., Defense]] = {
     "none": NoDefense,
@@ -32,7 +32,7 @@ def defense_factory(name: str) -> Callable[..., Defense]:
     try:
         factory: Callable[..., Defense] = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # A module may raise anything while it is imported.
-        raise ClipguardError(f"defence {name!r} cannot be imported: {first_line(error)}") from error
+        raise ClipguardError(f"defence {name!r} cannot be imported: {reason_of(error)}") from error
     return factory
 
 
@@ -47,7 +47,7 @@ def foreign_defense(name: str, options: Mapping[str, Any]) -> Defense:
     except ClipguardError:
         raise
     except (Exception, SystemExit) as error:  # So may a factory, when it is called.
-        raise ClipguardError(f"defence {name!r} does not take its options: {first_line(error)}") from error
+        raise ClipguardError(f"defence {name!r} does not take its options: {reason_of(error)}") from error
     if not isinstance(made, Defense):
         raise ClipguardError(f"defence {name!r} made {type(made).__name__}, which has no method defend(case)")
     return made

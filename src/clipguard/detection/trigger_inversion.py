@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from scipy.special import softmax
 
 from clipguard.seeds import Seed
-from clipguard.types import NO_TRIGGER, AffineTrigger, Images, ImageSet, Partition, Scores, State
+from clipguard.triggers.affine import AffineTrigger
+from clipguard.types import NO_TRIGGER, Images, ImageSet, Partition, Scores, State
 
 FEWEST: Final = 30
 """Flagged samples below which a median says too little."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, reason_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,9 +73,8 @@ def read_truth(path: Path) -> PoisonTruth:
             part=np.array(table["part"].to_numpy()) if "part" in table.column_names else None,
         )
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        line = " ".join(str(error).split())
         raise ClipguardError(
-            f"truth file {path} cannot be read ({line}): write the poisoned set anew"
+            f"truth file {path} cannot be read ({reason_of(error)}): write the poisoned set anew"
         ) from error
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard.seeds import Seed
-from clipguard.types import AffineTrigger, Images, ImageSet, Partition, Scores, image_set
+from clipguard.triggers.affine import AffineTrigger
+from clipguard.types import Images, ImageSet, Partition, Scores, image_set
 
 _PIECE: Final = 64
 """Images that are copied together."""

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float, UInt8
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.models import weights
+from clipguard.models.nets import PreActResNet18, ShallowNet
 from clipguard.runs import replacing
 from clipguard.safety.limits import Limits, parse_json
 from clipguard.seeds import Seed
@@ -43,79 +43,6 @@ class ModelSpec:
     input_size: tuple[int, int]
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
-
-
-class PreActBlock(nn.Module):
-    """Pre-activation basic block (He et al. 2016, "Identity Mappings in Deep ResidualConfig Networks")."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        narrow = stride == 1 and inputs == outputs
-        self.shortcut: nn.Module | None = None if narrow else nn.Conv2d(inputs, outputs, 1, bias=False)
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output; the projection shortcut reads the activated input."""
-        out: Tensor = F.relu(self.bn1(x))
-        # Strided by slicing: below 16 channels oneDNN's strided 1x1 backward corrupts memory (its #6035).
-        kept = x if self.shortcut is None else self.shortcut(out[:, :, :: self.stride, :: self.stride])
-        out = self.conv1(out)
-        out = self.conv2(F.relu(self.bn2(out)))
-        summed: Tensor = out.add_(kept)
-        return summed
-
-
-class PreActResNet18(nn.Module):
-    """PreActResNet-18 for small images; `width` channels in the first stage (64 in the literature)."""
-
-    def __init__(self, num_classes: int, width: int = 64) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, 1, 1, bias=False)
-        stages = []
-        channels = width
-        for stage in range(4):
-            outputs = width * 2**stage
-            stages.append(PreActBlock(channels, outputs, 1 if stage == 0 else 2))
-            stages.append(PreActBlock(outputs, outputs, 1))
-            channels = outputs
-        self.stages = nn.Sequential(*stages)
-        self.norm = nn.BatchNorm2d(channels)
-        self.head = nn.Linear(channels, num_classes)
-
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
-        """Return logits; global average pooling makes any input size fit."""
-        x = F.relu(self.norm(self.stages(self.stem(x))))
-        logits: Tensor = self.head(x.mean((2, 3)))
-        return logits
-
-
-class ShallowNet(nn.Module):
-    """Three convolutions and both poolings: learns a trigger, local or global, long before it learns objects.
-
-    The maximum keeps a 3x3 patch at full strength, where an average over the image would dilute it.
-    """
-
-    def __init__(self, num_classes: int, width: int = 32) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs, stride in ((3, width, 1), (width, width, 2), (width, 2 * width, 2)):
-            layers += [
-                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-                nn.BatchNorm2d(outputs),
-                nn.ReLU(),
-            ]
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(4 * width, num_classes)
-
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
-        """Return logits."""
-        x = self.features(x)
-        logits: Tensor = self.head(torch.cat((x.mean((2, 3)), x.amax((2, 3))), 1))
-        return logits
 
 
 class Normalized(nn.Module):
@@ -168,7 +95,7 @@ def _imported(name: str) -> Callable[[int], nn.Module]:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (Exception, SystemExit) as error:  # A module may raise anything while it is imported.
         raise ClipguardError(
-            f"model factory {name!r} cannot be imported: {first_line(error)} "
+            f"model factory {name!r} cannot be imported: {reason_of(error)} "
             "(PYTHONPATH=. makes the working folder's own modules importable)"
         ) from error
     return lambda num_classes: factory(num_classes=num_classes)
@@ -205,10 +132,9 @@ def build(spec: ModelSpec, seed: Seed) -> Normalized:
     try:
         with seed.torch_global():
             network = make(spec.num_classes)
-    except (Exception, SystemExit) as error:  # So may a factory, when it is called.
+    except (Exception, SystemExit) as error:  # A factory may raise anything, too.
         raise ClipguardError(
-            f"model factory {name!r} cannot be called with num_classes={spec.num_classes}: "
-            f"{first_line(error)}"
+            f"model factory {name!r} cannot be called with num_classes={spec.num_classes}: {reason_of(error)}"
         ) from error
     if not isinstance(network, nn.Module):
         raise ClipguardError(f"model factory {name!r} returned {type(network).__name__}, not an nn.Module")
@@ -217,9 +143,9 @@ def build(spec: ModelSpec, seed: Seed) -> Normalized:
 
 
 def check_sound(model: Normalized, spec: ModelSpec) -> None:
-    """Return nothing when all weights are finite and two noise images get the logits that the spec promises.
+    """Check that all weights are finite and that two noise images get the logits that the spec promises.
 
-    Tried on a copy, in evaluation and, with a gradient, in training.
+    A copy of the model is run in evaluation mode and in training mode, each with a gradient.
 
     Raises:
         ClipguardError: what the model does instead. It may be anybody's code.
@@ -230,18 +156,18 @@ def check_sound(model: Normalized, spec: ModelSpec) -> None:
         _check_state(model.network, name)
         if bad := [key for key, value in model.network.named_parameters() if not _finite(value)]:
             raise ClipguardError(f"model {name!r} has NaN or Inf weights in {bad[0][:LONGEST_NAME]!r}")
-        tried = copy.deepcopy(model)
+        trial = copy.deepcopy(model)
         for training in (False, True):
             with Seed(0).torch_global():
-                # Of the network itself, so that whatever it gives reaches the checks.
-                logits = tried.train(training).network(tried.scaled(noise.to(tried.mean.device)))
+                # The network itself is called, so that whatever it returns reaches the checks.
+                logits = trial.train(training).network(trial.scaled(noise.to(trial.mean.device)))
                 _check_logits(logits, spec)
                 logits.float().logsumexp(1).sum().backward()
     except ClipguardError:
         raise
     except Exception as error:
         raise ClipguardError(
-            f"model {name!r} fails on images of {h} x {w} pixels, as float32: {first_line(error)}"
+            f"model {name!r} fails on images of {h} x {w} pixels, as float32: {reason_of(error)}"
         ) from error
 
 
@@ -257,10 +183,10 @@ def _finite(value: Tensor) -> bool:
 
 
 def _check_logits(logits: object, spec: ModelSpec) -> None:
-    name, wanted = spec.architecture, [2, spec.num_classes]
+    name, expected = spec.architecture, [2, spec.num_classes]
     shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if not isinstance(logits, Tensor) or shape != wanted or not logits.is_floating_point():
-        raise ClipguardError(f"model {name!r} gives {shape} for two images, not logits of {wanted}")
+    if not isinstance(logits, Tensor) or shape != expected or not logits.is_floating_point():
+        raise ClipguardError(f"model {name!r} gives {shape} for two images, not logits of {expected}")
     if not _finite(logits):
         raise ClipguardError(f"model {name!r} gives NaN or Inf logits: its weights are no classifier's")
 
@@ -272,7 +198,7 @@ def save(model: Normalized, spec: ModelSpec, path: Path) -> None:
         name: value.detach().clone(memory_format=torch.contiguous_format)
         for name, value in model.network.state_dict().items()
     }
-    # One entry only: safetensors writes several in random order, and equal models are to be equal files.
+    # One entry only: safetensors writes several in random order, and equal models must give equal files.
     content = safetensors_bytes(state, metadata={"clipguard": json.dumps(asdict(spec))})
     with replacing(path) as part:
         part.write_bytes(content)
@@ -330,7 +256,7 @@ def load(path: Path, spec: ModelSpec) -> Normalized:
     claimed = weights.shapes(path)
     own = _own(spec.architecture)
     if own is not None:
-        # Without memory of its own: a header of some bytes could otherwise ask for any amount of it.
+        # On the meta device, without memory: a header of some bytes could otherwise claim any amount of it.
         with torch.device("meta"):
             _check_fit(own(spec.num_classes), claimed, path, spec)
     model = build(spec, Seed(0))
@@ -340,9 +266,9 @@ def load(path: Path, spec: ModelSpec) -> Normalized:
 
 
 def _check_fit(network: nn.Module, claimed: dict[str, tuple[int, ...]], path: Path, spec: ModelSpec) -> None:
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    wrong = sorted(wanted.keys() ^ claimed.keys()) + sorted(
-        name for name in wanted.keys() & claimed.keys() if wanted[name] != claimed[name]
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    wrong = sorted(expected.keys() ^ claimed.keys()) + sorted(
+        name for name in expected.keys() & claimed.keys() if expected[name] != claimed[name]
     )
     if wrong:
         raise ClipguardError(

@@ -1,4 +1,4 @@
-"""What a weights file claims, read before anything of its size is built; never unpickled."""
+"""Weights files (safetensors): the header is read before anything of its size is built; never unpickled."""
 
 import math
 from pathlib import Path
@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Beside its own error, safetensors raises these for types that torch does not have, and for absurd headers.
+# Beside its own error, safetensors raises these for types that torch lacks and for damaged headers.
 SAFETENSORS_ERRORS = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError)
 
 
 def _refused(path: Path, error: BaseException) -> ClipguardError:
-    return ClipguardError(f"model {path} cannot be read as safetensors: {str(error)[:300]}")
+    return ClipguardError(f"model {path} cannot be read as safetensors: {reason_of(error)}")
 
 
 def _check_regular(path: Path) -> None:
@@ -63,13 +63,13 @@ def state(path: Path) -> "dict[str, Tensor]":
 
     _check_regular(path)
     try:
-        found: dict[str, Tensor] = load_file(path)
-        bad = [name for name, value in found.items() if not _finite(value)]
+        tensors: dict[str, Tensor] = load_file(path)
+        bad = [name for name, value in tensors.items() if not _finite(value)]
     except SAFETENSORS_ERRORS as error:
         raise _refused(path, error) from error
     if bad:
         raise ClipguardError(f"model {path} has NaN or Inf weights in {bad[0][:200]!r}")
-    return found
+    return tensors
 
 
 def _finite(value: "Tensor") -> bool:

@@ -32,8 +32,9 @@ from clipguard.mitigation.trigger_augmentation import trigger_augmented
 from clipguard.mitigation.unlearning import unlearn
 from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, save
 from clipguard.pipeline.scan import Context, EpochProgress, Scan, write_notes
-from clipguard.runs import read_array, resume_folder, write_array, write_pieces, write_table, write_triggers
+from clipguard.runs import read_array, resume_folder, write_array, write_pieces, write_table
 from clipguard.seeds import Seed, Stream
+from clipguard.triggers.affine import write_triggers
 from clipguard.types import STATES, History, Images, ImageSet, Partition, State
 
 Done = Callable[[int, int], None]

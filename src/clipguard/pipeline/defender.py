@@ -155,7 +155,7 @@ def _about_guide(guide: ClipGuide) -> dict[str, Any]:
     return {
         "name": guide.name,
         "sha256": guide.clip.fingerprint,
-        "settings_sha256": guide.clip.reading,
+        "preprocessing_sha256": guide.clip.preprocessing_sha256,
         "weights_verified_by": guide.weights_verified_by,
         "templates": guide.prompts,
     }

@@ -14,7 +14,8 @@ from clipguard.data.decode import Sizes
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.runs import FinishedStage, RunFolder, Stage, read_array, read_json, write_json
 from clipguard.seeds import Seed
-from clipguard.types import AffineTrigger, EntropyMap, ImageSet, Partition, Progress, Scores
+from clipguard.triggers.affine import AffineTrigger
+from clipguard.types import EntropyMap, ImageSet, Partition, Progress, Scores
 
 LARGEST_THUMBNAIL: Final = 64
 """Pixels a side at which the small nets see larger images, unless a size is given."""

@@ -22,7 +22,8 @@ from clipguard.pipeline.stages import (
     TRIGGER_INVERSION,
     VIEW,
 )
-from clipguard.runs import Stage, read_array, read_image_set, read_triggers
+from clipguard.runs import Stage, read_array, read_image_set
+from clipguard.triggers.affine import read_triggers
 from clipguard.types import EntropyMap, ImageSet, Scores, State, partition_of
 
 Signal = Callable[[Scan], Scan]

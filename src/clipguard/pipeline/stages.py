@@ -31,7 +31,7 @@ READ: Final = Stage[Context](
     inputs=lambda context: [
         context.source.fingerprint,
         context.guide.clip.fingerprint,
-        context.guide.clip.reading,
+        context.guide.clip.preprocessing_sha256,
     ],
     compute=computing.read,
 )

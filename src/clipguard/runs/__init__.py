@@ -5,7 +5,6 @@ from clipguard.runs.files import (
     read_image_set,
     read_json,
     read_table,
-    read_triggers,
     replacing,
     write_array,
     write_image_set,
@@ -13,7 +12,6 @@ from clipguard.runs.files import (
     write_pieces,
     write_table,
     write_text,
-    write_triggers,
 )
 from clipguard.runs.run_folder import RunFolder, SourceInfo
 from clipguard.runs.seal import SEAL, described
@@ -33,7 +31,6 @@ __all__ = [
     "read_image_set",
     "read_json",
     "read_table",
-    "read_triggers",
     "replacing",
     "resume_folder",
     "verify_run",
@@ -43,5 +40,4 @@ __all__ = [
     "write_pieces",
     "write_table",
     "write_text",
-    "write_triggers",
 ]

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Shaped
 
-from clipguard.errors import ClipguardError
-from clipguard.types import AffineTrigger, ImageSet
+from clipguard.errors import ClipguardError, reason_of
+from clipguard.types import ImageSet
 
 Array = Shaped[np.ndarray, "..."]
 
@@ -47,8 +47,9 @@ def _reading(path: Path) -> Iterator[None]:
         raise ClipguardError(f"{path} is missing: run again to write it") from error
     # Arrow and deep JSON raise some that are not theirs.
     except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:
-        line = " ".join(str(error).split())
-        raise ClipguardError(f"{path} cannot be read ({line}): delete it and run again") from error
+        raise ClipguardError(
+            f"{path} cannot be read ({reason_of(error)}): delete it and run again"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -203,33 +204,3 @@ def read_image_set(folder: Path) -> ImageSet:
         return ImageSet(
             images=images, labels=labels, ids=ids, class_names=names, fingerprint=str(meta["fingerprint"])
         )
-
-
-_TRIGGERS: Final = "triggers.npy"
-_LED_TO: Final = "labels.npy"
-
-
-def write_triggers(triggers: Sequence[AffineTrigger], folder: Path) -> None:
-    """Write `folder`: the classes that the triggers lead to, and their scales and shifts, if any."""
-    labels = [-1 if one.label is None else one.label for one in triggers]
-    write_array(folder / _LED_TO, np.array(labels, dtype=np.int64))
-    if triggers:
-        write_array(folder / _TRIGGERS, np.stack([np.stack([one.scale, one.shift]) for one in triggers]))
-
-
-def read_triggers(folder: Path) -> tuple[AffineTrigger, ...]:
-    """Return what `write_triggers` wrote.
-
-    Raises:
-        ClipguardError: the files are damaged.
-    """
-    labels = read_array(folder / _LED_TO)
-    if labels.shape == (0,):
-        return ()
-    pairs = read_array(folder / _TRIGGERS)
-    if labels.dtype != np.int64 or pairs.shape[:2] != (*labels.shape, 2) or pairs.ndim != 5:
-        raise ClipguardError(f"{folder} holds no triggers as they are written: delete it and run again")
-    return tuple(
-        AffineTrigger(scale=scale, shift=shift, label=None if label < 0 else label)
-        for (scale, shift), label in zip(pairs, labels.tolist(), strict=True)
-    )

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.runs.files import read_json
 
 SUMMARY: Final = "summary.json"
@@ -148,4 +148,4 @@ def read_summary(run: Path) -> RunSummary:
     try:
         return msgspec.convert(read_json(path), RunSummary)
     except msgspec.ValidationError as error:
-        raise ClipguardError(f"{path} is damaged ({first_line(error)}): delete it and run again") from error
+        raise ClipguardError(f"{path} is damaged ({reason_of(error)}): delete it and run again") from error

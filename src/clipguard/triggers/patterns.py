@@ -1,4 +1,4 @@
-"""Trigger patterns and how they are put on images: uint8 in, uint8 out, the input left as it was."""
+"""Trigger patterns and how they are applied to images: uint8 in, uint8 out, the input unchanged."""
 
 from typing import Final
 
@@ -33,8 +33,8 @@ def blend(
 
     Alpha is one number, or one for each pixel of all images or of each.
     """
-    share = alpha[..., None] if isinstance(alpha, np.ndarray) else alpha
-    mixed = (1 - share) * images.astype(np.float32) + share * pattern.astype(np.float32)
+    opacity = alpha[..., None] if isinstance(alpha, np.ndarray) else alpha
+    mixed = (1 - opacity) * images.astype(np.float32) + opacity * pattern.astype(np.float32)
     return np.rint(mixed).clip(0, 255).astype(np.uint8)
 
 
@@ -45,8 +45,8 @@ def add_sinusoid(images: Images, amplitude: float, frequency: float) -> Images:
     """
     width = images.shape[2]
     wave = amplitude * np.sin(2 * np.pi * np.arange(width) * frequency / width)
-    moved: np.ndarray = np.rint(images.astype(np.float64) + wave[None, None, :, None])
-    return moved.clip(0, 255).astype(np.uint8)
+    added: np.ndarray = np.rint(images.astype(np.float64) + wave[None, None, :, None])
+    return added.clip(0, 255).astype(np.uint8)
 
 
 def quantise(images: Images, levels: int) -> Images:
@@ -69,9 +69,9 @@ FREQUENCIES: Final = (15, 31)
 def chroma_waves(height: int, width: int, magnitude: float) -> Float32[np.ndarray, "h w 3"]:
     """Return the pattern that adds `magnitude` to U and V at two frequencies of the whole image's 2-D DCT.
 
-    Both the transform and RGB -> YUV are linear, so that adding there is adding this pattern to the pixels
-    (Li et al. 2023, "CTRL"). At other sizes than 32 x 32, the frequencies keep their share of the highest one
-    and the magnitude grows with the root of the area, so that the change of a pixel stays as large.
+    Both the transform and RGB -> YUV are linear, so this is the same as adding the pattern to the pixels
+    (Li et al. 2023, "CTRL"). At other sizes than 32 x 32, a frequency keeps its share of the highest one, and
+    the magnitude grows with the root of the area, so that the change of a pixel stays as large.
     """
     spectrum = np.zeros((height, width))
     for place in FREQUENCIES:
@@ -80,14 +80,14 @@ def chroma_waves(height: int, width: int, magnitude: float) -> Float32[np.ndarra
     # Of Y = 0.299 R + 0.587 G + 0.114 B, U = 0.492 (B - Y) and V = 0.877 (R - Y), only U and V move.
     red, blue = 1 / 0.877, 1 / 0.492
     green = -(0.299 * red + 0.114 * blue) / 0.587
-    moved: Float32[np.ndarray, "h w 3"] = (wave[..., None] * (red, green, blue)).astype(np.float32)
-    return moved
+    pattern: Float32[np.ndarray, "h w 3"] = (wave[..., None] * (red, green, blue)).astype(np.float32)
+    return pattern
 
 
 def add_pattern(images: Images, pattern: Float32[np.ndarray, "h w 3"]) -> Images:
     """Return images + pattern, rounded, within 0..255."""
-    moved: np.ndarray = np.rint(images + pattern)
-    return moved.clip(0, 255).astype(np.uint8)
+    added: np.ndarray = np.rint(images + pattern)
+    return added.clip(0, 255).astype(np.uint8)
 
 
 def warp_field(height: int, width: int, grid: int, seed: Seed) -> Float32[np.ndarray, "h w 2"]:
@@ -136,16 +136,16 @@ def warp(
 def _sampled(images: Images, grid: Float32[np.ndarray, "n h w 2"]) -> Images:
     # A copy, since torch warns of arrays that cannot be written.
     planes = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
-    found = F.grid_sample(planes, torch.from_numpy(grid), align_corners=True)
-    return found.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    sampled = F.grid_sample(planes, torch.from_numpy(grid), align_corners=True)
+    return sampled.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
-def pieces_shown(n: int, height: int, width: int, pieces: int, seed: Seed) -> Bool[np.ndarray, "n h w"]:
+def piece_masks(n: int, height: int, width: int, pieces: int, seed: Seed) -> Bool[np.ndarray, "n h w"]:
     """Return for each of n images a mask of half of its `pieces` x `pieces` pieces, drawn at random."""
     number = pieces**2
-    shown = seed.numpy().permuted(np.tile(np.arange(number) < number // 2, (n, 1)), axis=1)
+    chosen = seed.numpy().permuted(np.tile(np.arange(number) < number // 2, (n, 1)), axis=1)
     row, column = np.arange(height) * pieces // height, np.arange(width) * pieces // width
-    return shown[:, row[:, None] * pieces + column]
+    return chosen[:, row[:, None] * pieces + column]
 
 
 def corners(height: int, width: int) -> Bool[np.ndarray, "4 h w"]:

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from clipguard.data import Failed, Item
 from clipguard.data.arrays import CHANNELS
 from clipguard.data.quiet import quiet_pillow
-from clipguard.errors import first_line
+from clipguard.errors import reason_of
 from clipguard.safety.limits import Limits
 
 # EPS runs an interpreter, and rare formats are the least tested code: neither is for untrusted bytes.
@@ -53,7 +53,7 @@ def _guarded() -> Iterator[None]:
     except MemoryError as error:
         raise UnreadableImage("needs more memory than there is or the limit allows") from error
     except Exception as error:  # Damaged files make Pillow raise nearly anything.
-        raise UnreadableImage(first_line(error)) from error
+        raise UnreadableImage(reason_of(error)) from error
 
 
 @cache

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int64, UInt8
 from clipguard.lab.attacks.protocol import choose_both, mapped_labels, planted
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
-from clipguard.triggers.patterns import blend, corners, noise_pattern, pieces_shown
+from clipguard.triggers.patterns import blend, corners, noise_pattern, piece_masks
 from clipguard.types import Images, ImageSet
 
 OPACITIES: Final = (0.5, 0.2, 0.5, 0.3)
@@ -53,7 +53,7 @@ class AdapBlend:
 
     def _in_part(self, images: Images, seed: Seed) -> Images:
         n, h, w, _ = images.shape
-        shown = pieces_shown(n, h, w, self.pieces, seed)
+        shown = piece_masks(n, h, w, self.pieces, seed)
         return blend(images, self._pattern(images), shown * np.float32(self.alpha))
 
     def _pattern(self, images: Images) -> UInt8[np.ndarray, "h w 3"]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.runs.files import replacing
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet
@@ -50,8 +50,9 @@ def learnt(key: str, cache: Path | None, train: Callable[[], Tensors]) -> Tensor
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
-            line = " ".join(str(error).split())
-            raise ClipguardError(f"helper {path} cannot be read ({line}): delete it and run again") from error
+            raise ClipguardError(
+                f"helper {path} cannot be read ({reason_of(error)}): delete it and run again"
+            ) from error
     if path is not None:
         # Before the training: a folder that cannot be written to must not cost it.
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
-from clipguard.compute.inference import keep_freed_memory
 from clipguard.compute.training import Recipe, augment
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.cache import Tensors, key_of, learnt
@@ -194,7 +193,6 @@ def _trajectory(
 
 def _soft_labels(recipe: FLIP, data: ImageSet, seed: Seed, report: Progress | None) -> Tensors:
     """Return logits of every sample's label, and the mean matching loss of each pass."""
-    keep_freed_memory()
     k, (h, w) = len(data.class_names), data.images.shape[1:3]
     spec = ModelSpec(architecture=recipe.architecture, num_classes=k, input_size=(h, w))
     model = build(spec, seed.child("init")).train()

@@ -9,13 +9,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipguard.compute.inference import keep_freed_memory
 from clipguard.lab.attacks.cache import Tensors, key_of, learnt, restore, state_of
 from clipguard.lab.attacks.nets import Pixels, UNet, batches, chunked, descend, device_of, pixels, transformed
 from clipguard.lab.attacks.protocol import Progress, mapped_labels, planted
 from clipguard.lab.attacks.rows import check_target, highest
 from clipguard.lab.ground_truth import PoisonTruth
-from clipguard.models.spec import ShallowNet
+from clipguard.models.nets import ShallowNet
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet
 
@@ -116,7 +115,6 @@ def critic_loss(real: Float[Tensor, "b"], made: Float[Tensor, "b"]) -> Float[Ten
 
 def _train(recipe: GCB, data: ImageSet, seed: Seed, report: Progress | None) -> Tensors:
     """Return the state of G and Q after alternating steps of D and of G with Q."""
-    keep_freed_memory()
     generator, reader = recipe.generator(seed).train(), recipe.net(1, seed.child("reader")).train()
     critic = recipe.net(len(data.class_names), seed.child("critic")).train()
     makers = torch.optim.Adam(

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipguard.compute.inference import keep_freed_memory
 from clipguard.compute.training import Recipe, augment
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.cache import Tensors, key_of, learnt, restore, state_of
@@ -156,7 +155,6 @@ def _distance(difference: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
 
 def _train(recipe: InputAware, data: ImageSet, seed: Seed, report: Progress | None) -> Tensors:
     """Return the state of G, M and the classifier."""
-    keep_freed_memory()
     if len(data) < 2:
         raise ClipguardError("input-aware triggers need at least two images: give more")
     masker = recipe.net(1, seed.child("masker")).train()

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipguard.compute.inference import keep_freed_memory
 from clipguard.compute.training import LossFunction, Recipe, fit
 from clipguard.lab.attacks.cache import Tensors, key_of, learnt
 from clipguard.lab.attacks.nets import Pixels, chunk_of, logits_of, pixels, to_images
@@ -143,7 +142,6 @@ def _hardened(recipe: LabelConsistent, data: ImageSet, seed: Seed, report: Progr
     training = Recipe(epochs=recipe.epochs, lr=recipe.lr)
     told = None if report is None else lambda epoch: report(epoch, total)
     fit(model, data.images, np.arange(len(data)), loss, training, seed.child("fit"), told)
-    keep_freed_memory()
     model.requires_grad_(False).eval()
     hard = np.array(data.images[rows])
     done = 0

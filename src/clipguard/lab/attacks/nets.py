@@ -9,7 +9,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipguard.compute.inference import keep_freed_memory
 from clipguard.models.spec import Normalized
 from clipguard.seeds import Seed
 from clipguard.types import Images
@@ -95,7 +94,6 @@ def chunked(images: Images) -> Iterator[slice]:
 
 def transformed(images: Images, change: Callable[[Pixels], Pixels], device: torch.device) -> Images:
     """Return every image after `change`, which needs no gradient."""
-    keep_freed_memory()
     if not len(images):
         return np.array(images)
     parts = (images[part] for part in chunked(images))

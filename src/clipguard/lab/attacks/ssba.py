@@ -9,7 +9,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipguard.compute.inference import keep_freed_memory
 from clipguard.lab.attacks.cache import key_of, learnt, restore, state_of
 from clipguard.lab.attacks.nets import Pixels, UNet, batches, descend, device_of, pixels, transformed
 from clipguard.lab.attacks.protocol import Mapping, Progress, choose, mapped_labels, planted
@@ -152,7 +151,6 @@ class SSBA:
 
 def _train(recipe: SSBA, data: ImageSet, seed: Seed, report: Progress | None) -> dict[str, nn.Module]:
     """Return encoder and decoder, trained together on secrets drawn anew for every image."""
-    keep_freed_memory()
     encoder, decoder = recipe.encoder(seed).train(), recipe.decoder(seed).train()
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=recipe.lr)
     generator = seed.child("bits").torch()

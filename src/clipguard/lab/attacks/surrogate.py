@@ -9,7 +9,6 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipguard.compute.inference import keep_freed_memory
 from clipguard.compute.training import Recipe, cross_entropy, fit
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.nets import Pixels, logits_of, pixels
@@ -80,7 +79,6 @@ def shown(
     recipe: Search, images: Images, device: torch.device, seed: Seed, report: Progress | None
 ) -> Iterator[Pixels]:
     """Yield a random batch for each step of the search, none if there are no images; tell of each step."""
-    keep_freed_memory()
     draw = seed.child("search").numpy()
     size = min(recipe.batch_size, len(images))
     for step in range(recipe.steps if size else 0):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.runs.files import replacing
 
 Row = dict[str, Any]
@@ -54,8 +54,9 @@ def read_results(run: Path) -> list[Row]:
         with pq.ParquetFile(path) as file:
             rows: list[Row] = file.read().to_pylist()
     except (OSError, pa.ArrowException) as error:
-        line = " ".join(str(error).split())
-        raise ClipguardError(f"{path} cannot be read ({line}): run clipguard bench again") from error
+        raise ClipguardError(
+            f"{path} cannot be read ({reason_of(error)}): run clipguard bench again"
+        ) from error
     rows = [{**_LATER, **row} for row in rows]
     if missing := [name for name in _FIRST if rows and name not in rows[0]]:
         raise ClipguardError(f"{path} lacks the column {missing[0]!r}: it was not written by clipguard bench")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from clipguard.defenses import Defense
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, Row, attack_of, cell_name
 from clipguard.lab.benchmark.config import (
     REFERENCE_ROW,
@@ -258,7 +258,7 @@ def _computed(work: CellRunner, task: Task, folder: Path, command: str, log: Log
         if isinstance(error, OSError) and error.errno == ENOSPC:
             raise
         known = isinstance(error, ClipguardError)
-        fault = str(error) if known else f"{type(error).__name__}: {first_line(error)} (trace in {failed})"
+        fault = str(error) if known else f"{type(error).__name__}: {reason_of(error)} (trace in {failed})"
         write_json(failed, {**about, "error": fault, "trace": None if known else traceback.format_exc()})
         log(f"{work.name}, {task.label}: failed: {fault}")
         return "failed"

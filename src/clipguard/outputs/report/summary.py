@@ -13,8 +13,9 @@ from PIL import Image
 from clipguard.errors import ClipguardError
 from clipguard.outputs.report.damage import damage_of_samples, damage_of_summary
 from clipguard.outputs.report.plot import entropy_map
-from clipguard.runs import RunFolder, read_image_set, read_json, read_table, read_triggers
-from clipguard.types import AffineTrigger, Images
+from clipguard.runs import RunFolder, read_image_set, read_json, read_table
+from clipguard.triggers.affine import AffineTrigger, read_triggers
+from clipguard.types import Images
 
 TOP: Final = 100
 """How many of the most suspicious samples are shown."""
@@ -155,7 +156,7 @@ def _shared(samples: Table, folder: RunFolder, classes: list[Any]) -> list[dict[
 
 def _shown(trigger: AffineTrigger, plain: Images, classes: list[Any]) -> dict[str, Any]:
     """Return one trigger on images, and the class that it leads to, where it was told apart from others."""
-    stamped, label = trigger.put(plain), trigger.label
+    stamped, label = trigger.apply(plain), trigger.label
     return {
         "label": None if label is None or label >= len(classes) else str(classes[label]),
         "change": float(np.abs(stamped.astype(np.int16) - plain).mean()),
