@@ -211,7 +211,7 @@ def test_a_template_without_one_place_for_the_name(refused, data, tmp_path, temp
         ["--no-such-flag"],
         ["--sede", "1"],
         ["--seed", "one"],
-        ["--split-by", "row"],
+        ["--rank-within", "row"],
         ["--seed"],
         ["extra"],
     ],
@@ -220,8 +220,9 @@ def test_an_option_with_a_typo(refused, data, tmp_path, arguments):
     refused("scan", data, "-o", tmp_path / "run", *arguments, says=["clipguard --help"])
 
 
-def test_an_unknown_suspicious_model(refused, data, tmp_path):
-    refused("scan", data, "-o", tmp_path / "run", "--suspect", "large", says=["'large'", "shallow", "timm"])
+def test_an_unknown_early_training_model(refused, data, tmp_path):
+    model = ("--early-model", "large")
+    refused("scan", data, "-o", tmp_path / "run", *model, says=["'large'", "shallow", "timm"])
 
 
 @pytest.mark.parametrize("arguments", [[], ["sacn"], ["--jsno"], ["scan"], ["attack", "x", "-o", "y"]])
@@ -288,10 +289,10 @@ def test_an_attack_folder_without_test_images(clipguard, refused, data, tmp_path
         "",
         "[]",
         "{}",
-        '{"target_labels": 0}',
-        '{"target_labels": [0, true]}',
-        '{"target_labels": [0, 2]}',
-        '{"target_labels": [0]}',
+        '{"target_mapping": 0}',
+        '{"target_mapping": [0, true]}',
+        '{"target_mapping": [0, 2]}',
+        '{"target_mapping": [0]}',
     ],
 )
 def test_an_attack_folder_with_a_damaged_description(clipguard, refused, data, tmp_path, text):
@@ -342,19 +343,19 @@ def test_an_attack_that_cannot_be_done(refused, data, tmp_path, arguments, says)
 
 
 def test_an_attack_with_too_few_candidates(refused, data, tmp_path):
-    made = ("--attack", "sig", "--rate", "0.9")
-    refused("attack", data, "-o", tmp_path / "out", *made, says=["lower the rate"])
+    attack = ("--attack", "sig", "--rate", "0.9")
+    refused("attack", data, "-o", tmp_path / "out", *attack, says=["lower the rate"])
 
 
 def test_an_attack_that_would_poison_nothing(refused, data, tmp_path):
-    made = ("--attack", "badnets", "--rate", "0.01")
-    refused("attack", data, "-o", tmp_path / "out", *made, says=["0.01 of 20 images is none"])
+    attack = ("--attack", "badnets", "--rate", "0.01")
+    refused("attack", data, "-o", tmp_path / "out", *attack, says=["0.01 of 20 images is none"])
 
 
 def test_an_attack_on_test_images_of_other_classes(refused, data, tmp_path):
     other = image_folder(tmp_path / "other", n=8, names=("cat", "cow"))
-    made = ("--attack", "badnets", "--test", other)
-    refused("attack", data, "-o", tmp_path / "out", *made, says=["other classes"])
+    attack = ("--attack", "badnets", "--test", other)
+    refused("attack", data, "-o", tmp_path / "out", *attack, says=["other classes"])
 
 
 def test_a_report_of_what_is_no_run(refused, tmp_path):

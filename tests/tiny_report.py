@@ -1,5 +1,6 @@
 """A small finished run, as a report reads it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +70,7 @@ def make_run(path: Path, n: int = 150, *, names=("cat", "dog", "ship"), ids=None
         kind="arrays", location="./data", fingerprint=images.fingerprint, n=n, class_names=tuple(names)
     )
     folder = RunFolder.open(path, info, {"epochs": 5}, seed=0)
-    folder.stage(
-        "read",
-        config={},
-        inputs=[images.fingerprint],
-        compute=lambda at: write_image_set(at, images),
-    )
+    _finish(folder, "read", lambda at: write_image_set(at, images))
     ranks = (np.arange(n) + 1) / n
     half, flagged = n // 2, n // 10
     states = [("trusted", "")] * half + [("set aside", "held out")] + [("set aside", "excluded")] * 3
@@ -107,4 +103,8 @@ def add_triggers(run: Path, triggers: list[AffineTrigger]) -> None:
     source = read_json(run / "manifest.json")["source"]
     info = SourceInfo(**source | {"class_names": tuple(source["class_names"])})
     folder = RunFolder.open(run, info, {"epochs": 5}, seed=0)
-    folder.stage("trigger_inversion", config={}, inputs=[], compute=lambda at: write_triggers(triggers, at))
+    _finish(folder, "trigger_inversion", lambda at: write_triggers(triggers, at))
+
+
+def _finish(folder: RunFolder, name: str, compute: Callable[[Path], None]) -> None:
+    folder.stage(name, config={}, inputs=[], compute=compute)

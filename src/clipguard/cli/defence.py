@@ -23,7 +23,8 @@ from clipguard.mitigation.unlearning import REFERENCE, UnlearningConfig
 from clipguard.models.spec import ModelSpec, read_spec
 from clipguard.outputs.report import write_report
 from clipguard.outputs.samples import SAMPLES
-from clipguard.pipeline import FEATURES_FILE, DefenseConfig
+from clipguard.pipeline.computing import FEATURES_FILE
+from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.summary import write_summary
 from clipguard.runs.summary import RunSummary, plain

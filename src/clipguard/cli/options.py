@@ -54,7 +54,7 @@ class ScanOptions:
     ] = None
     early_model: Annotated[
         str,
-        Parameter(help="shallow, residual, compact, averaged, out-of-fold, reference, or an architecture."),
+        Parameter(help="shallow, residual, reference, or an architecture."),
     ] = "shallow"
     rank_within: Annotated[
         Literal["class", "all"], Parameter(help="Rank samples among all (reference), or within their class.")
