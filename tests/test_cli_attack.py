@@ -33,7 +33,7 @@ def test_an_attacks_own_settings_can_be_given(clipguard, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (["--attack", "blended", "--option", "alpha"], "alpha=0.1"),
         (["--attack", "blended", "--option", "alpha=0.1", "--option", "alpha=0.2"], "once"),
@@ -45,11 +45,11 @@ def test_an_attacks_own_settings_can_be_given(clipguard, tmp_path):
         (["--attack", "sig", "--mapping", "all-to-all"], "no option 'mapping'"),
     ],
 )
-def test_a_setting_that_cannot_be_is_one_line_and_leaves_nothing(clipguard, tmp_path, arguments, says):
+def test_a_setting_that_cannot_be_is_one_line_and_leaves_nothing(clipguard, tmp_path, arguments, expected):
     data = image_folder(tmp_path / "data", n=40)
     ran = clipguard("attack", data, "-o", tmp_path / "out", *arguments)
     assert (ran.code, ran.out) == (2, "")
-    assert says in ran.err
+    assert expected in ran.err
     assert "Traceback" not in ran.err
     assert not (tmp_path / "out").exists()
 

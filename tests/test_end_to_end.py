@@ -70,8 +70,8 @@ def test_test_images_come_without_and_with_the_trigger_and_keep_their_labels(att
 
 
 def test_the_same_attack_twice_writes_the_same_bytes(clipguard, attacked, tmp_path):
-    made = ("--attack", "badnets", "--rate", 0.1, "--test", tmp_path / "test")
-    assert clipguard("attack", tmp_path / "data", "-o", tmp_path / "again", *made).code == 0
+    attack = ("--attack", "badnets", "--rate", 0.1, "--test", tmp_path / "test")
+    assert clipguard("attack", tmp_path / "data", "-o", tmp_path / "again", *attack).code == 0
     for name in ("train.parquet", "test.parquet", "test-triggered.parquet", "truth.parquet", "attack.json"):
         assert (tmp_path / "again" / name).read_bytes() == (attacked / name).read_bytes()
 
@@ -123,16 +123,16 @@ def test_an_attack_that_sends_each_class_to_the_next_one_is_measured_by_that(cli
     names = ("cat", "dog", "frog")
     data = image_folder(tmp_path / "data", n=60, names=names)
     test = image_folder(tmp_path / "test", n=24, seed=1, names=names)
-    made, run = tmp_path / "attacked", tmp_path / "run"
+    poisoned, run = tmp_path / "attacked", tmp_path / "run"
     attack = ("--attack", "bpp", "--mapping", "all-to-all", "--rate", 0.1, "--test", test)
-    ran = clipguard("attack", data, "-o", made, *attack)
+    ran = clipguard("attack", data, "-o", poisoned, *attack)
     assert ran.code == 0, ran.err
     assert "bpp: 6 of 60 training samples changed, 6 more are cover samples" in ran.out
-    assert read_json(made / "attack.json")["target_mapping"] == [1, 2, 0]
-    assert read_truth(made / "truth.parquet").target is None
-    command = ("defend", made / "train.parquet", "-o", run, *MINI, *NET, "--test", made)
+    assert read_json(poisoned / "attack.json")["target_mapping"] == [1, 2, 0]
+    assert read_truth(poisoned / "truth.parquet").target is None
+    command = ("defend", poisoned / "train.parquet", "-o", run, *MINI, *NET, "--test", poisoned)
     value = clipguard(*command, "--json").json
-    triggered = images_of(made / "test-triggered.parquet")
+    triggered = images_of(poisoned / "test-triggered.parquet")
     model = load(run / "model.safetensors", read_spec(run / "model.safetensors"))
     answers = classifier_logits(model, triggered.images).argmax(1)
     assert value["after"]["attack_success"] == pytest.approx((answers == (triggered.labels + 1) % 3).mean())

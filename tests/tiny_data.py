@@ -45,13 +45,12 @@ class CommandLine:
 
 
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let small nets train for their recipe's epochs only, for tests that are not about what they learn.
+    """Let small nets train for the epochs of their settings only, for tests that are not about what they learn.
 
     With the least number of steps, they would see each of some dozen images a hundred times.
     """
-    monkeypatch.setattr(
-        "clipguard.pipeline.config.SmallNetConfig.epochs", lambda config, _: config.recipe.epochs
-    )
+    target = "clipguard.compute.small_nets.SmallNetConfig.total_epochs"
+    monkeypatch.setattr(target, lambda config, _: config.epochs)
 
 
 def pictures(n: int, seed: int = 0, size: int = 16) -> np.ndarray:

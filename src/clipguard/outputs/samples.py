@@ -26,7 +26,7 @@ _STATE_OF: Final = {(name.status, name.reason): state for state, name in STATES.
 
 
 def read_samples(run: Path) -> tuple[Table, Partition]:
-    """Return the columns of samples.parquet, and the partition that they tell.
+    """Return the columns of samples.parquet, and the partition that they describe.
 
     The partition knows states, suspicion and triggers alone.
 

@@ -4,7 +4,7 @@ from typing import Final, NamedTuple
 
 
 class Answer(NamedTuple):
-    """How an answer of the verdict is told.
+    """How an answer of the verdict reads to people and to scripts.
 
     Attributes:
         title: in one word.
