@@ -45,7 +45,7 @@ class CommandLine:
 
 
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let small nets train for the epochs of their settings only, for tests that are not about what they learn.
+    """Let small nets train for few epochs, for tests that are not about what they learn.
 
     With the least number of steps, they would see each of some dozen images a hundred times.
     """
