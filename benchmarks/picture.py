@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clipguard.outputs.report.plot import entropy_map, entropy_map_svg
-from clipguard.runs import read_table
+from clipguard.outputs.samples import read_samples
 from works import works
 
 SHOWN = 150
@@ -20,14 +20,13 @@ def main() -> None:
     attack, seed = sys.argv[1], int(sys.argv[2])
     work = next(w for w in works("table") if (w.cell.attack.name, w.cell.seed) == (attack, seed))
     _, truth = work.poisoned
-    samples = read_table(next(work.case().run_dir.rglob("samples.parquet")))
+    samples, partition = read_samples(next(work.case().run_dir.rglob("samples.parquet")).parent)
     poisoned = np.flatnonzero(truth.poisoned)
     marked = poisoned[:: max(1, len(poisoned) // SHOWN)]
     drawn = entropy_map(
         samples["guide_rank"],
         samples["early_rank"],
-        samples["is_clean"],
-        samples["is_triggered"],
+        partition,
         marked=marked,
         marked_as=f"{len(marked)} of the {len(poisoned)} poisoned samples",
     )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from clipguard.cli.judging import open_test
+from clipguard.cli.measuring import open_test
 from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
 from clipguard.data.writer import write_parquet
@@ -279,7 +279,7 @@ def test_a_converted_record_is_judged_like_an_attack(clipguard, folder, tmp_path
     poisoned = ImageSource.open(out / "train.parquet")
     assert np.array_equal(read_images(poisoned, (8, 8))[0].images[4], white(4))
     test = open_test(out, poisoned, None, None)
-    assert test.target_labels.tolist() == [0, 0, 0]
+    assert test.target_mapping.tolist() == [0, 0, 0]
     assert test.triggered is not None
 
 

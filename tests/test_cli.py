@@ -1,11 +1,14 @@
 """The command line: what it prints where, its exit codes, its options, its progress."""
 
 import io
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from typing import get_args, get_type_hints
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,21 +18,19 @@ from rich.progress import Progress
 from clipguard import __version__
 from clipguard.cli import defence, main
 from clipguard.cli.options import AttackOptions, DefendOptions, ScanOptions
-from clipguard.cli.progress import Bars, Lines, duration, warn, working
+from clipguard.cli.outcome import EXIT_CODES, exit_code
+from clipguard.cli.progress import Bars, Lines, warn, working
 from clipguard.cli.tables import show_run
-from clipguard.cli.text import channels_from, one_line, rows_from, size_from
+from clipguard.cli.text import channels_from, rows_from, size_from
 from clipguard.detection.early_model import EARLY_MODELS
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, one_line
 from clipguard.lab.attacks import ATTACKS
+from clipguard.runs.summary import RunSummary, Verdict
 from tiny_data import CommandLine, few_steps, image_folder, tree
+from tiny_report import SCAN
 
 COMMANDS = ("attack", "bench", "bench-report", "convert", "defend", "demo", "report", "scan", "verify")
-SUMMARY = {
-    "verdict": {"verdict": "undecided", "reasons": ["a [bold]reason[/bold]"]},
-    "data": {"n": 2, "classes": ["cat", "dog"]},
-    "seconds": {"read": 61.0, "suspect": 2.0},
-    "report": "run/report.html",
-}
+SUMMARY = SCAN | {"verdict": {"answer": "undecided", "reasons": ["a [bold]reason[/bold]"]}}
 SAMPLES = {
     "id": ["a\x1b[31m.png", "[red]b.png"],
     "label_name": ["cat", "dog\n"],
@@ -45,13 +46,13 @@ def clipguard(capsys, monkeypatch):
     return CommandLine(capsys)
 
 
-def fresh(code):
+def in_a_new_process(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def shown(summary, samples=SAMPLES):
+def printed(summary, samples=SAMPLES):
     stream = io.StringIO()
-    show_run(summary, samples, Console(file=stream, width=100))
+    show_run(msgspec.convert(summary, RunSummary), samples, Console(file=stream, width=100))
     return stream.getvalue()
 
 
@@ -75,40 +76,59 @@ def test_version_is_that_of_the_package(clipguard):
 
 
 def test_help_loads_none_of_the_packages_that_take_long():
-    done = fresh(
+    completed = in_a_new_process(
         "import sys; from clipguard.cli import main; main(['--help'])\n"
         "slow = {'torch', 'numpy', 'pyarrow', 'jinja2', 'timm', 'scipy', 'PIL'} & set(sys.modules)\n"
         "sys.exit(f'loaded {slow}' if slow else 0)"
     )
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
 
 
 def test_the_choices_are_those_that_exist():
     hints = get_type_hints(AttackOptions)
     assert get_args(hints["attack"]) == tuple(ATTACKS)
     # Any architecture is taken too, so that the choices stand in the help alone.
-    help_text = get_args(get_type_hints(ScanOptions, include_extras=True)["suspect"])[1].help
+    help_text = get_args(get_type_hints(ScanOptions, include_extras=True)["early_model"])[1].help
     assert help_text.startswith(", ".join(EARLY_MODELS) + ", or")
 
 
-def test_a_scan_that_could_not_read_everything_is_never_clean(clipguard, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        "clipguard.pipeline.defender.verdict", lambda found: {"verdict": "clean", "reasons": ["so"]}
-    )
-    source = image_folder(tmp_path / "data", n=16)
-    (source / "cat" / "0000.png").write_bytes(b"")
-    assert clipguard("scan", source, "-o", tmp_path / "run", "--guide", "mini").code == 3
+@pytest.mark.parametrize(
+    ("answer", "unreadable", "code"),
+    [("clean", 0, 0), ("clean", 1, 3), ("suspicious", 0, 1), ("suspicious", 1, 1), ("undecided", 0, 3)],
+)
+def test_the_exit_code_is_the_verdict_and_what_was_not_all_read_is_never_clean(answer, unreadable, code):
+    data = SCAN["data"] | {"unreadable": unreadable}
+    changes = {"verdict": {"answer": answer, "reasons": []}, "data": data}
+    assert exit_code(msgspec.convert(SCAN | changes, RunSummary)) == code
 
 
-@pytest.mark.parametrize(("kind", "code"), [("clean", 0), ("suspicious", 1), ("undecided", 3)])
-def test_the_exit_code_of_a_scan_is_its_verdict(clipguard, monkeypatch, tmp_path, kind, code):
-    monkeypatch.setattr(
-        "clipguard.pipeline.defender.verdict", lambda found: {"verdict": kind, "reasons": ["so it is"]}
-    )
+def test_exit_codes_of_verdicts_are_none_of_an_error():
+    assert EXIT_CODES == {"clean": 0, "suspicious": 1, "undecided": 3}
+
+
+@pytest.mark.parametrize(("answer", "code"), [("clean", 0), ("suspicious", 1), ("undecided", 3)])
+def test_a_scan_exits_with_its_verdict(clipguard, monkeypatch, tmp_path, answer, code):
+    finish = defence._finish
+
+    def with_answer(*args):
+        verdict = Verdict(answer=answer, reasons=["so it is"])
+        return msgspec.structs.replace(finish(*args), verdict=verdict)
+
+    monkeypatch.setattr(defence, "_finish", with_answer)
     source = image_folder(tmp_path / "data", n=16)
     ran = clipguard("scan", source, "-o", tmp_path / "run", "--guide", "mini", "--json")
     assert ran.code == code
-    assert ran.json["verdict"] == {"verdict": kind, "reasons": ["so it is"]}
+    assert ran.json["verdict"] == {"answer": answer, "reasons": ["so it is"]}
+
+
+def test_a_terminated_run_exits_with_143_in_one_line(clipguard, monkeypatch, tmp_path):
+    def terminated(path, options):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(defence, "run_scan", terminated)
+    ran = clipguard("scan", tmp_path, "-o", tmp_path / "run")
+    expected = "clipguard: terminated by SIGTERM: the same command resumes where it stopped\n"
+    assert (ran.code, ran.out, ran.err) == (143, "", expected)
 
 
 def test_an_interrupted_run_exits_with_130_in_one_line(clipguard, monkeypatch, tmp_path):
@@ -172,13 +192,13 @@ def test_a_full_disk_is_one_line_and_exit_code_2(clipguard, monkeypatch, tmp_pat
 
 
 def test_a_reader_that_goes_away_is_no_traceback():
-    done = fresh(
+    completed = in_a_new_process(
         "import os, sys; from clipguard.cli import main\n"
         "reading, writing = os.pipe(); os.close(reading); os.dup2(writing, 1)\n"
         "sys.exit(main(['--help']))"
     )
-    assert "Traceback" not in done.stderr
-    assert "Exception ignored" not in done.stderr
+    assert "Traceback" not in completed.stderr
+    assert "Exception ignored" not in completed.stderr
 
 
 def test_what_libraries_print_does_not_reach_stdout(capsys):
@@ -237,33 +257,35 @@ def test_other_channels_are_refused(text):
         channels_from(text, "--mean")
 
 
-def test_options_reach_the_plan(tmp_path):
+def test_options_reach_the_settings(tmp_path):
     options = DefendOptions(
         out=tmp_path,
         size="24x16",
-        suspect="out-of-fold",
-        split_by="all",
+        early_model="residual",
+        rank_within="class",
         architecture="preactresnet18-4",
         loss="reference",
         epochs=2,
         flip=False,
         seed=9,
     )
-    plan = defence._defend_plan(options)
-    assert (plan.size, plan.suspect, plan.rule.by) == ((24, 16), EARLY_MODELS["out-of-fold"], "all")
-    assert (plan.architecture, plan.by, plan.cure.loss) == ("preactresnet18-4", "unlearn", "reference")
-    assert defence._defend_plan(replace(options, loss="unlikelihood", by="retrain")).by == "retrain"
-    assert (plan.victim.epochs, plan.victim.flip, plan.cure.recipe.flip, plan.seed) == (2, False, False, 9)
+    config = defence._defend_config(options)
+    assert (config.size, config.early_model) == ((24, 16), EARLY_MODELS["residual"])
+    assert (config.entropy_map.by, config.architecture) == ("class", "preactresnet18-4")
+    assert (config.by, config.unlearning.loss) == ("unlearn", "reference")
+    assert defence._defend_config(replace(options, loss="unlikelihood", by="retrain")).by == "retrain"
+    assert (config.victim.epochs, config.victim.flip, config.seed) == (2, False, 9)
+    assert not config.unlearning.recipe.flip
 
 
-def test_a_line_comes_once_a_minute_and_when_a_stage_ends():
+def test_a_line_comes_once_a_minute_and_when_a_step_ends():
     stream, now = io.StringIO(), iter([0, 10, 59, 61, 90, 100, 100.5, 110])
     lines = Lines(stream.write, lambda: next(now))
     for done in (1, 2, 3, 4):
-        lines("victim", done, 5)
-    lines("victim", 5, 5)
-    lines("cure", 1, 3)
-    lines("cure", 3, 3)
+        lines("train the model", done, 5)
+    lines("train the model", 5, 5)
+    lines("unlearn", 1, 3)
+    lines("unlearn", 3, 3)
     assert stream.getvalue().splitlines() == [
         "clipguard: train the model: 3 of 5, 41 s left",
         "clipguard: train the model: 5 of 5 in 1 min 40 s",
@@ -271,42 +293,42 @@ def test_a_line_comes_once_a_minute_and_when_a_stage_ends():
     ]
 
 
-def test_a_stage_that_took_no_time_gets_no_line():
+def test_a_step_that_took_no_time_gets_no_line():
     stream, now = io.StringIO(), iter([0, 0.5, 5.5])
     lines = Lines(stream.write, lambda: next(now))
-    lines("fingerprint", 7, 7)
-    lines("read", 7, 7)
-    assert stream.getvalue() == "clipguard: read and ask the guide: 7 of 7 in 5 s\n"
+    lines("hash the data", 7, 7)
+    lines("read the images", 7, 7)
+    assert stream.getvalue() == "clipguard: read the images: 7 of 7 in 5 s\n"
 
 
-def test_a_stage_that_announces_its_start_begins_then_and_short_ones_do_not_add_up():
+def test_a_step_that_announces_its_start_begins_then_and_short_ones_do_not_add_up():
     stream, now = io.StringIO(), iter([0, 50, 55, 55.5, 56.2, 56.9])
     lines = Lines(stream.write, lambda: next(now))
-    lines("fingerprint", 0, 7)
-    lines("fingerprint", 7, 7)
-    for stage in ("one", "two", "three"):
-        lines(stage, 1, 1)
+    lines("hash the data", 0, 7)
+    lines("hash the data", 7, 7)
+    for step in ("one", "two", "three"):
+        lines(step, 1, 1)
     assert stream.getvalue() == "clipguard: hash the data: 7 of 7 in 5 s\n"
 
 
-def test_a_stage_that_announces_its_start_needs_no_time_left():
+def test_a_step_that_announces_its_start_needs_no_time_left():
     stream, now = io.StringIO(), iter([0.0, 120.0])
-    Lines(stream.write, lambda: next(now))("read", 0, 5)
-    assert stream.getvalue() == "clipguard: read and ask the guide: 0 of 5\n"
+    Lines(stream.write, lambda: next(now))("read the images", 0, 5)
+    assert stream.getvalue() == "clipguard: read the images: 0 of 5\n"
 
 
-def test_bars_tell_the_time_left_from_the_beginning_of_the_stage():
+def test_bars_show_the_time_left_from_the_beginning_of_the_step():
     now, stream = [0.0], io.StringIO()
     bars = Progress(console=Console(file=stream, force_terminal=True, width=80), get_time=lambda: now[0])
-    report = Bars(bars)
+    progress = Bars(bars)
     now[0] = 10.0
-    report("read", 1, 4)
-    report("read", 4, 4)
+    progress("read", 1, 4)
+    progress("read", 4, 4)
     now[0] = 30.0
-    report("suspect", 1, 5)
-    read, suspect = bars.tasks
+    progress("train", 1, 5)
+    read, train = bars.tasks
     assert (read.finished, read.finished_time) == (True, 10.0)
-    assert (suspect.completed, suspect.total, suspect.elapsed) == (1, 5, 20.0)
+    assert (train.completed, train.total, train.elapsed) == (1, 5, 20.0)
 
 
 def test_a_terminal_gets_bars(monkeypatch):
@@ -314,21 +336,14 @@ def test_a_terminal_gets_bars(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    with working() as report:
-        report("cure", 1, 3)
-    assert "unlearn" in stream.getvalue()
+    with working() as progress:
+        progress("unlearn [red]", 1, 3)
+    assert "unlearn [red]" in stream.getvalue()
     assert "left" in stream.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (7260, "2 h 01 min")]
-)
-def test_durations_read_at_a_glance(seconds, text):
-    assert duration(seconds) == text
-
-
 def test_names_from_the_data_neither_style_nor_control_the_terminal():
-    text = shown(SUMMARY)
+    text = printed(SUMMARY)
     assert "[red]b.png" in text
     assert "a\\x1b[31m.png" in text
     assert "a [bold]reason[/bold]" in text
@@ -337,22 +352,22 @@ def test_names_from_the_data_neither_style_nor_control_the_terminal():
 
 
 def test_the_most_suspicious_sample_comes_first():
-    text = shown(SUMMARY)
+    text = printed(SUMMARY)
     assert text.index("[red]b.png") < text.index("a\\x1b")
 
 
 def test_the_table_has_before_after_and_change_of_what_was_measured():
     before = {"accuracy": 0.9, "attack_success": 1.0, "measured_on": "test set t"}
-    text = shown({**SUMMARY, "before": before, "after": {**before, "attack_success": 0.01}})
-    row = next(line for line in text.splitlines() if line.startswith(" attack success"))
-    assert row.split()[2:] == ["1.000", "0.010", "-0.990"]
-    assert "recall" not in text
+    text = printed(SUMMARY | {"before": before, "after": before | {"attack_success": 0.01}})
+    row = next(line for line in text.splitlines() if "Attack success" in line)
+    assert " ".join(row.split()) == "Attack success 100.0 % 1.0 % −99.0"
+    assert "Recall" not in text
+    assert "test set t" in text
 
 
-@pytest.mark.parametrize("file", ["report", "samples", "planted", "model"])
-def test_the_files_of_a_run_are_named_and_a_long_path_is_not_broken_into_lines(file):
+def test_the_files_of_a_run_are_named_and_a_long_path_is_not_broken_into_lines():
     path = "runs/" + "x" * 300 + "/file"
-    assert path in shown({**SUMMARY, file: path})
+    assert f"Labels   {path}\n" in printed(SUMMARY | {"files": {"report": "a", "labels": path}})
 
 
 def test_report_prints_the_path_of_the_page(clipguard, monkeypatch, tmp_path):

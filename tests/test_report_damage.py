@@ -1,21 +1,24 @@
 """outputs.report: what is unfinished or damaged is one clear error and no page."""
 
+import json
+
 import numpy as np
 import pytest
 
 from clipguard.errors import ClipguardError
 from clipguard.outputs.report import summarize, write_report
 from clipguard.runs import (
-    RunFolder,
-    SourceInfo,
     read_json,
     read_table,
+    read_triggers,
     write_array,
     write_json,
     write_table,
+    write_triggers,
 )
-from clipguard.triggers.affine import AffineTrigger, read_triggers, write_triggers
-from tiny_report import make_run
+from clipguard.types import AffineTrigger
+from tiny_data import CommandLine, tree
+from tiny_report import FULL, SCAN, add_triggers, make_run
 
 
 @pytest.mark.parametrize("name", ["summary.json", "samples.parquet"])
@@ -29,7 +32,7 @@ def test_an_unfinished_run_is_one_clear_error_and_no_page(tmp_path, name):
 
 def test_damaged_results_are_one_clear_error(tmp_path):
     run = make_run(tmp_path / "run")
-    write_json(run / "summary.json", {"command": "scan"})
+    write_json(run / "summary.json", SCAN | {"curve": []})
     with pytest.raises(ClipguardError, match=r"summary.json is damaged"):
         write_report(run)
     run = make_run(tmp_path / "other")
@@ -44,60 +47,116 @@ def test_damaged_results_are_one_clear_error(tmp_path):
     ("field", "value"),
     [
         ("verdict", []),
-        ("verdict", {"verdict": []}),
-        ("verdict", {"verdict": "clean", "reasons": 5}),
-        ("verdict", {"verdict": "clean", "reasons": [{}]}),
+        ("verdict", {"answer": []}),
+        ("verdict", {"answer": "clean", "reasons": 5}),
+        ("verdict", {"answer": "clean", "reasons": [{}]}),
+        ("verdict", {"answer": "harmless", "reasons": []}),
         ("guide", "oops"),
-        ("guide", {"agreement": "half"}),
-        ("data", {"unreadable": "many"}),
-        ("before", {"accuracy": "all"}),
+        ("guide", FULL["guide"] | {"agreement": "half"}),
+        ("guide", FULL["guide"] | {"agreement": float("nan")}),
+        ("data", FULL["data"] | {"unreadable": "many"}),
+        ("before", {"accuracy": "all", "measured_on": "test set"}),
+        ("before", {"accuracy": 0.5}),
         ("after", [1]),
-        ("seconds", {"read": None}),
-        ("curve", [7]),
-        ("curve", [{}]),
-        ("curve", [{"step": 1, "accuracy": "x"}]),
-        ("split", {"starved": 3}),
+        ("stages", {"read": None}),
+        ("stages", {"read": {"title": "read", "seconds": float("inf")}}),
+        ("stages", {"read": {"title": "read", "seconds": 10**400}}),
+        ("few_clean", 3),
         ("warnings", "none"),
+        ("seconds", {}),
     ],
 )
 def test_a_summary_with_values_of_another_kind_is_damaged(tmp_path, field, value):
     run = make_run(tmp_path / "run")
-    write_json(run / "summary.json", read_json(run / "summary.json") | {field: value})
-    with pytest.raises(ClipguardError, match=rf"summary.json is damaged \({field}|reasons"):
+    damaged = read_json(run / "summary.json") | {field: value}
+    (run / "summary.json").write_text(json.dumps(damaged))
+    with pytest.raises(ClipguardError, match=r"summary.json is damaged \("):
         write_report(run)
     assert not (run / "report.html").exists()
 
 
-@pytest.mark.parametrize("column", ["rank", "suspicion_score", "is_triggered", "label"])
+@pytest.mark.parametrize("field", ["version", "partition", "stages", "files"])
+def test_a_summary_without_a_field_is_damaged(tmp_path, field):
+    run = make_run(tmp_path / "run")
+    summary = read_json(run / "summary.json")
+    del summary[field]
+    write_json(run / "summary.json", summary)
+    with pytest.raises(ClipguardError, match=field):
+        write_report(run)
+
+
+def change_table(run, **columns):
+    """Write the samples of a run again with other columns; None drops one."""
+    table = read_table(run / "samples.parquet") | columns
+    kept = {name: values for name, values in table.items() if values is not None}
+    write_table(run / "samples.parquet", kept, optional=["trigger_score", "guide_rank"])
+
+
+@pytest.mark.parametrize("column", ["rank", "suspicion_score", "trigger", "label"])
 def test_a_table_with_texts_for_numbers_is_damaged(tmp_path, column):
     run = make_run(tmp_path / "run")
-    table = read_table(run / "samples.parquet")
-    # What was not measured is null, and comes back as NaN, which no table is written with.
-    whole = {name: np.nan_to_num(v) if v.dtype.kind == "f" else v for name, v in table.items()}
-    write_table(run / "samples.parquet", whole | {column: ["x"] * len(table["id"])})
+    change_table(run, **{column: ["x"] * 150})
     with pytest.raises(ClipguardError, match=f"lacks the column {column}, or it is damaged"):
         write_report(run)
 
 
-def evidence(run, triggers):
-    stored = read_json(run / "manifest.json")["source"]
-    info = SourceInfo(**{**stored, "class_names": tuple(stored["class_names"])})
-    folder = RunFolder.open(run, info, {"epochs": 5}, seed=0)
-    folder.stage("evidence", config={}, inputs=[], compute=lambda at: write_triggers(triggers, at))
+@pytest.mark.parametrize("column", ["id", "guide_rank", "status", "reason", "trigger"])
+def test_a_table_without_a_column_is_damaged(tmp_path, column):
+    run = make_run(tmp_path / "run")
+    change_table(run, **{column: None})
+    with pytest.raises(ClipguardError, match=f"lacks the column {column}, or it is damaged"):
+        write_report(run)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("status", "poisoned"), ("status", "trusted"), ("reason", "guess"), ("status", ["flagged"])],
+)
+def test_a_sample_of_an_unknown_status_is_refused(tmp_path, column, value):
+    run = make_run(tmp_path / "run")
+    values = list(read_table(run / "samples.parquet")[column])
+    if isinstance(value, list):
+        values = [[text] for text in values]
+    else:
+        values[-1] = value  # flagged for a trigger: trusted for a trigger is no state either
+    change_table(run, **{column: values})
+    with pytest.raises(ClipguardError, match=r"unknown status .*, reason") as caught:
+        write_report(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sample_without_a_rank_on_the_map_is_refused(tmp_path):
+    run = make_run(tmp_path / "run")
+    ranks = read_table(run / "samples.parquet")["guide_rank"].copy()
+    ranks[3] = np.nan
+    change_table(run, guide_rank=ranks)
+    with pytest.raises(ClipguardError, match="samples without a rank"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("version", [0, 10**6, "1", None])
+def test_a_run_folder_of_another_version_is_refused_in_one_line(tmp_path, capsys, version):
+    run = make_run(tmp_path / "run")
+    write_json(run / "manifest.json", read_json(run / "manifest.json") | {"format": version})
+    before = tree(tmp_path)
+    for command in ("report", "verify"):
+        ran = CommandLine(capsys)(command, run)
+        assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+        assert "was written by another version of clipguard" in ran.err
+    assert tree(tmp_path) == before
 
 
 def test_a_trigger_of_another_size_and_samples_without_an_image_are_left_out(tmp_path):
     run = make_run(tmp_path / "run")
     small = np.zeros((4, 4, 3), np.float32)
-    evidence(run, [AffineTrigger(scale=small, shift=small)])
-    assert summarize(run)["shared"] == []
+    add_triggers(run, [AffineTrigger(scale=small, shift=small)])
+    assert summarize(run)["triggers"] == []
     run = make_run(tmp_path / "other")
     whole = np.zeros((8, 8, 3), np.float32)
-    evidence(run, [AffineTrigger(scale=whole, shift=whole)])
-    table = read_table(run / "samples.parquet")
-    table["id"] = np.array([f"gone/{name}" for name in table["id"]], dtype=object)
-    write_table(run / "samples.parquet", table, optional=["trigger_score"])
-    assert summarize(run)["shared"] == []
+    add_triggers(run, [AffineTrigger(scale=whole, shift=whole)])
+    assert len(summarize(run)["triggers"]) == 1
+    change_table(run, id=[f"gone/{number}" for number in range(150)])
+    assert summarize(run)["triggers"] == []
 
 
 @pytest.mark.parametrize(

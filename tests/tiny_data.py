@@ -45,13 +45,12 @@ class CommandLine:
 
 
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let probes train for their recipe's epochs only, for tests that are not about what they find.
+    """Let small nets train for few epochs, for tests that are not about what they learn.
 
-    The least number of steps would show each of some dozen images a hundred times.
+    With the least number of steps, they would see each of some dozen images a hundred times.
     """
-    monkeypatch.setattr(
-        "clipguard.compute.cross_validation.SmallNetConfig.epochs", lambda probe, _: probe.recipe.epochs
-    )
+    target = "clipguard.compute.small_nets.SmallNetConfig.total_epochs"
+    monkeypatch.setattr(target, lambda config, _: config.epochs)
 
 
 def pictures(n: int, seed: int = 0, size: int = 16) -> np.ndarray:

@@ -1,37 +1,66 @@
 """A small finished run, as a report reads it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from clipguard.runs import RunFolder, SourceInfo, write_image_set, write_json, write_table
-from clipguard.types import image_set
+from clipguard.runs import (
+    RunFolder,
+    SourceInfo,
+    read_json,
+    write_image_set,
+    write_json,
+    write_table,
+    write_triggers,
+)
+from clipguard.types import AffineTrigger, image_set
 
+RATES = {"target_recall": None, "n": 1000, "attack_n": 900, "measured_on": "test set"}
 FULL = {
     "command": "defend",
-    "verdict": {"verdict": "suspicious", "reasons": ["many samples were learnt early"]},
-    "guide": {"name": "mini", "scale": 22.0, "agreement": 0.55},
-    "split": {"clean": 1, "triggered": 1, "unused": 0, "starved": ["dog"]},
-    "before": {
-        "accuracy": 0.774,
-        "attack_success": 0.951,
-        "robust_accuracy": 0.03,
-        "measured_on": "test set",
-    },
-    "after": {"accuracy": 0.772, "attack_success": 0.018, "robust_accuracy": 0.74, "measured_on": "test set"},
-    "seconds": {"read": 53.1, "suspect": 80.2},
-    "curve": [
-        {"step": 0, "accuracy": 0.77, "attack_success": 0.95},
-        {"step": 10, "accuracy": 0.76, "attack_success": 0.1},
-    ],
-    "warnings": ["the images are much larger than what is looked at"],
     "version": "0.1.0",
-    "seed": 0,
+    "seed": 7,
+    "threads": 2,
+    "run_dir": "runs/tiny",
+    "verdict": {"answer": "suspicious", "reasons": ["many samples were learnt early"]},
+    "data": {
+        "location": "./data",
+        "n": 150,
+        "classes": ["cat", "dog", "ship"],
+        "empty_classes": ["unicorn"],
+        "unreadable": 3,
+        "size": [8, 8],
+    },
+    "guide": {"name": "mini", "scale": 22.0, "agreement": 0.55},
+    "partition": {
+        "clean": 75,
+        "uncertain": 56,
+        "excluded": 3,
+        "flagged_for_a_trigger": 14,
+        "flagged_for_its_label": 1,
+        "held_out": 1,
+    },
+    "few_clean": ["dog"],
+    "stages": {
+        "read": {"title": "read and embed the images", "seconds": 53.1},
+        "early_model": {"title": "train the early-training model", "seconds": 80.2},
+    },
+    "warnings": ["the images are much larger than what is looked at"],
+    "files": {"report": "runs/tiny/report.html", "samples": "runs/tiny/samples.parquet"},
+    "before": {"accuracy": 0.774, "attack_success": 0.951, "robust_accuracy": 0.03} | RATES,
+    "after": {"accuracy": 0.772, "attack_success": 0.018, "robust_accuracy": 0.74} | RATES,
+    "detection": None,
 }
+SCAN = FULL | {"command": "scan", "before": None, "after": None}
 
 
 def make_run(path: Path, n: int = 150, *, names=("cat", "dog", "ship"), ids=None, side=8, run=FULL) -> Path:
-    """Write a small run whose most suspicious samples are known: rank 1 is the last row."""
+    """Write a small run whose most suspicious samples are known: rank 1 is the last row.
+
+    The first half is trusted, and the last tenth flagged for trigger 1, but for its last row but one, which
+    is flagged for its label. Of those between, one is held out, three are excluded, the others uncertain.
+    """
     rng = np.random.default_rng(0)
     ids = tuple(ids or (f"train/{i}.png" for i in range(n)))
     labels = np.arange(n) % len(names)
@@ -41,14 +70,12 @@ def make_run(path: Path, n: int = 150, *, names=("cat", "dog", "ship"), ids=None
         kind="arrays", location="./data", fingerprint=images.fingerprint, n=n, class_names=tuple(names)
     )
     folder = RunFolder.open(path, info, {"epochs": 5}, seed=0)
-    folder.stage(
-        "read",
-        config={},
-        inputs=[images.fingerprint],
-        compute=lambda at: write_image_set(at, images),
-    )
+    _finish(folder, "read", lambda at: write_image_set(at, images))
     ranks = (np.arange(n) + 1) / n
-    triggered = np.arange(n) >= n - n // 10
+    half, flagged = n // 2, n // 10
+    states = [("trusted", "")] * half + [("set aside", "held out")] + [("set aside", "excluded")] * 3
+    states += [("set aside", "uncertain")] * (n - len(states) - flagged) + [("flagged", "trigger")] * flagged
+    states[-2] = ("flagged", "label")
     columns = {
         "id": ids,
         "label": labels,
@@ -61,11 +88,23 @@ def make_run(path: Path, n: int = 150, *, names=("cat", "dog", "ship"), ids=None
         "trigger_score": np.full(n, np.nan),
         "suspicion_score": ranks,
         "rank": n - np.arange(n),
-        "is_clean": np.arange(n) < n // 2,
-        "is_triggered": triggered,
-        "is_mislabelled": np.arange(n) == n - 2,
+        "status": [status for status, _ in states],
+        "reason": [reason for _, reason in states],
+        "trigger": np.array([int(reason == "trigger") for _, reason in states]),
     }
     write_table(path / "samples.parquet", columns, optional=["trigger_score"])
-    data = {"location": "./data", "n": n, "classes": list(names), "unreadable": 3, "empty_classes": []}
-    write_json(path / "summary.json", {"data": data} | run)
+    data = run["data"] | {"n": n, "classes": list(names)}
+    write_json(path / "summary.json", run | {"data": data})
     return path
+
+
+def add_triggers(run: Path, triggers: list[AffineTrigger]) -> None:
+    """Add the finished stage that reconstructs triggers to a run."""
+    source = read_json(run / "manifest.json")["source"]
+    info = SourceInfo(**source | {"class_names": tuple(source["class_names"])})
+    folder = RunFolder.open(run, info, {"epochs": 5}, seed=0)
+    _finish(folder, "trigger_inversion", lambda at: write_triggers(triggers, at))
+
+
+def _finish(folder: RunFolder, name: str, compute: Callable[[Path], None]) -> None:
+    folder.stage(name, config={}, inputs=[], compute=compute)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from clipguard.cli.outcome import Outcome
-from clipguard.cli.text import one_line
 from clipguard.clip.loading import CONFIG, FOLDER_PREFIX, WEIGHTS
 from clipguard.data.provenance import check_inputs
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, one_line
 from clipguard.runs import SEAL, Checked, RunFolder, compared, described, verify_run
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ class Originals:
 
 
 def run_verify(run: Path, given: Originals, as_json: bool) -> Outcome:
-    """Return what became of each file; the exit code is 1 where one differs.
+    """Return the status of each file; the exit code is 1 where one differs.
 
     Raises:
         ClipguardError: no run folder, or one that lacks what is to be compared.
@@ -65,13 +64,13 @@ def _check_model(run: Path, model: Path) -> Checked:
 
 
 def _check_guide(run: Path, guide: Path) -> list[Checked]:
-    """Return what became of the guide's weights, and of a folder's config."""
+    """Return the status of the guide's weights, and of a folder's config."""
     entry = RunFolder.read(run).manifest.get("guide")
     if not isinstance(entry, dict) or "sha256" not in entry:
-        raise ClipguardError(f"run folder {run} does not say which guide it asked: leave --guide out")
+        raise ClipguardError(f"run folder {run} does not say which guide it used: leave --guide out")
     file = guide / WEIGHTS if guide.is_dir() else guide
-    wanted = {"bytes": file.stat().st_size if file.exists() else 0, "sha256": entry["sha256"]}
-    checks = [compared(str(file), file, wanted)]
+    expected = {"bytes": file.stat().st_size if file.exists() else 0, "sha256": entry["sha256"]}
+    checks = [compared(str(file), file, expected)]
     if guide.is_dir() and checks[0].status == "ok":
         from clipguard.clip.loading import load_clip
 
@@ -82,13 +81,13 @@ def _check_guide(run: Path, guide: Path) -> list[Checked]:
 
 def _show(value: dict[str, Any], console: "Console") -> None:
     for file in value["files"]:
-        # Of millions of inputs, a person wants those that differ.
+        # Of millions of inputs, those that differ are what matters.
         if file["part"] != "inputs" or file["status"] != "ok":
             text = f"{file['status']:8} {file['path']}"
             console.print(one_line(text), soft_wrap=True, markup=False)
     for part, counts in value["counts"].items():
-        told = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))
-        console.print(f"{part}: {told}", markup=False)
+        texts = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))
+        console.print(f"{part}: {texts}", markup=False)
     if "inputs" not in value["counts"]:
         console.print("inputs: not compared (give --data)", markup=False)
     console.print(f"seal: {value['seal']}", soft_wrap=True, markup=False)

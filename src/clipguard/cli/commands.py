@@ -17,7 +17,12 @@ from clipguard.cli.options import (
     ScanOptions,
     Seed,
 )
-from clipguard.cli.outcome import Outcome
+from clipguard.cli.outcome import ERROR, EXIT_CODES, Outcome
+
+_CODES = ", ".join(
+    f"{code} {answer}"
+    for code, answer in sorted([(ERROR, "error"), *((code, answer) for answer, code in EXIT_CODES.items())])
+)
 
 Source = Annotated[
     Path,
@@ -32,7 +37,7 @@ app = App(
     version=__version__,
     help="Find and remove backdoors in untrusted, labelled image data sets (one label an image).",
     result_action="return_value",
-    help_epilogue="Exit codes of scan and defend: 0 clean, 1 suspicious, 2 error, 3 undecided.",
+    help_epilogue=f"Exit codes of scan and defend: {_CODES}.",
 )
 
 
@@ -46,7 +51,7 @@ def scan(source: Source, /, options: ScanOptions) -> Outcome:
 
 @app.command
 def defend(source: Source, /, options: DefendOptions) -> Outcome:
-    """Scan, then cure a model that was trained on the data."""
+    """Scan, then repair a model that was trained on the data."""
     from clipguard.cli.defence import run_defend
 
     return run_defend(source, options)
@@ -100,7 +105,7 @@ def verify(
     ] = None,
     json: Json = False,
 ) -> Outcome:
-    """Prove the files of a run by their recorded hashes: 0 all as recorded, 1 something differs."""
+    """Compare the files of a run with their recorded hashes: exit code 0 if all agree, 1 if one differs."""
     from clipguard.cli.checking import Originals, run_verify
 
     return run_verify(run, Originals(data=data, model=model, guide=guide), json)
@@ -112,7 +117,7 @@ def bench(
     /,
     options: BenchOptions,
 ) -> Outcome:
-    """Compare defences over attacks; every finished row is kept, the same command goes on."""
+    """Compare defences over attacks; finished rows are kept, and the same command goes on from there."""
     from clipguard.cli.bench import run_benchmark
 
     return run_benchmark(file, options)
@@ -140,7 +145,7 @@ class DemoOptions:
 
 @app.command
 def demo(options: DemoOptions | None = None) -> Outcome:
-    """Poison 4,000 digits, train a model on them, scan, cure, report: offline, about two minutes."""
+    """Poison 4,000 digits, train a model on them, scan, repair, report: offline, about two minutes."""
     from clipguard.cli.defence import run_demo
 
     chosen = options or DemoOptions()

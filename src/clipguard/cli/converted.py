@@ -11,10 +11,9 @@ from clipguard.cli.options import ConvertOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.poisoned import MODEL, TEST, TRAIN, TRIGGERED, TRUTH, refuse_full, write_attack
 from clipguard.cli.progress import working
-from clipguard.cli.text import one_line
 from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, one_line
 from clipguard.lab.backdoorbench import Record, poisoned_by, read_record, triggered_by
 from clipguard.models.nets import NORMALISATIONS
 from clipguard.types import ImageSet

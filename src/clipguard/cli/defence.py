@@ -1,15 +1,14 @@
-"""`scan`, `defend` and `demo`: options to a plan, the plan to a defender, its findings to an outcome."""
+"""`scan`, `defend` and `demo`: options to settings, settings to a defender, its results to an outcome."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from clipguard.cli.judging import TestSet, check_test, judge, open_test
+from clipguard.cli.measuring import EvaluationSet, Measurement, check_test, measure, open_test
 from clipguard.cli.options import DefendOptions, ScanOptions
-from clipguard.cli.outcome import Outcome
-from clipguard.cli.poisoned import truth_beside
+from clipguard.cli.outcome import Outcome, exit_code
+from clipguard.cli.poisoned import MODEL, READ_TEST_IMAGES, truth_beside
 from clipguard.cli.progress import warn, working
 from clipguard.cli.tables import show_run
 from clipguard.cli.text import channels_from, rows_from, size_from
@@ -19,15 +18,16 @@ from clipguard.data import ImageSource
 from clipguard.detection.early_model import early_model_named
 from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.errors import ClipguardError
-from clipguard.lab.demo import demo_guide, demo_plan, poisoned_digits
+from clipguard.lab.demo import demo_config, demo_guide, poisoned_digits
 from clipguard.mitigation.unlearning import REFERENCE, UnlearningConfig
 from clipguard.models.spec import ModelSpec, read_spec
 from clipguard.outputs.report import write_report
-from clipguard.pipeline import FEATURES_FILE, DefenseConfig
-from clipguard.pipeline.defender import Defender, write_summary
-
-CURED: Final = "model.safetensors"
-EXIT_CODES: Final = {"clean": 0, "suspicious": 1, "undecided": 3}
+from clipguard.outputs.samples import SAMPLES
+from clipguard.pipeline.computing import FEATURES_FILE
+from clipguard.pipeline.config import DefenseConfig
+from clipguard.pipeline.defender import Defender
+from clipguard.pipeline.summary import write_summary
+from clipguard.runs.summary import RunSummary, plain
 
 
 def run_scan(path: Path, options: ScanOptions) -> Outcome:
@@ -36,13 +36,13 @@ def run_scan(path: Path, options: ScanOptions) -> Outcome:
     Raises:
         ClipguardError: bad input.
     """
-    plan = _scan_plan(options)
-    with working() as tell:
+    config = _scan_config(options)
+    with working() as progress:
         source = _source(path, options)
-        defender = Defender(_guide(options), options.out, plan=plan, report=tell).scan(source)
-        if (options.out / CURED).exists():
-            defender.warnings_.append(f"{options.out / CURED} is of an earlier defend: a scan makes no model")
-        summary = _finish(defender, "scan", {})
+        defender = Defender(_guide(options), options.out, config=config, progress=progress).scan(source)
+        if (options.out / MODEL).exists():
+            defender.warnings_.append(f"{options.out / MODEL} is of an earlier defend: a scan makes no model")
+        summary = _finish(defender, "scan", None)
     return _outcome(defender, summary, options.json)
 
 
@@ -52,22 +52,22 @@ def run_defend(path: Path, options: DefendOptions) -> Outcome:
     Raises:
         ClipguardError: bad input.
     """
-    plan = _defend_plan(options)
-    with working() as tell:
+    config = _defend_config(options)
+    with working() as progress:
         source = _source(path, options)
         spec = _spec(options, len(source.class_names))
         if spec is not None:
-            plan = replace(plan, architecture=spec.architecture)
+            config = replace(config, architecture=spec.architecture)
         test, notes = None, []
         if options.test is not None:
             # Before any work, so that a mistake here does not cost the minutes of a training.
             truth = truth_beside(path, options.test) if options.rows is None else None
             test = open_test(options.test, source, options.classes, truth)
-            notes = check_test(test, partial(tell, "test images"))
-        defender = Defender(_guide(options), options.out, plan=plan, report=tell)
+            notes = check_test(test, partial(progress, READ_TEST_IMAGES))
+        defender = Defender(_guide(options), options.out, config=config, progress=progress)
         defender.fit(source, model=options.model, spec=spec)
         defender.warnings_ += notes
-        summary = _finish(defender, "defend", judge(defender, test))
+        summary = _finish(defender, "defend", measure(defender, test))
     return _outcome(defender, summary, options.json)
 
 
@@ -77,23 +77,24 @@ def run_demo(out: Path, seed: int, as_json: bool) -> Outcome:
     Raises:
         ClipguardError: the package that carries the digits is missing, or `out` holds something else.
     """
-    with working() as tell:
+    with working() as progress:
         digits = poisoned_digits(seed)
-        defender = Defender(demo_guide(), out, plan=demo_plan(seed), report=tell).fit(digits.source)
-        test = TestSet(
+        defender = Defender(demo_guide(), out, config=demo_config(seed), progress=progress)
+        defender.fit(digits.source)
+        test = EvaluationSet(
             clean=digits.test,
             triggered=digits.triggered,
-            target_labels=digits.target_labels,
+            target_mapping=digits.target_mapping,
             truth=digits.truth,
         )
-        summary = _finish(defender, "demo", judge(defender, test))
+        summary = _finish(defender, "demo", measure(defender, test))
     return replace(_outcome(defender, summary, as_json), code=0)
 
 
 def _source(path: Path, options: ScanOptions) -> ImageSource:
     rows = None if options.rows is None else rows_from(options.rows, "--rows")
     source = ImageSource.open(path, classes=options.classes, rows=rows, limits=options.limits)
-    # It would be one more class the next time, and the data other data.
+    # The run would be one more class of the folder the next time.
     if source.kind == "folder" and options.out.resolve().is_relative_to(path.resolve()):
         raise ClipguardError(f"run folder {options.out} lies inside the data {path}: give one outside")
     return source
@@ -105,17 +106,17 @@ def _guide(options: ScanOptions) -> ClipGuide:
     )
 
 
-def _scan_plan(options: ScanOptions) -> DefenseConfig:
+def _scan_config(options: ScanOptions) -> DefenseConfig:
     return DefenseConfig(
         size=None if options.size is None else size_from(options.size, "--size"),
-        suspect=early_model_named(options.suspect),
-        rule=EntropyMapConfig(by=options.split_by),
+        early_model=early_model_named(options.early_model),
+        entropy_map=EntropyMapConfig(by=options.rank_within),
         seed=options.seed,
     )
 
 
-def _defend_plan(options: DefendOptions) -> DefenseConfig:
-    """Return the plan of `defend`; options that contradict each other are refused, not ignored."""
+def _defend_config(options: DefendOptions) -> DefenseConfig:
+    """Return the settings of `defend`; options that contradict each other are refused, not ignored."""
     trains = options.model is None or options.by == "retrain"
     if options.model is None and (options.input_size or options.mean or options.std):
         raise ClipguardError(
@@ -126,16 +127,15 @@ def _defend_plan(options: DefendOptions) -> DefenseConfig:
             "--epochs is 1 or more, of a model trained here: leave it out to unlearn --model"
         )
     if options.by == "retrain" and options.loss != "unlikelihood":
-        raise ClipguardError("--loss says how a model forgets: leave it out with --by retrain")
-    plan = _scan_plan(options)
-    victim = replace(VICTIM, epochs=options.epochs or VICTIM.epochs, flip=options.flip)
-    cure = REFERENCE if options.loss == "reference" else UnlearningConfig()
+        raise ClipguardError("--loss is that of unlearning: leave it out with --by retrain")
+    config = _scan_config(options)
+    unlearning = REFERENCE if options.loss == "reference" else UnlearningConfig()
     return replace(
-        plan,
-        architecture=options.architecture or plan.architecture,
-        victim=victim,
+        config,
+        architecture=options.architecture or config.architecture,
+        victim=replace(VICTIM, epochs=options.epochs or VICTIM.epochs, flip=options.flip),
         by=options.by,
-        cure=replace(cure, recipe=replace(cure.recipe, flip=options.flip)),
+        unlearning=replace(unlearning, recipe=replace(unlearning.recipe, flip=options.flip)),
     )
 
 
@@ -178,24 +178,22 @@ def _given(options: DefendOptions) -> dict[str, Any]:
     return given
 
 
-def _finish(defender: Defender, command: str, figures: Mapping[str, Any]) -> dict[str, Any]:
+def _finish(defender: Defender, command: str, measurement: Measurement | None) -> RunSummary:
     """Return the summary, now in the run folder together with the report."""
     run = Path(defender.run_dir)
-    published = {"report": "report.html", "samples": "samples.parquet"}
-    if figures:
-        published["model"] = CURED
-    if "activations" in defender.stages_:
-        published["planted"] = FEATURES_FILE
-    paths = {name: str(run / file) for name, file in published.items()}
-    summary = write_summary(defender, command, {**figures, **paths})
+    published = {"report": "report.html", "samples": SAMPLES}
+    if measurement is not None:
+        published["model"] = MODEL
+    if "feature_separation" in defender.stages_:
+        published["labels"] = FEATURES_FILE
+    files = {name: str(run / file) for name, file in published.items()}
+    rates = {} if measurement is None else measurement._asdict()
+    summary = write_summary(defender, command, files=files, **rates)
     write_report(run)
     return summary
 
 
-def _outcome(defender: Defender, summary: dict[str, Any], as_json: bool) -> Outcome:
+def _outcome(defender: Defender, summary: RunSummary, as_json: bool) -> Outcome:
     warn(defender.warnings_)
-    found = summary["verdict"]["verdict"]
-    # Nothing is clean that was not looked at as a whole.
-    code = EXIT_CODES["undecided" if found == "clean" and summary["data"]["unreadable"] else found]
     show = partial(show_run, summary, defender.samples_)
-    return Outcome(value=summary, show=show, as_json=as_json, code=code)
+    return Outcome(value=plain(summary), show=show, as_json=as_json, code=exit_code(summary))

@@ -14,11 +14,9 @@ from cyclopts import CycloptsError
 
 from clipguard.cli.commands import app
 from clipguard.cli.memory import keep_freed_memory
-from clipguard.cli.outcome import Outcome
-from clipguard.cli.text import one_line
-from clipguard.errors import ClipguardError, fault_of
+from clipguard.cli.outcome import ERROR, Outcome
+from clipguard.errors import ClipguardError, fault_of, one_line
 
-ERROR: Final = 2
 DEBUG: Final = "CLIPGUARD_DEBUG"
 """If set in the environment, an internal error shows its trace."""
 INTERRUPTED: Final = 128 + signal.SIGINT
@@ -33,22 +31,22 @@ class _Terminated(BaseException):
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code of a command line.
 
-    `scan` and `defend`: 0 clean, 1 suspicious, 3 undecided. The others: 0 when they did their job. All: 2 for
-    an error, wrong usage included, 130 when interrupted (Ctrl-C) and 143 when told to end (SIGTERM).
-    `verify`: 1 when a file differs.
+    `scan` and `defend`: that of the verdict (`EXIT_CODES`). `verify`: 1 when a file differs. The others: 0
+    when they did their job. All: 2 for an error, wrong usage included, 130 when interrupted (Ctrl-C) and 143
+    when terminated by SIGTERM.
     """
     keep_freed_memory()
     try:
         with _terminable():
             return _run(list(sys.argv[1:] if argv is None else argv))
     except BrokenPipeError:
-        # Whoever read our output has gone: without this, Python would complain once more while it exits.
+        # The reader of our output has gone. Without this, Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ERROR
     except KeyboardInterrupt:
         return _fail("interrupted: the same command resumes where it stopped", INTERRUPTED)
     except _Terminated:
-        return _fail("told to end (SIGTERM): the same command resumes where it stopped", TERMINATED)
+        return _fail("terminated by SIGTERM: the same command resumes where it stopped", TERMINATED)
     except CycloptsError as error:
         return _fail(f"{error} (see clipguard --help)")
     except ClipguardError as error:
@@ -56,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(fault_of(error))
     except Exception as error:
-        # Python's own exit code for it, 1, would say "suspicious".
+        # Python's own exit code for it, 1, is that of a suspicious data set.
         return _internal(error)
 
 
@@ -94,7 +92,7 @@ def _internal(error: Exception) -> int:
 
 def _run(arguments: list[str]) -> int:
     if not arguments:
-        # Not the help and 0: to a script, 0 means that a data set is clean.
+        # Not the help and 0: to a script, 0 says that a data set is clean.
         raise ClipguardError(
             "no command: give attack, bench, convert, defend, demo, report, scan or verify "
             "(see clipguard --help)"

@@ -1,4 +1,4 @@
-"""The options of each command, as they are typed; what they mean is worked out where they are used."""
+"""The options of each command, as they are typed; their meaning is worked out where they are used."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +40,8 @@ class ScanOptions:
         ),
     ] = ()
     logit_scale: Annotated[
-        bool, Parameter(help="Use the guide's own logit scale; without it its opinion is nearly uniform.")
+        bool,
+        Parameter(help="Use the guide's own logit scale; without it, its probabilities are nearly uniform."),
     ] = True
     classes: Classes = None
     rows: Rows = None
@@ -51,11 +52,11 @@ class ScanOptions:
             "default: the commonest size, at most 64."
         ),
     ] = None
-    suspect: Annotated[
+    early_model: Annotated[
         str,
-        Parameter(help="shallow, residual, compact, averaged, out-of-fold, reference, or an architecture."),
+        Parameter(help="shallow, residual, reference, or an architecture."),
     ] = "shallow"
-    split_by: Annotated[
+    rank_within: Annotated[
         Literal["class", "all"], Parameter(help="Rank samples among all (reference), or within their class.")
     ] = "all"
     limits: Annotated[Limits, Parameter(group=Group("Limits on hostile input"))] = field(
@@ -68,11 +69,11 @@ class ScanOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefendOptions(ScanOptions):
-    """What `defend` adds: the model, how it is cured, what it is tested on."""
+    """What `defend` adds: the model, how it is repaired, what it is tested on."""
 
     model: Annotated[
         Path | None,
-        Parameter(help="Weights to cure (.safetensors); without it, a model is trained here first."),
+        Parameter(help="Weights to repair (.safetensors); without it, a model is trained here first."),
     ] = None
     architecture: Annotated[
         str | None,
@@ -89,7 +90,7 @@ class DefendOptions(ScanOptions):
     std: Annotated[str | None, Parameter(help="R,G,B that it divides by after that.")] = None
     by: Annotated[
         Literal["unlearn", "retrain"],
-        Parameter(help="Make the model forget, or drop what is flagged and train from scratch."),
+        Parameter(help="Unlearn the flagged samples, or train from scratch without them."),
     ] = "unlearn"
     loss: Annotated[
         Literal["unlikelihood", "reference"], Parameter(help="Unlearning loss; reference is the paper's.")
@@ -153,7 +154,9 @@ class AttackOptions:
     ] = ()
     cache: Annotated[
         Path | None,
-        Parameter(help="Folder of helper nets, which some attacks train; default: ~/.cache/clipguard/bench."),
+        Parameter(
+            help="Folder of fitted attacks: some train a net first; default: ~/.cache/clipguard/bench."
+        ),
     ] = None
     test: Annotated[
         Path | None, Parameter(help="Labelled test set, to be written without and with the trigger.")
@@ -197,7 +200,9 @@ class BenchOptions:
     ] = False
     cache: Annotated[
         Path | None,
-        Parameter(help="Folder of victims, helpers and embeddings; default: ~/.cache/clipguard/bench."),
+        Parameter(
+            help="Folder of victims, fitted attacks and embeddings; default: ~/.cache/clipguard/bench."
+        ),
     ] = None
     only: Annotated[
         tuple[str, ...], Parameter(help="Compute the rows of this label only, such as none; repeat for more.")

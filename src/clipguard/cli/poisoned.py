@@ -1,7 +1,7 @@
-"""Folders that `clipguard attack` writes: a poisoned training set, its truth, and test sets to judge by."""
+"""Folders that `clipguard attack` writes: a poisoned training set, its truth, and test sets."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,8 @@ from clipguard.lab.attacks import Attack, attack_named, prepare, refuse_general
 from clipguard.lab.attacks import triggered as with_trigger
 from clipguard.lab.ground_truth import PoisonTruth, read_truth, write_truth
 from clipguard.runs import read_json, write_json
-from clipguard.seeds import Seed
-from clipguard.types import ImageSet, image_set
+from clipguard.seeds import Seed, Stream
+from clipguard.types import ImageSet, Progress, image_set
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +36,8 @@ TRUTH: Final = "truth.parquet"
 ABOUT: Final = "attack.json"
 MODEL: Final = "model.safetensors"
 
-Tell = Callable[[str, int, int], None]
+READ_IMAGES: Final = "read the images"
+READ_TEST_IMAGES: Final = "read the test images"
 
 
 def is_attack_folder(path: Path) -> bool:
@@ -45,21 +46,19 @@ def is_attack_folder(path: Path) -> bool:
 
 
 def read_target_mapping(folder: Path, k: int) -> Int64[np.ndarray, "k"] | None:
-    """Return the class that the folder's backdoor sends each of k classes to, None where it has no target_labels.
+    """Return the class that the folder's backdoor sends each of k classes to, None where it sends none.
 
     Raises:
         ClipguardError: the folder's description is damaged, or written by an older version.
     """
     about = read_json(folder / ABOUT)
-    target_labels = about.get("target_labels", "") if isinstance(about, dict) else ""
-    if target_labels is None:
+    mapping = about.get("target_mapping", "") if isinstance(about, dict) else ""
+    if mapping is None:
         return None
-    whole = isinstance(target_labels, list) and len(target_labels) == k
-    if not whole or not all(
-        type(target_labels) is int and 0 <= target_labels < k for target_labels in target_labels
-    ):
+    whole = isinstance(mapping, list) and len(mapping) == k
+    if not whole or not all(type(label) is int and 0 <= label < k for label in mapping):
         raise ClipguardError(f"{folder / ABOUT} is damaged: run clipguard attack again")
-    return np.array(target_labels, dtype=np.int64)
+    return np.array(mapping, dtype=np.int64)
 
 
 def truth_beside(source: Path, test: Path | None) -> PoisonTruth | None:
@@ -80,23 +79,24 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
         ClipguardError: bad input, or a folder that is not empty.
     """
     refuse_full(options.out)
-    mapping = {} if options.mapping is None else {"mapping": options.mapping}
-    own = settings_from(options.option, "--option") | mapping
+    own = settings_from(options.option, "--option")
+    if options.mapping is not None:
+        own["mapping"] = options.mapping
     refuse_general(own)
     recipe = attack_named(options.attack, rate=options.rate, target=options.target, **own)
-    cache = (options.cache or cache_folder()) / "helpers"
+    cache = (options.cache or cache_folder()) / "attacks"
     seed = Seed(options.seed)
-    with working() as tell:
-        train, test, unreadable = _read(path, options, tell)
-        helper = seed.child("helper", options.attack)
-        attack = prepare(recipe, train, helper, cache, partial(tell, "helper net"))
+    with working() as progress:
+        train, test, unreadable = _read(path, options, progress)
+        fit_seed = seed.child(Stream.FITTED_ATTACK, options.attack)
+        attack = prepare(recipe, train, fit_seed, cache, partial(progress, "fit the attack"))
         poisoned, truth = attack.poison(train, seed.child("attack", options.attack))
         if options.attack != "none" and not truth.poisoned.any():
             raise ClipguardError(f"{attack.rate:g} of {len(train)} images is none: give a higher --rate")
-        # Also without a test set: what changes nothing in training would be no trigger at all.
+        # Also without a test set: a trigger that changes no training image is none.
         with_trigger(attack, train.images[truth.poisoned])
         classes = np.arange(len(train.class_names))
-        target_labels = attack.target_labels(classes, len(classes))
+        mapping = attack.target_labels(classes, len(classes))
         triggered = None if test is None else _triggered(attack, test)
         sets = {TRAIN: poisoned, TEST: test, TRIGGERED: triggered}
         about = {
@@ -104,7 +104,7 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
             "rate": attack.rate,
             "options": own,
             "target": truth.target,
-            "target_labels": None if target_labels is None else target_labels.tolist(),
+            "target_mapping": None if mapping is None else mapping.tolist(),
             "seed": options.seed,
             "source": str(path),
             "test_source": None if options.test is None else str(options.test),
@@ -145,7 +145,7 @@ def write_attack(
             shutil.copyfile(weights, part / MODEL)
 
 
-def _read(path: Path, options: AttackOptions, tell: Tell) -> tuple[ImageSet, ImageSet | None, int]:
+def _read(path: Path, options: AttackOptions, progress: Progress) -> tuple[ImageSet, ImageSet | None, int]:
     """Return training set, test set at the same size, and the number of images that could not be read."""
     rows = None if options.rows is None else rows_from(options.rows, "--rows")
     source = ImageSource.open(path, classes=options.classes, rows=rows)
@@ -157,17 +157,17 @@ def _read(path: Path, options: AttackOptions, tell: Tell) -> tuple[ImageSet, Ima
     if options.test is None:
         if options.test_rows is not None:
             raise ClipguardError("--test-rows says which rows of --test to keep: give --test too")
-        train, bad = read_images(source, size, partial(tell, "images"))
+        train, bad = read_images(source, size, partial(progress, READ_IMAGES))
         return train, None, len(bad)
     test_rows = None if options.test_rows is None else rows_from(options.test_rows, "--test-rows")
-    held_out = ImageSource.open(options.test, classes=options.classes, rows=test_rows)
-    if held_out.class_names != source.class_names:
+    test_source = ImageSource.open(options.test, classes=options.classes, rows=test_rows)
+    if test_source.class_names != source.class_names:
         raise ClipguardError(
             f"{options.test} names other classes than {path}: give both the same, or --classes"
         )
-    train, bad = read_images(source, size, partial(tell, "images"))
-    test, worse = read_images(held_out, size, partial(tell, "test images"))
-    return train, test, len(bad) + len(worse)
+    train, bad = read_images(source, size, partial(progress, READ_IMAGES))
+    test, bad_tests = read_images(test_source, size, partial(progress, READ_TEST_IMAGES))
+    return train, test, len(bad) + len(bad_tests)
 
 
 def _triggered(attack: Attack, test: ImageSet) -> ImageSet | None:
@@ -201,7 +201,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
 
 def _show(value: dict[str, Any], console: "Console") -> None:
     counts = value["counts"]
-    cover = f", {counts['cover']:,} more carry a decoy" if counts["cover"] else ""
+    cover = f", {counts['cover']:,} more are cover samples" if counts["cover"] else ""
     console.print(
         f"{value['attack']}: {counts['poisoned']:,} of {counts['train']:,} training samples changed{cover}",
         markup=False,

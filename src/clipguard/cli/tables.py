@@ -9,38 +9,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clipguard.cli.progress import duration
-from clipguard.cli.text import one_line
+from clipguard.errors import one_line
+from clipguard.outputs.summary_view import rate_rows
+from clipguard.outputs.text import VERDICTS, duration, percent
+from clipguard.runs.summary import RunSummary
 
 TOP: Final = 5
-_COLOURS: Final = {"clean": "green", "suspicious": "red", "undecided": "yellow"}
-_RATES: Final = {
-    "accuracy": "accuracy",
-    "target_recall": "recall of the target class",
-    "attack_success": "attack success",
-    "robust_accuracy": "triggered images set right",
-}
-_FILES: Final = {"report": "Report", "samples": "Samples", "planted": "Planted", "model": "Model"}
+_COLOURS: Final = {"good": "green", "bad": "red", "open": "yellow", "": ""}
 
 
-def show_run(summary: Mapping[str, Any], samples: Mapping[str, Any], console: Console) -> None:
+def show_run(summary: RunSummary, samples: Mapping[str, Any], console: Console) -> None:
     """Print the summary of a run and its `TOP` most suspicious samples."""
-    verdict, data = summary["verdict"], summary["data"]
-    title = Text(str(verdict["verdict"]).capitalize(), style=f"bold {_COLOURS[verdict['verdict']]}")
+    verdict, data = VERDICTS[summary.verdict.answer], summary.data
+    title = Text(verdict.title, style=f"bold {_COLOURS[verdict.tone]}")
     console.print()
-    console.print(
-        title.append(f"  {data['n']:,} images, {len(data['classes'])} classes", style="not bold dim")
-    )
-    for reason in verdict["reasons"]:
+    console.print(title.append(f"  {data.n:,} images, {len(data.classes)} classes", style="not bold dim"))
+    for reason in summary.verdict.reasons:
         console.print(_plain(f"  · {reason}"))
-    if "before" in summary:
-        _show_rates(summary["before"], summary["after"], console)
+    _show_rates(summary, console)
     _show_top(samples, console)
     console.print()
-    for key, name in _FILES.items():
-        if key in summary:
-            console.print(_plain(f"{name:8} {summary[key]}"), soft_wrap=True)
-    console.print(Text(f"{'Time':8} {duration(sum(summary['seconds'].values()))}", style="dim"))
+    for name, file in summary.files.items():
+        console.print(_plain(f"{name.capitalize():8} {file}"), soft_wrap=True)
+    seconds = sum(stage.seconds for stage in summary.stages.values())
+    console.print(Text(f"{'Time':8} {duration(seconds)}", style="dim"))
 
 
 def _plain(text: str) -> Text:
@@ -48,24 +40,20 @@ def _plain(text: str) -> Text:
     return Text(one_line(text))
 
 
-def _table(*columns: str) -> Table:
-    """Return an empty table whose first column is text and whose others are numbers."""
+def _show_rates(summary: RunSummary, console: Console) -> None:
+    if summary.before is None:
+        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left")
-    return table
-
-
-def _show_rates(before: Mapping[str, Any], after: Mapping[str, Any], console: Console) -> None:
-    table = _table("", "before", "after", "change")
-    for key, name in _RATES.items():
-        if key in before and key in after:
-            change = f"{after[key] - before[key]:+.3f}"
-            table.add_row(name, f"{before[key]:.3f}", f"{after[key]:.3f}", change)
+    table.add_column("")
+    for name in ("before", "after", "points"):
+        table.add_column(name, justify="right")
+    for row in rate_rows(summary.before, summary.after):
+        change = Text(row.change, style=_COLOURS[row.tone])
+        table.add_row(row.rate.name, percent(row.before), percent(row.after), change)
     if table.row_count:
         console.print(table)
     console.print(
-        Text.assemble(("Rates measured on ", "dim"), _plain(str(before["measured_on"]))), soft_wrap=True
+        Text.assemble(("Rates measured on ", "dim"), _plain(summary.before.measured_on)), soft_wrap=True
     )
 
 

@@ -1,11 +1,10 @@
-"""Texts of the command line to values, and values of the data to texts that a terminal may be shown."""
+"""Texts of the command line to values."""
 
 import math
 import re
 from collections.abc import Sequence
 
 from clipguard.errors import ClipguardError
-from clipguard.errors import one_line as one_line
 
 SMALLEST, LARGEST = 8, 4096
 
@@ -43,15 +42,15 @@ def settings_from(texts: Sequence[str], option: str) -> dict[str, object]:
     Raises:
         ClipguardError: another form, or a name given twice.
     """
-    told: dict[str, object] = {}
+    settings: dict[str, object] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals or not name or name in told:
+        if not equals or not name or name in settings:
             raise ClipguardError(f"{option} {text!r}: give each setting once, as in alpha=0.1")
-        number = told[name] = _value(value)
+        number = settings[name] = _value(value)
         if isinstance(number, float) and not math.isfinite(number):
             raise ClipguardError(f"{option} {text!r}: give a finite number")
-    return told
+    return settings
 
 
 def _value(text: str) -> object:

@@ -1,4 +1,4 @@
-"""Pictures as SVG text: the entropy map and the curve of the cure, for light and dark, without scripts."""
+"""The entropy map as SVG text, for light and dark, without scripts."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -7,51 +7,49 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from clipguard.types import STATES, Partition
+
 _SIDE: Final = 520
 _LEFT: Final = 74
 _TOP: Final = 46
-_KINDS: Final = ("trusted", "unused", "flagged")
+_STYLE_OF: Final = {"trusted": "trusted", "set aside": "aside", "flagged": "flagged"}
+"""Name of each status in the style sheet."""
 _OPACITY: Final = (0.1, 0.2, 0.3, 0.42, 0.54, 0.67, 0.8, 0.95)
 
 _STYLE: Final = """
 .cg{--cg-bg:#fff;--cg-ink:#16191d;--cg-muted:#5b6470;--cg-line:#d5dae0;
---cg-trusted:#0072b2;--cg-unused:#8d96a1;--cg-flagged:#d55e00;--cg-text-flagged:#b34700;
+--cg-trusted:#0072b2;--cg-aside:#8d96a1;--cg-flagged:#d55e00;--cg-text-flagged:#b34700;
 font:13px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 @media (prefers-color-scheme:dark){.cg{--cg-bg:#161b22;--cg-ink:#e6e9ee;--cg-muted:#a3adb9;--cg-line:#39424e;
---cg-trusted:#5cb3ea;--cg-unused:#8b95a3;--cg-flagged:#ff8f4a;--cg-text-flagged:#ff9f63}}
+--cg-trusted:#5cb3ea;--cg-aside:#8b95a3;--cg-flagged:#ff8f4a;--cg-text-flagged:#ff9f63}}
 .cg text{fill:var(--cg-ink)}.cg .muted{fill:var(--cg-muted)}.cg .strong{font-weight:650}
 .cg .back{fill:var(--cg-bg)}.cg .frame{fill:none;stroke:var(--cg-line)}.cg .grid{stroke:var(--cg-line)}
-.cg .trusted{fill:var(--cg-trusted)}.cg .unused{fill:var(--cg-unused)}.cg .flagged{fill:var(--cg-flagged)}
+.cg .trusted{fill:var(--cg-trusted)}.cg .aside{fill:var(--cg-aside)}.cg .flagged{fill:var(--cg-flagged)}
 .cg text.flagged{fill:var(--cg-text-flagged)}
 .cg .mark{fill:var(--cg-ink);stroke:var(--cg-bg);stroke-width:.8}
-.cg .line{fill:none;stroke-width:2.4;stroke-linejoin:round;stroke-linecap:round}
-.cg .line.accuracy{stroke:var(--cg-trusted)}
-.cg .line.attack_success{stroke:var(--cg-flagged);stroke-dasharray:7 5}
-.cg .line.robust_accuracy{stroke:var(--cg-unused);stroke-dasharray:2 5}
 """
 
 
 def entropy_map(
     guide_rank: Float64[np.ndarray, " n"],
     early_rank: Float64[np.ndarray, " n"],
-    clean: Bool[np.ndarray, " n"],
-    triggered: Bool[np.ndarray, " n"],
+    partition: Partition,
     marked: Int64[np.ndarray, " m"],
     marked_as: str,
 ) -> dict[str, Any]:
     """Return the map as JSON values whose size does not grow with n.
 
-    `cells[kind][y][x]` counts the samples of a kind (trusted, unused, flagged) in a square; x follows the
-    guide's rank, y the suspicious model's, both from 0. `points` are the (x, y) of the `marked` samples.
+    `cells[status][y][x]` counts the samples of a status in a square. x follows the guide's rank, y the
+    early-training model's, both from 0. `points` are the (x, y) of the `marked` samples.
     """
     bins = int(np.clip(np.sqrt(len(guide_rank)) / 1.7, 12, 60))
     column = np.clip((guide_rank * bins).astype(np.int64), 0, bins - 1)
     row = np.clip((early_rank * bins).astype(np.int64), 0, bins - 1)
-    masks = {"trusted": clean, "unused": ~(clean | triggered), "flagged": triggered}
-    cells = {
-        kind: np.bincount((row * bins + column)[mask], minlength=bins * bins).reshape(bins, bins).tolist()
-        for kind, mask in masks.items()
-    }
+    cells = {}
+    for status in _STYLE_OF:
+        mask = partition.has(*(state for state, name in STATES.items() if name.status == status))
+        counts = np.bincount((row * bins + column)[mask], minlength=bins * bins)
+        cells[status] = counts.reshape(bins, bins).tolist()
     points = np.stack([guide_rank[marked], early_rank[marked]], 1).round(4).tolist()
     return {"bins": bins, "cells": cells, "points": points, "marked_as": marked_as}
 
@@ -87,8 +85,8 @@ def _text(x: int | float, y: int | float, text: str, style: str = "", anchor: st
 
 
 def _describe(drawn: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{int(np.sum(drawn['cells'][kind])):,} {kind}" for kind in _KINDS)
-    return f"Each sample by the guide's rank and the suspicious model's rank of its label: {counts} samples."
+    counts = ", ".join(f"{int(np.sum(drawn['cells'][status])):,} {status}" for status in _STYLE_OF)
+    return f"Samples by the guide's and the early-training model's rank of their label: {counts}."
 
 
 def _axes() -> list[str]:
@@ -100,7 +98,7 @@ def _axes() -> list[str]:
         parts.append(_text(x, bottom + 20, f"{tick:g}", "muted", "middle"))
         parts.append(_text(_LEFT - 10, y + 4, f"{tick:g}", "muted", "end"))
     x_title = "guide’s rank: how badly the given label fits the image →"
-    y_title = "suspicious model’s rank: how late it learns the label →"
+    y_title = "early-training model’s rank: how late it learns the label →"
     parts.append(_text(_LEFT + _SIDE / 2, bottom + 88, x_title, "", "middle"))
     parts.append(
         f'<g transform="translate(20 {middle:g}) rotate(-90)">{_text(0, 0, y_title, "", "middle")}</g>'
@@ -109,20 +107,20 @@ def _axes() -> list[str]:
 
 
 def _cells(drawn: Mapping[str, Any]) -> list[str]:
-    """Return one path for each kind and density: a square has its commonest kind's colour."""
-    counts = _smooth(np.array([drawn["cells"][kind] for kind in _KINDS], dtype=np.float64))
-    total, kinds = counts.sum(0), counts.argmax(0)
+    """Return one path for each status and density: a square has its commonest status's colour."""
+    counts = _smooth(np.array([drawn["cells"][status] for status in _STYLE_OF], dtype=np.float64))
+    total, commonest = counts.sum(0), counts.argmax(0)
     # Logarithmic: the corner where a backdoor sits can hold a hundred times what an ordinary square holds.
     density = np.log1p(total) / max(np.log1p(total.max(initial=0)), 1e-9)
     level = np.clip(np.ceil(len(_OPACITY) * density).astype(int) - 1, 0, None)
     # Shared, rounded edges: squares that only nearly touch show hairlines between them.
     edges = [f"{_SIDE * i / drawn['bins']:.1f}" for i in range(drawn["bins"] + 1)]
     paths = []
-    for kind, name in enumerate(_KINDS):
+    for number, style in enumerate(_STYLE_OF.values()):
         for step, opacity in enumerate(_OPACITY):
-            squares = _squares((kinds == kind) & (level == step) & (total > 0.2), edges)
+            squares = _squares((commonest == number) & (level == step) & (total > 0.2), edges)
             if squares:
-                paths.append(f'<path class="{name}" fill-opacity="{opacity}" d="{squares}"/>')
+                paths.append(f'<path class="{style}" fill-opacity="{opacity}" d="{squares}"/>')
     where = f'transform="translate({_LEFT} {_TOP + _SIDE}) scale(1 -1)" shape-rendering="crispEdges"'
     return [f"<g {where}>", *paths, "</g>"]
 
@@ -163,48 +161,13 @@ def _corners() -> list[str]:
 def _legend(marked_as: str) -> list[str]:
     y = _TOP + _SIDE + 118
     parts = []
-    for x, kind, label in (
-        (0, "trusted", "trusted"),
-        (86, "unused", "not used"),
-        (180, "flagged", "flagged"),
-    ):
-        parts.append(f'<rect class="{kind}" x="{_LEFT + x}" y="{y - 11}" width="13" height="13" rx="2"/>')
-        parts.append(_text(_LEFT + x + 19, y, label))
+    for x, (status, style) in zip((0, 86, 180), _STYLE_OF.items(), strict=True):
+        parts.append(f'<rect class="{style}" x="{_LEFT + x}" y="{y - 11}" width="13" height="13" rx="2"/>')
+        parts.append(_text(_LEFT + x + 19, y, status))
     parts.append(f'<circle class="mark" cx="{_LEFT + 280}" cy="{y - 4.5}" r="4"/>')
     parts.append(_text(_LEFT + 291, y, marked_as))
     for step, opacity in enumerate(_OPACITY):
         shade = f'x="{_LEFT + 13 * step}" y="{y + 10}" width="13" height="9" fill-opacity="{opacity}"'
-        parts.append(f'<rect class="unused" {shade}/>')
+        parts.append(f'<rect class="aside" {shade}/>')
     parts.append(_text(_LEFT + 114, y + 19, "few to many samples (logarithmic)", "muted"))
     return parts
-
-
-def curve_svg(curve: Sequence[Mapping[str, Any]]) -> str:
-    """Return a standalone SVG picture of the cure: rates over steps, one line a rate."""
-    width, height, left, top, right = 560, 250, 52, 16, 130
-    steps = np.array([float(point["step"]) for point in curve])
-    span = max(float(np.ptp(steps)), 1e-9)
-    wide, high = width - left - right, height - top - 44
-    parts = [_open(width, height, "Rates during the cure", "Rates in per cent over training steps.")]
-    for tick in (0, 25, 50, 75, 100):
-        y = top + high * (1 - tick / 100)
-        parts.append(f'<path class="grid" d="M{left} {y:g}h{wide}"/>')
-        parts.append(_text(left - 8, y + 4, f"{tick} %", "muted", "end"))
-    for x, step in ((left, steps.min()), (left + wide, steps.max())):
-        parts.append(_text(x, height - 24, f"{step:g}", "muted", "middle"))
-    parts.append(_text(left + wide / 2, height - 8, "training steps", "", "middle"))
-    taken: list[float] = []
-    for name in ("accuracy", "attack_success", "robust_accuracy"):
-        known = [
-            (s, point[name]) for s, point in zip(steps, curve, strict=True) if point.get(name) is not None
-        ]
-        if not known:
-            continue
-        spots = [(left + wide * (s - steps.min()) / span, top + high * (1 - rate)) for s, rate in known]
-        parts.append(f'<path class="line {name}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in spots)}"/>')
-        y = spots[-1][1] + 4
-        while any(abs(y - other) < 16 for other in taken):
-            y -= 4
-        taken.append(y)
-        parts.append(_text(spots[-1][0] + 9, y, f"{name.replace('_', ' ')}", "strong"))
-    return "\n".join([*parts, "</svg>"])
