@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipguard.seeds import Seed
+from clipguard.seeds import Seed, Stream
 
 names = st.text(st.characters(exclude_characters="/", exclude_categories=("Cs",)), min_size=1, max_size=12)
 paths = st.lists(names, max_size=4).map(tuple)
@@ -30,7 +30,7 @@ def test_children_can_be_taken_one_name_at_a_time(root, name, number):
 
 def test_the_values_are_the_same_in_every_version_and_on_every_machine():
     assert Seed(0).value == 3456079177858693020
-    assert Seed(0).child("suspect", 2).value == 4849638210507091553
+    assert Seed(0).child(Stream.EARLY_MODEL, 2).value == 4849638210507091553
 
 
 def test_a_generator_starts_anew_each_time_it_is_asked_for():
@@ -40,7 +40,7 @@ def test_a_generator_starts_anew_each_time_it_is_asked_for():
 
 
 def test_siblings_draw_different_numbers():
-    draws = [Seed(0).child("suspect", i).numpy().random(4).tobytes() for i in range(50)]
+    draws = [Seed(0).child(Stream.EARLY_MODEL, i).numpy().random(4).tobytes() for i in range(50)]
     assert len(set(draws)) == 50
 
 
@@ -65,3 +65,9 @@ def test_numpy_generators_leave_the_global_numpy_state_alone():
     before = np.random.get_state()[1].copy()  # noqa: NPY002  # the legacy state is what must not move
     Seed(0).numpy().random(100)
     assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002  # as above
+
+
+def test_no_two_streams_share_a_name():
+    names = [value for name, value in vars(Stream).items() if name.isupper()]
+    assert len(names) > 1
+    assert len(set(names)) == len(names)

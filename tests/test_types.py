@@ -7,11 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipguard import types
-from clipguard.types import History, ImageSet, Scores, Split, image_set
+from clipguard.types import (
+    NO_TRIGGER,
+    STATES,
+    AffineTrigger,
+    EntropyMap,
+    History,
+    ImageSet,
+    Partition,
+    Scores,
+    State,
+    image_set,
+    partition_of,
+)
 
 CLASSES = ("cat", "dog", "frog")
-VALUES = (ImageSet, Scores, types.EntropyMap, Split, History)
+VALUES = (ImageSet, Scores, EntropyMap, Partition, AffineTrigger, History)
 
 
 def a_set(n: int = 6, seed: int = 0) -> ImageSet:
@@ -118,3 +129,167 @@ def test_logits_must_be_single_precision_matrices_while_tests_run():
     Scores(logits=np.zeros((2, 3), np.float32), scale=1.0, source="net")
     with pytest.raises(TypeError):
         Scores(logits=np.zeros((2, 3), np.float64), scale=1.0, source="net")
+
+
+states_and_seed = st.tuples(st.lists(st.sampled_from(State), max_size=12), st.integers(0, 2**32))
+
+
+def a_partition(states: list[State], seed: int) -> Partition:
+    """Return a partition of samples in these states, some with a trigger and some with a soft label."""
+    draw, n = np.random.default_rng(seed), len(states)
+    soft_rows = np.flatnonzero(draw.random(n) < 0.5)
+    return Partition(
+        state=np.array(states, dtype=np.uint8),
+        suspicion=draw.random(n),
+        trigger=draw.integers(-1, 3, n),
+        quarantined=tuple(np.flatnonzero(draw.random(3) < 0.5).tolist()),
+        clean_share=draw.random(3),
+        soft_rows=soft_rows,
+        soft_labels=draw.random((len(soft_rows), 3)).astype(np.float32),
+    )
+
+
+def mask_of(partition: Partition, data: st.DataObject) -> np.ndarray:
+    """Draw a mask of the samples."""
+    n = len(partition)
+    return np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), dtype=bool)
+
+
+def samples_of(partition):
+    """Return the state, suspicion, trigger and soft label (None for none) of each sample."""
+    soft = dict(zip(partition.soft_rows.tolist(), partition.soft_labels.tolist(), strict=True))
+    columns = (partition.state.tolist(), partition.suspicion.tolist(), partition.trigger.tolist())
+    return [(*values, soft.get(row)) for row, values in enumerate(zip(*columns, strict=True))]
+
+
+@given(states_and_seed, st.sets(st.sampled_from(State)))
+def test_has_is_true_of_the_samples_in_one_of_the_states(drawn, states):
+    partition = a_partition(*drawn)
+    assert partition.has(*states).tolist() == [State(state) in states for state in partition.state]
+
+
+@given(states_and_seed)
+def test_clean_and_flagged_samples_are_told_apart_and_no_other_is_either(drawn):
+    partition = a_partition(*drawn)
+    status = [STATES[state].status for state in drawn[0]]
+    assert partition.clean.tolist() == [name == "trusted" for name in status]
+    assert partition.flagged.tolist() == [name == "flagged" for name in status]
+    assert not (partition.clean & partition.flagged).any()
+
+
+@given(states_and_seed)
+def test_the_counts_are_those_of_each_state_and_sum_to_the_number_of_samples(drawn):
+    counts = a_partition(*drawn).counts
+    assert sum(counts.values()) == len(drawn[0])
+    for state, name in STATES.items():
+        assert counts[name.counted_as] == drawn[0].count(state)
+
+
+def test_every_state_has_a_name_and_no_two_are_told_alike():
+    assert set(STATES) == set(State)
+    assert len({(name.status, name.reason) for name in STATES.values()}) == len(State)
+    assert len({name.counted_as for name in STATES.values()}) == len(State)
+
+
+@given(states_and_seed, st.data())
+def test_taking_rows_takes_everything_that_is_known_of_a_sample(drawn, data):
+    partition = a_partition(*drawn)
+    rows = np.flatnonzero(mask_of(partition, data))
+    part, whole = partition.take(rows), samples_of(partition)
+    assert samples_of(part) == [whole[row] for row in rows]
+    assert part.quarantined == partition.quarantined
+    assert part.clean_share is partition.clean_share
+    assert (np.diff(part.soft_rows) > 0).all()
+
+
+@given(states_and_seed, st.data())
+def test_taking_rows_of_taken_rows_is_taking_them_at_once_and_all_rows_are_the_whole(drawn, data):
+    partition = a_partition(*drawn)
+    rows = np.flatnonzero(mask_of(partition, data))
+    again = np.flatnonzero(mask_of(partition, data)[: len(rows)])
+    assert partition.take(rows).take(again).fingerprint == partition.take(rows[again]).fingerprint
+    assert partition.take(np.arange(len(partition))).fingerprint == partition.fingerprint
+
+
+@given(states_and_seed, st.lists(st.integers(0, 11), max_size=20))
+def test_an_extended_partition_has_clean_copies_behind_the_samples_as_they_were(drawn, numbers):
+    partition = a_partition(*drawn)
+    n = len(partition)
+    rows = np.array([number for number in numbers if number < n], dtype=np.int64)
+    longer = partition.extend(rows)
+    assert longer.take(np.arange(n)).fingerprint == partition.fingerprint
+    copies = [(State.CLEAN, partition.suspicion[row], NO_TRIGGER, None) for row in rows]
+    assert samples_of(longer)[n:] == copies
+
+
+@given(states_and_seed, st.sampled_from(State), st.booleans(), st.data())
+def test_moved_samples_change_their_state_and_nothing_else(drawn, state, by_number, data):
+    partition = a_partition(*drawn)
+    mask, before = mask_of(partition, data), partition.fingerprint
+    moved = partition.moved(np.flatnonzero(mask) if by_number else mask, state)
+    assert moved.state.tolist() == np.where(mask, state, partition.state).tolist()
+    assert dataclasses.replace(moved, state=partition.state).fingerprint == before
+    assert partition.fingerprint == before
+
+
+def with_a_bit_flipped(array):
+    """Return the array with one bit of its last value changed."""
+    out = array.copy()
+    out.reshape(-1)[-1:].view(np.uint8)[0] ^= 1
+    return out
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Partition)])
+@given(drawn=states_and_seed)
+def test_every_field_of_a_partition_changes_its_fingerprint(field, drawn):
+    some = {"soft_rows": np.arange(2), "soft_labels": np.ones((2, 3), np.float32)}
+    partition = dataclasses.replace(a_partition([State.CLEAN, State.LABEL, *drawn[0]], drawn[1]), **some)
+    value = getattr(partition, field)
+    other = (*value, 7) if isinstance(value, tuple) else with_a_bit_flipped(value)
+    assert dataclasses.replace(partition, **{field: other}).fingerprint != partition.fingerprint
+
+
+@given(states_and_seed)
+def test_equal_partitions_have_equal_fingerprints(drawn):
+    assert a_partition(*drawn).fingerprint == a_partition(*drawn).fingerprint
+
+
+def test_numbers_that_lie_in_other_fields_have_another_fingerprint():
+    zeros = [partition_of(np.zeros(n, np.uint8), np.zeros(n), k) for n in (0, 1, 2) for k in (2, 3)]
+    assert len({partition.fingerprint for partition in zeros}) == 6
+
+
+@given(states_and_seed)
+def test_a_partition_of_states_and_suspicion_knows_nothing_else(drawn):
+    partition = a_partition(*drawn)
+    bare = partition_of(partition.state, partition.suspicion, 3)
+    assert samples_of(bare) == [(*sample[:2], NO_TRIGGER, None) for sample in samples_of(partition)]
+    assert bare.quarantined == ()
+    assert bare.clean_share.tolist() == [1.0, 1.0, 1.0]
+    assert bare.soft_labels.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": np.zeros(3, np.uint8)},
+        {"state": np.zeros(2, np.int64)},
+        {"trigger": np.zeros(3, np.int64)},
+        {"soft_rows": np.zeros(1, np.int64)},
+        {"soft_labels": np.zeros((0, 2), np.float32)},
+    ],
+    ids=["more states", "wide states", "more triggers", "rows without labels", "labels of fewer classes"],
+)
+def test_fields_of_a_partition_that_do_not_fit_are_refused_while_tests_run(changes):
+    with pytest.raises(TypeError):
+        dataclasses.replace(partition_of(np.zeros(2, np.uint8), np.zeros(2), 3), **changes)
+
+
+@given(st.integers(0, 2**32), st.floats(-1, 2), st.floats(-300, 300))
+def test_an_affine_trigger_stays_within_grey_levels_and_leaves_its_input(seed, scale, shift):
+    images = np.random.default_rng(seed).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+    before = images.copy()
+    full = np.full((4, 5, 3), scale, np.float32), np.full((4, 5, 3), shift, np.float32)
+    moved = AffineTrigger(scale=full[0], shift=full[1]).apply(images)
+    assert np.array_equal(images, before)
+    assert np.abs(moved - np.clip(scale * images.astype(float) + shift, 0, 255)).max() <= 0.51

@@ -1,4 +1,4 @@
-"""Losses, ranks and split as one would explain them on paper."""
+"""Losses, ranks and first partition as one would explain them on paper."""
 
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -25,27 +25,27 @@ def _log_of_one_plus(odds):
 def ranks(values):
     """Return, for each value, the share of values at or below it, ties counted by their middle."""
     n = len(values)
-    found = []
+    out = []
     for value in values:
         below = sum(other < value for other in values)
         equal = sum(other == value for other in values)
-        found.append(Fraction(2 * below + equal + 1, 2 * n))
-    return found
+        out.append(Fraction(2 * below + equal + 1, 2 * n))
+    return out
 
 
 def class_ranks(values, labels):
     """Return the ranks of each value among those of the same label."""
-    found = []
+    out = []
     for value, label in zip(values, labels, strict=True):
         rivals = [v for v, other in zip(values, labels, strict=True) if other == label]
-        found.append(ranks(rivals)[rivals.index(value)])
-    return found
+        out.append(ranks(rivals)[rivals.index(value)])
+    return out
 
 
-def split(guide_ranks, suspect_ranks, s1, s2):
-    """Return the lists `clean` and `triggered` of the reference's rule; s1 and s2 are fractions."""
-    clean, triggered = [], []
-    for guide, suspect in zip(guide_ranks, suspect_ranks, strict=True):
-        triggered.append(guide > 1 - s2 or suspect < s2)
-        clean.append(guide <= 1 - s1 and suspect >= s1)
-    return clean, triggered
+def first_partition(guide_ranks, early_ranks, s1, s2):
+    """Return the lists `clean` and `flagged` of CGD's rule; s1 and s2 are fractions."""
+    clean, flagged = [], []
+    for guide, early in zip(guide_ranks, early_ranks, strict=True):
+        flagged.append(guide > 1 - s2 or early < s2)
+        clean.append(guide <= 1 - s1 and early >= s1)
+    return clean, flagged

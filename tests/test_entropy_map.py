@@ -1,4 +1,4 @@
-"""detection.entropy_map: losses, ranks and split, against slow oracles and whatever the order of the rows."""
+"""detection.entropy_map: losses, ranks and partition, against slow oracles, whatever the order of the rows."""
 
 from fractions import Fraction
 
@@ -8,28 +8,29 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from clipguard.detection import entropy_map as entropy_map_module
 from clipguard.detection.entropy_map import (
     EntropyMapConfig,
     class_ranks,
     classes_with_few_clean,
     entropy_map,
+    first_partition,
     label_nll,
     rank,
-    split,
 )
 from clipguard.errors import ClipguardError
-from clipguard.types import EntropyMap, Scores
+from clipguard.types import EntropyMap, Scores, State
 from reference import entropy_map as oracle
 
 NAMES = ("cat", "dog", "frog")
-RULES = [EntropyMapConfig(by="class"), EntropyMapConfig(by="all")]
+CONFIGS = [EntropyMapConfig(by="class"), EntropyMapConfig(by="all")]
 
 
 def scores(logits, scale=1.0):
     return Scores(logits=np.asarray(logits, dtype=np.float32), scale=scale, source="the scorer")
 
 
-def opinions(n, seed, spread=3.0, levels=None):
+def two_scorers(n, seed, spread=3.0, levels=None):
     """Return two scorers and labels of n random samples; few `levels` make many ties."""
     draw = np.random.default_rng(seed)
     logits = draw.normal(0, spread, (2, n, 3)).astype(np.float32)
@@ -39,14 +40,14 @@ def opinions(n, seed, spread=3.0, levels=None):
 
 
 def mapped(n, seed, levels=None):
-    guide, suspect, labels = opinions(n, seed, levels=levels)
-    return entropy_map(guide, suspect, labels), labels
+    guide, early, labels = two_scorers(n, seed, levels=levels)
+    return entropy_map(guide, early, labels), labels
 
 
-def of_losses(guide, suspect):
+def of_losses(guide, early):
     """Return the entropy map of given losses."""
-    guide, suspect = np.asarray(guide, float), np.asarray(suspect, float)
-    return EntropyMap(guide_nll=guide, early_nll=suspect, guide_rank=rank(guide), early_rank=rank(suspect))
+    guide, early = np.asarray(guide, float), np.asarray(early, float)
+    return EntropyMap(guide_nll=guide, early_nll=early, guide_rank=rank(guide), early_rank=rank(early))
 
 
 sizes = st.integers(1, 40)
@@ -92,7 +93,7 @@ def test_a_loss_ignores_what_is_added_to_all_scores_and_is_log_k_where_all_are_e
 
 
 def test_the_scores_are_left_as_they_were():
-    guide, _, labels = opinions(9, 0)
+    guide, _, labels = two_scorers(9, 0)
     before = guide.logits.copy()
     label_nll(guide, labels)
     assert np.array_equal(guide.logits, before)
@@ -130,56 +131,75 @@ def test_class_ranks_are_ranks_among_the_samples_of_one_label(pairs):
     np.testing.assert_allclose(class_ranks(values.astype(float), labels), slow, rtol=1e-15)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.by)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.by)
 @given(sizes, draws, coarse, st.data())
-def test_shuffling_the_rows_shuffles_the_result_and_changes_no_bit_of_it(rule, n, seed, levels, data):
-    guide, suspect, labels = opinions(n, seed, levels=levels)
+def test_shuffling_the_rows_shuffles_the_result_and_changes_no_bit_of_it(config, n, seed, levels, data):
+    guide, early, labels = two_scorers(n, seed, levels=levels)
     order = np.array(data.draw(st.permutations(range(n))), dtype=np.int64)
-    entropy = entropy_map(guide, suspect, labels)
+    entropy = entropy_map(guide, early, labels)
     shuffled = entropy_map(
-        scores(guide.logits[order], guide.scale), scores(suspect.logits[order]), labels[order]
+        scores(guide.logits[order], guide.scale), scores(early.logits[order]), labels[order]
     )
-    one, other = split(entropy, labels, NAMES, rule), split(shuffled, labels[order], NAMES, rule)
     for name in ("guide_nll", "early_nll", "guide_rank", "early_rank"):
         assert np.array_equal(getattr(entropy, name)[order], getattr(shuffled, name)), name
-    for name in ("clean", "triggered", "suspicion"):
-        assert np.array_equal(getattr(one, name)[order], getattr(other, name)), name
-    assert one.starved == other.starved
+    one, other = (
+        first_partition(entropy, labels, 3, config),
+        first_partition(shuffled, labels[order], 3, config),
+    )
+    for name in ("state", "suspicion", "trigger", "clean_share"):
+        moved = getattr(one, name)[order] if name != "clean_share" else one.clean_share
+        assert np.array_equal(moved, getattr(other, name)), name
+    few = [
+        classes_with_few_clean(p.clean, rows, NAMES) for p, rows in ((one, labels), (other, labels[order]))
+    ]
+    assert few[0] == few[1]
 
 
 @given(sizes, draws, coarse, st.sampled_from([(20, 10), (30, 15), (10, 10), (5, 40)]))
 def test_the_rules_are_those_of_comparing_one_sample_at_a_time(n, seed, levels, per_cent):
     s1, s2 = (Fraction(value, 100) for value in per_cent)
     entropy, labels = mapped(n, seed, levels)
-    guide, suspect = entropy.guide_nll.tolist(), entropy.early_nll.tolist()
+    guide, early = entropy.guide_nll.tolist(), entropy.early_nll.tolist()
     by_hand = {
-        "all": (oracle.ranks(guide), oracle.ranks(suspect)),
+        "all": (oracle.ranks(guide), oracle.ranks(early)),
         "class": (
             oracle.class_ranks(guide, labels.tolist()),
-            oracle.class_ranks(suspect, labels.tolist()),
+            oracle.class_ranks(early, labels.tolist()),
         ),
     }
     for by, axes in by_hand.items():
-        found = split(entropy, labels, NAMES, EntropyMapConfig(by=by, clean=float(s1), triggered=float(s2)))
-        clean, triggered = oracle.split(*axes, s1, s2)
-        assert found.triggered.tolist() == triggered
-        assert found.clean.tolist() == [a and not b for a, b in zip(clean, triggered, strict=True)]
+        config = EntropyMapConfig(by=by, clean=float(s1), flagged=float(s2))
+        partition = first_partition(entropy, labels, 3, config)
+        clean, flagged = oracle.first_partition(*axes, s1, s2)
+        assert partition.has(State.TRIGGER).tolist() == flagged
+        assert partition.clean.tolist() == [a and not b for a, b in zip(clean, flagged, strict=True)]
+        # The band between is uncertain: nobody is excluded, held out, or flagged for its label.
+        assert partition.counts["uncertain"] == n - partition.clean.sum() - sum(flagged)
 
 
-@given(sizes, draws, coarse, st.floats(0, 1), st.floats(0, 1), st.sampled_from(["all", "class"]))
-def test_no_sample_is_clean_and_triggered_whatever_the_thresholds(n, seed, levels, s1, s2, by):
+thresholds = st.floats(0, 1)
+
+
+@given(sizes, draws, coarse, st.tuples(*[thresholds] * 4), st.sampled_from(["all", "class"]))
+def test_larger_thresholds_flag_more_and_leave_less_clean(n, seed, levels, bounds, by):
     entropy, labels = mapped(n, seed, levels)
-    found = split(entropy, labels, NAMES, EntropyMapConfig(by=by, clean=s1, triggered=s2))
-    assert not (found.clean & found.triggered).any()
-    assert ((found.suspicion >= 0) & (found.suspicion <= 1)).all()
+    (s1, more_s1), (s2, more_s2) = sorted(bounds[:2]), sorted(bounds[2:])
+    some, strict = (
+        first_partition(entropy, labels, 3, EntropyMapConfig(by=by, clean=clean, flagged=flagged))
+        for clean, flagged in ((s1, s2), (more_s1, more_s2))
+    )
+    assert not (some.flagged & ~strict.flagged).any()
+    assert not (strict.clean & ~some.clean).any()
+    assert np.array_equal(some.suspicion, strict.suspicion)
+    assert ((some.suspicion >= 0) & (some.suspicion <= 1)).all()
 
 
 @given(st.lists(st.integers(2, 15), min_size=3, max_size=3), draws, coarse)
 def test_class_by_class_every_class_of_two_or_more_samples_keeps_clean_ones(counts, seed, levels):
     labels = np.repeat(np.arange(3), counts)
-    guide, suspect, _ = opinions(len(labels), seed, levels=levels)
-    found = split(entropy_map(guide, suspect, labels), labels, NAMES, EntropyMapConfig(by="class"))
-    assert (np.bincount(labels[found.clean], minlength=3) > 0).all()
+    guide, early, _ = two_scorers(len(labels), seed, levels=levels)
+    partition = first_partition(entropy_map(guide, early, labels), labels, 3, EntropyMapConfig(by="class"))
+    assert (np.bincount(labels[partition.clean], minlength=3) > 0).all()
 
 
 def test_a_class_that_the_guide_cannot_read_is_lost_by_the_rule_over_all_and_kept_class_by_class():
@@ -187,40 +207,45 @@ def test_a_class_that_the_guide_cannot_read_is_lost_by_the_rule_over_all_and_kep
     draw = np.random.default_rng(0)
     guide = draw.random(60) + 50 * (labels == 2)
     entropy = of_losses(guide, draw.random(60))
-    over_all = split(entropy, labels, NAMES, EntropyMapConfig(by="all", clean=0.4, triggered=0.2))
-    by_class = split(entropy, labels, NAMES, EntropyMapConfig(by="class", clean=0.4, triggered=0.2))
+    over_all, by_class = (
+        first_partition(entropy, labels, 3, EntropyMapConfig(by=by, clean=0.4, flagged=0.2))
+        for by in ("all", "class")
+    )
     assert not over_all.clean[labels == 2].any()
-    assert over_all.starved == ("frog",)
+    assert "frog" in classes_with_few_clean(over_all.clean, labels, NAMES)
     assert by_class.clean[labels == 2].any()
 
 
-def test_poison_that_both_axes_see_heads_the_list_and_is_triggered_not_clean():
+def test_poison_that_both_axes_see_heads_the_list_and_is_flagged_not_clean():
     draw = np.random.default_rng(1)
     poisoned = np.arange(200) % 20 == 0
     entropy = of_losses(draw.random(200) + poisoned, draw.random(200) - poisoned)
-    found = split(entropy, np.arange(200) % 3, NAMES, EntropyMapConfig(by="all"))
-    assert found.triggered[poisoned].all()
-    assert not found.clean[poisoned].any()
-    assert set(np.argsort(-found.suspicion)[:10]) == set(np.flatnonzero(poisoned))
+    partition = first_partition(entropy, np.arange(200) % 3, 3, EntropyMapConfig(by="all"))
+    assert partition.has(State.TRIGGER)[poisoned].all()
+    assert set(np.argsort(-partition.suspicion)[:10]) == set(np.flatnonzero(poisoned))
 
 
 def test_suspicion_is_the_mean_of_the_guides_rank_and_what_the_other_lacks_to_one():
-    found = split(of_losses([1, 2, 3, 4], [40, 10, 30, 20]), np.zeros(4, np.int64), NAMES, EntropyMapConfig())
-    np.testing.assert_allclose(found.suspicion, [0.125, 0.625, 0.5, 0.75], rtol=1e-15)
+    entropy = of_losses([1, 2, 3, 4], [40, 10, 30, 20])
+    partition = first_partition(entropy, np.zeros(4, np.int64), 3, EntropyMapConfig())
+    np.testing.assert_allclose(partition.suspicion, [0.125, 0.625, 0.5, 0.75], rtol=1e-15)
 
 
 def test_a_label_without_a_name_is_a_programming_error_and_not_passed_over():
     with pytest.raises(ValueError, match="zip"):
-        classes_with_few_clean(np.ones(2, bool), np.array([0, 3]), NAMES, 1)
+        classes_with_few_clean(np.ones(2, bool), np.array([0, 3]), NAMES)
 
 
-def test_classes_short_of_clean_samples_are_named_those_without_any_sample_included():
+@pytest.mark.parametrize(
+    ("fewest", "names"), [(3, NAMES), (2, ("frog",)), (1, ("frog",)), (0, ())], ids=lambda value: str(value)
+)
+def test_classes_short_of_clean_samples_are_named_those_without_any_sample_included(
+    monkeypatch, fewest, names
+):
+    monkeypatch.setattr(entropy_map_module, "FEW_CLEAN", fewest)
     clean = np.array([True, True, True, False, True])
     labels = np.array([0, 0, 1, 1, 1])
-    assert classes_with_few_clean(clean, labels, NAMES, 3) == ("cat", "dog", "frog")
-    assert classes_with_few_clean(clean, labels, NAMES, 2) == ("frog",)
-    assert classes_with_few_clean(clean, labels, NAMES, 1) == ("frog",)
-    assert classes_with_few_clean(clean, labels, NAMES, 0) == ()
+    assert classes_with_few_clean(clean, labels, NAMES) == names
 
 
 def test_an_empty_data_set_gives_an_empty_map():
