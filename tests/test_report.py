@@ -21,7 +21,8 @@ from clipguard.outputs.summary_view import rate_rows
 from clipguard.outputs.text import duration, percent
 from clipguard.runs import read_json
 from clipguard.runs.summary import Rates, plain
-from clipguard.types import STATES, AffineTrigger, State, partition_of
+from clipguard.triggers.affine import AffineTrigger
+from clipguard.types import STATES, State, partition_of
 from tiny_report import FULL, SCAN, add_triggers, make_run
 
 HOSTILE = (

@@ -7,16 +7,8 @@ import pytest
 
 from clipguard.errors import ClipguardError
 from clipguard.outputs.report import summarize, write_report
-from clipguard.runs import (
-    read_json,
-    read_table,
-    read_triggers,
-    write_array,
-    write_json,
-    write_table,
-    write_triggers,
-)
-from clipguard.types import AffineTrigger
+from clipguard.runs import read_json, read_table, write_array, write_json, write_table
+from clipguard.triggers.affine import AffineTrigger, read_triggers, write_triggers
 from tiny_data import CommandLine, tree
 from tiny_report import FULL, SCAN, add_triggers, make_run
 

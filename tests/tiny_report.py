@@ -5,16 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clipguard.runs import (
-    RunFolder,
-    SourceInfo,
-    read_json,
-    write_image_set,
-    write_json,
-    write_table,
-    write_triggers,
-)
-from clipguard.types import AffineTrigger, image_set
+from clipguard.runs import RunFolder, SourceInfo, read_json, write_image_set, write_json, write_table
+from clipguard.triggers.affine import AffineTrigger, write_triggers
+from clipguard.types import image_set
 
 RATES = {"target_recall": None, "n": 1000, "attack_n": 900, "measured_on": "test set"}
 FULL = {
@@ -107,4 +100,4 @@ def add_triggers(run: Path, triggers: list[AffineTrigger]) -> None:
 
 
 def _finish(folder: RunFolder, name: str, compute: Callable[[Path], None]) -> None:
-    folder.stage(name, config={}, inputs=[], compute=compute)
+    folder.stage(name, version=1, config={}, inputs=[], compute=compute)

@@ -88,37 +88,6 @@ class EntropyMap:
     early_rank: Float64[np.ndarray, "n"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """Which samples to learn from and which to unlearn.
-
-    Attributes:
-        clean: samples whose label is trusted.
-        triggered: samples whose label is to be unlearnt; disjoint from `clean`.
-        suspicion: in [0, 1], higher is more suspicious; what the ranked list is sorted by.
-        starved: classes with too few clean samples to trust what is learnt of them.
-        doubted: samples in neither set that never join `clean`; None for no such sample.
-        closed: classes of which no sample joins `clean` while a model is cured, doubted or not.
-        honest: share of each class outside `triggered` that is thought to be labelled honestly; None for all.
-        shown: class probabilities of what samples of closed classes show if their label is wrong; rows of
-            zeros for all others, also for what is `triggered` for its image; None if no label is flagged.
-    """
-
-    clean: Bool[np.ndarray, "n"]
-    triggered: Bool[np.ndarray, "n"]
-    suspicion: Float64[np.ndarray, "n"]
-    starved: tuple[str, ...] = ()
-    doubted: Bool[np.ndarray, "n"] | None = None
-    closed: tuple[int, ...] = ()
-    honest: Float64[np.ndarray, "k"] | None = None
-    shown: Float32[np.ndarray, "n k"] | None = None
-
-    @property
-    def admissible(self) -> Bool[np.ndarray, "n"]:
-        """Samples that are in `clean` or may join it."""
-        return np.asarray(~self.triggered if self.doubted is None else ~self.triggered & ~self.doubted)
-
-
 class State(IntEnum):
     """What becomes of a sample; `STATES` says how each state is named."""
 

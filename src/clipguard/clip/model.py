@@ -103,11 +103,13 @@ class Clip:
         """
         import torch
 
+        from clipguard.compute.device import array
+
         out = []
         with torch.inference_mode():
             for start in range(0, len(crops), IMAGE_CHUNK):
                 pixels = self._pixels(crops[start : start + IMAGE_CHUNK])
-                out.append(self.network.encode_image(pixels, normalize=True).float().numpy())
+                out.append(array(self.network.encode_image(pixels, normalize=True).float()))
         return self._finite(np.concatenate(out))
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "m d"]:
@@ -118,20 +120,22 @@ class Clip:
         """
         import torch
 
+        from clipguard.compute.device import array
+
         out = []
         with torch.inference_mode():
             for start in range(0, len(texts), TEXT_CHUNK):
                 tokens = self.tokenizer(list(texts[start : start + TEXT_CHUNK]))
-                out.append(self.network.encode_text(tokens, normalize=True).float().numpy())
+                out.append(array(self.network.encode_text(tokens, normalize=True).float()))
         return self._finite(np.concatenate(out))
 
     def _pixels(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Any:
         """Return what `preprocess` gives; its last two steps run once a batch, which is faster."""
-        import torch
+        from clipguard.compute.device import tensor
 
         *_geometry, _to_tensor, normalize = self.preprocess.transforms
         # A view in channels-last order, in which these networks run faster.
-        return normalize(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div(255))
+        return normalize(tensor(np.stack(crops)).permute(0, 3, 1, 2).float().div(255))
 
     def _finite(self, embeddings: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
         if not np.isfinite(embeddings).all():

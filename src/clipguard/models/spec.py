@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from safetensors.torch import save as safetensors_bytes
@@ -151,7 +150,7 @@ def check_sound(model: Normalized, spec: ModelSpec) -> None:
         ClipguardError: what the model does instead. It may be anybody's code.
     """
     name, (h, w) = spec.architecture, spec.input_size
-    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, h, w), dtype=np.uint8))
+    noise = torch.randint(256, (2, 3, h, w), dtype=torch.uint8, generator=Seed(0).torch())
     try:
         _check_state(model.network, name)
         if bad := [key for key, value in model.network.named_parameters() if not _finite(value)]:
@@ -193,13 +192,8 @@ def _check_logits(logits: object, spec: ModelSpec) -> None:
 
 def save(model: Normalized, spec: ModelSpec, path: Path) -> None:
     """Write `path` (safetensors) with the spec in its header, all or nothing."""
-    # Copies, since safetensors refuses tensors that share memory, as tied weights do.
-    state = {
-        name: value.detach().clone(memory_format=torch.contiguous_format)
-        for name, value in model.network.state_dict().items()
-    }
     # One entry only: safetensors writes several in random order, and equal models must give equal files.
-    content = safetensors_bytes(state, metadata={"clipguard": json.dumps(asdict(spec))})
+    content = safetensors_bytes(_state(model), metadata={"clipguard": json.dumps(asdict(spec))})
     with replacing(path) as part:
         part.write_bytes(content)
 
@@ -279,9 +273,12 @@ def _check_fit(network: nn.Module, claimed: dict[str, tuple[int, ...]], path: Pa
 
 def weights_digest(model: Normalized) -> str:
     """Return the sha256 of a network's weights and their names, whatever order they come in."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.network.state_dict().items()):
-        digest.update(name.encode())
-        # As bytes, since numpy does not know all of torch's types.
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return hashlib.sha256(safetensors_bytes(_state(model))).hexdigest()
+
+
+def _state(model: Normalized) -> dict[str, Tensor]:
+    # Copies, since safetensors refuses tensors that share memory, as tied weights do.
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.network.state_dict().items()
+    }

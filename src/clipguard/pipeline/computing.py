@@ -37,7 +37,7 @@ from clipguard.seeds import Seed, Stream
 from clipguard.triggers.affine import write_triggers
 from clipguard.types import STATES, History, Images, ImageSet, Partition, State
 
-Done = Callable[[int, int], None]
+StageProgress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 FEATURES_FILE: Final = "feature_separation.parquet"
@@ -81,13 +81,13 @@ class Repair:
     origin: str
 
 
-def read(context: Context, folder: Path, progress: Done) -> None:
+def read(context: Context, folder: Path, progress: StageProgress) -> None:
     """Write thumbnails and embeddings of the readable images, and the hashes of what was read."""
     embed_source(context.source, context.guide.clip, context.thumbnail_size, folder, progress)
     write_inputs(context.source, folder)
 
 
-def resize(given: Resized, folder: Path, progress: Done) -> None:
+def resize(given: Resized, folder: Path, progress: StageProgress) -> None:
     """Write the readable images at another size."""
     readable = np.isin(np.array(given.context.source.ids, object), np.array(given.data.ids, object))
     source = given.context.source.take(np.flatnonzero(readable))
@@ -97,7 +97,7 @@ def resize(given: Resized, folder: Path, progress: Done) -> None:
     write_array(folder / "images.npy", images.images)
 
 
-def train_early_model(scan: Scan, folder: Path, progress: Done) -> None:
+def train_early_model(scan: Scan, folder: Path, progress: StageProgress) -> None:
     """Write the logits of the early-training model."""
     config, context = scan.context.config.early_model, scan.context
     epochs = config.total_epochs(len(scan.data)) * config.runs * config.folds
@@ -106,7 +106,7 @@ def train_early_model(scan: Scan, folder: Path, progress: Done) -> None:
     write_array(folder / "logits.npy", scores.logits)
 
 
-def detect_triggers(scan: Scan, folder: Path, progress: Done) -> None:
+def detect_triggers(scan: Scan, folder: Path, progress: StageProgress) -> None:
     """Write each sample's probability of carrying a trigger."""
     config, context = scan.context.config.trigger_detector, scan.context
     sides = scan.partition.has(State.CLEAN, State.TRIGGER)
@@ -118,7 +118,7 @@ def detect_triggers(scan: Scan, folder: Path, progress: Done) -> None:
     write_notes(folder, scores.notes)
 
 
-def follow_labels(scan: Scan, folder: Path, progress: Done) -> None:
+def follow_labels(scan: Scan, folder: Path, progress: StageProgress) -> None:
     """Write the log-probabilities of the linear probe."""
     everything = np.ones(len(scan.data), dtype=bool)
     embeddings, seed = scan.context.array("read", "embeddings.npy"), scan.context.seed("labels")
@@ -141,7 +141,7 @@ def first_label_flow(scan: Scan) -> LabelFlow:
     return label_only_poison(label_view(scan), log_probs, scan.context.config.label_flow)
 
 
-def refit_label_flow(scan: Scan, folder: Path, progress: Done) -> None:
+def refit_label_flow(scan: Scan, folder: Path, progress: StageProgress) -> None:
     """Write what a refitted probe flags and excludes."""
     first, context = first_label_flow(scan), scan.context
     embeddings = context.array("read", "embeddings.npy")
@@ -156,7 +156,7 @@ def refit_label_flow(scan: Scan, folder: Path, progress: Done) -> None:
         )
 
 
-def reconstruct_triggers(scan: Scan, folder: Path, progress: Done) -> None:
+def reconstruct_triggers(scan: Scan, folder: Path, progress: StageProgress) -> None:
     """Write the triggers that the flagged samples share."""
     seed = scan.context.seed(Stream.TRIGGER_INVERSION)
     write_triggers(invert_triggers(scan.data, scan.partition, scan.guide, seed), folder)
@@ -168,7 +168,7 @@ def status_columns(partition: Partition) -> dict[str, Any]:
     return {"status": [name.status for name in names], "reason": [name.reason for name in names]}
 
 
-def write_samples(scan: Scan, folder: Path, progress: Done) -> None:
+def write_samples(scan: Scan, folder: Path, progress: StageProgress) -> None:
     """Write samples.parquet: one row a sample, the most suspicious ranked 1."""
     data, partition = scan.data, scan.partition
     names = np.array(data.class_names, dtype=object)
@@ -190,7 +190,7 @@ def write_samples(scan: Scan, folder: Path, progress: Done) -> None:
     write_table(folder / "samples.parquet", columns)
 
 
-def train_classifier(given: Training, folder: Path, progress: Done) -> None:
+def train_classifier(given: Training, folder: Path, progress: StageProgress) -> None:
     """Write a classifier trained from scratch."""
     data, recipe = given.scan.data, given.recipe
     model = build(given.spec, given.seed.child("init"))
@@ -201,7 +201,7 @@ def train_classifier(given: Training, folder: Path, progress: Done) -> None:
     _keep(folder, model, given.spec, history)
 
 
-def separate_features(given: Repair, folder: Path, progress: Done) -> None:
+def separate_features(given: Repair, folder: Path, progress: StageProgress) -> None:
     """Write the partition as the victim's features judge it."""
     scan, context = given.scan, given.scan.context
     features = partial(activations, given.victim, scan.data.images)
@@ -219,7 +219,7 @@ def separate_features(given: Repair, folder: Path, progress: Done) -> None:
     write_table(folder / FEATURES_FILE, columns)
 
 
-def unlearn_flagged(given: Repair, folder: Path, progress: Done) -> None:
+def unlearn_flagged(given: Repair, folder: Path, progress: StageProgress) -> None:
     """Write the repaired model."""
     scan, context = given.scan, given.scan.context
     checkpoint = resume_folder(folder) / "checkpoint.safetensors"

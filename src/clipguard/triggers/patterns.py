@@ -3,11 +3,11 @@
 from typing import Final
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float32, UInt8
 from scipy.fft import idctn
 from torch.nn import functional as F
 
+from clipguard.compute.device import array, tensor
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 from clipguard.types import Images
@@ -98,10 +98,8 @@ def warp_field(height: int, width: int, grid: int, seed: Seed) -> Float32[np.nda
     """
     points = seed.numpy().uniform(-1, 1, (1, 2, grid, grid))
     points /= np.abs(points).mean()
-    field = F.interpolate(
-        torch.from_numpy(points).float(), size=(height, width), mode="bicubic", align_corners=True
-    )
-    return np.ascontiguousarray(field[0].permute(1, 2, 0).numpy())
+    field = F.interpolate(tensor(points).float(), size=(height, width), mode="bicubic", align_corners=True)
+    return np.ascontiguousarray(array(field[0].permute(1, 2, 0)))
 
 
 AT_ONCE: Final = 1024
@@ -135,9 +133,9 @@ def warp(
 
 def _sampled(images: Images, grid: Float32[np.ndarray, "n h w 2"]) -> Images:
     # A copy, since torch warns of arrays that cannot be written.
-    planes = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
-    sampled = F.grid_sample(planes, torch.from_numpy(grid), align_corners=True)
-    return sampled.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    planes = tensor(np.array(images)).permute(0, 3, 1, 2).float()
+    sampled = F.grid_sample(planes, tensor(grid), align_corners=True)
+    return array(sampled.round().clamp(0, 255).byte().permute(0, 2, 3, 1))
 
 
 def piece_masks(n: int, height: int, width: int, pieces: int, seed: Seed) -> Bool[np.ndarray, "n h w"]:
