@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
 BIN := $(VENV)/bin
-COVERED = $(addprefix tests/test_,$(addsuffix .py,sources sources_arrays sources_named sources_parquet parquet_process tar writer \
-  decode decode_workers limits judging custody faults store store_faults store_files))
+COVERED = $(addprefix tests/test_,$(addsuffix .py,sources sources_arrays catalog sources_parquet parquet_process tar writer \
+  decode decode_workers limits judging provenance faults store store_faults store_files))
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
@@ -17,7 +17,7 @@ help:
 	@echo 'make demo     install into $(VENV) once, poison digits, scan, cure, write a report'
 	@echo 'make test     install into $(VENV) once, then everything that CI runs'
 	@echo 'make lint     format check, ruff, mypy and import-linter only'
-	@echo 'make coverage branch coverage of what meets hostile input and faults: sources, decode, custody, store'
+	@echo 'make coverage branch coverage of what meets hostile input and faults: sources, decode, provenance, store'
 	@echo 'make mutants  plant faults in entropy.py, one at a time, and count those that no test sees'
 	@echo 'make torture  kill a small defence at random moments and compare what it wrote to the byte'
 	@echo 'make format   rewrite the sources in the house format'

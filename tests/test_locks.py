@@ -1,12 +1,12 @@
-"""runs.process_locks: one holder at a time, also between processes."""
+"""runs.locks: one holder at a time, also between processes."""
 
 import subprocess
 import sys
 
-from clipguard.runs.process_locks import locked
+from clipguard.runs.locks import locked
 
 ASK = (
-    "import sys; from pathlib import Path; from clipguard.runs.process_locks import locked\n"
+    "import sys; from pathlib import Path; from clipguard.runs.locks import locked\n"
     "with locked(Path(sys.argv[1]), wait=False) as free: print(free)"
 )
 

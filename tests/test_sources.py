@@ -64,7 +64,6 @@ def test_hidden_and_foreign_files_are_no_images(folder):
         (folder / name).write_bytes(png(0))
     source = ImageSource.open(folder)
     assert len(source) == 4
-    assert source.ignored == 2
 
 
 def test_a_pipe_named_like_an_image_does_not_hang_the_reading_and_is_told(folder):

@@ -1,4 +1,4 @@
-"""Data sets by name: CIFAR-10, CIFAR-100, GTSRB, Tiny-ImageNet, from a folder or, if asked, the network.
+"""Data sets by name: CIFAR-10, CIFAR-100, GTSRB, Tiny-ImageNet, from a folder or, if allowed, the network.
 
 A local folder may hold `NAME/train.parquet` and `NAME/test.parquet`, shards as the Hugging Face Hub has
 them (`NAME/data/train-00000-of-00001.parquet`), image folders `NAME/train` and `NAME/test`, or the archives
@@ -28,12 +28,12 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from clipguard.data.signs import GTSRB_NAMES
+from clipguard.data.class_names import GTSRB_NAMES
 from clipguard.data.source import ImageSource
 from clipguard.errors import ClipguardError, first_line
 
 Part = Literal["train", "test"]
-PROBE_SECONDS: Final = 4.0
+ANSWER_SECONDS: Final = 4.0
 _CIFAR = "https://www.cs.toronto.edu/~kriz"
 _SIGNS = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 
@@ -134,7 +134,7 @@ def open_named(
 
 
 def data_folder() -> Path:
-    """Return where named data sets are looked for unless told otherwise."""
+    """Return where data sets known by name are looked for by default."""
     return Path(os.environ.get("CLIPGUARD_DATA", "~/.cache/clipguard/data")).expanduser()
 
 
@@ -151,17 +151,17 @@ def _shards(home: Path, part: Part) -> Path | None:
         ClipguardError: several folders hold such shards.
     """
     shard = re.compile(r"(train|test|validation|valid)-00000-of-([0-9]{5})\.parquet")
-    found = [
+    shards = [
         (path, match)
         for path in sorted((*home.glob("*"), *home.glob("*/*")))
         if (match := shard.fullmatch(path.name))
     ]
-    if len(folders := sorted({str(path.parent) for path, _ in found})) > 1:
+    if len(folders := sorted({str(path.parent) for path, _ in shards})) > 1:
         raise ClipguardError(
             f"{home} holds shards in several folders, {folders[0]} and {folders[1]}: keep one"
         )
     for split in ("train",) if part == "train" else ("test", "validation", "valid"):
-        for path, match in found:
+        for path, match in shards:
             if match[1] == split and int(match[2]):
                 last = int(match[2]) - 1
                 return path.with_name(f"{split}-{{00000..{last:05d}}}-of-{match[2]}.parquet")
@@ -200,23 +200,23 @@ def _answers(url: str) -> bool:
 
     In a thread, because a socket's time-out holds for each address in turn, not for the name's look-up.
     """
-    heard: list[bool] = []
+    answered = threading.Event()
 
-    def ask() -> None:
+    def request_head() -> None:
         with suppress(OSError, ValueError):
             request = urllib.request.Request(url, method="HEAD")
             try:
-                urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
+                urllib.request.urlopen(request, timeout=ANSWER_SECONDS).close()
             except urllib.error.HTTPError as error:
                 # Proxies without a way out answer 502 to 504.
                 if error.code >= 500:
                     return
-            heard.append(True)
+            answered.set()
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=request_head, daemon=True)
     thread.start()
-    thread.join(PROBE_SECONDS)
-    return bool(heard)
+    thread.join(ANSWER_SECONDS)
+    return answered.is_set()
 
 
 def _cifar(
@@ -230,8 +230,8 @@ def _cifar(
     pixels = records[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     images: UInt8[np.ndarray, "n 32 32 3"] = np.ascontiguousarray(pixels)
     # CIFAR-100 puts the coarse label before the fine one.
-    given: Int64[np.ndarray, " n"] = records[:, labels - 1].astype(np.int64)
-    return (images, given), tuple(line.replace("_", " ") for line in text.split())
+    fine: Int64[np.ndarray, " n"] = records[:, labels - 1].astype(np.int64)
+    return (images, fine), tuple(line.replace("_", " ") for line in text.split())
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:

@@ -14,8 +14,8 @@ from PIL import Image
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.data import catalog as named
 from clipguard.data.catalog import NAMED, Archive, open_named
+from clipguard.data.class_names import GTSRB_NAMES
 from clipguard.data.decode import read_images
-from clipguard.data.signs import GTSRB_NAMES
 from clipguard.data.writer import write_parquet
 from clipguard.errors import ClipguardError
 from clipguard.types import image_set
