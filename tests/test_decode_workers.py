@@ -35,7 +35,7 @@ def png(seed: int, size: tuple[int, int] = (5, 4)) -> bytes:
 
 def results(items: list[Item], role: Role = FAULTY, limits: Limits = QUICK) -> list:
     """Return what workers of this role make of the items."""
-    return list(Decoder(limits, role).pixels(items))
+    return list(Decoder(limits, role).results("pixels", items))
 
 
 def same(decoded: list, items: list[Item], bad: dict[int, str]) -> None:
@@ -127,14 +127,14 @@ def test_a_source_that_crashes_one_process_after_another_is_given_up():
 def test_a_caller_who_stops_in_the_middle_leaves_nothing_behind_for_the_next():
     items: list[Item] = [png(seed) for seed in range(300)]
     decoder = Decoder(QUICK, FAULTY)
-    first = decoder.pixels(items)
+    first = decoder.results("pixels", items)
     assert np.array_equal(next(first), decode(items[0]))
     first.close()
-    assert [result.shape for result in decoder.pixels([png(0, (7, 7))])] == [(7, 7, 3)]
+    assert [result.shape for result in decoder.results("pixels", [png(0, (7, 7))])] == [(7, 7, 3)]
 
 
 def test_sizes_come_from_workers_too():
-    sizes = list(Decoder(QUICK, FAULTY).sizes([png(0), b"crash", b"", np.zeros((4, 9), np.uint8)]))
+    sizes = list(Decoder(QUICK, FAULTY).results("size", [png(0), b"crash", b"", np.zeros((4, 9), np.uint8)]))
     assert sizes == [(5, 4), "decoder crashed (SIGSEGV)", "empty", (4, 9)]
 
 
@@ -148,7 +148,7 @@ def test_without_isolation_images_are_decoded_right_here():
 def test_no_worker_is_started_for_arrays_in_memory():
     items: list[Item] = [np.full((2, 3), seed, np.uint8) for seed in range(200)]
     same(results(items, ABSENT), items, {})
-    assert list(Decoder(QUICK, ABSENT).sizes(items)) == [(2, 3)] * 200
+    assert list(Decoder(QUICK, ABSENT).results("size", items)) == [(2, 3)] * 200
 
 
 def test_an_idle_worker_that_has_died_is_replaced_and_no_image_is_blamed():
@@ -158,7 +158,7 @@ def test_an_idle_worker_that_has_died_is_replaced_and_no_image_is_blamed():
     worker.process.kill()
     worker.process.wait()
     decoder = Decoder(QUICK, role)
-    assert [result.shape for result in decoder.pixels([png(1)])] == [(5, 4, 3)]
+    assert [result.shape for result in decoder.results("pixels", [png(1)])] == [(5, 4, 3)]
     assert decoder._pool.deaths == 0
 
 
@@ -203,7 +203,7 @@ def test_processes_end_with_the_one_that_started_them_and_find_nothing_in_the_wo
         "from clipguard.data.decode.decoder import ROLE\n"
         "from clipguard.safety.limits import Limits\n"
         "from clipguard.safety.pool import idle_workers\n"
-        "print(list(Decoder(Limits()).pixels([b'', b'x'])))\n"
+        "print(list(Decoder(Limits()).results('pixels', [b'', b'x'])))\n"
         "print(idle_workers(ROLE, Limits())[0].process.pid)"
     )
     # As an installed command would be started: without the working folder on its path.

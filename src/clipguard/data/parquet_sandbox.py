@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
 from clipguard.data.listing import Failed
 from clipguard.data.parquet_file import Shard
@@ -17,6 +17,7 @@ from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits
 from clipguard.safety.pool import lent_worker
 from clipguard.safety.sandbox import (
+    END,
     FAULT,
     PATIENCE,
     REASON_BYTES,
@@ -44,7 +45,7 @@ def sandboxed_shard(path: Path, name: str, limits: Limits, role: Role = ROLE) ->
         # After the first byte, the rest follows at once.
         _, labels = worker.read({LABELS: most, FAULT: most}, PATIENCE * PATIENCE * limits.seconds)
         _, texts = worker.read({TEXTS: most})
-        worker.finish()
+        worker.read({END: 0})
         shard = _shard(labels, texts)
         if shard is None:
             raise worker.protocol_error()
@@ -64,8 +65,8 @@ def sandboxed_cells(
         worker.send([_file(path, name), (ROWS, rows.astype(np.int64).tobytes())])
         for _ in rows:
             kind, content = worker.read(expected)
-            yield content.tobytes() if kind == CELL else Failed(reason_of(content))
-        worker.finish()
+            yield bytes(content) if kind == CELL else Failed(reason_of(content))
+        worker.read({END: 0})
 
 
 def _file(path: Path, name: str) -> Frame:
@@ -82,16 +83,16 @@ def _reader(name: str, limits: Limits, role: Role) -> Iterator[Worker]:
         raise ClipguardError(f"{name} cannot be read as Parquet: {died}: do not use it") from died
 
 
-def _shard(labels: UInt8[np.ndarray, "bytes"], texts: UInt8[np.ndarray, "length"]) -> Shard | None:
+def _shard(labels: bytearray, texts: bytearray) -> Shard | None:
     """Return the contents of a listing; None where they are not of the form that a listing has."""
     n, odd = divmod(len(labels), 8)
     try:
-        value = json.loads(texts.tobytes())
+        value = json.loads(texts)
         paths, names = value["paths"], value["names"]
-        listed = all(isinstance(part, list | None) for part in (paths, names))
+        lists = all(isinstance(part, list | None) for part in (paths, names))
         textual = all(isinstance(text, str | None) for text in (*(paths or ()), *(names or ())))
     except (ValueError, RecursionError, LookupError, TypeError):
         return None
-    if odd or not (listed and textual) or len(paths or ()) not in (0, n) or None in (names or ()):
+    if odd or not (lists and textual) or len(paths or ()) not in (0, n) or None in (names or ()):
         return None
-    return Shard(labels.view(np.int64), paths, None if names is None else tuple(names))
+    return Shard(np.frombuffer(labels, np.int64), paths, None if names is None else tuple(names))

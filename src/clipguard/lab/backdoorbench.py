@@ -191,8 +191,8 @@ def _pixels(changes: Changes, clean: ImageSet) -> Images:
     pixels = np.empty((len(changes.files), height, width, 3), np.uint8)
     limits = Limits()
     contents = (_content(file, limits) for file in changes.files)
-    for place, image in enumerate(Decoder(limits).pixels(contents)):
-        if isinstance(image, str):
+    for place, image in enumerate(Decoder(limits).results("pixels", contents)):
+        if not isinstance(image, np.ndarray):
             raise ClipguardError(
                 f"image {changes.files[place]} cannot be read ({image}): make the record anew"
             )

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from clipguard.errors import ClipguardError
 from clipguard.safety.limits import MIB, Limits
-from clipguard.safety.sandbox import Frame, Role, Worker, WorkerDied
+from clipguard.safety.sandbox import END, Frame, Role, Worker, WorkerDied
 
 BATCH_ITEMS: Final = 64
 BATCH_BYTES: Final = 8 * MIB
@@ -29,32 +29,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=idle_workers.cache_clear)
 
 
-def _take(role: Role, limits: Limits) -> Worker:
-    with suppress(IndexError):
-        while True:
-            worker = idle_workers(role, limits).pop()
-            if not worker.has_output():
-                return worker
-            worker.stop()
-    return Worker(role, limits)
-
-
-def _give_back(worker: Worker) -> None:
-    """Keep a worker for the next one; one that still has answers to give is stopped."""
-    if worker.idle:
-        idle_workers(worker.role, worker.limits).append(worker)
-    else:
-        worker.stop()
-
-
 @contextmanager
 def lent_worker(role: Role, limits: Limits) -> Iterator[Worker]:
-    """Lend a worker for one conversation."""
-    worker = _take(role, limits)
+    """Lend a worker; it is kept for the next one, or stopped if it still has answers to give."""
+    idle = idle_workers(role, limits)
+    try:
+        worker = idle.pop()
+    except IndexError:
+        worker = Worker(role, limits)
+    else:
+        if worker.has_output():
+            worker.restart()
     try:
         yield worker
     finally:
-        _give_back(worker)
+        if worker.idle:
+            idle.append(worker)
+        else:
+            worker.stop()
 
 
 class Pool:
@@ -80,52 +72,42 @@ class Pool:
         Raises:
             ClipguardError: too many workers died or were stopped, or none can be started.
         """
-        waiting: deque[tuple[Worker | None, Batch]] = deque()
-        try:
-            for batch in _batches(requests):
-                if len(waiting) == self.most:
-                    yield from self._finished(waiting, read)
-                worker = _take(self.role, self.limits) if any(batch) else None
-                waiting.append((worker, batch))
-                if worker is not None:
-                    worker.send(filter(None, batch))
-            while waiting:
-                yield from self._finished(waiting, read)
-        finally:
-            # Left by an error, or by a caller who wants no more.
-            for worker, _ in waiting:
-                if worker is not None:
-                    _give_back(worker)
+        waiting: deque[Iterator[Result | WorkerDied | None]] = deque()
+        for batch in _batches(requests):
+            if len(waiting) == self.most:
+                yield from waiting.popleft()
+            waiting.append(self._batch_results(batch, read))
+            next(waiting[-1])
+        while waiting:
+            yield from waiting.popleft()
 
-    def _finished(
-        self, waiting: deque[tuple[Worker | None, Batch]], read: Callable[[Worker], Result]
+    def _batch_results(
+        self, batch: Batch, read: Callable[[Worker], Result]
     ) -> Iterator[Result | WorkerDied | None]:
-        """Return the results of the first batch of `waiting`, and take it out."""
-        worker, batch = waiting[0]
-        left = deque(batch)
-        while left:
-            request = left.popleft()
-            if worker is None or request is None:
-                yield None
-                continue
-            result: Result | WorkerDied
-            try:
-                result = read(worker)
-            except WorkerDied as died:
-                result = self._retry(worker, request, read, died)
-                worker.restart()
-                worker.send(filter(None, left))
-            yield result
-        waiting.popleft()
-        if worker is not None:
+        """Send a batch, which is the first step and yields None; then return its results."""
+        if not any(batch):
+            yield from [None, *batch]  # type: ignore[misc]  # all None
+            return
+        with lent_worker(self.role, self.limits) as worker:
+            worker.send(filter(None, batch))
+            yield None
+            for place, request in enumerate(batch):
+                result: Result | WorkerDied | None = None
+                try:
+                    result = read(worker) if request is not None else None
+                except WorkerDied as died:
+                    assert request is not None
+                    result = self._retry(worker, request, read, died)
+                    worker.restart()
+                    worker.send(filter(None, batch[place + 1 :]))
+                yield result
             with suppress(WorkerDied):
-                worker.finish()
-            _give_back(worker)
+                worker.read({END: 0})
 
     def _retry(
         self, worker: Worker, request: Frame, read: Callable[[Worker], Result], died: WorkerDied
     ) -> Result | WorkerDied:
-        """Return the result of a fresh process: an earlier request may have damaged the memory of the last."""
+        """Return the result of a fresh process: an earlier request may have damaged the last one's memory."""
         self.deaths += 1
         if self.deaths > self.limits.crashes:
             raise ClipguardError(
@@ -148,10 +130,10 @@ def _batches(requests: Iterable[Frame | None]) -> Iterator[Batch]:
     size = 0
     for request in requests:
         length = 0 if request is None else len(request[1])
-        size += length
-        if batch and (len(batch) == BATCH_ITEMS or size > BATCH_BYTES):
+        if batch and (len(batch) == BATCH_ITEMS or size + length > BATCH_BYTES):
             yield batch
-            batch, size = [], length
+            batch, size = [], 0
         batch.append(request)
+        size += length
     if batch:
         yield batch

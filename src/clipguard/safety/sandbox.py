@@ -5,7 +5,6 @@ and `END`, and so is its answer. Nothing is pickled: a library that hostile byte
 wrongly, but cannot make the parent run anything.
 """
 
-import errno
 import json
 import os
 import select
@@ -16,10 +15,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from errno import errorcode
 from typing import BinaryIO, Final
-
-import numpy as np
-from jaxtyping import UInt8
 
 from clipguard.errors import ClipguardError, one_line
 from clipguard.safety.limits import Limits
@@ -88,7 +85,6 @@ class Worker:
         self.greeted = False
         # Isolated mode, since the working folder may be the stranger's: nothing in it is imported.
         command = [sys.executable, "-I", "-c", self.role.code, json.dumps(asdict(self.limits))]
-        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
             # A session of its own: an interrupt from the terminal is for the parent to handle.
             self.process = subprocess.Popen(
@@ -98,7 +94,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**os.environ, **threads},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
         except OSError as error:
             raise self._not_started(str(error)) from error
@@ -111,11 +107,8 @@ class Worker:
     def stop(self) -> None:
         """End the process, whatever it does."""
         self.idle = False
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
+        with self.process:
+            self.process.kill()
 
     def restart(self) -> None:
         """Put a fresh process in the place of this one."""
@@ -136,28 +129,23 @@ class Worker:
                 left = left[os.write(self.requests, left) :]
 
     def handshake(self) -> None:
-        """Wait until the process is there; that it cannot start is no fault of the data.
+        """Wait until the process is there.
 
         Raises:
-            ClipguardError: it cannot.
+            ClipguardError: it cannot start, which is no fault of the data.
         """
-        if self.greeted:
-            return
         try:
-            content = self._receive(len(HANDSHAKE), START_SECONDS).tobytes()
+            if not self.greeted and self._receive(len(HANDSHAKE), START_SECONDS) != HANDSHAKE:
+                raise self._not_started("protocol error")
         except WorkerDied as error:
             raise self._not_started(str(error)) from error
-        if content != HANDSHAKE:
-            raise self._not_started("protocol error")
         self.greeted = True
 
-    def read(
-        self, expected: Mapping[int, int], seconds: float | None = None
-    ) -> tuple[int, UInt8[np.ndarray, "length"]]:
+    def read(self, expected: Mapping[int, int], seconds: float | None = None) -> tuple[int, bytearray]:
         """Return kind and content of the next frame of an answer.
 
         Args:
-            expected: the kinds that may come, and the most bytes that each may have.
+            expected: the kinds that may come, and the most bytes of each.
             seconds: by the clock that each byte may take after the one before.
 
         Raises:
@@ -166,28 +154,20 @@ class Worker:
         """
         self.handshake()
         seconds = PATIENCE * self.limits.seconds if seconds is None else seconds
-        kind, length = HEADER.unpack(self._receive(HEADER.size, seconds).tobytes())
-        if kind not in expected or length > expected[kind] or (kind == FAULT and length < ERRNO.size):
+        kind, length = HEADER.unpack(self._receive(HEADER.size, seconds))
+        if length > expected.get(kind, -1) or (kind == FAULT and length < ERRNO.size):
             raise self.protocol_error()
         content = self._receive(length, seconds)
         self.idle = kind in (END, FAULT)
         if kind == FAULT:
-            (number,) = ERRNO.unpack(content[: ERRNO.size].tobytes())
+            (number,) = ERRNO.unpack_from(content)
             # By the cause, a fault of the disk is told from bad input, as where the file is read right here.
-            cause = OSError(number, os.strerror(number)) if number in errno.errorcode else None
-            raise ClipguardError(content[ERRNO.size :].tobytes().decode("utf-8", "replace")) from cause
+            cause = OSError(number, os.strerror(number)) if number in errorcode else None
+            raise ClipguardError(reason_of(content[ERRNO.size :])) from cause
         return kind, content
 
-    def finish(self) -> None:
-        """Read the end of an answer.
-
-        Raises:
-            WorkerDied: anything else came.
-        """
-        self.read({END: 0})
-
     def has_output(self) -> bool:
-        """Return whether there is something to read, which for an idle process is its death or a lie."""
+        """Return whether there is something to read: from an idle process, its death or a lie."""
         return _ready(self.answers, select.POLLIN, 0.0)
 
     def protocol_error(self) -> WorkerDied:
@@ -196,9 +176,9 @@ class Worker:
         self.process.kill()
         return WorkerDied(f"{self.role.name}: protocol error", slow=False)
 
-    def _receive(self, count: int, seconds: float) -> UInt8[np.ndarray, "count"]:
-        content = np.empty(count, np.uint8)
-        left = memoryview(content.data)
+    def _receive(self, count: int, seconds: float) -> bytearray:
+        content = bytearray(count)
+        left = memoryview(content)
         while len(left):
             if not _ready(self.answers, select.POLLIN, seconds):
                 self.process.kill()
@@ -217,10 +197,8 @@ class Worker:
             return self.protocol_error()
         if code == -signal.SIGPROF:
             return WorkerDied(f"took longer than {self.limits.seconds:g} s of processor time", slow=True)
-        if code < 0:
-            with suppress(ValueError):
-                return WorkerDied(f"{self.role.name} crashed ({signal.Signals(-code).name})", slow=False)
-        return WorkerDied(f"{self.role.name} crashed (exit code {code})", slow=False)
+        names = {-known: known.name for known in signal.Signals}
+        return WorkerDied(f"{self.role.name} crashed ({names.get(code, f'exit code {code}')})", slow=False)
 
     def _not_started(self, reason: str) -> ClipguardError:
         return ClipguardError(
@@ -235,9 +213,9 @@ def _ready(descriptor: int, event: int, seconds: float) -> bool:
     return bool(poll.poll(1000 * seconds))
 
 
-def reason_of(content: UInt8[np.ndarray, "length"]) -> str:
+def reason_of(content: bytearray) -> str:
     """Return the text of a frame, in one line."""
-    return one_line(content.tobytes().decode("utf-8", "replace"))
+    return one_line(content.decode("utf-8", "replace"))
 
 
 # What follows runs inside a worker.
@@ -256,7 +234,7 @@ def serve(limits: Limits, answer: Callable[[list[Frame], Limits], Iterator[Frame
         while True:
             # The whole request is read before the first answer: else both ends could wait for each other.
             request = _request(sys.stdin.buffer)
-            last = END, b""
+            last: Frame = END, b""
             try:
                 limit_time(limits.seconds)
                 for frame in answer(request, limits):
@@ -284,32 +262,28 @@ def _request(pipe: BinaryIO) -> list[Frame]:
         frames.append((kind, pipe.read(length)))
 
 
-def _write(descriptor: int, frame: Frame) -> None:
-    kind, content = frame
-    for part in (HEADER.pack(kind, len(content)), content):
-        left = memoryview(part)
-        while len(left):
-            left = left[os.write(descriptor, left) :]
+def _write(pipe: BinaryIO, frame: Frame) -> None:
+    pipe.write(HEADER.pack(frame[0], len(frame[1])))
+    pipe.write(frame[1])
+    pipe.flush()
 
 
-def _confine(limits: Limits) -> int:
-    """Confine this process, tell the parent that it is there, and return the descriptor of its answers."""
+def _confine(limits: Limits) -> BinaryIO:
+    """Confine this process, tell the parent that it is there, and return the pipe for its answers."""
     # Not on every platform; the parent asks `sandboxes` first.
     import resource
 
-    # A descriptor of stdout that nobody else knows: libraries in C print what they like.
-    answers = os.dup(1)
+    # A copy of stdout that nobody else knows: libraries in C print what they like.
+    answers = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    for kind, most in (
-        (resource.RLIMIT_AS, limits.memory),
-        (resource.RLIMIT_CORE, 0),
-        # No file can be written, whatever a library is made to do.
-        (resource.RLIMIT_FSIZE, 0),
-    ):
+    # No file can be written, whatever a library is made to do.
+    bounds = {resource.RLIMIT_AS: limits.memory, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
+    for kind, most in bounds.items():
         # Some systems do not know all of these bounds.
         with suppress(ValueError, OSError):
             resource.setrlimit(kind, (most, most))
-    os.write(answers, HANDSHAKE)
+    answers.write(HANDSHAKE)
+    answers.flush()
     return answers

@@ -7,7 +7,6 @@ from itertools import tee
 from typing import Final
 
 import numpy as np
-from jaxtyping import UInt8
 
 from clipguard.data import Item
 from clipguard.data.decode.pixels import Decoded, Request, decoded
@@ -29,54 +28,40 @@ class Decoder:
         self.limits = limits
         self._pool = Pool(role, limits) if sandboxes(limits) else None
 
-    def pixels(self, items: Iterable[Item]) -> Iterator[UInt8[np.ndarray, "h w 3"] | str]:
-        """Return the RGB pixels of each item, or the reason why there are none.
+    def results(self, request: Request, items: Iterable[Item]) -> Iterator[Decoded]:
+        """Return pixels, or height and width, of each item, or the reason why there are none.
 
         Raises:
             ClipguardError: too many workers died or were stopped, or none can be started.
         """
-        for result in self._results("pixels", items):
-            assert not isinstance(result, tuple)
-            yield result
-
-    def sizes(self, items: Iterable[Item]) -> Iterator[tuple[int, int] | str]:
-        """Return height and width of each item, or the reason why there are none.
-
-        Raises:
-            ClipguardError: as for `pixels`.
-        """
-        for result in self._results("size", items):
-            assert not isinstance(result, np.ndarray)
-            yield result
-
-    def _results(self, request: Request, items: Iterable[Item]) -> Iterator[Decoded]:
         if self._pool is None:
             yield from (decoded(request, item, self.limits) for item in items)
             return
         items, sent = tee(items)
         frames = ((KINDS[request], item) if isinstance(item, bytes) else None for item in sent)
-        with closing(self._pool.results(frames, partial(self._read, request))) as results:
+        with closing(self._pool.results(frames, partial(_read, request))) as results:
             for item, result in zip(items, results, strict=True):
                 if result is None:
                     yield decoded(request, item, self.limits)
                 else:
                     yield str(result) if isinstance(result, WorkerDied) else result
 
-    def _read(self, request: Request, worker: Worker) -> Decoded:
-        """Return the next result of a worker; one of an impossible size is not believed.
 
-        Raises:
-            WorkerDied: the process died or was stopped.
-        """
-        kind, content = worker.read({SIZE: SIDES.size, REASON: REASON_BYTES})
-        if kind == REASON:
-            return reason_of(content)
-        height, width = SIDES.unpack(content.tobytes()) if len(content) == SIDES.size else (0, 0)
-        if not 0 < height * width <= self.limits.pixels:
-            raise worker.protocol_error()
-        if request == "size":
-            return height, width
-        _, pixels = worker.read({PIXELS: 3 * height * width})
-        if len(pixels) != 3 * height * width:
-            raise worker.protocol_error()
-        return pixels.reshape(height, width, 3)
+def _read(request: Request, worker: Worker) -> Decoded:
+    """Return the next result of a worker; one of an impossible size is not believed.
+
+    Raises:
+        WorkerDied: the process died or was stopped.
+    """
+    kind, content = worker.read({SIZE: SIDES.size, REASON: REASON_BYTES})
+    if kind == REASON:
+        return reason_of(content)
+    height, width = SIDES.unpack(content) if len(content) == SIDES.size else (0, 0)
+    if not 0 < height * width <= worker.limits.pixels:
+        raise worker.protocol_error()
+    if request == "size":
+        return height, width
+    _, pixels = worker.read({PIXELS: 3 * height * width})
+    if len(pixels) != 3 * height * width:
+        raise worker.protocol_error()
+    return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)

@@ -33,7 +33,7 @@ def decode_rows(
     Raises:
         ClipguardError: the images made too many workers crash or hang.
     """
-    for row, result in zip(rows, decoder.pixels(source.read(rows)), strict=True):
+    for row, result in zip(rows, decoder.results("pixels", source.read(rows)), strict=True):
         if isinstance(result, np.ndarray):
             yield int(row), result
         else:
@@ -115,7 +115,7 @@ def common_size(source: ImageSource, sample: int = 64) -> Sizes:
         ClipguardError: none of them is readable.
     """
     rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).round().astype(np.int64))
-    results = list(Decoder(source.limits).sizes(source.read(rows)))
+    results = list(Decoder(source.limits).results("size", source.read(rows)))
     sizes = [size for size in results if isinstance(size, tuple)]
     if not sizes:
         raise ClipguardError(
