@@ -1,4 +1,4 @@
-"""data.catalog: local folders first, archives read in place, no network unless asked for."""
+"""data.catalog: local folders first, archives read in place, no network unless allowed."""
 
 import hashlib
 import io
@@ -172,7 +172,7 @@ def test_shards_in_several_folders_are_refused_and_odd_names_are_none(tmp_path):
         open_named("cifar100", "test", tmp_path)
 
 
-def test_what_is_not_there_is_not_fetched_without_being_asked(tmp_path, monkeypatch):
+def test_what_is_not_there_is_not_fetched_unless_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr(named, "_answers", lambda url: pytest.fail("the network was used"))
     with pytest.raises(ClipguardError, match=r"train\.parquet.*cifar-10-binary\.tar\.gz.*--download"):
         open_named("cifar10", "train", tmp_path)

@@ -238,11 +238,11 @@ for cut in range(8, len(tiff.getvalue())):
             decode(damaged)
         except UnreadableImage:
             pass
-warnings.warn("still heard")
+warnings.warn("still printed")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == ""
-    assert [line.partition(" ")[2] for line in done.stderr.splitlines()] == ["UserWarning: still heard"]
+    assert [line.partition(" ")[2] for line in done.stderr.splitlines()] == ["UserWarning: still printed"]
 
 
 # Thumbnails

@@ -189,7 +189,7 @@ def test_a_process_that_cannot_start_is_no_fault_of_the_file(table):
         assert line.startswith("a worker for the Parquet reader cannot be started")
 
 
-def test_a_lost_file_is_told_from_a_bad_one_by_its_cause(tmp_path):
+def test_a_lost_file_differs_from_a_bad_one_by_its_cause(tmp_path):
     with pytest.raises(ClipguardError, match="No such file") as caught:
         sandboxed_shard(tmp_path / "gone.parquet", "gone", Limits())
     assert isinstance(caught.value.__cause__, FileNotFoundError)

@@ -138,7 +138,7 @@ def test_links_devices_and_pipes_are_listed_and_never_followed(tmp_path, kind, r
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ({"a.png": b"x"}, "no label"),
         ({"a.png": b"x", "a.cls": b"cat"}, "cannot be read: no integer"),
@@ -152,12 +152,12 @@ def test_links_devices_and_pipes_are_listed_and_never_followed(tmp_path, kind, r
         ({"a.pyd": b"x"}, "1 files were refused"),
     ],
 )
-def test_samples_without_one_image_and_one_label_are_refused(tmp_path, files, said):
-    assert said in refusal(write_tar(tmp_path / "a.tar", files))
+def test_samples_without_one_image_and_one_label_are_refused(tmp_path, files, message):
+    assert message in refusal(write_tar(tmp_path / "a.tar", files))
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "may be cut short"),
         (b"\x1f\x8b" + bytes(600), "wrong check sum"),
@@ -180,9 +180,9 @@ def test_samples_without_one_image_and_one_label_are_refused(tmp_path, files, sa
         ((header(b"x", b"20\0", b"x") + b"12 path=abc\n".ljust(512, b"\0")) * 2 + END, "second extended"),
     ],
 )
-def test_damaged_headers_are_refused_at_their_place(tmp_path, content, said):
+def test_damaged_headers_are_refused_at_their_place(tmp_path, content, message):
     (tmp_path / "a.tar").write_bytes(content)
-    assert said in refusal(tmp_path / "a.tar")
+    assert message in refusal(tmp_path / "a.tar")
 
 
 def test_an_archive_cut_anywhere_is_refused_or_lists_fewer_samples_never_others(tmp_path):
@@ -196,7 +196,7 @@ def test_an_archive_cut_anywhere_is_refused_or_lists_fewer_samples_never_others(
         assert list(source.read(range(len(source)))) == [picture(row) for row in range(3)]
 
 
-def test_an_image_above_the_limit_or_cut_away_later_is_told(tmp_path):
+def test_an_image_above_the_limit_or_cut_away_later_is_listed(tmp_path):
     path = write_tar(tmp_path / "a.tar", {**samples(2), "0002.png": bytes(5000), "0002.cls": b"1"})
     source = opened(path, limits=Limits(file_bytes=4000))
     assert list(source.read(range(3)))[2] == Failed("5000 bytes, more than the limit of 4000")

@@ -1,4 +1,4 @@
-"""How much of anything a stranger may make clipguard take: every reader stops at these numbers."""
+"""Bounds on what untrusted input may cost: every reader stops at these numbers."""
 
 import json
 import os

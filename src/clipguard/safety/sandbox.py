@@ -83,7 +83,7 @@ class Worker:
 
     def _start(self) -> None:
         self.greeted = False
-        # Isolated mode, since the working folder may be the stranger's: nothing in it is imported.
+        # Isolated mode: the working folder may hold untrusted code, and nothing in it is imported.
         command = [sys.executable, "-I", "-c", self.role.code, json.dumps(asdict(self.limits))]
         try:
             # A session of its own: an interrupt from the terminal is for the parent to handle.
@@ -161,13 +161,13 @@ class Worker:
         self.idle = kind in (END, FAULT)
         if kind == FAULT:
             (number,) = ERRNO.unpack_from(content)
-            # By the cause, a fault of the disk is told from bad input, as where the file is read right here.
+            # The cause separates a fault of the disk from bad input, as where the file is read right here.
             cause = OSError(number, os.strerror(number)) if number in errorcode else None
             raise ClipguardError(reason_of(content[ERRNO.size :])) from cause
         return kind, content
 
     def has_output(self) -> bool:
-        """Return whether there is something to read: from an idle process, its death or a lie."""
+        """Return whether there is something to read; an idle process that has output died or misbehaves."""
         return _ready(self.answers, select.POLLIN, 0.0)
 
     def protocol_error(self) -> WorkerDied:
