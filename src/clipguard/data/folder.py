@@ -79,12 +79,12 @@ def _class_folders(root: Path, limits: Limits) -> list[str]:
     return names
 
 
-def _images(root: Path, name: str, most: int) -> list[str]:
-    """Return the images of the class folder `name`, relative to `root`, in order."""
+def _images(root: Path, name: str, before: int, most: int) -> list[str]:
+    """Return the images of the class folder `name`, relative to `root`, in order; `before` are those before."""
     images: list[str] = []
     start = len(os.fspath(root / name))
     for count, entry in enumerate(_entries(root / name), 1):
-        if count > most:
+        if before + count > most:
             raise ClipguardError(f"{root} holds more files than the limit of {most}: open a part of it")
         if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
             images.append(name + entry.path[start:].replace(os.sep, "/"))
@@ -102,7 +102,7 @@ def list_folder(root: Path, limits: Limits) -> Listing:
     try:
         folders = _class_folders(root, limits)
         for label, folder in enumerate(folders):
-            images = _images(root, folder, limits.members - len(paths))
+            images = _images(root, folder, len(paths), limits.members)
             paths += images
             labels += [label] * len(images)
     except OSError as error:
