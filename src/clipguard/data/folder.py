@@ -80,7 +80,7 @@ def _class_folders(root: Path, limits: Limits) -> list[str]:
 
 
 def _images(root: Path, name: str, before: int, most: int) -> list[str]:
-    """Return the images of the class folder `name`, relative to `root`, in order; `before` are those before."""
+    """Return the images of the class folder `name`, relative to `root`, in order."""
     images: list[str] = []
     start = len(os.fspath(root / name))
     for count, entry in enumerate(_entries(root / name), 1):
