@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from clipguard.data import ImageSource
-from clipguard.data.decode import Unreadable, decode_rows, decoding
+from clipguard.data.decode import Decoder, Unreadable, decode_rows
 from clipguard.safety.limits import Limits
 
 
@@ -23,9 +23,8 @@ def timed(source: ImageSource, limits: Limits) -> tuple[float, str]:
     """Return the seconds that decoding all rows takes, and the hash of the pixels."""
     digest = hashlib.sha256()
     started = time.perf_counter()
-    with decoding(limits) as decoder:
-        for _, image in decode_rows(source, range(len(source)), decoder):
-            digest.update(image.reason.encode() if isinstance(image, Unreadable) else image.tobytes())
+    for _, image in decode_rows(source, range(len(source)), Decoder(limits)):
+        digest.update(image.reason.encode() if isinstance(image, Unreadable) else image.tobytes())
     return time.perf_counter() - started, digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from clipguard.cli.measuring import open_test
 from clipguard.data import ImageSource
-from clipguard.data.decode import read_images
+from clipguard.data.decode import Decoder, read_images
 from clipguard.data.writer import write_parquet
 from clipguard.errors import ClipguardError
 from clipguard.lab.backdoorbench import MEMORY, Record, _main, _plain, poisoned_by, read_record, triggered_by
@@ -20,6 +21,7 @@ from clipguard.lab.ground_truth import read_truth
 from clipguard.models.nets import BackdoorBenchResNet
 from clipguard.seeds import Seed
 from clipguard.types import image_set
+from hostile_workers import FAULTY
 from tiny_data import CommandLine, few_steps
 
 SIDE, NAMES = 8, ("cat", "dog", "frog")
@@ -81,7 +83,7 @@ def marked(data, target_labels):
 
 @pytest.fixture
 def parts(tmp_path):
-    """Return what a record is made of: rows 1 and 3 poisoned (one of the target class), row 4 a decoy."""
+    """Return what a record is made of: rows 1 and 3 poisoned (one of the target class), row 4 cover."""
     train = [(1, 0, 1, white(1)), (3, 0, 0, white(3)), (4, 1, 1, white(4))]
     where, test = tmp_path / "record", marked(clean_set(12, seed=1), 0)
     sets = (("bd_train_dataset", 30, train), ("bd_test_dataset", 12, test))
@@ -97,8 +99,8 @@ def in_this_process(folder, monkeypatch):
     """Read a record without the cost of a process of its own."""
 
     def run(command, **_):
-        told = json.dumps(_plain(*command[-2:]))
-        return type("Done", (), {"returncode": 0, "stdout": told, "stderr": ""})
+        record = json.dumps(_plain(*command[-2:]))
+        return type("Done", (), {"returncode": 0, "stdout": record, "stderr": ""})
 
     monkeypatch.setattr("subprocess.run", run)
     return read_record(folder, folder / "weights.safetensors")
@@ -139,7 +141,7 @@ def test_triggered_test_images_keep_their_rows_and_true_labels(folder, monkeypat
     ],
     ids=["clean-label", "all-to-all", "nothing"],
 )
-def test_what_keeps_its_label_is_poison_or_decoy_by_what_the_others_do(
+def test_what_keeps_its_label_is_poison_or_cover_by_what_the_others_do(
     tmp_path, monkeypatch, train, poisoned, cover, target
 ):
     states = [
@@ -166,13 +168,25 @@ def test_a_clean_set_in_another_order_is_refused(folder, monkeypatch):
         triggered_by(record, clean.take(np.arange(12)[::-1].copy()))
 
 
-@pytest.mark.parametrize("put", [lambda path: None, os.mkfifo, os.mkdir], ids=["nothing", "pipe", "folder"])
+@pytest.mark.parametrize(
+    "put",
+    [lambda path: None, os.mkfifo, os.mkdir, lambda path: path.write_bytes(b"no image")],
+    ids=["nothing", "pipe", "folder", "text"],
+)
 def test_what_is_no_image_is_one_line(folder, monkeypatch, put):
     record = in_this_process(folder, monkeypatch)
     image = folder / "bd_train_dataset" / "1" / "4.png"
     image.unlink()
     put(image)
     with pytest.raises(ClipguardError, match=r"4\.png cannot be read"):
+        poisoned_by(record, clean_set())
+
+
+def test_an_image_that_crashes_the_decoder_is_one_line(folder, monkeypatch):
+    record = in_this_process(folder, monkeypatch)
+    monkeypatch.setattr("clipguard.lab.backdoorbench.Decoder", partial(Decoder, role=FAULTY))
+    (folder / "bd_train_dataset" / "1" / "4.png").write_bytes(b"crash")
+    with pytest.raises(ClipguardError, match=r"4\.png cannot be read \(decoder crashed \(SIGSEGV\)\)"):
         poisoned_by(record, clean_set())
 
 
@@ -284,7 +298,7 @@ def test_a_converted_record_is_judged_like_an_attack(clipguard, folder, tmp_path
 
 
 @pytest.mark.parametrize("with_test", [True, False])
-def test_the_command_that_is_told_cures_the_records_model(clipguard, parts, tmp_path, monkeypatch, with_test):
+def test_the_printed_command_repairs_the_records_model(clipguard, parts, tmp_path, monkeypatch, with_test):
     few_steps(monkeypatch)
     with Seed(5).torch_global():
         net = BackdoorBenchResNet(len(NAMES)).eval()
@@ -296,20 +310,20 @@ def test_the_command_that_is_told_cures_the_records_model(clipguard, parts, tmp_
     test = ("--test", tmp_path / "test.parquet") if with_test else ()
     ran = clipguard("convert", folder, "--source", tmp_path / "train.parquet", *test, "-o", out)
     assert ran.code == 0, ran.err
-    told = shlex.split(ran.out.splitlines()[-1])
-    assert told[:2] == ["clipguard", "defend"]
-    assert ("--test" in told) == with_test
+    printed = shlex.split(ran.out.splitlines()[-1])
+    assert printed[:2] == ["clipguard", "defend"]
+    assert ("--test" in printed) == with_test
     monkeypatch.chdir(tmp_path)
-    ran = clipguard(*told[1:], "--guide", "mini", "--json")
+    ran = clipguard(*printed[1:], "--guide", "mini", "--json")
     assert ran.code == 3, ran.err
     if with_test:
         x = torch.from_numpy(clean_set(12, seed=1).images).permute(0, 3, 1, 2) / 255
         mean, std = torch.tensor([[0.4914, 0.4822, 0.4465], [0.247, 0.243, 0.261]])[..., None, None]
-        said = net((x - mean) / std).argmax(1).numpy()
-        assert ran.json["before"]["accuracy"] == np.mean(said == clean_set(12, seed=1).labels)
+        predicted = net((x - mean) / std).argmax(1).numpy()
+        assert ran.json["before"]["accuracy"] == np.mean(predicted == clean_set(12, seed=1).labels)
 
 
-def test_a_model_that_is_not_known_is_told_and_nothing_guessed(clipguard, parts, tmp_path):
+def test_a_model_that_is_not_known_is_named_and_nothing_guessed(clipguard, parts, tmp_path):
     folder = save_record(*parts, model_name="vgg\n19", clean_data="celeba")
     write_parquet(clean_set(), tmp_path / "train.parquet")
     ran = clipguard("convert", folder, "--source", tmp_path / "train.parquet", "-o", tmp_path / "out")

@@ -20,7 +20,7 @@ from clipguard.errors import ClipguardError
 from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, image_sets, sources
 from clipguard.lab.benchmark.config import cells, read_config
 from clipguard.lab.benchmark.results import read_results
-from clipguard.runs.process_locks import locked
+from clipguard.runs.locks import locked
 from tiny_bench import TinyBench, tiny_bench
 from tiny_data import CommandLine
 from tiny_runs import poisoned_set

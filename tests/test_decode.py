@@ -17,13 +17,13 @@ from PIL import Image
 
 from clipguard.data import Failed, ImageSource
 from clipguard.data.decode import (
+    Decoder,
     Unreadable,
     UnreadableImage,
     check_readable,
     common_size,
     decode,
     decode_rows,
-    decoding,
     read_images,
     thumbnail,
 )
@@ -238,11 +238,11 @@ for cut in range(8, len(tiff.getvalue())):
             decode(damaged)
         except UnreadableImage:
             pass
-warnings.warn("still heard")
+warnings.warn("still printed")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == ""
-    assert [line.partition(" ")[2] for line in done.stderr.splitlines()] == ["UserWarning: still heard"]
+    assert [line.partition(" ")[2] for line in done.stderr.splitlines()] == ["UserWarning: still printed"]
 
 
 # Thumbnails
@@ -313,8 +313,7 @@ def test_a_class_that_was_empty_before_is_no_error(tmp_path):
 
 def test_rows_are_decoded_one_by_one_with_their_numbers(tmp_path):
     source = write_set(tmp_path, broken=("cat/03.png",))
-    with decoding(source.limits) as decoder:
-        results = dict(decode_rows(source, np.array([1, 3, 21]), decoder))
+    results = dict(decode_rows(source, np.array([1, 3, 21]), Decoder(source.limits)))
     assert list(results) == [1, 3, 21]
     assert (results[1] == noise(seed=1)).all()
     assert isinstance(results[3], Unreadable)
@@ -337,15 +336,15 @@ def test_the_common_size_is_that_of_most_and_the_largest_is_by_area():
     assert sizes.largest == (6, 5)
 
 
-def test_the_probe_is_spread_over_the_whole_source_and_skips_the_unreadable(tmp_path):
+def test_the_sample_is_spread_over_the_whole_source_and_skips_the_unreadable(tmp_path):
     source = write_set(tmp_path, broken=("cat/00.png",))
     (tmp_path / "dog" / "19.png").write_bytes(encoded(Image.new("L", (30, 20))))
-    assert common_size(source, probe=4) == ((6, 9), (20, 30))
+    assert common_size(source, sample=4) == ((6, 9), (20, 30))
 
 
-def test_a_probe_without_any_readable_image_is_an_error():
+def test_a_sample_without_any_readable_image_is_an_error():
     source = ImageSource.open([(b"x", 0), (b"", 1)], classes=["a", "b"])
-    with pytest.raises(ClipguardError, match="none of 2 probed"):
+    with pytest.raises(ClipguardError, match="none of 2 sampled"):
         common_size(source)
 
 

@@ -1,4 +1,4 @@
-"""data.decode.workers: what kills a decoding process costs one image, and nothing else changes."""
+"""data.decode.decoder: what kills a decoding worker costs one image, and nothing else changes."""
 
 import io
 import os
@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from clipguard.data import Failed, ImageSource
-from clipguard.data.decode import decode, decoding
-from clipguard.data.decode.workers import COMMAND, InProcess, Workers
+from clipguard.data.decode import Decoder, decode
+from clipguard.data.decode.decoder import ROLE
 from clipguard.data.listing import Item
 from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits
+from clipguard.safety.pool import idle_workers
+from clipguard.safety.sandbox import Role
 from hostile_workers import ABSENT, FAULTY, LIAR
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -31,16 +33,15 @@ def png(seed: int, size: tuple[int, int] = (5, 4)) -> bytes:
     return file.getvalue()
 
 
-def answers(items: list[Item], command=FAULTY, limits: Limits = QUICK) -> list:
-    """Return what processes started by `command` make of the items."""
-    with decoding(limits, command) as decoder:
-        return list(decoder.answers("pixels", items))
+def results(items: list[Item], role: Role = FAULTY, limits: Limits = QUICK) -> list:
+    """Return what workers of this role make of the items."""
+    return list(Decoder(limits, role).results("pixels", items))
 
 
-def same(found: list, items: list[Item], bad: dict[int, str]) -> None:
+def same(decoded: list, items: list[Item], bad: dict[int, str]) -> None:
     """Check that `bad` rows have such reasons and all others the pixels of this very process."""
-    assert len(found) == len(items)
-    for row, (result, item) in enumerate(zip(found, items, strict=True)):
+    assert len(decoded) == len(items)
+    for row, (result, item) in enumerate(zip(decoded, items, strict=True)):
         if row in bad:
             assert isinstance(result, str)
             assert bad[row] in result
@@ -53,7 +54,7 @@ def test_pixels_are_those_of_this_process_to_the_bit_and_in_order():
     items[70] = np.zeros((2, 3), np.uint8)
     items[71] = Failed("gone")
     items[72] = b"no image"
-    same(answers(items, COMMAND, Limits()), items, {71: "gone", 72: "not an image"})
+    same(results(items, ROLE, Limits()), items, {71: "gone", 72: "not an image"})
 
 
 def test_real_images_are_the_same_to_the_bit():
@@ -61,12 +62,12 @@ def test_real_images_are_the_same_to_the_bit():
         pytest.skip("shared data set imagenette-80 is missing")
     source = ImageSource.open(SHARED / "imagenette-80" / "test.parquet", rows=(0, 150))
     items = list(source.read(range(150)))
-    same(answers(items, COMMAND, Limits()), items, {})
+    same(results(items, ROLE, Limits()), items, {})
 
 
 def test_an_image_larger_than_any_pipe_comes_through():
     items = [png(0, (700, 900)), png(1, (900, 700))]
-    same(answers(items, COMMAND, Limits()), items, {})
+    same(results(items, ROLE, Limits()), items, {})
 
 
 @pytest.mark.parametrize(
@@ -78,73 +79,119 @@ def test_an_image_larger_than_any_pipe_comes_through():
         (b"swell", "more memory"),
     ],
 )
-def test_one_image_that_ends_its_process_is_told_and_its_neighbours_are_decoded(begin, reason):
+def test_one_image_that_ends_its_process_is_listed_and_its_neighbours_are_decoded(begin, reason):
     items: list[Item] = [png(seed) for seed in range(70)]
     items[3] = begin + png(3)
-    found = answers(items)
-    same(found, items, {3: reason} if begin != b"swell" else {3: ""})
+    same(results(items), items, {3: reason} if begin != b"swell" else {3: ""})
 
 
 def test_a_process_that_sleeps_is_stopped_by_the_clock():
     limits = Limits(seconds=0.3)
     items = [png(0), b"sleep", png(2)]
-    same(answers(items, FAULTY, limits), items, {1: "by the clock"})
+    same(results(items, FAULTY, limits), items, {1: "by the clock"})
 
 
 def test_an_image_that_only_the_memory_of_another_damaged_is_decoded_by_a_fresh_process():
     items = [png(0), b"second" + png(1), png(2)]
-    found = answers(items)
-    assert np.array_equal(found[1], decode(png(1)))
-    assert np.array_equal(found[2], decode(png(2)))
+    decoded = results(items)
+    assert np.array_equal(decoded[1], decode(png(1)))
+    assert np.array_equal(decoded[2], decode(png(2)))
 
 
 def test_what_a_codec_prints_does_not_get_among_the_answers():
     items = [png(0), b"print" + png(1), png(2)]
-    assert [result.shape for result in answers(items)] == [(5, 4, 3)] * 3
+    assert [result.shape for result in results(items)] == [(5, 4, 3)] * 3
 
 
 def test_a_decoding_process_cannot_write_files(tmp_path):
     target = tmp_path / "written"
-    answers([b"write" + os.fsencode(target)])
+    results([b"write" + os.fsencode(target)])
     assert not target.exists() or target.read_bytes() == b""
 
 
 def test_answers_that_make_no_sense_are_not_believed():
-    assert answers([png(0)], LIAR) == ["decoder answers nonsense"]
+    assert results([png(0)], LIAR) == ["decoder: protocol error"]
 
 
 def test_processes_that_cannot_start_are_an_error_and_no_fault_of_the_images():
     with pytest.raises(ClipguardError, match=r"cannot be started .* `isolated` off"):
-        answers([png(0)], ABSENT)
+        results([png(0)], ABSENT)
 
 
 def test_a_source_that_crashes_one_process_after_another_is_given_up():
     limits = Limits(crashes=2)
-    with pytest.raises(ClipguardError, match="3 decoding processes crash or hang"):
-        answers([b"crash"] * 5, FAULTY, limits)
+    with pytest.raises(ClipguardError, match=r"3 workers \(decoder\) crash or hang"):
+        results([b"crash"] * 5, FAULTY, limits)
 
 
 def test_a_caller_who_stops_in_the_middle_leaves_nothing_behind_for_the_next():
     items: list[Item] = [png(seed) for seed in range(300)]
-    with decoding(QUICK, FAULTY) as decoder:
-        first = decoder.answers("pixels", items)
-        assert np.array_equal(next(first), decode(items[0]))
-        first.close()
-        assert [result.shape for result in decoder.answers("pixels", [png(0, (7, 7))])] == [(7, 7, 3)]
+    decoder = Decoder(QUICK, FAULTY)
+    first = decoder.results("pixels", items)
+    assert np.array_equal(next(first), decode(items[0]))
+    first.close()
+    assert [result.shape for result in decoder.results("pixels", [png(0, (7, 7))])] == [(7, 7, 3)]
 
 
-def test_sizes_are_asked_of_processes_too():
-    with decoding(QUICK, FAULTY) as decoder:
-        found = list(decoder.answers("size", [png(0), b"crash", b"", np.zeros((4, 9), np.uint8)]))
-    assert found == [(5, 4), "decoder crashed (SIGSEGV)", "empty", (4, 9)]
+def test_sizes_come_from_workers_too():
+    sizes = list(Decoder(QUICK, FAULTY).results("size", [png(0), b"crash", b"", np.zeros((4, 9), np.uint8)]))
+    assert sizes == [(5, 4), "decoder crashed (SIGSEGV)", "empty", (4, 9)]
 
 
 def test_without_isolation_images_are_decoded_right_here():
-    with decoding(Limits(isolated=False)) as decoder:
-        assert isinstance(decoder, InProcess)
-        same(list(decoder.answers("pixels", [png(0), b""])), [png(0), b""], {1: "empty"})
-    with decoding(Limits()) as decoder:
-        assert isinstance(decoder, Workers)
+    limits = Limits(isolated=False)
+    same(results([png(0), b""], ABSENT, limits), [png(0), b""], {1: "empty"})
+    with pytest.raises(ClipguardError, match="cannot be started"):
+        results([png(0), b""], ABSENT, Limits())
+
+
+def test_no_worker_is_started_for_arrays_in_memory():
+    items: list[Item] = [np.full((2, 3), seed, np.uint8) for seed in range(200)]
+    same(results(items, ABSENT), items, {})
+    assert list(Decoder(QUICK, ABSENT).results("size", items)) == [(2, 3)] * 200
+
+
+def test_an_idle_worker_that_has_died_is_replaced_and_no_image_is_blamed():
+    role = Role("decoder", ROLE.code + " # of this test")
+    assert results([png(0)], role)[0].shape == (5, 4, 3)
+    (worker,) = idle_workers(role, QUICK)
+    worker.process.kill()
+    worker.process.wait()
+    decoder = Decoder(QUICK, role)
+    assert [result.shape for result in decoder.results("pixels", [png(1)])] == [(5, 4, 3)]
+    assert decoder._pool.deaths == 0
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "(END, 0, b'')",
+        "(SIZE, 8, SIDES.pack(5, 0))",
+        "(SIZE, 8, SIDES.pack(1 << 31, 1 << 31))",
+        "(SIZE, 4, b'1234')",
+        "(SIZE, 8, SIDES.pack(5, 4)), (PIXELS, 59, bytes(59))",
+        "(SIZE, 8, SIDES.pack(5, 4)), (PIXELS, 61, bytes(61))",
+        "(SIZE, 8, SIDES.pack(5, 4)), (REASON, 1, b'x')",
+        "(REASON, 1 << 40, b'')",
+        "(FAULT, 6, bytes(4) + b'no')",
+    ],
+)
+def test_a_worker_that_breaks_the_protocol_is_not_believed(lie):
+    code = (
+        "import os, sys; sys.path[:] = sys.argv[2:]\n"
+        "from clipguard.data.decode.worker import *\n"
+        "from clipguard.safety.sandbox import END, FAULT, HEADER\n"
+        "os.write(1, b'clipguard')\n"
+        f"for kind, length, content in ({lie},): os.write(1, HEADER.pack(kind, length) + content)\n"
+        "import time; time.sleep(1000)"
+    )
+    assert results([png(0)], Role("decoder", code), Limits()) == ["decoder: protocol error"]
+
+
+def test_a_worker_that_reads_nothing_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("clipguard.safety.sandbox.START_SECONDS", 0.5)
+    deaf = Role("decoder", "import os, time; os.write(1, b'clipguard'); time.sleep(1000)")
+    assert results([bytes(1 << 22)], deaf) == ["decoder crashed (SIGKILL)"]
 
 
 def test_processes_end_with_the_one_that_started_them_and_find_nothing_in_the_working_folder(tmp_path):
@@ -152,11 +199,12 @@ def test_processes_end_with_the_one_that_started_them_and_find_nothing_in_the_wo
     (tmp_path / "numpy.py").write_text("raise SystemExit('stranger')")
     code = (
         "import sys; sys.path.remove('') if '' in sys.path else None\n"
-        "from clipguard.data.decode import decoding\n"
-        "from clipguard.data.decode.workers import _pool, COMMAND\n"
+        "from clipguard.data.decode import Decoder\n"
+        "from clipguard.data.decode.decoder import ROLE\n"
         "from clipguard.safety.limits import Limits\n"
-        "with decoding(Limits()) as decoder: print(list(decoder.answers('pixels', [b''  , b'x'])))\n"
-        "print(_pool(Limits(), tuple(COMMAND))[0].process.pid)"
+        "from clipguard.safety.pool import idle_workers\n"
+        "print(list(Decoder(Limits()).results('pixels', [b'', b'x'])))\n"
+        "print(idle_workers(ROLE, Limits())[0].process.pid)"
     )
     # As an installed command would be started: without the working folder on its path.
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
@@ -169,8 +217,8 @@ def test_processes_end_with_the_one_that_started_them_and_find_nothing_in_the_wo
         check=True,
         timeout=100,
     )
-    said, pid = done.stdout.splitlines()
-    assert said == "['empty', 'not an image of a known format']"
+    reasons, pid = done.stdout.splitlines()
+    assert reasons == "['empty', 'not an image of a known format']"
     for _ in range(600):
         if not running(int(pid)):
             return

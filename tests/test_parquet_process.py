@@ -1,17 +1,20 @@
-"""data.parquet_process: what kills the process that reads a file costs that file, no more."""
+"""data.parquet_sandbox: what kills the worker that reads a file costs that file, no more."""
 
 import os
 import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clipguard.data import ImageSource, parquet_process
+from clipguard.data import ImageSource
 from clipguard.data.parquet_file import list_shard, read_cells
-from clipguard.data.parquet_process import COMMAND, _pool, asked_for_cells, asked_for_shard
+from clipguard.data.parquet_sandbox import ROLE, sandboxed_cells, sandboxed_shard
 from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits
+from clipguard.safety.pool import idle_workers
+from clipguard.safety.sandbox import Role
 from hostile.tables import PARQUET, whole_table
 
 PRELUDE = """
@@ -30,18 +33,18 @@ def fault(what):
     if 'noise' in what:
         print('noise', flush=True); os.write(1, b'noise')
 listing, reading = worker.list_shard, worker.read_cells
-def list_shard(path, shown, limits):
-    fault(shown)
-    return listing(path, shown, limits)
-def read_cells(path, shown, wanted, limits):
-    for number, item in enumerate(reading(path, shown, wanted, limits)):
+def list_shard(path, name, limits):
+    fault(name)
+    return listing(path, name, limits)
+def read_cells(path, name, rows, limits):
+    for number, item in enumerate(reading(path, name, rows, limits)):
         if number == 3:
-            fault(shown)
+            fault(name)
         yield item
 worker.list_shard, worker.read_cells = list_shard, read_cells
 """
-FAULTY = (*COMMAND[:-1], PRELUDE + "worker.main(sys.argv[1])")
-ABSENT = (*COMMAND[:-1], "raise SystemExit(3)")
+FAULTY = Role("Parquet reader", PRELUDE + "worker.main(sys.argv[1])")
+ABSENT = Role("Parquet reader", "raise SystemExit(3)")
 SHORT = Limits(seconds=0.3)
 
 
@@ -51,125 +54,165 @@ def table(tmp_path):
     return tmp_path / "x.parquet"
 
 
-def refused(path, shown, limits=SHORT, command=FAULTY):
+def refused(path, name, limits=SHORT, role=FAULTY):
     """Return the lines of a listing and of a reading."""
     lines = []
-    for ask in (
-        lambda: asked_for_shard(path, shown, limits, command),
-        lambda: list(asked_for_cells(path, shown, np.arange(12), limits, command)),
+    for read in (
+        lambda: sandboxed_shard(path, name, limits, role),
+        lambda: list(sandboxed_cells(path, name, np.arange(12), limits, role)),
     ):
         with pytest.raises(ClipguardError) as caught:
-            ask()
+            read()
         lines.append(str(caught.value))
     return lines
 
 
 def test_both_ways_read_the_same(table):
-    near, far = list_shard(table, "x", Limits()), asked_for_shard(table, "x", Limits())
+    near, far = list_shard(table, "x", Limits()), sandboxed_shard(table, "x", Limits())
     assert np.array_equal(near.labels, far.labels)
     assert (near.paths, near.names) == (far.paths, far.names)
     rows = np.array([0, 3, 4, 11])
-    assert list(asked_for_cells(table, "x", rows, Limits())) == list(read_cells(table, "x", rows, Limits()))
+    assert list(sandboxed_cells(table, "x", rows, Limits())) == list(read_cells(table, "x", rows, Limits()))
+
+
+def test_both_ways_give_the_same_reason_for_a_cell_that_is_too_large(table):
+    limits, rows = Limits(file_bytes=10), np.arange(3)
+    reasons = list(read_cells(table, "x", rows, limits))
+    assert all("more than the limit of 10" in failed.reason for failed in reasons)
+    assert list(sandboxed_cells(table, "x", rows, limits)) == reasons
 
 
 @pytest.mark.parametrize("kind", sorted(PARQUET))
 def test_both_ways_say_the_same_of_a_damaged_file(tmp_path, kind):
     path = tmp_path / "x.parquet"
     path.write_bytes(PARQUET[kind][1]())
-    told = []
+    outcomes = []
     for limits in (Limits(isolated=False), Limits()):
         try:
             source = ImageSource.open(path, classes=("cat", "dog"), limits=limits)
-            told.append([str(item) for item in source.read(range(len(source)))])
+            outcomes.append([str(item) for item in source.read(range(len(source)))])
         except ClipguardError as error:
-            told.append(str(error))
-    assert told[0] == told[1]
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize(
-    ("shown", "says", "limits"),
+    ("name", "reason", "limits"),
     [
         ("crash", "Parquet reader crashed (SIGSEGV)", Limits()),
         ("spin", "took longer than 0.3 s of processor time", SHORT),
         ("swell", "Parquet reader crashed (exit code 1)", Limits()),
     ],
 )
-def test_what_the_process_dies_of_is_one_line(table, shown, says, limits):
-    for line in refused(table, shown, limits):
-        assert line == f"{shown} cannot be read as Parquet: {says}: do not use it"
+def test_what_the_process_dies_of_is_one_line(table, name, reason, limits):
+    for line in refused(table, name, limits):
+        assert line == f"{name} cannot be read as Parquet: {reason}: do not use it"
 
 
 def test_a_process_that_sleeps_is_stopped_by_the_clock(table, monkeypatch):
     monkeypatch.setattr("clipguard.safety.sandbox.PATIENCE", 1)
     with pytest.raises(ClipguardError, match=r"took longer than 0\.3 s by the clock"):
-        list(asked_for_cells(table, "sleep", np.arange(12), SHORT, FAULTY))
+        list(sandboxed_cells(table, "sleep", np.arange(12), SHORT, FAULTY))
 
 
 def test_what_a_library_prints_disturbs_nothing(table):
-    found = asked_for_shard(table, "noise", SHORT, FAULTY)
-    assert np.array_equal(found.labels, list_shard(table, "x", SHORT).labels)
-    assert len(list(asked_for_cells(table, "noise", np.arange(12), SHORT, FAULTY))) == 12
+    shard = sandboxed_shard(table, "noise", SHORT, FAULTY)
+    assert np.array_equal(shard.labels, list_shard(table, "x", SHORT).labels)
+    assert len(list(sandboxed_cells(table, "noise", np.arange(12), SHORT, FAULTY))) == 12
 
 
-FRAMES = "from clipguard.data.parquet_worker import *; import os; os.write(1, b'clipguard'); "
+FRAMES = (
+    "from clipguard.data.parquet_worker import *; from clipguard.safety.sandbox import *; import os; "
+    "os.write(1, HANDSHAKE); "
+)
+
+
+def listing(label_bytes: int, texts: bytes) -> str:
+    """Return code that answers a listing."""
+    expression = f"bytes.fromhex('{texts[:80].hex()}') + b'[' * {len(texts) - 80}"
+    return (
+        f"texts = {expression}; os.write(1, HEADER.pack(LABELS, {label_bytes}) + bytes({label_bytes}) "
+        "+ HEADER.pack(TEXTS, len(texts)) + texts + HEADER.pack(END, 0)); import time; time.sleep(1000)"
+    )
 
 
 @pytest.mark.parametrize(
     "lie",
     [
         "os.write(1, bytes(range(1, 255)) * 9)",
-        "os.write(1, FRAME.pack(CELL, 1 << 60))",
-        "os.write(1, FRAME.pack(FAULT, 2) + b'{}')",
-        "os.write(1, FRAME.pack(FAULT, 1) + b'{')",
-        'os.write(1, FRAME.pack(FAULT, 25) + b\'{"errno": [], "text": ""}  \')',
-        "os.write(1, FRAME.pack(LABELS, 8) + b'12345678' + FRAME.pack(REST, 25) "
-        '+ b\'{"paths": 55,"names":null}\' + FRAME.pack(DONE, 0))',
-        "os.write(1, FRAME.pack(LABELS, 7) + b'1234567' + FRAME.pack(REST, 28) "
-        '+ b\'{"paths":null,"names":null}\\n\' + FRAME.pack(DONE, 0))',
+        "os.write(1, HEADER.pack(LABELS, 1 << 60))",
+        "os.write(1, HEADER.pack(CELL, 1) + b'x')",
+        "os.write(1, HEADER.pack(FAULT, 3) + b'123')",
+        listing(8, b'{"paths": 55,"names":null}'),
+        listing(7, b'{"paths":null,"names":null}'),
+        listing(8, b'{"paths":null,"names":[null]}'),
+        listing(8, b'{"paths":["a","b"],"names":null}'),
+        listing(8, b'{"paths":[5],"names":null}'),
+        listing(8, b'{"paths":null}'),
+        listing(8, b"[]"),
+        listing(8, b"{"),
+        listing(8, b"[" * 100_000),
+        listing(8, b"null"),
     ],
-    ids=["noise", "huge", "no fault", "no JSON", "no number", "no paths", "no labels"],
+    ids=[
+        "noise",
+        "huge",
+        "not a listing",
+        "no fault",
+        "no paths",
+        "no labels",
+        "no names",
+        "too many paths",
+        "paths of numbers",
+        "half",
+        "a list",
+        "no JSON",
+        "deep JSON",
+        "null",
+    ],
 )
 def test_a_process_that_has_been_taken_over_is_not_believed(table, lie):
-    liar = (*COMMAND[:-1], "import sys; sys.path[:] = sys.argv[2:]; " + FRAMES + lie)
-    assert "Parquet reader answers nonsense" in refused(table, "x", SHORT, liar)[0]
+    liar = Role("Parquet reader", "import sys; sys.path[:] = sys.argv[2:]; " + FRAMES + lie)
+    assert "Parquet reader: protocol error" in refused(table, "x", Limits(), liar)[0]
 
 
 def test_a_process_that_falls_silent_but_lives_is_not_waited_for(table, monkeypatch):
     monkeypatch.setattr("clipguard.safety.sandbox.PATIENCE", 1)
-    silent = (*COMMAND[:-1], "import os, time; os.write(1, b'clipguard'); os.close(1); time.sleep(1000)")
-    with pytest.raises(ClipguardError, match="Parquet reader answers nonsense"):
-        asked_for_shard(table, "x", SHORT, silent)
+    code = "import os, time; os.write(1, b'clipguard'); os.close(1); time.sleep(1000)"
+    silent = Role("Parquet reader", code)
+    with pytest.raises(ClipguardError, match="Parquet reader: protocol error"):
+        sandboxed_shard(table, "x", SHORT, silent)
 
 
 def test_a_process_that_cannot_start_is_no_fault_of_the_file(table):
-    for line in refused(table, "x", command=ABSENT):
-        assert line.startswith("a process for the Parquet reader cannot be started")
+    for line in refused(table, "x", role=ABSENT):
+        assert line.startswith("a worker for the Parquet reader cannot be started")
 
 
-def test_a_lost_file_is_told_from_a_bad_one_by_its_cause(tmp_path):
+def test_a_lost_file_differs_from_a_bad_one_by_its_cause(tmp_path):
     with pytest.raises(ClipguardError, match="No such file") as caught:
-        asked_for_shard(tmp_path / "gone.parquet", "gone", Limits())
+        sandboxed_shard(tmp_path / "gone.parquet", "gone", Limits())
     assert isinstance(caught.value.__cause__, FileNotFoundError)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1PAR1")
     with pytest.raises(ClipguardError, match="cannot be read as Parquet") as caught:
-        asked_for_shard(tmp_path / "bad.parquet", "bad", Limits())
+        sandboxed_shard(tmp_path / "bad.parquet", "bad", Limits())
     assert caught.value.__cause__ is None
 
 
 def test_one_process_serves_one_request_after_another_wherever_this_one_stands(table, monkeypatch):
     limits = Limits(seconds=9.0)
-    asked_for_shard(table, "x", limits)
-    (kept,) = _pool(limits, COMMAND)
+    sandboxed_shard(table, "x", limits)
+    (kept,) = idle_workers(ROLE, limits)
     pid = kept.process.pid
     monkeypatch.chdir(table.parent)
-    assert len(list(asked_for_cells(parquet_process.Path("x.parquet"), "x", np.arange(12), limits))) == 12
+    assert len(list(sandboxed_cells(Path("x.parquet"), "x", np.arange(12), limits))) == 12
     with pytest.raises(ClipguardError):
-        asked_for_shard(table.parent / "gone", "gone", limits)
-    assert [reader.process.pid for reader in _pool(limits, COMMAND)] == [pid]
+        sandboxed_shard(table.parent / "gone", "gone", limits)
+    assert [reader.process.pid for reader in idle_workers(ROLE, limits)] == [pid]
     # One that has more to say than anybody listens to is of no further use.
-    with closing(asked_for_cells(table, "x", np.arange(12), limits)) as items:
+    with closing(sandboxed_cells(table, "x", np.arange(12), limits)) as items:
         next(items)
-    assert not _pool(limits, COMMAND)
+    assert not idle_workers(ROLE, limits)
     for _ in range(100):
         if not os.path.exists(f"/proc/{pid}"):
             break

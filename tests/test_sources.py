@@ -64,10 +64,9 @@ def test_hidden_and_foreign_files_are_no_images(folder):
         (folder / name).write_bytes(png(0))
     source = ImageSource.open(folder)
     assert len(source) == 4
-    assert source.ignored == 2
 
 
-def test_a_pipe_named_like_an_image_does_not_hang_the_reading_and_is_told(folder):
+def test_a_pipe_named_like_an_image_does_not_hang_the_reading_and_is_listed(folder):
     os.mkfifo(folder / "a" / "0.png")
     assert list(ImageSource.open(folder).read(range(1))) == [Failed("no regular file")]
 
@@ -181,7 +180,7 @@ def test_another_number_of_names_than_of_folders_is_refused(folder):
     assert "2 classes" in message
 
 
-def test_a_name_that_is_missing_from_the_mapping_is_said(folder):
+def test_a_name_that_is_missing_from_the_mapping_is_named(folder):
     assert "'b_b'" in refusal(folder, classes={"a": "tabby cat", "c": "newt"})
 
 
@@ -269,6 +268,19 @@ def test_a_hugging_face_data_set_gives_its_bytes_names_and_labels(tmp_path):
         png(20),
         png(10),
     ]
+
+
+def test_hugging_face_images_are_read_within_the_limits(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    files = [tmp_path / f"{row}.png" for row in range(2)]
+    for row, file in enumerate(files):
+        file.write_bytes(png(row))
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
+    data = datasets.Dataset.from_dict({"image": [str(file) for file in files], "label": [0, 1]}, features)
+    assert list(ImageSource.open(data).read(range(2))) == [png(0), png(1)]
+    for item in ImageSource.open(data, limits=Limits(file_bytes=10)).read(range(2)):
+        assert isinstance(item, Failed)
+        assert "more than the limit of 10" in item.reason
 
 
 def test_hugging_face_data_sets_of_other_forms_are_refused():

@@ -34,7 +34,7 @@ def test_arrays_in_memory_and_in_a_file_are_the_same_source(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "said"),
+    ("images", "labels", "message"),
     [
         (np.zeros((2, 4, 4, 3)), [0, 1], "float64"),
         (np.zeros((2, 4), np.uint8), [0, 1], "[2, 4]"),
@@ -59,8 +59,8 @@ def test_arrays_in_memory_and_in_a_file_are_the_same_source(tmp_path):
         (np.zeros((2, 4, 4), np.uint8), [0, 2**63], "integer"),
     ],
 )
-def test_arrays_of_another_shape_or_type_are_refused(images, labels, said):
-    assert said in refusal((images, labels), classes=NAMES)
+def test_arrays_of_another_shape_or_type_are_refused(images, labels, message):
+    assert message in refusal((images, labels), classes=NAMES)
 
 
 def test_a_list_may_hold_images_of_any_size_and_of_pillow():
@@ -110,21 +110,21 @@ def test_an_npz_file_that_lacks_labels_or_has_odd_names_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limits", "said"),
+    ("limits", "message"),
     [
         (Limits(members=3), "images has 4 rows, more than the limit of 3"),
         (Limits(classes=1), "class_names has 2"),
     ],
 )
-def test_an_npz_file_of_more_rows_than_the_limit_is_refused_before_they_are_unpacked(tmp_path, limits, said):
+def test_an_npz_file_of_more_rows_than_the_limit_is_refused_before_unpacking(tmp_path, limits, message):
     np.savez(
         tmp_path / "x.npz", images=np.zeros((4, 2, 2), np.uint8), labels=[0, 1, 0, 1], class_names=["a", "b"]
     )
-    with pytest.raises(ClipguardError, match=said):
+    with pytest.raises(ClipguardError, match=message):
         ImageSource.open(tmp_path / "x.npz", limits=limits)
 
 
-def test_an_array_of_another_version_of_the_format_is_told(tmp_path):
+def test_an_array_of_another_version_of_the_format_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         for name in ("images.npy", "labels.npy"):
             with archive.open(name, "w") as opened:

@@ -110,7 +110,7 @@ def test_shards_that_name_classes_differently_are_refused(tmp_path):
     assert "differently" in refusal(tmp_path)
 
 
-def test_labels_outside_the_names_are_counted_and_the_first_is_shown(tmp_path):
+def test_labels_outside_the_names_are_counted_and_the_first_is_named(tmp_path):
     path = write_parquet(tmp_path / "x.parquet", [0, 1, 3, -1])
     message = refusal(path)
     assert "2 labels" in message
@@ -134,7 +134,7 @@ IMAGE = pa.array([{"bytes": b"a", "path": None}] * 2, pa.struct({"bytes": pa.bin
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "message"),
     [
         ({"picture": IMAGE, "label": [0, 1]}, "lacks the column 'image'"),
         ({"image": IMAGE, "target": [0, 1]}, "lacks the column 'label'"),
@@ -145,9 +145,9 @@ IMAGE = pa.array([{"bytes": b"a", "path": None}] * 2, pa.struct({"bytes": pa.bin
         ({"image": IMAGE, "label": [0.0, 1.0]}, "'label'"),
     ],
 )
-def test_other_columns_are_refused_by_name(tmp_path, columns, said):
+def test_other_columns_are_refused_by_name(tmp_path, columns, message):
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
-    assert said in refusal(tmp_path / "x.parquet", classes=NAMES)
+    assert message in refusal(tmp_path / "x.parquet", classes=NAMES)
 
 
 @pytest.mark.parametrize(
@@ -166,10 +166,10 @@ def test_the_columns_may_have_the_other_names_that_the_hub_has_for_them(tmp_path
     names = {"info": {"features": {columns[1]: {"names": list(NAMES)}}}}
     table = pa.table(dict(zip(columns, parts, strict=False)))
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), tmp_path / "x.parquet")
-    found = ImageSource.open(tmp_path / "x.parquet")
-    assert found.class_names == NAMES
-    assert found.labels.tolist() == taken
-    assert list(found.read(range(3))) == list(ImageSource.open(tmp_path / "usual.parquet").read(range(3)))
+    source = ImageSource.open(tmp_path / "x.parquet")
+    assert source.class_names == NAMES
+    assert source.labels.tolist() == taken
+    assert list(source.read(range(3))) == list(ImageSource.open(tmp_path / "usual.parquet").read(range(3)))
 
 
 @pytest.mark.parametrize("metadata", ["{", "[]", '{"info": {"features": {"label": {"names": [1, 2]}}}}'])
@@ -199,7 +199,7 @@ def test_an_image_struct_without_paths_gets_ids_by_row(tmp_path):
     st.data(),
 )
 def test_any_rows_come_back_in_order_whatever_shards_groups_and_sub_sets(
-    tmp_path_factory, lengths, group, wanted, data
+    tmp_path_factory, lengths, group, chosen, data
 ):
     folder = tmp_path_factory.mktemp("shards")
     lengths[0] += 2
@@ -212,9 +212,9 @@ def test_any_rows_come_back_in_order_whatever_shards_groups_and_sub_sets(
         write_parquet(folder / name, labels, images=images, group=group)
         start += length
     source = ImageSource.open(folder)
-    part = source.take(np.array(sorted({row % total for row in wanted})))
+    part = source.take(np.array(sorted({row % total for row in chosen})))
     rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(part) - 1)))), np.int64)
-    whole = np.array(sorted({row % total for row in wanted}))[rows]
+    whole = np.array(sorted({row % total for row in chosen}))[rows]
     assert list(part.read(rows)) == [b"%d" % row for row in whole]
     assert part.labels[rows].tolist() == [row % 3 for row in whole]
     assert [part.ids[row] for row in rows] == [source.ids[row] for row in whole]

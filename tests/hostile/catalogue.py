@@ -25,17 +25,17 @@ def cases() -> Iterator[Case]:
 
 
 def run(case: Case, root: Path) -> tuple[Outcome, str]:
-    """Return what comes of a case whose input is made in the empty folder `root`, and what was said."""
-    given = case.make(root)
+    """Return what comes of a case whose input is made in the empty folder `root`, and its message."""
+    made = case.make(root)
     try:
-        return _read(case, given)
+        return _read(case, made)
     except ClipguardError as error:
-        said = str(error)
-        assert said.isprintable(), said
-        return "refused", said
+        message = str(error)
+        assert message.isprintable(), message
+        return "refused", message
 
 
-def _read(case: Case, given: object) -> tuple[Outcome, str]:
+def _read(case: Case, made: object) -> tuple[Outcome, str]:
     from clipguard.clip.loading import load_clip
     from clipguard.data import ImageSource
     from clipguard.data.decode import read_images
@@ -43,13 +43,13 @@ def _read(case: Case, given: object) -> tuple[Outcome, str]:
     from clipguard.models.spec import load, read_spec
 
     if case.reader == "benchmark":
-        list(cells(read_config(Path(str(given)))))
+        list(cells(read_config(Path(str(made)))))
         return "accepted", ""
     if case.reader == "guide":
-        load_clip(str(given))
+        load_clip(str(made))
         return "accepted", ""
     if case.reader == "model":
-        path = Path(str(given))
+        path = Path(str(made))
         spec = read_spec(path)
         if spec is None:
             raise ClipguardError("the file does not say how it is built")
@@ -57,10 +57,10 @@ def _read(case: Case, given: object) -> tuple[Outcome, str]:
         return "accepted", ""
     names: object = case.classes
     if case.reader == "names":
-        assert isinstance(given, tuple)
-        given, names = given
+        assert isinstance(made, tuple)
+        made, names = made
     limits = Limits(**dict(case.limits))
-    source = ImageSource.open(given, classes=names, limits=limits)  # type: ignore[arg-type]  # wrong types, too
+    source = ImageSource.open(made, classes=names, limits=limits)  # type: ignore[arg-type]  # wrong types, too
     images, unreadable = read_images(source, (8, 8))
     assert len(images) + len(unreadable) == len(source) + len(source.refused), "an image was lost"
     if unreadable:

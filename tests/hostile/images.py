@@ -16,7 +16,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def chunk(kind: bytes, content: bytes, length: int | None = None) -> bytes:
-    """Return a PNG chunk, lying about its length if told to."""
+    """Return a PNG chunk, with a false length on request."""
     size = struct.pack(">I", len(content) if length is None else length)
     return size + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 

@@ -30,7 +30,7 @@ def test_a_hostile_input_does_no_harm(case, tmp_path, monkeypatch):
     work.mkdir()
     monkeypatch.chdir(work)
     (tmp_path / "input").mkdir()
-    outcome, said = run(case, tmp_path / "input")
-    assert (outcome, said) == (case.expected, said)
+    outcome, message = run(case, tmp_path / "input")
+    assert (outcome, message) == (case.expected, message)
     assert not executed(tmp_path / "input")
     assert os.listdir(work) == []

@@ -8,7 +8,7 @@ import numpy as np
 
 from clipguard.clip.model import Clip
 from clipguard.data import ImageSource
-from clipguard.data.decode import Decoder, Unreadable, check_readable, decode_rows, decoding, thumbnail
+from clipguard.data.decode import Decoder, Unreadable, check_readable, decode_rows, thumbnail
 from clipguard.runs import (
     read_array,
     read_json,
@@ -91,13 +91,13 @@ def embed_source(
     """
     kept = resume_folder(folder)
     shards = [_shard(kept, number) for number in range(-(-len(source) // SHARD))]
-    with decoding(source.limits) as decoder:
-        for number, shard in enumerate(shards):
-            rows = range(number * SHARD, min((number + 1) * SHARD, len(source)))
-            if not shard.unreadable.exists():
-                _write_shard(source, rows, clip, size, shard, decoder)
-            if progress is not None:
-                progress(rows.stop, len(source))
+    decoder = Decoder(source.limits)
+    for number, shard in enumerate(shards):
+        rows = range(number * SHARD, min((number + 1) * SHARD, len(source)))
+        if not shard.unreadable.exists():
+            _write_shard(source, rows, clip, size, shard, decoder)
+        if progress is not None:
+            progress(rows.stop, len(source))
     _merge(source, shards, folder)
 
 

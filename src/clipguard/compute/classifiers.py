@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from clipguard.compute.training import EpochHook, Recipe, cross_entropy, fit
 from clipguard.models.spec import ModelSpec, Normalized, build, load, save
 from clipguard.runs import read_json, write_json
-from clipguard.runs.process_locks import locked
+from clipguard.runs.locks import locked
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet
 

@@ -42,17 +42,17 @@ def list_arrays(
     Raises:
         ClipguardError: another dtype or shape, or another number of labels than of images.
     """
-    given = as_labels(labels, location)
+    numbers = as_labels(labels, location)
     pixels = _pixels(images, location)
     if not len(pixels):
         raise ClipguardError(f"no images found in {location}")
-    if len(pixels) != len(given):
-        raise ClipguardError(f"{location} has {len(pixels)} images but {len(given)} labels")
+    if len(pixels) != len(numbers):
+        raise ClipguardError(f"{location} has {len(pixels)} images but {len(numbers)} labels")
     return Listing(
         kind="arrays",
         location=location,
-        labels=given,
-        ids=tuple(str(row) for row in range(len(given))),
+        labels=numbers,
+        ids=tuple(str(row) for row in range(len(numbers))),
         keys=names,
         names=names,
         reader=ArrayReader(pixels),
@@ -94,13 +94,13 @@ def list_npz(path: Path, limits: Limits) -> Listing:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            held = {member.removesuffix(".npy") for member in archive.namelist()}
-            missing = [name for name in ("images", "labels") if name not in held]
+            arrays = {member.removesuffix(".npy") for member in archive.namelist()}
+            missing = [name for name in ("images", "labels") if name not in arrays]
             if missing:
-                found = ", ".join(sorted(held))[:200]
-                raise ClipguardError(f"{path} lacks the array {missing[0]!r}: it has {found}")
+                listed = ", ".join(sorted(arrays))[:200]
+                raise ClipguardError(f"{path} lacks the array {missing[0]!r}: it has {listed}")
             images, labels = (_array(archive, name, limits) for name in ("images", "labels"))
-            names = _array(archive, "class_names", limits) if "class_names" in held else None
+            names = _array(archive, "class_names", limits) if "class_names" in arrays else None
     except ClipguardError:
         raise
     except Exception as error:  # Damaged archives make zipfile and numpy raise nearly anything.
@@ -114,7 +114,7 @@ def _array(archive: zipfile.ZipFile, name: str, limits: Limits) -> Shaped[np.nda
     """Return one array; what its header says is held against the archive before anything is unpacked.
 
     Raises:
-        ValueError: another kind of values, or a size that is absurd or a lie.
+        ValueError: another kind of values, or a size that is above the limits or not the true one.
     """
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as opened:

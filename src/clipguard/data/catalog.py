@@ -1,4 +1,4 @@
-"""Data sets by name: CIFAR-10, CIFAR-100, GTSRB, Tiny-ImageNet, from a folder or, if asked, the network.
+"""Data sets by name: CIFAR-10, CIFAR-100, GTSRB, Tiny-ImageNet, from a folder or, if allowed, the network.
 
 A local folder may hold `NAME/train.parquet` and `NAME/test.parquet`, shards as the Hugging Face Hub has
 them (`NAME/data/train-00000-of-00001.parquet`), image folders `NAME/train` and `NAME/test`, or the archives
@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from clipguard.data.signs import GTSRB_NAMES
+from clipguard.data.class_names import GTSRB_NAMES
 from clipguard.data.source import ImageSource
 from clipguard.data.wordnet import short_names
 from clipguard.errors import ClipguardError, reason_of
@@ -130,7 +130,7 @@ def open_named(
 
 
 def data_folder() -> Path:
-    """Return where named data sets are looked for unless told otherwise."""
+    """Return where data sets known by name are looked for by default."""
     return Path(os.environ.get("CLIPGUARD_DATA", "~/.cache/clipguard/data")).expanduser()
 
 
@@ -147,17 +147,17 @@ def _shards(home: Path, part: Part) -> Path | None:
         ClipguardError: several folders hold such shards.
     """
     shard = re.compile(r"(train|test|validation|valid)-00000-of-([0-9]{5})\.parquet")
-    found = [
+    shards = [
         (path, match)
         for path in sorted((*home.glob("*"), *home.glob("*/*")))
         if (match := shard.fullmatch(path.name))
     ]
-    if len(folders := sorted({str(path.parent) for path, _ in found})) > 1:
+    if len(folders := sorted({str(path.parent) for path, _ in shards})) > 1:
         raise ClipguardError(
             f"{home} holds shards in several folders, {folders[0]} and {folders[1]}: keep one"
         )
     for split in ("train",) if part == "train" else ("test", "validation", "valid"):
-        for path, match in found:
+        for path, match in shards:
             if match[1] == split and int(match[2]):
                 last = int(match[2]) - 1
                 return path.with_name(f"{split}-{{00000..{last:05d}}}-of-{match[2]}.parquet")
@@ -202,8 +202,8 @@ def _cifar(
     pixels = records[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     images: UInt8[np.ndarray, "n 32 32 3"] = np.ascontiguousarray(pixels)
     # CIFAR-100 puts the coarse label before the fine one.
-    given: Int64[np.ndarray, " n"] = records[:, labels - 1].astype(np.int64)
-    return (images, given), tuple(line.replace("_", " ") for line in text.split())
+    fine: Int64[np.ndarray, " n"] = records[:, labels - 1].astype(np.int64)
+    return (images, fine), tuple(line.replace("_", " ") for line in text.split())
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:

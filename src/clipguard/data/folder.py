@@ -79,19 +79,16 @@ def _class_folders(root: Path, limits: Limits) -> list[str]:
     return names
 
 
-def _images(root: Path, name: str, room: int) -> tuple[list[str], int]:
-    """Return the images of the class folder `name`, relative to `root`, in order; number of others."""
+def _images(root: Path, name: str, before: int, most: int) -> list[str]:
+    """Return the images of the class folder `name`, relative to `root`, in order."""
     images: list[str] = []
-    others = 0
     start = len(os.fspath(root / name))
-    for entry in _entries(root / name):
+    for count, entry in enumerate(_entries(root / name), 1):
+        if before + count > most:
+            raise ClipguardError(f"{root} holds more files than the limit of {most}: open a part of it")
         if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
             images.append(name + entry.path[start:].replace(os.sep, "/"))
-        else:
-            others += 1
-        if len(images) + others > room:
-            raise ClipguardError(f"{root} holds more files than the limit of {room}: open a part of it")
-    return sorted(images), others
+    return sorted(images)
 
 
 def list_folder(root: Path, limits: Limits) -> Listing:
@@ -104,10 +101,8 @@ def list_folder(root: Path, limits: Limits) -> Listing:
     labels: list[int] = []
     try:
         folders = _class_folders(root, limits)
-        loose = sum(path.is_file() and not path.name.startswith(".") for path in root.iterdir())
         for label, folder in enumerate(folders):
-            images, others = _images(root, folder, limits.members - len(paths))
-            loose += others
+            images = _images(root, folder, len(paths), limits.members)
             paths += images
             labels += [label] * len(images)
     except OSError as error:
@@ -123,5 +118,4 @@ def list_folder(root: Path, limits: Limits) -> Listing:
         keys=keys,
         names=tuple(name.replace("_", " ") for name in keys),
         reader=FolderReader(root, tuple(paths), limits),
-        ignored=loose,
     )

@@ -51,7 +51,6 @@ class Listing:
         keys: what the source itself calls its classes; None when it does not say.
         names: the same made readable.
         reader: fetches the images.
-        ignored: files that are not images by their suffix.
         refused: what was found and cannot even become a row; it counts as unreadable.
     """
 
@@ -62,7 +61,6 @@ class Listing:
     keys: tuple[str, ...] | None
     names: tuple[str, ...] | None
     reader: Reader
-    ignored: int = 0
     refused: tuple[Unreadable, ...] = ()
 
 
@@ -102,11 +100,11 @@ def unique_ids(ids: Sequence[str]) -> tuple[str, ...]:
     taken = set(clean)
     if len(taken) == len(clean):
         return tuple(clean)
-    seen: set[str] = set()
+    earlier: set[str] = set()
     for row, name in enumerate(clean):
-        if name in seen:
+        if name in earlier:
             numbered = (f"{name}#{number}" for number in itertools.count(2))
             clean[row] = next(other for other in numbered if other not in taken)
             taken.add(clean[row])
-        seen.add(name)
+        earlier.add(name)
     return tuple(clean)

@@ -47,9 +47,9 @@ class PairReader:
 def _pair_labels(data: Any, location: str) -> Int64[np.ndarray, "n"]:
     """Return the labels that the object lists; where it lists none, those of all its pairs."""
     for name in LABEL_ATTRIBUTES:
-        listed = getattr(data, name, None)
-        if listed is not None and len(listed) == len(data):
-            return as_labels(listed, location)
+        labels = getattr(data, name, None)
+        if labels is not None and len(labels) == len(data):
+            return as_labels(labels, location)
     try:
         return as_labels([data[row][1] for row in range(len(data))], location)
     except (TypeError, IndexError, KeyError, OSError) as error:
@@ -96,6 +96,7 @@ class DatasetsReader:
 
     data: Any
     column: str
+    limits: Limits
     batch: int = 128
 
     def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
@@ -108,7 +109,7 @@ class DatasetsReader:
         if entry.get("bytes") or not entry.get("path"):
             return entry.get("bytes") or b""
         try:
-            return read_bounded(Path(entry["path"]), Limits().file_bytes)
+            return read_bounded(Path(entry["path"]), self.limits.file_bytes)
         except (OSError, ValueError) as error:  # The latter for a path with a NUL in it.
             return Failed(fault(error) if isinstance(error, OSError) else reason_of(error))
 
@@ -117,14 +118,14 @@ def _only(columns: list[str], usual: str, what: str) -> str:
     if usual in columns:
         return usual
     if len(columns) != 1:
-        found = ", ".join(columns) or "none"
+        columns_text = ", ".join(columns) or "none"
         raise ClipguardError(
-            f"datasets object must have one {what} column or one called {usual!r}, not {found}"
+            f"datasets object must have one {what} column or one called {usual!r}, not {columns_text}"
         )
     return columns[0]
 
 
-def list_datasets(data: Any) -> Listing:
+def list_datasets(data: Any, limits: Limits) -> Listing:
     """Return a Hugging Face `datasets.Dataset` with an Image and a ClassLabel column.
 
     Raises:
@@ -154,6 +155,6 @@ def list_datasets(data: Any) -> Listing:
         keys=names,
         names=names,
         reader=DatasetsReader(
-            plain.select_columns([image]).cast_column(image, ImageFeature(decode=False)), image
+            plain.select_columns([image]).cast_column(image, ImageFeature(decode=False)), image, limits
         ),
     )

@@ -10,10 +10,10 @@ from jaxtyping import Int64
 
 from clipguard.data.listing import Item, Listing, unique_ids
 from clipguard.data.parquet_file import Shard, list_shard, read_cells
-from clipguard.data.parquet_process import asked_for_cells, asked_for_shard
+from clipguard.data.parquet_sandbox import sandboxed_cells, sandboxed_shard
 from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits
-from clipguard.safety.sandbox import confines
+from clipguard.safety.sandbox import sandboxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,12 @@ class ParquetReader:
     def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
         """Return the images' bytes; none where they are null."""
         cuts = np.searchsorted(rows, self.starts)
-        read = asked_for_cells if confines(self.limits) else read_cells
+        read = sandboxed_cells if sandboxes(self.limits) else read_cells
         for number, path in enumerate(self.files):
-            wanted = rows[cuts[number] : cuts[number + 1]] - self.starts[number]
-            if len(wanted):
-                # Closed at once where the caller wants no more: a process is kept for the next one.
-                with closing(read(path, str(path), wanted, self.limits)) as items:
+            rows_here = rows[cuts[number] : cuts[number + 1]] - self.starts[number]
+            if len(rows_here):
+                # Closed at once where the caller wants no more, so that its worker does not linger.
+                with closing(read(path, str(path), rows_here, self.limits)) as items:
                     yield from items
 
 
@@ -62,11 +62,11 @@ def list_parquet(files: list[Path], location: Path, limits: Limits) -> Listing:
     Raises:
         ClipguardError: not Parquet, other columns, null labels, no rows, or shards with other class names.
     """
-    listed = asked_for_shard if confines(limits) else list_shard
+    list_one = sandboxed_shard if sandboxes(limits) else list_shard
     shards: list[Shard] = []
     rows = 0
     for path in files:
-        shard = listed(path, str(path), limits)
+        shard = list_one(path, str(path), limits)
         shards.append(shard)
         rows += len(shard.labels)
         if rows > limits.members:

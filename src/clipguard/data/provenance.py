@@ -1,8 +1,8 @@
-"""Chain of custody: which files were read, with which contents, and whether they still are what they were."""
+"""Provenance: which files were read, with which contents, and whether they still are what they were."""
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,9 +43,9 @@ class HashingReader:
     def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
         """Return the items; one that is not what it was becomes `Failed`."""
         for row, item in zip(rows.tolist(), self.reader.read(rows), strict=True):
-            yield self._noted(row, item)
+            yield self._hashed(row, item)
 
-    def _noted(self, row: int, item: Item) -> Item:
+    def _hashed(self, row: int, item: Item) -> Item:
         if not isinstance(item, (bytes, Failed)):
             return item  # it is in memory already
         content = item if isinstance(item, bytes) else b""
@@ -59,7 +59,7 @@ class HashingReader:
 
 
 def hashing(source: ImageSource) -> ImageSource:
-    """Return the same source under watch; reading it is what hashes its files."""
+    """Return the same source; reading it is what hashes its files."""
     if isinstance(source.reader, HashingReader):
         return source
     count = int(source.rows[-1]) + 1
@@ -83,12 +83,12 @@ def write_inputs(source: ImageSource, folder: Path) -> None:
     Raises:
         ClipguardError: a file changed while it was being read.
     """
-    seen = hashing(source)
-    reader = seen.reader
+    source = hashing(source)
+    reader = source.reader
     assert isinstance(reader, HashingReader)
     if isinstance(reader.reader, FolderReader):
-        columns = _folder_columns(seen, reader, reader.reader)
-        whole = len(seen) == len(reader.reader.paths)
+        columns = _folder_columns(source, reader, reader.reader)
+        whole = len(source) == len(reader.reader.paths)
     else:
         columns, whole = _container_columns(reader), True
     write_table(folder / INPUTS, columns)
@@ -98,6 +98,7 @@ def write_inputs(source: ImageSource, folder: Path) -> None:
         "whole": whole,
         "files": len(columns["path"]),
         "bytes": int(columns["bytes"].sum()),
+        "limits": asdict(source.limits),
     }
     write_json(folder / ABOUT, about)
 
@@ -144,7 +145,7 @@ def _date(file: Path) -> tuple[int, int]:
 
 
 def check_inputs(run: Path, data: Path) -> list[Checked]:
-    """Return what became of each file that the run read, now looked for in or at `data`.
+    """Return what became of each file that the run read, now looked for in or at `data`, by the run's limits.
 
     Raises:
         ClipguardError: the run has no list of its inputs, read no files, or `data` cannot be listed.
@@ -152,31 +153,36 @@ def check_inputs(run: Path, data: Path) -> list[Checked]:
     folder = run / "stages" / "read"
     if not (folder / INPUTS).is_file():
         raise ClipguardError(f"run folder {run} has no list of its inputs: its scan is not finished")
-    listed, about = read_table(folder / INPUTS), read_json(folder / ABOUT)
-    if not ({"path", "bytes", "sha256"} <= listed.keys() and isinstance(about, dict) and "whole" in about):
-        raise ClipguardError(f"run folder {run} has a damaged list of its inputs: run again in a new folder")
-    if not len(listed["path"]):
+    inputs, about = read_table(folder / INPUTS), read_json(folder / ABOUT)
+    try:
+        whole, limits = bool(about["whole"]), Limits(**about["limits"])
+        columns = [inputs[name] for name in ("path", "bytes", "sha256")]
+    except (LookupError, TypeError) as error:
+        raise ClipguardError(
+            f"run folder {run} has a damaged list of its inputs: run again in a new folder"
+        ) from error
+    if not len(columns[0]):
         raise ClipguardError(
             f"run folder {run} was read from no file: there is nothing to compare {data} with"
         )
     if not data.exists():
         raise ClipguardError(f"{data} does not exist: give the data that the run was made of")
-    found = _found(data, about.get("kind") == "folder")
+    files = _files(data, about.get("kind") == "folder", limits)
     checks = []
-    for path, size, digest in zip(*(listed[name] for name in ("path", "bytes", "sha256")), strict=True):
+    for path, size, digest in zip(*columns, strict=True):
         entry = {"bytes": size, "sha256": str(digest)}
-        checks.append(compared(str(path), found.pop(str(path), data / str(path)), entry))
-    extra = sorted(found) if about["whole"] else []
+        checks.append(compared(str(path), files.pop(str(path), data / str(path)), entry))
+    extra = sorted(files) if whole else []
     return checks + [Checked(path=path, status="added") for path in extra]
 
 
-def _found(data: Path, images: bool) -> dict[str, Path]:
+def _files(data: Path, images: bool, limits: Limits) -> dict[str, Path]:
     """Return the files at or in `data` that a run would read, by the paths that a run gives them."""
     if data.is_file():
         return {printable(data.name): data}
     if images:
         # Of readers only a folder's has paths, and the listing of a folder has no other.
-        paths = list_folder(data, Limits()).reader.paths  # type: ignore[attr-defined]  # see above
+        paths = list_folder(data, limits).reader.paths  # type: ignore[attr-defined]  # see above
         return {printable(path): data / path for path in paths}
     files = sorted([*data.glob("*.parquet"), *data.glob("*.tar")])
     return {printable(path.name): path for path in files if path.name[0] != "."}

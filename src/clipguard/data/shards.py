@@ -43,7 +43,7 @@ def braced(path: Path) -> list[Path]:
     """Return the files of a pattern such as `data-{000..009}.tar`; empty when `path` is no pattern.
 
     Raises:
-        ClipguardError: a range that runs backwards or is absurdly long, or a file that is missing.
+        ClipguardError: a range that runs backwards or is too long, or a file that is missing.
     """
     match = BRACES.search(path.name)
     if match is None:

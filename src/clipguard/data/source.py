@@ -37,7 +37,6 @@ class ImageSource:
         class_names: human-readable; may hold names that no label uses.
         labels: index into `class_names`.
         ids: one a row, unique and stable.
-        ignored: files left out because their suffix is not that of an image.
         refused: what was found and cannot even become a row; it counts as unreadable.
         limits: where reading and decoding stop.
         reader: fetches the images.
@@ -49,7 +48,6 @@ class ImageSource:
     class_names: tuple[str, ...]
     labels: Int64[np.ndarray, "n"] = field(repr=False)
     ids: tuple[str, ...] = field(repr=False)
-    ignored: int = 0
     refused: tuple[Unreadable, ...] = field(default=(), repr=False)
     limits: Limits = field(default=Limits(), repr=False)
     reader: Reader = field(repr=False)
@@ -77,7 +75,7 @@ class ImageSource:
             ClipguardError: what is wrong with the input, in one line.
         """
         bounds = limits or Limits()
-        listing = _listed(what, bounds)
+        listing = _listing(what, bounds)
         start, stop = rows if rows is not None else (0, len(listing.labels))
         if not 0 <= start < stop <= len(listing.labels):
             raise ClipguardError(
@@ -89,7 +87,6 @@ class ImageSource:
             class_names=class_names(listing, classes, bounds),
             labels=listing.labels[start:stop],
             ids=listing.ids[start:stop],
-            ignored=listing.ignored,
             refused=listing.refused,
             limits=bounds,
             reader=listing.reader,
@@ -133,16 +130,16 @@ class ImageSource:
         )
 
 
-def _listed(what: object, limits: Limits) -> Listing:
+def _listing(what: object, limits: Limits) -> Listing:
     if isinstance(what, (str, Path)):
-        return _listed_path(Path(what).expanduser(), limits)
+        return _path_listing(Path(what).expanduser(), limits)
     if isinstance(what, tuple) and len(what) == 2:
         return list_arrays(*what)
     if isinstance(what, Mapping):
         splits = ", ".join(str(name) for name in what)[:200]
         raise ClipguardError(f"{type(what).__name__} holds several data sets: open one of {splits}")
     if hasattr(what, "features") and hasattr(what, "column_names"):
-        return list_datasets(what)
+        return list_datasets(what, limits)
     if hasattr(what, "__len__") and hasattr(what, "__getitem__") and not isinstance(what, np.ndarray):
         return list_pairs(what)
     raise ClipguardError(
@@ -150,17 +147,17 @@ def _listed(what: object, limits: Limits) -> Listing:
     )
 
 
-def _listed_path(path: Path, limits: Limits) -> Listing:
+def _path_listing(path: Path, limits: Limits) -> Listing:
     if path.is_dir():
         files = choose_files(path)
-        return _listed_files(files, path, limits) if files else list_folder(path, limits)
+        return _files_listing(files, path, limits) if files else list_folder(path, limits)
     files = [path] if path.exists() else braced(path)
     if not files:
         raise ClipguardError(f"{path} does not exist: give {KINDS}")
-    return _listed_files(files, path, limits)
+    return _files_listing(files, path, limits)
 
 
-def _listed_files(files: list[Path], location: Path, limits: Limits) -> Listing:
+def _files_listing(files: list[Path], location: Path, limits: Limits) -> Listing:
     # What is opened may be swapped for a pipe later; the readers of archives check again.
     for file in files:
         if not file.is_file():

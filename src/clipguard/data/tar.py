@@ -50,12 +50,12 @@ class TarReader:
         """Return the images' bytes."""
         cuts = np.searchsorted(self.places[rows, 0], range(len(self.files) + 1))
         for shard, path in enumerate(self.files):
-            wanted = rows[cuts[shard] : cuts[shard + 1]]
-            if not len(wanted):
+            rows_here = rows[cuts[shard] : cuts[shard + 1]]
+            if not len(rows_here):
                 continue
             try:
                 with opened_regular(path) as opened:
-                    for offset, size in self.places[wanted, 1:]:
+                    for offset, size in self.places[rows_here, 1:]:
                         yield self._fetch(opened.fileno(), int(offset), int(size))
             except OSError as error:
                 raise ClipguardError(f"{path} cannot be read as tar: {fault(error)}") from error
@@ -68,14 +68,13 @@ class TarReader:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """The samples of the shards so far, and what was passed over."""
+class _Samples:
+    """The samples of the shards so far, and the members that were refused."""
 
     keys: list[str]
     labels: list[int]
     places: list[tuple[int, int, int]]
     refused: list[Unreadable]
-    ignored: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +92,9 @@ def _parts(member: Member) -> tuple[str, str]:
     return folder + slash + stem, ending.lower()
 
 
-def _visible(found: Iterator[Member]) -> Iterator[Member]:
+def _visible(entries: Iterator[Member]) -> Iterator[Member]:
     """Return what is not hidden: some systems put a `._name` before each file, between those of one key."""
-    return (member for member in found if member.fault or member.name.rpartition("/")[2][:1] != ".")
+    return (member for member in entries if member.fault or member.name.rpartition("/")[2][:1] != ".")
 
 
 def _last(ending: str) -> str:
@@ -130,42 +129,42 @@ def _label(shard: _Shard, member: Member) -> int:
     return label
 
 
-def _add_sample(found: _Found, shard: _Shard, key: str, group: list[Member]) -> None:
+def _add_sample(samples: _Samples, shard: _Shard, key: str, group: list[Member]) -> None:
     parts: dict[str, Member] = {}
     for member in group:
         if reason := _refusal(member):
-            found.refused.append(Unreadable(printable(f"{shard.path.name}/{member.name}"), reason))
+            samples.refused.append(Unreadable(printable(f"{shard.path.name}/{member.name}"), reason))
         elif _parts(member)[1] in parts:
             raise ClipguardError(f"{shard.path} holds {member.name!r} twice: remove one")
         else:
             parts[_parts(member)[1]] = member
     images = [ending for ending in parts if "." + _last(ending) in IMAGE_SUFFIXES]
-    found.ignored.extend(ending for ending in parts if ending not in (*images, *LABELS))
     if not images:
         return
     if len(images) > 1:
         raise ClipguardError(f"sample {key!r} of {shard.path} has {len(images)} images: keep one of each")
-    given = next((parts[ending] for ending in LABELS if ending in parts), None)
-    if given is None:
+    label = next((parts[ending] for ending in LABELS if ending in parts), None)
+    if label is None:
         raise ClipguardError(
             f"sample {key!r} of {shard.path} has no label: give each image KEY.cls or KEY.json"
         )
     try:
-        found.labels.append(_label(shard, given))
+        samples.labels.append(_label(shard, label))
     except ValueError as error:
-        said = reason_of(error)
-        raise ClipguardError(f"label {given.name!r} of {shard.path} cannot be read: {said}") from error
-    found.keys.append(key)
-    found.places.append((shard.number, parts[images[0]].offset, parts[images[0]].size))
+        raise ClipguardError(
+            f"label {label.name!r} of {shard.path} cannot be read: {reason_of(error)}"
+        ) from error
+    samples.keys.append(key)
+    samples.places.append((shard.number, parts[images[0]].offset, parts[images[0]].size))
 
 
-def _add_shard(found: _Found, path: Path, number: int, limits: Limits) -> None:
+def _add_shard(samples: _Samples, path: Path, number: int, limits: Limits) -> None:
     try:
         with opened_regular(path) as opened:
             shard = _Shard(path, number, opened.fileno(), limits)
             for key, group in groupby(_visible(members(path, limits)), lambda member: _parts(member)[0]):
-                _add_sample(found, shard, key, list(group))
-                if len(found.keys) > limits.members:
+                _add_sample(samples, shard, key, list(group))
+                if len(samples.keys) > limits.members:
                     raise ClipguardError(f"{path} goes above the limit of {limits.members} samples")
     except OSError as error:
         raise ClipguardError(f"{path} cannot be read as tar: {fault(error)}") from error
@@ -177,24 +176,23 @@ def list_tar(files: list[Path], location: Path, limits: Limits) -> Listing:
     Raises:
         ClipguardError: a damaged archive, no images, or a sample with several images or without a label.
     """
-    found = _Found([], [], [], [], [])
+    samples = _Samples([], [], [], [])
     for number, path in enumerate(files):
-        _add_shard(found, path, number, limits)
-    if not found.keys:
-        kept_out = f", {len(found.refused)} files were refused" if found.refused else ""
+        _add_shard(samples, path, number, limits)
+    if not samples.keys:
+        kept_out = f", {len(samples.refused)} files were refused" if samples.refused else ""
         raise ClipguardError(f"no images found in {location}: expected KEY.jpg and KEY.cls{kept_out}")
-    ids = found.keys
+    ids = samples.keys
     if len(set(ids)) < len(ids):
-        places = zip(ids, found.places, strict=True)
+        places = zip(ids, samples.places, strict=True)
         ids = [f"{files[shard].name}/{key}" for key, (shard, _, _) in places]
     return Listing(
         kind="tar",
         location=str(location),
-        labels=np.array(found.labels, np.int64),
+        labels=np.array(samples.labels, np.int64),
         ids=unique_ids(ids),
         keys=None,
         names=None,
-        reader=TarReader(tuple(files), np.array(found.places, np.int64), limits),
-        ignored=len(found.ignored),
-        refused=tuple(found.refused),
+        reader=TarReader(tuple(files), np.array(samples.places, np.int64), limits),
+        refused=tuple(samples.refused),
     )

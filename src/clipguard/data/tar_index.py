@@ -65,8 +65,8 @@ def members(path: Path, limits: Limits) -> Iterator[Member]:
             size = os.fstat(opened.fileno()).st_size
             yield from _walk(opened.fileno(), size, limits)
     except (OSError, Damaged) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise ClipguardError(f"{path} cannot be read as tar: {said}, get it again") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ClipguardError(f"{path} cannot be read as tar: {reason}, get it again") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +90,11 @@ def _walk(descriptor: int, end: int, limits: Limits) -> Iterator[Member]:
         if header.kind in EXTENSIONS:
             _check_end(header, position, min(end, position + EXTENDED), "an oversized extended header")
             content = os.pread(descriptor, header.size, position)
-            said = _extended(header.kind, content, position)
-            if said.keys() & extra.keys():
+            fields = _extended(header.kind, content, position)
+            if fields.keys() & extra.keys():
                 # Some readers take the first, some the last.
                 raise Damaged(f"a second extended header for one entry at byte {position - BLOCK}")
-            extra |= said
+            extra |= fields
         else:
             header = _amended(header, extra, position)
             _check_end(header, position, end, "an entry that is cut short")
@@ -154,15 +154,15 @@ def _extended(kind: bytes, content: bytes, position: int) -> dict[str, str]:
         return {}
     if kind == b"L":
         return {"path": _text(content)}
-    found = {}
+    fields = {}
     for name, value in _records(content, position):
-        if name in ("path", "size") and name in found:
+        if name in ("path", "size") and name in fields:
             raise Damaged(f"a pax header that says {name} twice at byte {position}")
         if name in ("path", "size") or name.startswith("GNU.sparse"):
-            found[name] = value
-    if kind == b"g" and found:
+            fields[name] = value
+    if kind == b"g" and fields:
         raise Damaged(f"a header for all entries that renames or resizes them at byte {position}")
-    return found
+    return fields
 
 
 def _records(content: bytes, position: int) -> Iterator[tuple[str, str]]:

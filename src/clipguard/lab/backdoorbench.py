@@ -17,7 +17,9 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.data.decode import UnreadableImage, decode, thumbnail
+from clipguard.data import Failed, Item
+from clipguard.data.decode import Decoder, thumbnail
+from clipguard.data.listing import fault
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.protocol import rebuilt, truth_of
 from clipguard.lab.ground_truth import PoisonTruth
@@ -187,12 +189,22 @@ def _check_same(changes: Changes, clean: ImageSet, kind: str) -> None:
 def _pixels(changes: Changes, clean: ImageSet) -> Images:
     height, width = clean.images.shape[1:3]
     pixels = np.empty((len(changes.files), height, width, 3), np.uint8)
-    for place, file in enumerate(changes.files):
-        try:
-            pixels[place] = thumbnail(decode(read_bounded(file, Limits().file_bytes)), (height, width))
-        except (OSError, UnreadableImage) as error:
-            raise ClipguardError(f"image {file} cannot be read: make the record anew") from error
+    limits = Limits()
+    contents = (_content(file, limits) for file in changes.files)
+    for place, image in enumerate(Decoder(limits).results("pixels", contents)):
+        if not isinstance(image, np.ndarray):
+            raise ClipguardError(
+                f"image {changes.files[place]} cannot be read ({image}): make the record anew"
+            )
+        pixels[place] = thumbnail(image, (height, width))
     return pixels
+
+
+def _content(file: Path, limits: Limits) -> Item:
+    try:
+        return read_bounded(file, limits.file_bytes)
+    except OSError as error:
+        return Failed(fault(error))
 
 
 def _plain(file: str, weights: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from clipguard.errors import ClipguardError, fault_of
 from clipguard.runs.files import PART, read_json, replacing, write_json
-from clipguard.runs.locks import LOCK, Lock, lock
+from clipguard.runs.locks import LOCK, RunLock, lock_run
 from clipguard.runs.seal import SEAL, described, seal, sealed, unseal
 from clipguard.runs.stage import (
     CLOCK,
@@ -65,7 +65,7 @@ class RunFolder:
         """Use `open` or `read`."""
         self.path = path
         self.manifest = manifest
-        self._lock: Lock | None = None
+        self._lock: RunLock | None = None
         self._created = False
 
     @classmethod
@@ -218,7 +218,7 @@ class RunFolder:
             return
         try:
             (self.path / "stages").mkdir(parents=True, exist_ok=True)
-            self._lock = lock(self.path)
+            self._lock = lock_run(self.path)
             self._created = not (self.path / MANIFEST).exists()
             if not self._created:  # another process may have made it since it was opened
                 _of_same_data(self.read(self.path), self.manifest["source"]["fingerprint"])

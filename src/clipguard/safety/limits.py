@@ -1,4 +1,4 @@
-"""How much of anything a stranger may make clipguard take: every reader stops at these numbers."""
+"""Bounds on what untrusted input may cost: every reader stops at these numbers."""
 
 import json
 import os
@@ -24,9 +24,9 @@ class Limits:
         side_ratio: longer by shorter side; a guide that scales the shorter side up pays for the longer one.
         file_bytes: one encoded image.
         seconds: processor time to decode one image or to read one from Parquet.
-        memory: bytes of address space of a process that decodes or reads Parquet.
-        crashes: processes that may die of images or be stopped at `seconds`, then the source is refused.
-        isolated: decode, and read Parquet, in processes of their own, so that a crash or a hang costs little.
+        memory: bytes of address space of a worker that decodes or reads Parquet.
+        crashes: workers that may die of images or be stopped at `seconds`, then the source is refused.
+        isolated: decode, and read Parquet, in sandboxed workers, so that a crash or a hang costs little.
         links: follow symbolic links that lead out of an image folder.
         members: entries of an archive, files of a folder.
         name_length: characters of a file's or a class's name.

@@ -1,5 +1,6 @@
-"""Hostile bytes -> RGB pixels, or a row in the list of unreadable images; in processes that may die of it."""
+"""Hostile bytes -> RGB pixels, or a row in the list of unreadable images, in sandboxed workers."""
 
+from clipguard.data.decode.decoder import Decoder
 from clipguard.data.decode.pixels import UnreadableImage, decode
 from clipguard.data.decode.reading import (
     Sizes,
@@ -9,7 +10,6 @@ from clipguard.data.decode.reading import (
     read_images,
     thumbnail,
 )
-from clipguard.data.decode.workers import Decoder, decoding
 from clipguard.data.listing import Unreadable
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "common_size",
     "decode",
     "decode_rows",
-    "decoding",
     "read_images",
     "thumbnail",
 ]

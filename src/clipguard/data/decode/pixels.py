@@ -1,4 +1,4 @@
-"""Hostile bytes -> RGB pixels, or a reason why not. It runs in processes of its own: few imports."""
+"""Hostile bytes -> RGB pixels, or a reason why not. It runs in sandboxed workers: few imports."""
 
 import io
 from collections.abc import Iterator
@@ -28,10 +28,10 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-USUAL: Final = Limits()
+DEFAULT_LIMITS: Final = Limits()
 
-Wanted = Literal["pixels", "size"]
-Answer = UInt8[np.ndarray, "h w 3"] | tuple[int, int] | str
+Request = Literal["pixels", "size"]
+Decoded = UInt8[np.ndarray, "h w 3"] | tuple[int, int] | str
 """Pixels, height and width, or why there are none."""
 
 
@@ -125,7 +125,7 @@ def _array(item: Shaped[np.ndarray, "..."], limits: Limits) -> UInt8[np.ndarray,
     return np.array(np.broadcast_to(item.reshape(*item.shape[:2], -1), (*item.shape[:2], 3)))
 
 
-def decode(item: Item, *, limits: Limits = USUAL) -> UInt8[np.ndarray, "h w 3"]:
+def decode(item: Item, *, limits: Limits = DEFAULT_LIMITS) -> UInt8[np.ndarray, "h w 3"]:
     """Return the RGB pixels of one item of a source, upright, transparent parts on white.
 
     Args:
@@ -141,14 +141,14 @@ def decode(item: Item, *, limits: Limits = USUAL) -> UInt8[np.ndarray, "h w 3"]:
         return _array(item, limits)
     with _guarded():
         image = _opened(item, limits)
-        # Asked for the orientation first, a PNG is loaded by that, and its damage is told to nobody.
+        # Reading the orientation first would load a PNG, and swallow what Pillow says of its damage.
         image.load()
         turn = TURNS.get(_orientation(image))
         pixels = _rgb(image)
         return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
 
 
-def size_of(item: Item, *, limits: Limits = USUAL) -> tuple[int, int]:
+def size_of(item: Item, *, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
     """Return height and width as `decode` would give them, from the header alone.
 
     Raises:
@@ -160,13 +160,13 @@ def size_of(item: Item, *, limits: Limits = USUAL) -> tuple[int, int]:
         return int(item.shape[0]), int(item.shape[1])
     with _guarded():
         image = _opened(item, limits)
-        lying = 5 <= _orientation(image) <= 8
-        return (image.width, image.height) if lying else (image.height, image.width)
+        sideways = 5 <= _orientation(image) <= 8
+        return (image.width, image.height) if sideways else (image.height, image.width)
 
 
-def answer(wanted: Wanted, item: Item, limits: Limits) -> Answer:
-    """Return what is wanted of an item, or the reason why it cannot be had."""
+def decoded(request: Request, item: Item, limits: Limits) -> Decoded:
+    """Return the pixels or the size of an item, or the reason why it has none."""
     try:
-        return decode(item, limits=limits) if wanted == "pixels" else size_of(item, limits=limits)
+        return decode(item, limits=limits) if request == "pixels" else size_of(item, limits=limits)
     except UnreadableImage as error:
         return str(error)

@@ -9,7 +9,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from clipguard.data import ImageSource
-from clipguard.data.decode.workers import Decoder, decoding
+from clipguard.data.decode.decoder import Decoder
 from clipguard.data.listing import Unreadable
 from clipguard.errors import ClipguardError
 from clipguard.types import ImageSet, image_set
@@ -31,9 +31,9 @@ def decode_rows(
     """Return (row, pixels) or (row, why not) for each of `rows`, which ascend.
 
     Raises:
-        ClipguardError: the images made too many decoding processes crash or hang.
+        ClipguardError: the images made too many workers crash or hang.
     """
-    for row, result in zip(rows, decoder.answers("pixels", source.read(rows)), strict=True):
+    for row, result in zip(rows, decoder.results("pixels", source.read(rows)), strict=True):
         if isinstance(result, np.ndarray):
             yield int(row), result
         else:
@@ -51,14 +51,14 @@ def thumbnail(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8
 def read_images(
     source: ImageSource,
     size: tuple[int, int],
-    on_progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ImageSet, tuple[Unreadable, ...]]:
     """Return all readable images at `size` (height, width), and the list of the others.
 
     Args:
         source: where they come from.
         size: height and width of every image returned.
-        on_progress: called with the numbers of rows done and of all rows now and then, and at the end.
+        progress: called with the numbers of rows done and of all rows now and then, and at the end.
 
     Raises:
         ClipguardError: see `check_readable`.
@@ -67,15 +67,14 @@ def read_images(
     images = np.empty((total, *size, 3), np.uint8)
     readable = np.ones(total, bool)
     unreadable = []
-    with decoding(source.limits) as decoder:
-        for row, result in decode_rows(source, range(total), decoder):
-            if isinstance(result, Unreadable):
-                readable[row] = False
-                unreadable.append(result)
-            else:
-                images[row] = thumbnail(result, size)
-            if on_progress and (row + 1 == total or (row + 1) % REPORT_EVERY == 0):
-                on_progress(row + 1, total)
+    for row, result in decode_rows(source, range(total), Decoder(source.limits)):
+        if isinstance(result, Unreadable):
+            readable[row] = False
+            unreadable.append(result)
+        else:
+            images[row] = thumbnail(result, size)
+        if progress and (row + 1 == total or (row + 1) % REPORT_EVERY == 0):
+            progress(row + 1, total)
     check_readable(source, tuple(unreadable))
     if unreadable:
         images = images[readable]
@@ -89,14 +88,14 @@ def check_readable(source: ImageSource, unreadable: tuple[Unreadable, ...]) -> N
     Raises:
         ClipguardError: more than 10 % of the images, or all images of a class, are unreadable.
     """
-    listed = (*source.refused, *unreadable)
-    if not listed:
+    failed = (*source.refused, *unreadable)
+    if not failed:
         return
-    first = f"first {listed[0].id!r} ({listed[0].reason})"
+    first = f"first {failed[0].id!r} ({failed[0].reason})"
     total = len(source) + len(source.refused)
-    if len(listed) > MAX_UNREADABLE * total:
+    if len(failed) > MAX_UNREADABLE * total:
         raise ClipguardError(
-            f"{len(listed)} of {total} images of {source.location} are unreadable, "
+            f"{len(failed)} of {total} images of {source.location} are unreadable, "
             f"more than {MAX_UNREADABLE:.0%}, {first}: repair or remove them"
         )
     lost = {entry.id for entry in unreadable}
@@ -109,19 +108,18 @@ def check_readable(source: ImageSource, unreadable: tuple[Unreadable, ...]) -> N
             )
 
 
-def common_size(source: ImageSource, probe: int = 64) -> Sizes:
-    """Return the size that most of `probe` evenly spaced images have (the larger of equals), and the largest.
+def common_size(source: ImageSource, sample: int = 64) -> Sizes:
+    """Return the most frequent size of `sample` evenly spaced images (the larger of equals), and the largest.
 
     Raises:
         ClipguardError: none of them is readable.
     """
-    rows = np.unique(np.linspace(0, len(source) - 1, min(probe, len(source))).round().astype(np.int64))
-    with decoding(source.limits) as decoder:
-        found = list(decoder.answers("size", source.read(rows)))
-    sizes = [size for size in found if isinstance(size, tuple)]
+    rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).round().astype(np.int64))
+    results = list(Decoder(source.limits).results("size", source.read(rows)))
+    sizes = [size for size in results if isinstance(size, tuple)]
     if not sizes:
         raise ClipguardError(
-            f"none of {len(rows)} probed images of {source.location} is readable, first: {found[0]}"
+            f"none of {len(rows)} sampled images of {source.location} is readable, first: {results[0]}"
         )
     counts = Counter(sizes)
 

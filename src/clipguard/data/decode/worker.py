@@ -1,49 +1,34 @@
-"""The process that decodes: it may crash, hang or swell, and nothing is lost with it but one image."""
+"""The worker that decodes: it may crash, hang or swell, and nothing is lost with it but one image."""
 
 import json
-import signal
 import struct
-import sys
-from contextlib import suppress
-from typing import BinaryIO
+from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 
-from clipguard.data.decode.pixels import Answer, answer
-from clipguard.data.decode.wire import LENGTH, PIXELS, REASON, REPLY, REQUEST, SIZE, WANTED
+from clipguard.data.decode.pixels import Request, decoded
 from clipguard.safety.limits import Limits
-from clipguard.safety.sandbox import enter, write
+from clipguard.safety.sandbox import FIRST_KIND, Frame, serve
+
+PIXELS, SIZE, REASON = range(FIRST_KIND, FIRST_KIND + 3)
+"""Of a request: an image. Of an answer: pixels, behind their size; height and width; why there is neither."""
+KINDS: Final[dict[Request, int]] = {"pixels": PIXELS, "size": SIZE}
+SIDES: Final = struct.Struct("<II")
 
 
-def _reply(descriptor: int, found: Answer) -> None:
-    if isinstance(found, np.ndarray):
-        height, width, _ = found.shape
-        pixels = np.ascontiguousarray(found).data.cast("B")
-        write(descriptor, REPLY.pack(PIXELS, height, width), pixels)
-    elif isinstance(found, tuple):
-        write(descriptor, REPLY.pack(SIZE, *found))
-    else:
-        reason = found.encode("utf-8", "backslashreplace")
-        write(descriptor, REPLY.pack(REASON, len(reason), 0) + reason)
-
-
-def _serve(requests: BinaryIO, replies: int, limits: Limits) -> None:
-    """Answer batches until the parent closes its end; a whole batch is read before the first answer."""
-    while header := requests.read(REQUEST.size):
-        kind, count = REQUEST.unpack(header)
-        items = [requests.read(LENGTH.unpack(requests.read(LENGTH.size))[0]) for _ in range(count)]
-        for item in items:
-            # Processor time, since on a busy machine a good image may take long by the clock.
-            signal.setitimer(signal.ITIMER_PROF, limits.seconds)
-            found = answer(WANTED[kind], item, limits)
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            _reply(replies, found)
+def _answer(request: list[Frame], limits: Limits) -> Iterator[Frame]:
+    for kind, item in request:
+        result = decoded("size" if kind == SIZE else "pixels", bytes(item), limits)
+        if isinstance(result, str):
+            yield REASON, result.encode("utf-8", "backslashreplace")
+        elif isinstance(result, tuple):
+            yield SIZE, SIDES.pack(*result)
+        else:
+            yield SIZE, SIDES.pack(*result.shape[:2])
+            yield PIXELS, np.ascontiguousarray(result).data.cast("B")
 
 
 def main(fields: str) -> None:
     """Serve until the parent goes; `fields` are those of `Limits` as JSON."""
-    limits = Limits(**json.loads(fields))
-    replies = enter(limits)
-    # The parent may be gone before its answer: that is no fault to report.
-    with suppress(BrokenPipeError, struct.error):
-        _serve(sys.stdin.buffer, replies, limits)
+    serve(Limits(**json.loads(fields)), _answer)

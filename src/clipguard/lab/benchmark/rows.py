@@ -37,7 +37,7 @@ from clipguard.lab.benchmark.machine import commit, machine, peak_memory, versio
 from clipguard.lab.benchmark.preflight import preflight
 from clipguard.lab.benchmark.results import write_results
 from clipguard.runs import read_json, write_json
-from clipguard.runs.process_locks import locked
+from clipguard.runs.locks import locked
 
 FORMAT: Final = 1
 """Raise it when the meaning of a figure changes: older rows are then computed again."""

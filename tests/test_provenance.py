@@ -1,4 +1,4 @@
-"""data.provenance and `clipguard verify`: what was read is on record, and every later change is told."""
+"""data.provenance and `clipguard verify`: what was read is on record, and every later change is reported."""
 
 import hashlib
 import json
@@ -18,6 +18,7 @@ from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, build, save
 from clipguard.pipeline.defender import Defender, write_summary
 from clipguard.runs import read_json, read_table, write_json
+from clipguard.safety.limits import Limits
 from clipguard.seeds import Seed
 from clipguard.types import image_set
 from tiny_data import NAMES, CommandLine, few_steps, image_folder, npz, pictures, tree
@@ -91,12 +92,12 @@ def test_images_are_hashed_while_they_are_read_and_not_once_more(data, out):
     assert len(listed(out)) == N
 
 
-def test_watching_changes_nothing_of_the_source(data):
+def test_hashing_changes_nothing_of_the_source(data):
     source = ImageSource.open(data)
-    seen = hashing(source)
-    assert hashing(seen) is seen
-    assert seen.fingerprint == source.fingerprint
-    assert list(seen.read(range(5))) == list(source.read(range(5)))
+    hashed = hashing(source)
+    assert hashing(hashed) is hashed
+    assert hashed.fingerprint == source.fingerprint
+    assert list(hashed.read(range(5))) == list(source.read(range(5)))
 
 
 @pytest.mark.parametrize("change", ["other bytes", "gone", "came back"])
@@ -149,7 +150,7 @@ def test_what_has_no_file_leaves_an_empty_list_and_nothing_to_compare(tmp_path, 
         check_inputs(tmp_path / "run", tmp_path)
 
 
-def test_inputs_are_told_as_ok_changed_missing_or_added(tmp_path, data, out):
+def test_inputs_are_listed_as_ok_changed_missing_or_added(tmp_path, data, out):
     write_inputs(ImageSource.open(data), out)
     moved = data.rename(tmp_path / "moved")
     assert {check.status for check in check_inputs(tmp_path / "run", moved)} == {"ok"}
@@ -157,6 +158,24 @@ def test_inputs_are_told_as_ok_changed_missing_or_added(tmp_path, data, out):
     (moved / "dog/0001.png").rename(moved / "dog/new.png")
     odd = {c.path: c.status for c in check_inputs(tmp_path / "run", moved) if c.status != "ok"}
     assert odd == {"cat/0000.png": "changed", "dog/0001.png": "missing", "dog/new.png": "added"}
+
+
+def test_inputs_are_looked_for_by_the_limits_of_the_run(tmp_path, data, out):
+    (data / "cat").rename(tmp_path / "cats")
+    (data / "cat").symlink_to(tmp_path / "cats")
+    write_inputs(ImageSource.open(data, limits=Limits(links=True)), out)
+    assert {check.status for check in check_inputs(tmp_path / "run", data)} == {"ok"}
+    about = read_json(out / "inputs.json")
+    for limits, reason in (
+        ({"links": False}, "a link that leads out"),
+        ({"links": True, "members": 3}, "more files than the limit of 3"),
+        ({"unknown": 1}, "damaged list of its inputs"),
+        ({"members": "many"}, "damaged list of its inputs"),
+        (None, "damaged list of its inputs"),
+    ):
+        write_json(out / "inputs.json", about | {"limits": limits})
+        with pytest.raises(ClipguardError, match=reason):
+            check_inputs(tmp_path / "run", data)
 
 
 def test_of_some_rows_only_the_others_are_no_addition(tmp_path, data, out):
@@ -177,7 +196,7 @@ def clipguard(capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Return the data, the model and the run of a defence."""
-    root = tmp_path_factory.mktemp("custody")
+    root = tmp_path_factory.mktemp("provenance")
     image_folder(root / "data", n=60)
     spec = ModelSpec(architecture="preactresnet18-4", num_classes=2, input_size=(16, 16))
     save(build(spec, Seed(0)), spec, root / "model.safetensors")
@@ -237,7 +256,7 @@ def test_every_artefact_that_differs_is_named(clipguard, root, name, status):
     assert odd[name] == status
 
 
-def test_a_changed_model_and_an_added_file_are_told_to_a_person_too(clipguard, root):
+def test_a_changed_model_and_an_added_file_are_printed_too(clipguard, root):
     (root / "model.safetensors").write_bytes(b"another")
     (root / "run/stages/read/more.npy").write_bytes(b"more")
     ran = clipguard("verify", root / "run", "--model", root / "model.safetensors")
@@ -266,7 +285,7 @@ def test_what_cannot_be_verified_is_an_error_in_one_line(clipguard, root, damage
 @pytest.mark.parametrize(
     "name", ["report2.html", "stages/more.npy", "stages/read/more.npy", "stages/new/manifest.json"]
 )
-def test_an_added_file_is_told_wherever_it_lies(clipguard, root, name):
+def test_an_added_file_is_listed_wherever_it_lies(clipguard, root, name):
     (root / "run" / name).parent.mkdir(exist_ok=True)
     (root / "run" / name).write_text("{}")
     ran = clipguard("verify", root / "run", "--json")
@@ -277,7 +296,7 @@ def test_an_added_file_is_told_wherever_it_lies(clipguard, root, name):
 @pytest.mark.parametrize(
     "name", ["samples.parquet", "stages/cure/manifest.json", "stages/read/inputs.parquet"]
 )
-def test_a_pipe_in_place_of_a_file_is_told_and_not_waited_for(clipguard, root, name):
+def test_a_pipe_in_place_of_a_file_is_listed_and_not_waited_for(clipguard, root, name):
     (root / "run" / name).unlink()
     os.mkfifo(root / "run" / name)
     ran = clipguard("verify", root / "run", "--json")
@@ -300,7 +319,7 @@ def test_a_list_of_inputs_that_is_no_list_is_an_error_in_one_line(clipguard, roo
 
 
 @pytest.mark.parametrize("entry", [5, {}, {"bytes": "4"}, {"bytes": 0, "sha256": "x"}])
-def test_a_stage_that_records_nonsense_or_a_device_is_told(clipguard, root, entry):
+def test_a_stage_that_records_damaged_entries_or_a_device_is_listed(clipguard, root, entry):
     manifest = root / "run/stages/cure/manifest.json"
     files = {"../../report.html": entry, "../../../../../../../dev/zero": entry, "a\0b": entry}
     write_json(manifest, read_json(manifest) | {"files": files})
@@ -312,16 +331,16 @@ def test_a_stage_that_records_nonsense_or_a_device_is_told(clipguard, root, entr
     assert all(odd[f"stages/cure/{name}"] != "ok" for name in files)
 
 
-def test_a_changed_or_exchanged_guide_is_told(clipguard, root):
+def test_a_changed_or_exchanged_guide_is_listed(clipguard, root):
     weights = ClipGuide("mini").clip.weights
     for given in (weights, weights.parent):
         assert clipguard("verify", root / "run", "--guide", given).code == 0
     shutil.copytree(weights.parent, root / "guide")
     config = root / "guide" / "open_clip_config.json"
     settings = config.read_text()
-    told = json.loads(settings)
-    told["preprocess_cfg"]["mean"] = [0.1, 0.2, 0.3]
-    config.write_text(json.dumps(told))
+    changed = json.loads(settings)
+    changed["preprocess_cfg"]["mean"] = [0.1, 0.2, 0.3]
+    config.write_text(json.dumps(changed))
     ran = clipguard("verify", root / "run", "--guide", root / "guide", "--json")
     assert (ran.code, ran.json["counts"]["guide"]) == (1, {"ok": 1, "changed": 1})
     config.write_text(settings)
@@ -374,7 +393,7 @@ def test_weights_that_are_not_what_their_cache_calls_them_are_refused(tmp_path, 
             _ = guide.weights_verified_by
 
 
-def test_a_scan_with_a_guide_that_nobody_vouches_for_says_so(finished, tmp_path, monkeypatch):
+def test_a_scan_with_a_guide_of_unverified_weights_warns(finished, tmp_path, monkeypatch):
     shutil.copytree(finished / "run", tmp_path / "run")
     monkeypatch.setattr(ClipGuide, "weights_verified_by", None)
     defender = Defender(ClipGuide("mini"), tmp_path / "run", plan=QUICKEST).scan(finished / "data")

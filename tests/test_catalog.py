@@ -1,4 +1,4 @@
-"""data.catalog: local folders first, archives read in place, no network unless asked for."""
+"""data.catalog: local folders first, archives read in place, no network unless allowed."""
 
 import hashlib
 import io
@@ -14,8 +14,8 @@ from PIL import Image
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.data import catalog as named
 from clipguard.data.catalog import NAMED, Archive, open_named
+from clipguard.data.class_names import GTSRB_NAMES
 from clipguard.data.decode import read_images
-from clipguard.data.signs import GTSRB_NAMES
 from clipguard.data.writer import write_parquet
 from clipguard.errors import ClipguardError
 from clipguard.types import image_set
@@ -172,8 +172,13 @@ def test_shards_in_several_folders_are_refused_and_odd_names_are_none(tmp_path):
         open_named("cifar100", "test", tmp_path)
 
 
+<<<<<<< HEAD:tests/test_sources_named.py
 def test_what_is_not_there_is_not_fetched_without_being_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(named, "answers", lambda status: pytest.fail("the network was used"))
+=======
+def test_what_is_not_there_is_not_fetched_unless_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr(named, "_answers", lambda url: pytest.fail("the network was used"))
+>>>>>>> w-data:tests/test_catalog.py
     with pytest.raises(ClipguardError, match=r"train\.parquet.*cifar-10-binary\.tar\.gz.*--download"):
         open_named("cifar10", "train", tmp_path)
     assert list(tmp_path.iterdir()) == []
