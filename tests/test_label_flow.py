@@ -1,25 +1,36 @@
-"""detection.label_flow: labels planted into one class are told from noise that goes both ways."""
+"""detection.label_flow: label-only poison of one class is told from label errors that go both ways."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipguard.detection import label_flow
 from clipguard.detection.label_flow import (
+    FOLDS,
+    GUIDE_LOSS,
     NO_LOG_PROB,
     LabelFlow,
     LabelFlowConfig,
+    LabelView,
     class_log_probs,
     label_flow_z,
     label_only_poison,
     refitted_label_flow,
+    too_few_to_refit,
     with_label_flags,
 )
 from clipguard.seeds import Seed
-from clipguard.types import Split
+from clipguard.types import State, partition_of
 
 K = 4
-NOISE = LabelFlowConfig()
+CONFIG = LabelFlowConfig()
+
+
+def nobody(labels):
+    return np.zeros(len(labels), dtype=bool)
 
 
 def blobs(sizes=(300,) * K, spread=1.0, seed=0):
@@ -30,114 +41,138 @@ def blobs(sizes=(300,) * K, spread=1.0, seed=0):
     return (centres[labels] + spread * draw.normal(size=(len(labels), 12))).astype(np.float32), labels
 
 
-def judged(embeddings, labels, guide_nll=None, unexplained=None):
-    everyone = np.ones(len(labels), dtype=bool)
-    odds = class_log_probs(embeddings, labels, K, ~everyone, NOISE, Seed(0))
-    own = -odds[np.arange(len(labels)), labels] if guide_nll is None else guide_nll
-    return label_only_poison(own, odds, labels, everyone if unexplained is None else unexplained, NOISE)[0]
+def view_of(labels, guide_nll=None, unexplained=None):
+    """Return the view under a guide that believes no label, if none is given, and without a trigger."""
+    return LabelView(
+        labels=labels,
+        guide_nll=np.full(len(labels), 9.0) if guide_nll is None else guide_nll,
+        unexplained=~nobody(labels) if unexplained is None else unexplained,
+    )
 
 
-def flipped(labels, count, target=0, seed=1):
+def probe_of(embeddings, labels):
+    """Return the log-probabilities of the linear probe, and its losses of the labels."""
+    log_probs = class_log_probs(embeddings, labels, K, nobody(labels), Seed(0))
+    return log_probs, -log_probs[np.arange(len(labels)), labels]
+
+
+def flagged_labels(embeddings, labels, guide_nll=None, unexplained=None):
+    """Return which labels are flagged; the guide is the probe, unless its losses are given."""
+    log_probs, loss = probe_of(embeddings, labels)
+    view = view_of(labels, loss if guide_nll is None else guide_nll, unexplained)
+    return label_only_poison(view, log_probs, CONFIG).flagged
+
+
+def relabelled(labels, count, target=0, seed=1):
     """Return labels of which `count` of other classes became `target`, and which."""
     rows = np.random.default_rng(seed).choice(np.flatnonzero(labels != target), count, replace=False)
-    changed, bad = labels.copy(), np.zeros(len(labels), dtype=bool)
-    changed[rows], bad[rows] = target, True
-    return changed, bad
+    changed, poisoned = labels.copy(), nobody(labels)
+    changed[rows], poisoned[rows] = target, True
+    return changed, poisoned
+
+
+def log_probs_of(likeliest, labels, k, loss=9.0):
+    """Return those of a probe that is sure of one class, and gives labels of another one that loss."""
+    log_probs = np.full((len(labels), k), -9.0)
+    log_probs[np.arange(len(labels)), labels] = -loss
+    log_probs[np.arange(len(labels)), likeliest] = 0.0
+    return log_probs
 
 
 @pytest.mark.parametrize("target", [0, 2])
-def test_labels_planted_into_one_class_are_found(target):
+def test_label_only_poison_of_one_class_is_flagged(target):
     embeddings, labels = blobs(spread=0.8)
-    changed, bad = flipped(labels, 60, target)
-    found = judged(embeddings, changed)
-    assert found[bad].mean() > 0.7
-    assert found[~bad].mean() < 0.01
+    changed, poisoned = relabelled(labels, 60, target)
+    flagged = flagged_labels(embeddings, changed)
+    assert flagged[poisoned].mean() > 0.7
+    assert flagged[~poisoned].mean() < 0.01
 
 
-def test_an_untouched_set_has_no_planted_label_even_if_classes_overlap_and_differ_in_size():
+def test_no_label_of_an_untouched_set_is_flagged_even_if_classes_overlap_and_differ_in_size():
     for seed in range(5):
         embeddings, labels = blobs((600, 200, 60, 20), spread=2.0, seed=seed)
-        assert not judged(embeddings, labels).any()
+        assert not flagged_labels(embeddings, labels).any()
 
 
-def test_a_leaning_that_all_classes_share_in_some_measure_is_no_attack_however_large_the_set():
+def test_a_bias_that_all_classes_share_in_some_measure_is_no_attack_however_large_the_set(monkeypatch):
     # Each class is taken for its lower neighbour more often than the other way round, more or less so.
     draw = np.random.default_rng(4)
     n, k = 80_000, 10
     labels = draw.integers(0, k, n)
-    leaning = draw.uniform(0.0, 0.04, k)
-    odds = np.where(np.eye(k, dtype=bool)[labels], 0.0, -9.0)
-    wrong = draw.random(n) < leaning[labels]
-    odds[wrong] = np.where(np.eye(k, dtype=bool)[(labels[wrong] - 1) % k], 0.0, -9.0)
-    everyone = np.ones(n, bool)
-    assert label_flow_z(everyone, odds, labels, everyone).max() > NOISE.label_flow_z
-    for noise, called in ((NOISE, False), (LabelFlowConfig(outlier=-1e9), True)):
-        assert label_only_poison(np.full(n, 9.0), odds, labels, everyone, noise)[0].any() == called
+    bias = draw.uniform(0.0, 0.04, k)
+    wrong = draw.random(n) < bias[labels]
+    log_probs = log_probs_of(np.where(wrong, (labels - 1) % k, labels), labels, k)
+    view = view_of(labels)
+    assert label_flow_z(view.unexplained, log_probs, view).max() > CONFIG.z_score
+    assert not label_only_poison(view, log_probs, CONFIG).flagged.any()
+    monkeypatch.setattr(label_flow, "OUTLIER", -1e9)
+    assert label_only_poison(view, log_probs, CONFIG).flagged.any()
 
 
-def test_few_planted_labels_stand_out_among_the_most_absurd_where_leanings_hide_them_from_the_rest():
-    # Every class but the first leans one way or the other, a little: by 6 nats, where planted labels reach 9.
+def test_little_poison_stands_out_among_the_highest_losses_where_biases_hide_it_from_the_rest(monkeypatch):
+    # Every class but the first is biased one way or the other, a little: by 6 nats, where poison reaches 9.
     n, k = 20_000, 10
-    eye = np.eye(k, dtype=bool)
     labels = np.arange(n) % k
-    said, depth = labels.copy(), np.zeros(n)
+    likeliest, depth = labels.copy(), np.full(n, 9.0)
     draw = np.random.default_rng(5)
-    leaning = np.array([0, 0.02, -0.02, 0.02, -0.02, 0.02, -0.02, 0.02, -0.02, 0])
+    bias = np.array([0, 0.02, -0.02, 0.02, -0.02, 0.02, -0.02, 0.02, -0.02, 0])
     for one in range(1, 9, 2):
-        leaning_rows = (labels == one) & (draw.random(n) < leaning[one])
-        said[leaning_rows], depth[leaning_rows] = one + 1, 6.0
-    planted = (labels == 0) & (draw.random(n) < 0.04)
-    said[planted], depth[planted] = draw.integers(1, k, planted.sum()), 9.0
-    odds = np.where(eye[said], 0.0, -np.where(said == labels, 9.0, depth)[:, None])
-    everyone = np.ones(n, bool)
-    found, *_ = label_only_poison(np.full(n, 9.0), odds, labels, everyone, LabelFlowConfig(absurd=0.003))
-    assert found[planted].all()
-    assert not found[~planted].any()
-    blunt = LabelFlowConfig(absurd=0.5)
-    assert not label_only_poison(np.full(n, 9.0), odds, labels, everyone, blunt)[0].any()
+        biased = (labels == one) & (draw.random(n) < bias[one])
+        likeliest[biased], depth[biased] = one + 1, 6.0
+    poisoned = (labels == 0) & (draw.random(n) < 0.04)
+    likeliest[poisoned] = draw.integers(1, k, poisoned.sum())
+    log_probs, view = log_probs_of(likeliest, labels, k, depth), view_of(labels)
+    monkeypatch.setattr(label_flow, "EXTREME_SHARE", 0.003)
+    assert np.array_equal(label_only_poison(view, log_probs, CONFIG).flagged, poisoned)
+    monkeypatch.setattr(label_flow, "EXTREME_SHARE", 0.5)
+    assert not label_only_poison(view, log_probs, CONFIG).flagged.any()
 
 
-def test_labels_that_are_all_as_absurd_are_all_counted():
-    # More of them than are looked for: none is the most absurd.
+def test_labels_that_all_have_the_same_loss_are_all_counted():
+    # More of them than are looked for: none has the highest loss.
     n, k = 4000, 10
-    labels, planted = np.arange(n) % k, np.arange(n) % 40 == 0
-    odds = np.where(np.eye(k, dtype=bool)[np.where(planted, 1 + np.arange(n) // 40 % 9, labels)], 0.0, -9.0)
-    found, *_ = label_only_poison(np.full(n, 9.0), odds, labels, np.ones(n, bool), NOISE)
-    assert np.array_equal(found, planted)
+    labels, poisoned = np.arange(n) % k, np.arange(n) % 40 == 0
+    likeliest = np.where(poisoned, 1 + np.arange(n) // 40 % 9, labels)
+    flow = label_only_poison(view_of(labels), log_probs_of(likeliest, labels, k), CONFIG)
+    assert np.array_equal(flow.flagged, poisoned)
 
 
-def test_a_class_that_nobody_is_flagged_in_is_not_doubted_either():
+def test_in_a_class_where_nothing_is_flagged_nothing_is_excluded_either():
     embeddings, labels = blobs()
-    changed, _ = flipped(labels, 60)
-    everyone = np.ones(len(labels), bool)
-    odds = class_log_probs(embeddings, changed, K, ~everyone, NOISE, Seed(0))
-    believing = np.zeros(len(labels))
-    assert not label_only_poison(believing, odds, changed, everyone, NOISE)[1].any()
+    changed, _ = relabelled(labels, 60)
+    log_probs, _ = probe_of(embeddings, changed)
+    assert label_only_poison(view_of(changed), log_probs, CONFIG).excluded.any()
+    believing = view_of(changed, np.zeros(len(labels)))
+    assert not label_only_poison(believing, log_probs, CONFIG).excluded.any()
 
 
-def test_labels_of_one_class_alone_that_became_another_are_found_by_the_pair():
+def test_labels_of_one_class_alone_that_became_another_are_flagged_by_the_pair(monkeypatch):
     n, k = 6000, 6
     draw = np.random.default_rng(3)
     labels = np.arange(n) % k
-    # All classes are a little unlike each other in how absurd their mistakes are, and one gives a fifth away.
-    said = np.where(draw.random(n) < 0.1, draw.integers(0, k, n), labels)
-    depth = np.where(said == labels, 0.0, draw.exponential(6, n))
-    given = (labels == 5) & (draw.random(n) < 0.2)
-    changed = np.where(given, 2, labels)
-    said[given], depth[given] = 5, 7.0
-    odds = np.where(np.eye(k, dtype=bool)[said], 0.0, -np.where(said == changed, 9.0, depth)[:, None])
-    everyone, guide = np.ones(n, bool), np.full(n, 9.0)
-    found, *_ = label_only_poison(guide, odds, changed, everyone, NOISE)
-    assert np.array_equal(np.unique(changed[found]), [2])
-    assert found[given].all()
-    assert not label_only_poison(guide, odds, changed, everyone, LabelFlowConfig(pair=1e9))[0].any()
+    # All classes differ a little in the loss of their errors, and one gives a fifth away.
+    likeliest = np.where(draw.random(n) < 0.1, draw.integers(0, k, n), labels)
+    depth = np.where(likeliest == labels, 0.0, draw.exponential(6, n))
+    moved = (labels == 5) & (draw.random(n) < 0.2)
+    changed = np.where(moved, 2, labels)
+    likeliest[moved], depth[moved] = 5, 7.0
+    log_probs = pair_log_probs(likeliest, changed, depth, k)
+    flow = label_only_poison(view_of(changed), log_probs, CONFIG)
+    assert np.array_equal(np.unique(changed[flow.flagged]), [2])
+    assert flow.flagged[moved].all()
     # Two such pairs are not far ahead of each other: confusion, of which there may be more.
     also = (labels == 4) & (draw.random(n) < 0.2)
-    twice, other = np.where(also, 1, changed), np.where(also, 4, said)
-    odds = np.where(
-        np.eye(k, dtype=bool)[other], 0.0, -np.where(other == twice, 9.0, np.where(also, 7, depth))[:, None]
-    )
-    assert not label_only_poison(guide, odds, twice, everyone, NOISE)[0].any()
+    twice = np.where(also, 1, changed)
+    two_pairs = pair_log_probs(np.where(also, 4, likeliest), twice, np.where(also, 7, depth), k)
+    assert not label_only_poison(view_of(twice), two_pairs, CONFIG).flagged.any()
+    monkeypatch.setattr(label_flow, "PAIR_Z", 1e9)
+    assert not label_only_poison(view_of(changed), log_probs, CONFIG).flagged.any()
+
+
+def pair_log_probs(likeliest, labels, depth, k):
+    """Return log-probabilities: `depth` nats are between the likeliest class and all others."""
+    own = np.eye(k, dtype=bool)[likeliest]
+    return np.where(own, 0.0, -np.where(likeliest == labels, 9.0, depth)[:, None])
 
 
 def test_symmetric_noise_is_not_called_an_attack():
@@ -145,239 +180,294 @@ def test_symmetric_noise_is_not_called_an_attack():
     draw = np.random.default_rng(3)
     noisy = draw.random(len(labels)) < 0.1
     labels = np.where(noisy, (labels + draw.integers(1, K, len(labels))) % K, labels)
-    assert not judged(embeddings, labels).any()
+    assert not flagged_labels(embeddings, labels).any()
 
 
 def test_labels_that_the_guide_believes_are_left_alone():
     embeddings, labels = blobs()
-    changed, _ = flipped(labels, 60)
-    assert not judged(embeddings, changed, guide_nll=np.zeros(len(labels))).any()
+    changed, _ = relabelled(labels, 60)
+    assert not flagged_labels(embeddings, changed, guide_nll=np.zeros(len(labels))).any()
 
 
 def test_where_a_trigger_explains_the_wrong_labels_no_more_are_flagged():
     embeddings, labels = blobs()
-    changed, bad = flipped(labels, 60)
-    explained = bad & (np.random.default_rng(2).random(len(bad)) < 0.95)
-    assert not judged(embeddings, changed, unexplained=~explained).any()
+    changed, poisoned = relabelled(labels, 60)
+    explained = poisoned & (np.random.default_rng(2).random(len(poisoned)) < 0.95)
+    assert not flagged_labels(embeddings, changed, unexplained=~explained).any()
 
 
-def test_a_class_in_which_a_trigger_explains_more_than_looks_planted_is_left_alone():
+def test_a_class_in_which_a_trigger_explains_more_than_would_be_flagged_is_left_alone():
     embeddings, labels = blobs()
-    changed, bad = flipped(labels, 60)
-    found = judged(embeddings, changed)
-    others = np.flatnonzero((changed == 0) & ~bad & ~found)
-    as_many = np.isin(np.arange(len(labels)), others[: found.sum()])
-    assert judged(embeddings, changed, unexplained=~as_many).any()
-    more = np.isin(np.arange(len(labels)), others[: found.sum() + 5])
-    assert not judged(embeddings, changed, unexplained=~more).any()
+    changed, poisoned = relabelled(labels, 60)
+    flagged = flagged_labels(embeddings, changed)
+    others = np.flatnonzero((changed == 0) & ~poisoned & ~flagged)
+    as_many = np.isin(np.arange(len(labels)), others[: flagged.sum()])
+    assert flagged_labels(embeddings, changed, unexplained=~as_many).any()
+    more = np.isin(np.arange(len(labels)), others[: flagged.sum() + 5])
+    assert not flagged_labels(embeddings, changed, unexplained=~more).any()
 
 
-def test_a_sample_is_judged_by_a_probe_that_has_not_seen_it():
-    # A lone sample far from all others: whoever has learnt it believes its label.
+def test_a_sample_is_scored_by_a_probe_that_was_fitted_without_it():
+    # A lone sample far from all others: a probe that has learnt it believes its label.
     embeddings, labels = blobs((40,) * K)
     embeddings[5] = 1000
-    before = class_log_probs(embeddings, labels, K, np.zeros(len(labels), bool), NOISE, Seed(0))
+    before, _ = probe_of(embeddings, labels)
     changed = labels.copy()
     changed[5] = 3
-    after = class_log_probs(embeddings, changed, K, np.zeros(len(labels), bool), NOISE, Seed(0))
+    after, _ = probe_of(embeddings, changed)
     assert np.array_equal(before[5], after[5])
 
 
-def test_reserved_samples_are_judged_but_not_learnt():
+def test_samples_that_are_left_out_are_scored_but_not_learnt():
     embeddings, labels = blobs((40,) * K)
-    reserved = np.arange(len(labels)) % 10 == 0
-    odds = class_log_probs(embeddings, labels, K, reserved, NOISE, Seed(0))
-    embeddings_moved = embeddings.copy()
-    embeddings_moved[reserved] += 5
-    moved = class_log_probs(embeddings_moved, labels, K, reserved, NOISE, Seed(0))
-    assert np.array_equal(odds[~reserved], moved[~reserved])
-    assert not np.array_equal(odds[reserved], moved[reserved])
+    left_out = np.arange(len(labels)) % 10 == 0
+    moved = embeddings.copy()
+    moved[left_out] += 5
+    one, other = (class_log_probs(values, labels, K, left_out, Seed(0)) for values in (embeddings, moved))
+    assert np.array_equal(one[~left_out], other[~left_out])
+    assert not np.array_equal(one[left_out], other[left_out])
+    # The comparison can fail: learnt, those samples change the others' scores.
+    assert not np.array_equal(probe_of(moved, labels)[0][~left_out], one[~left_out])
 
 
-def test_a_class_of_a_few_samples_is_given_no_opinion():
+def test_the_folds_are_drawn_from_the_seed():
+    embeddings, labels = blobs((40,) * K)
+    one, again, other = (class_log_probs(embeddings, labels, K, nobody(labels), Seed(s)) for s in (0, 0, 1))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_of_a_class_of_a_few_samples_the_probe_has_no_opinion():
     embeddings, labels = blobs((40, 40, 40, 6))
-    found = judged(embeddings, labels)
-    odds = class_log_probs(embeddings, labels, K, np.zeros(len(labels), bool), NOISE, Seed(0))
-    assert (odds[:, 3] == NO_LOG_PROB).all()
-    assert (odds[:, :3] > NO_LOG_PROB).all()
-    assert not found[labels == 3].any()
+    log_probs, _ = probe_of(embeddings, labels)
+    assert (log_probs[:, 3] == NO_LOG_PROB).all()
+    assert (log_probs[:, :3] > NO_LOG_PROB).all()
+    assert not flagged_labels(embeddings, labels)[labels == 3].any()
 
 
-def test_one_class_alone_gives_no_opinion_at_all():
+def test_samples_that_are_left_out_do_not_count_towards_the_fewest_of_a_class():
+    embeddings, labels = blobs((40, 40, 40, 2 * FOLDS))
+    left_out = np.arange(len(labels)) == len(labels) - 1
+    assert (class_log_probs(embeddings, labels, K, nobody(labels), Seed(0)) > NO_LOG_PROB).all()
+    assert (class_log_probs(embeddings, labels, K, left_out, Seed(0))[:, 3] == NO_LOG_PROB).all()
+
+
+def test_of_one_class_alone_the_probe_has_no_opinion_at_all():
     embeddings, labels = blobs((40, 4, 4, 4))
-    everyone = np.ones(len(labels), bool)
-    odds = class_log_probs(embeddings, labels, K, ~everyone, NOISE, Seed(0))
-    assert not judged(embeddings, labels).any()
-    assert np.isfinite(label_flow_z(everyone, odds, labels, everyone)).all()
+    log_probs, _ = probe_of(embeddings, labels)
+    view = view_of(labels)
+    assert (log_probs == NO_LOG_PROB).all()
+    assert not flagged_labels(embeddings, labels).any()
+    assert np.isfinite(label_flow_z(view.unexplained, log_probs, view)).all()
 
 
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.integers(2, 5))
-def test_the_surplus_is_the_difference_of_rates_in_standard_errors(seed, k):
+def test_the_z_score_is_the_difference_of_rates_in_standard_errors(seed, k):
     draw = np.random.default_rng(seed)
     n = 50
     labels = draw.integers(0, k, n)
-    odds, guide = draw.normal(-3, 3, (n, k)), draw.exponential(4, n)
-    left, disbelieved = draw.random(n) < 0.8, draw.random(n) < 0.6
-    # Every class is fed that takes in more than it gives out, so that something is flagged.
-    eager = LabelFlowConfig(label_flow_z=0.0, outlier=-1e9)
-    found, doubted, _ = label_only_poison(guide, odds, labels, left, eager)
-    excess = label_flow_z(disbelieved & left, odds, labels, left)
-    size = [max(1, sum(left & (labels == c))) for c in range(k)]
+    log_probs, guide = draw.normal(-3, 3, (n, k)), draw.exponential(4, n)
+    unexplained, improbable = draw.random(n) < 0.8, draw.random(n) < 0.6
+    view = view_of(labels, guide, unexplained)
+    z = label_flow_z(improbable & unexplained, log_probs, view)
+    size = [max(1, sum(unexplained & (labels == c))) for c in range(k)]
     for c in range(k):
         into, out, variance = 0.0, 0.0, 0.0
         for i in range(n):
-            said = int(np.argmax(odds[i]))
-            if left[i] and disbelieved[i] and said != labels[i]:
+            likeliest = int(np.argmax(log_probs[i]))
+            if unexplained[i] and improbable[i] and likeliest != labels[i]:
                 if labels[i] == c:
                     into += 1 / size[c]
                     variance += 1 / size[c] ** 2
-                if said == c:
+                if likeliest == c:
                     out += 1 / size[labels[i]]
                     variance += 1 / size[labels[i]] ** 2
         variance += sum(1 / k / size[c] ** 2 for _ in range(k)) + sum(1 / k / s**2 for s in size)
-        assert excess[c] == pytest.approx((into - out) / variance**0.5)
-    own = odds[np.arange(n), labels]
-    assert not found[~left | (guide <= NOISE.unbelieved) | (-own <= NOISE.implausible)].any()
-    assert not doubted[~left | (-own <= NOISE.doubt) | found].any()
+        assert z[c] == pytest.approx((into - out) / variance**0.5)
 
 
-def test_in_a_fed_class_alone_what_the_probe_doubts_is_not_learnt_from():
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.integers(2, 5))
+def test_only_unexplained_labels_with_a_high_loss_are_flagged_or_excluded(seed, k):
+    draw = np.random.default_rng(seed)
+    n = 50
+    labels = draw.integers(0, k, n)
+    log_probs, guide = draw.normal(-3, 3, (n, k)), draw.exponential(4, n)
+    unexplained, loss = draw.random(n) < 0.8, -log_probs[np.arange(n), labels]
+    with pytest.MonkeyPatch.context() as patch:
+        # Every class is suspected that receives more than it loses, so that something is flagged.
+        patch.setattr(label_flow, "OUTLIER", -1e9)
+        flow = label_only_poison(view_of(labels, guide, unexplained), log_probs, LabelFlowConfig(z_score=0.0))
+    assert not flow.flagged[~unexplained | (guide <= GUIDE_LOSS) | (loss <= CONFIG.flag_loss)].any()
+    assert not flow.flagged[log_probs.argmax(1) == labels].any()
+    assert not flow.excluded[~unexplained | (loss <= CONFIG.exclude_loss) | flow.flagged].any()
+    assert np.array_equal(flow.log_probs, log_probs)
+
+
+def test_in_a_suspected_target_class_alone_labels_with_a_moderate_loss_are_excluded():
     embeddings, labels = blobs()
-    changed, bad = flipped(labels, 60, 2)
-    everyone = np.ones(len(labels), bool)
-    odds = class_log_probs(embeddings, changed, K, ~everyone, NOISE, Seed(0))
-    own = -odds[np.arange(len(labels)), changed]
-    # A guide that believes every second label, whatever it is: half of the planted ones are plausible.
-    guide = np.where(np.arange(len(labels)) % 2, own, 0.0)
-    found, doubted, _ = label_only_poison(guide, odds, changed, everyone, NOISE)
-    assert 0.3 < found[bad].mean() < 0.7
-    assert (found | doubted)[bad].mean() > 0.9
-    assert np.array_equal(doubted, (changed == 2) & (own > NOISE.doubt) & ~found)
-    assert not label_only_poison(guide, odds, labels, everyone, NOISE)[1].any()
+    changed, poisoned = relabelled(labels, 60, 2)
+    log_probs, loss = probe_of(embeddings, changed)
+    # A guide that believes every second label, whatever it is: half of the poison is not flagged.
+    guide = np.where(np.arange(len(labels)) % 2, loss, 0.0)
+    flow = label_only_poison(view_of(changed, guide), log_probs, CONFIG)
+    assert 0.3 < flow.flagged[poisoned].mean() < 0.7
+    assert (flow.flagged | flow.excluded)[poisoned].mean() > 0.9
+    assert np.array_equal(flow.excluded, (changed == 2) & (loss > CONFIG.exclude_loss) & ~flow.flagged)
+    assert not label_only_poison(view_of(labels, guide), log_probs, CONFIG).excluded.any()
 
 
-def test_planted_labels_leave_clean_join_triggered_and_rise_in_the_ranking():
-    part = Split(
-        clean=np.array([True, True, False, False]),
-        triggered=np.array([False, False, True, False]),
-        suspicion=np.array([0.2, 0.4, 0.9, 0.5]),
-    )
-    assert part.admissible.tolist() == [True, True, False, True]
-    assert part.closed == ()
-    odds = np.log(np.array([[0.1, 0.2, 0.3, 0.4]] * 4))
-    judged = LabelFlow(np.array([True, False, True, False]), np.array([False, True, True, False]), odds)
-    before = odds.copy()
-    more = with_label_flags(part, np.array([3, 1, 3, 0]), judged, NOISE)
-    assert np.array_equal(odds, before)
-    assert more.clean.tolist() == [False, False, False, False]
-    assert more.triggered.tolist() == [True, False, True, False]
-    assert more.suspicion.tolist() == [0.6, 0.4, 0.95, 0.5]
-    assert more.admissible.tolist() == [False, False, False, True]
-    # A class in which another look only doubts is closed, too.
-    assert more.closed == (1, 3)
-    # What the labels of class 3 leave to the others, as a distribution.
-    assert more.shown[[0, 2]] == pytest.approx(np.array([[1 / 6, 1 / 3, 1 / 2, 0]] * 2))
-    # So of one that is only doubted: a later stage may flag it. Of an open class nothing is told.
-    assert more.shown[1] == pytest.approx(np.array([1 / 8, 0, 3 / 8, 1 / 2]))
-    assert not more.shown[3].any()
-    nobody = np.zeros(4, bool)
-    assert (
-        with_label_flags(part, np.array([3, 1, 3, 0]), LabelFlow(nobody, nobody, odds), NOISE).shown is None
-    )
+C, U, X, T, L = State.CLEAN, State.UNCERTAIN, State.EXCLUDED, State.TRIGGER, State.LABEL
+
+
+def partition(states, suspicion=None, k=K):
+    """Return a partition of samples in these states."""
+    state = np.array(states, dtype=np.uint8)
+    return partition_of(state, np.zeros(len(state)) if suspicion is None else np.array(suspicion), k)
+
+
+def all_clean(labels, k=K):
+    return partition([C] * len(labels), k=k)
+
+
+def test_flagged_labels_are_set_apart_with_excluded_ones_and_rise_in_the_ranking():
+    before = partition([C, C, T, U, U, C], [0.2, 0.4, 0.9, 0.5, 0.6, 0.1])
+    labels = np.array([3, 1, 3, 0, 3, 3])
+    log_probs = np.log(np.array([[0.1, 0.2, 0.3, 0.4]] * 6))
+    flow = LabelFlow(np.arange(6) == 0, np.isin(np.arange(6), [1, 2]), log_probs)
+    kept, fingerprint = log_probs.copy(), before.fingerprint
+    after = with_label_flags(before, labels, flow, CONFIG)
+    assert np.array_equal(log_probs, kept)
+    assert before.fingerprint == fingerprint
+    # What is flagged for a trigger stays so; what was clean or uncertain may still be.
+    assert after.state.tolist() == [L, X, T, U, U, C]
+    assert after.suspicion.tolist() == [0.6, 0.4, 0.9, 0.5, 0.6, 0.1]
+    # A class in which the refitted probe only excludes is quarantined, too.
+    assert after.quarantined == (1, 3)
+    # Whatever is not flagged for a trigger in a quarantined class: the features may flag it later.
+    assert after.soft_rows.tolist() == [0, 1, 4, 5]
+    # What the labels of class 3 leave to the others, as a distribution, and so of class 1.
+    of_class_3, of_class_1 = [1 / 6, 1 / 3, 1 / 2, 0], [1 / 8, 0, 3 / 8, 1 / 2]
+    expected = np.array([of_class_3, of_class_1, of_class_3, of_class_3])
+    assert after.soft_labels == pytest.approx(expected)
+
+
+def test_without_a_flag_the_partition_stays_as_it_is_and_excluded_labels_give_no_soft_ones():
+    labels, log_probs = np.array([3, 1, 3, 0]), np.log(np.full((4, K), 0.25))
+    before, nothing = all_clean(labels), LabelFlow(nobody(labels), nobody(labels), log_probs)
+    assert with_label_flags(before, labels, nothing, CONFIG) is before
+    excluded = LabelFlow(nobody(labels), labels == 3, log_probs)
+    after = with_label_flags(before, labels, excluded, CONFIG)
+    assert after.state.tolist() == [X, C, X, C]
+    assert after.quarantined == (3,)
+    assert not len(after.soft_rows)
 
 
 def marked(count):
-    """Return embeddings, labels and which are planted: those have something in common that the probe sees."""
+    """Return embeddings, labels and which are poisoned: those share something that the probe sees."""
     embeddings, labels = blobs(spread=0.8)
-    changed, bad = flipped(labels, count)
-    embeddings[bad, -1] += 3
-    return embeddings, changed, bad
+    changed, poisoned = relabelled(labels, count)
+    embeddings[poisoned, -1] += 3
+    return embeddings, changed, poisoned
 
 
-def opinion(embeddings, labels, seed=0):
-    everyone = np.ones(len(labels), bool)
-    odds = class_log_probs(embeddings, labels, K, ~everyone, NOISE, Seed(seed))
-    guide = -odds[np.arange(len(labels)), labels]
-    return label_only_poison(guide, odds, labels, everyone, NOISE), guide
+def first_flow(embeddings, labels):
+    """Return the first flow and its view; the guide is the probe."""
+    log_probs, loss = probe_of(embeddings, labels)
+    view = view_of(labels, loss)
+    return label_only_poison(view, log_probs, CONFIG), view
 
 
-def again(embeddings, labels, judged, guide, noise=NOISE):
-    everyone = np.ones(len(labels), bool)
-    return refitted_label_flow(embeddings, guide, labels, K, everyone, ~everyone, judged, noise, Seed(0))
+def refitted(embeddings, view, flow, config=CONFIG):
+    return refitted_label_flow(embeddings, view, flow, config, Seed(0))
 
 
-def test_a_probe_that_has_not_learnt_the_flagged_labels_finds_more_of_their_like():
-    embeddings, labels, bad = marked(150)
-    first, guide = opinion(embeddings, labels)
-    second = again(embeddings, labels, first, guide)
-    assert first.planted[bad].sum() < second.planted[bad].sum()
-    left = [(bad & ~judged.planted & ~judged.doubted).sum() for judged in (first, second)]
+def test_a_probe_that_has_not_learnt_the_flagged_labels_flags_more_of_their_like():
+    embeddings, labels, poisoned = marked(150)
+    first, view = first_flow(embeddings, labels)
+    second = refitted(embeddings, view, first)
+    assert first.flagged[poisoned].sum() < second.flagged[poisoned].sum()
+    left = [(poisoned & ~flow.flagged & ~flow.excluded).sum() for flow in (first, second)]
     assert left[1] < left[0] / 2
-    assert second.planted[~bad].mean() < 0.02
-    assert not (second.planted & second.doubted).any()
-    assert set(labels[second.planted | second.doubted]) == {0}
+    assert second.flagged[~poisoned].mean() < 0.02
+    assert not (second.flagged & second.excluded).any()
+    assert set(labels[second.flagged | second.excluded]) == {0}
 
 
-def test_a_closed_class_counts_for_as_many_as_are_thought_honest():
-    embeddings, labels, bad = marked(150)
-    nothing = np.zeros(len(labels), bool)
-    part = Split(clean=~nothing, triggered=nothing, suspicion=np.zeros(len(labels)))
-    first, guide = opinion(embeddings, labels)
-    flagged = again(embeddings, labels, first, guide)
-    honest = np.bincount(labels[~bad])
-    assert (labels[flagged.planted] == 0).all()
-    # Planted labels that are not flagged do not count either, unless they are more than those that are.
+def test_a_quarantined_class_counts_for_as_many_as_are_estimated_clean():
+    embeddings, labels, poisoned = marked(150)
+    first, view = first_flow(embeddings, labels)
+    flow = refitted(embeddings, view, first)
+    clean = np.bincount(labels[~poisoned])
+    assert (labels[flow.flagged] == 0).all()
+    # Poison that is not flagged does not count either, unless it is more than what is flagged.
     for share in (1.0, 0.6, 0.2):
-        kept = flagged.planted & (np.random.default_rng(0).random(len(labels)) < share)
-        more = with_label_flags(part, labels, flagged._replace(planted=kept), NOISE)
-        rest = np.bincount(labels[~more.triggered], minlength=K)
+        kept = flow.flagged & (np.random.default_rng(0).random(len(labels)) < share)
+        after = with_label_flags(all_clean(labels), labels, flow._replace(flagged=kept), CONFIG)
+        rest = np.bincount(labels[~after.flagged], minlength=K)
         least = rest - np.array([kept.sum(), 0, 0, 0])
-        assert more.honest * rest == pytest.approx(np.maximum(honest, least), rel=0.1)
-        assert (more.honest[1:] == 1).all()
-    assert with_label_flags(part, labels, LabelFlow(nothing, nothing, first.odds), NOISE).honest is None
+        assert after.clean_share * rest == pytest.approx(np.maximum(clean, least), rel=0.1)
+        assert (after.clean_share[1:] == 1).all()
 
 
-def test_a_class_that_is_hard_and_next_to_nothing_of_it_planted_counts_almost_whole():
+def test_a_class_that_is_hard_and_next_to_nothing_of_it_poisoned_counts_almost_whole():
     draw = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], 1000)
     own = np.where(draw.random(3000) < np.where(labels == 0, 0.3, 0.05), 0.1, 0.9)
-    odds = np.log(np.full((3000, 3), 0.05))
-    odds[np.arange(3000), labels] = np.log(own)
-    nothing, two = np.zeros(3000, bool), np.arange(3000) < 2
-    part = Split(clean=~nothing, triggered=nothing, suspicion=np.zeros(3000))
-    more = with_label_flags(part, labels, LabelFlow(two, nothing, odds), NOISE)
-    assert more.honest == pytest.approx(np.array([996 / 998, 1, 1]))
+    log_probs = np.log(np.full((3000, 3), 0.05))
+    log_probs[np.arange(3000), labels] = np.log(own)
+    flow = LabelFlow(np.arange(3000) < 2, nobody(labels), log_probs)
+    after = with_label_flags(all_clean(labels, 3), labels, flow, CONFIG)
+    assert after.clean_share == pytest.approx(np.array([996 / 998, 1, 1]))
 
 
-def test_the_honest_share_is_a_number_where_nothing_is_left_to_compare_with():
-    labels, everyone = np.array([0, 0, 0, 1]), np.ones(4, bool)
-    part = Split(clean=~everyone, triggered=labels == 1, suspicion=np.zeros(4))
-    odds = np.log(np.array([[0.9, 0.1], [0.1, 0.9], [0.1, 0.9], [0.9, 0.1]]))
-    more = with_label_flags(
-        part, labels, LabelFlow(np.array([False, True, False, False]), ~everyone, odds), NOISE
-    )
-    assert more.honest.tolist() == [0.5, 1.0]
+def test_the_clean_share_is_a_number_where_nothing_is_left_to_compare_with():
+    labels = np.array([0, 0, 0, 1])
+    before = partition([U, U, U, T], k=2)
+    log_probs = np.log(np.array([[0.9, 0.1], [0.1, 0.9], [0.1, 0.9], [0.9, 0.1]]))
+    flow = LabelFlow(np.arange(4) == 1, nobody(labels), log_probs)
+    assert with_label_flags(before, labels, flow, CONFIG).clean_share.tolist() == [0.5, 1.0]
 
 
-def test_without_another_look_the_first_one_stands():
+def test_without_a_refit_the_first_flow_stands():
     embeddings, labels, _ = marked(150)
-    first, guide = opinion(embeddings, labels)
-    for same in (
-        again(embeddings, labels, first, guide, LabelFlowConfig(looks=0)),
-        # A class of which next to nothing is left cannot be learnt anew.
-        again(embeddings, labels, LabelFlow(labels == 0, first.doubted, first.odds), guide),
-    ):
-        assert np.array_equal(same.doubted, first.doubted)
+    first, view = first_flow(embeddings, labels)
+    assert refitted(embeddings, view, first, replace(CONFIG, rounds=0)) is first
+    # A class of which next to nothing is left cannot be learnt anew.
+    whole_class = LabelFlow(labels == 0, first.excluded, first.log_probs)
+    assert refitted(embeddings, view, whole_class) is whole_class
+    assert too_few_to_refit(labels, whole_class)
+    assert not too_few_to_refit(labels, first)
 
 
-def test_on_another_look_reserved_samples_are_judged_and_explained_ones_are_not():
-    embeddings, labels, bad = marked(150)
-    first, guide = opinion(embeddings, labels)
-    everyone = np.ones(len(labels), bool)
-    reserved = bad & (np.arange(len(labels)) % 2 == 0)
-    scene = (embeddings, guide, labels, K)
-    judged = refitted_label_flow(*scene, ~reserved, reserved, first, NOISE, Seed(0))
-    assert not (judged.planted | judged.doubted)[reserved].any()
-    judged = refitted_label_flow(*scene, everyone, reserved, first, NOISE, Seed(0))
-    assert (judged.planted | judged.doubted)[reserved].mean() > 0.5
+@pytest.mark.parametrize("kept", [2 * FOLDS - 1, 2 * FOLDS])
+@pytest.mark.parametrize("side", ["flagged", "excluded"])
+def test_a_refit_needs_two_samples_a_fold_of_each_suspected_class(kept, side):
+    embeddings, labels, _ = marked(150)
+    first, view = first_flow(embeddings, labels)
+    members = np.flatnonzero(labels == 0)
+    flow = LabelFlow(nobody(labels), nobody(labels), first.log_probs)
+    flow.flagged[members[0]] = True
+    getattr(flow, side)[members[1 : len(members) - kept]] = True
+    few = kept < 2 * FOLDS
+    assert too_few_to_refit(labels, flow) == few
+    assert (refitted(embeddings, view, flow) is flow) == few
+
+
+def test_a_class_that_is_not_suspected_may_be_small():
+    labels = np.repeat([0, 1], [40, 3])
+    flow = LabelFlow(np.arange(43) < 5, nobody(labels), np.zeros((43, 2)))
+    assert not too_few_to_refit(labels, flow)
+    assert too_few_to_refit(labels, flow._replace(flagged=np.arange(43) > 41))
+
+
+def test_a_refitted_probe_scores_what_it_leaves_out_and_explained_samples_have_no_say():
+    embeddings, labels, poisoned = marked(150)
+    first, view = first_flow(embeddings, labels)
+    second = refitted(embeddings, view, first)
+    assert (second.flagged | second.excluded)[first.flagged].mean() > 0.9
+    explained = poisoned & (np.arange(len(labels)) % 2 == 0)
+    assert (second.flagged | second.excluded)[explained].mean() > 0.5
+    third = refitted(embeddings, replace(view, unexplained=~explained), first)
+    assert not (third.flagged | third.excluded)[explained].any()
