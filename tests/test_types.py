@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clipguard.triggers.affine import AffineTrigger
 from clipguard.types import (
     NO_TRIGGER,
     STATES,
-    AffineTrigger,
     EntropyMap,
     History,
     ImageSet,
