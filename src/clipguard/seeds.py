@@ -59,6 +59,7 @@ class Stream:
     therefore stay as they were first written.
     """
 
+    ATTACK_FIT: Final = "helper"
     EARLY_MODEL: Final = "suspect"
     FEATURE_SEPARATION: Final = "activations"
     HELD_OUT: Final = "reserved"

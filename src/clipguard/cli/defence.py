@@ -19,7 +19,7 @@ from clipguard.data import ImageSource
 from clipguard.detection.early_model import early_model_named
 from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.errors import ClipguardError
-from clipguard.lab.demo import demo_guide, demo_plan, poisoned_digits
+from clipguard.lab.demo import demo_config, demo_guide, poisoned_digits
 from clipguard.mitigation.unlearning import REFERENCE, UnlearningConfig
 from clipguard.models.spec import ModelSpec, read_spec
 from clipguard.outputs.report import write_report
@@ -79,11 +79,11 @@ def run_demo(out: Path, seed: int, as_json: bool) -> Outcome:
     """
     with working() as tell:
         digits = poisoned_digits(seed)
-        defender = Defender(demo_guide(), out, plan=demo_plan(seed), report=tell).fit(digits.source)
+        defender = Defender(demo_guide(), out, plan=demo_config(seed), report=tell).fit(digits.source)
         test = TestSet(
             clean=digits.test,
             triggered=digits.triggered,
-            target_labels=digits.target_labels,
+            target_mapping=digits.target_mapping,
             truth=digits.truth,
         )
         summary = _finish(defender, "demo", judge(defender, test))

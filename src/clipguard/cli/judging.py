@@ -27,7 +27,7 @@ class TestSet:
     Attributes:
         clean: ordinary images.
         triggered: the same images in the same order with the trigger, labels still true; None without one.
-        target_labels: the class that the trigger leads each class to; None without any target_labels.
+        target_mapping: the class that the trigger leads each class to; None where it leads to none.
         truth: which training samples are poisoned; None where that is unknown.
     """
 
@@ -36,7 +36,7 @@ class TestSet:
 
     clean: ImageSource
     triggered: ImageSource | None = None
-    target_labels: Int64[np.ndarray, "k"] | None = None
+    target_mapping: Int64[np.ndarray, "k"] | None = None
     truth: PoisonTruth | None = None
 
 
@@ -63,8 +63,8 @@ def open_test(path: Path, source: ImageSource, classes: Path | None, truth: Pois
             raise ClipguardError(
                 f"{TRIGGERED} and {TEST} of {path} differ in labels: run clipguard attack again"
             )
-    target_labels = read_target_mapping(path, len(clean.class_names))
-    return TestSet(clean=clean, triggered=triggered, target_labels=target_labels, truth=truth)
+    target_mapping = read_target_mapping(path, len(clean.class_names))
+    return TestSet(clean=clean, triggered=triggered, target_mapping=target_mapping, truth=truth)
 
 
 def _same_classes(test: ImageSource, source: ImageSource) -> ImageSource:
@@ -127,7 +127,7 @@ def judge(defender: Defender, test: TestSet | None) -> dict[str, Any]:
     clean, triggered = _decoded(test, defender.spec_.input_size)
     where = f"test set {test.clean.location}"
     rates = [
-        {**_rates(model, clean, triggered, test.target_labels), "measured_on": where}
+        {**_rates(model, clean, triggered, test.target_mapping), "measured_on": where}
         for model in (defender.before_, defender.model_)
     ]
     found, truth = defender.found_, test.truth
@@ -141,11 +141,11 @@ def _rates(
     model: Normalized,
     clean: ImageSet,
     triggered: ImageSet | None,
-    target_labels: Int64[np.ndarray, "k"] | None,
+    target_mapping: Int64[np.ndarray, "k"] | None,
 ) -> dict[str, float | int]:
     attacked: Float32[np.ndarray, "n k"] | None = None
     if triggered is not None:
         attacked = classifier_logits(model, triggered.images)
-    mapped_labels = None if target_labels is None else target_labels[clean.labels]
-    result = evaluate(classifier_logits(model, clean.images), attacked, clean.labels, mapped_labels)
+    target_labels = None if target_mapping is None else target_mapping[clean.labels]
+    result = evaluate(classifier_logits(model, clean.images), attacked, clean.labels, target_labels)
     return {name: rate for name, rate in asdict(result).items() if rate is not None}

@@ -2,11 +2,17 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from clipguard.lab.attack_names import ATTACK_CLASSES
 from clipguard.safety.limits import Limits
+
+if TYPE_CHECKING:
+    AttackName = str
+else:
+    AttackName = Literal[tuple(ATTACK_CLASSES)]
 
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON object and nothing else on stdout.")]
 Seed = Annotated[int, Parameter(help="Root of all randomness.")]
@@ -111,27 +117,7 @@ class AttackOptions:
 
     out: Annotated[Path, Parameter(name=("--out", "-o"), help="Folder to make; must be new or empty.")]
     attack: Annotated[
-        Literal[
-            "badnets",
-            "blended",
-            "wanet",
-            "bpp",
-            "ctrl",
-            "sig",
-            "lc",
-            "ssba",
-            "input-aware",
-            "flip",
-            "gcb",
-            "adap-blend",
-            "adap-patch",
-            "trojan-nn",
-            "lf",
-            "narcissus",
-            "none",
-            "flips",
-            "flips-to-one",
-        ],
+        AttackName,
         Parameter(help="The attack; the last three are controls without a trigger."),
     ]
     rate: Annotated[
@@ -153,7 +139,7 @@ class AttackOptions:
     ] = ()
     cache: Annotated[
         Path | None,
-        Parameter(help="Folder of helper nets, which some attacks train; default: ~/.cache/clipguard/bench."),
+        Parameter(help="Folder of what attacks learn before they poison; default: ~/.cache/clipguard/bench."),
     ] = None
     test: Annotated[
         Path | None, Parameter(help="Labelled test set, to be written without and with the trigger.")
@@ -197,7 +183,9 @@ class BenchOptions:
     ] = False
     cache: Annotated[
         Path | None,
-        Parameter(help="Folder of victims, helpers and embeddings; default: ~/.cache/clipguard/bench."),
+        Parameter(
+            help="Folder of victims, fitted attacks and embeddings; default: ~/.cache/clipguard/bench."
+        ),
     ] = None
     only: Annotated[
         tuple[str, ...], Parameter(help="Compute the rows of this label only, such as none; repeat for more.")

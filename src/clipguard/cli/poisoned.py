@@ -1,7 +1,7 @@
-"""Folders that `clipguard attack` writes: a poisoned training set, its truth, and test sets to judge by."""
+"""Folders that `clipguard attack` writes: a poisoned training set, its truth, and test sets."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,12 @@ from clipguard.data import ImageSource
 from clipguard.data.decode import common_size, read_images
 from clipguard.data.writer import write_parquet
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import Attack, attack_named, prepare, refuse_general
+from clipguard.lab.attacks import Attack, attack_named, fit_attack, refuse_general
 from clipguard.lab.attacks import triggered as with_trigger
 from clipguard.lab.ground_truth import PoisonTruth, read_truth, write_truth
 from clipguard.runs import read_json, write_json
-from clipguard.seeds import Seed
-from clipguard.types import ImageSet, image_set
+from clipguard.seeds import Seed, Stream
+from clipguard.types import ImageSet, Progress, image_set
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,8 +36,6 @@ TRUTH: Final = "truth.parquet"
 ABOUT: Final = "attack.json"
 MODEL: Final = "model.safetensors"
 
-Tell = Callable[[str, int, int], None]
-
 
 def is_attack_folder(path: Path) -> bool:
     """Return whether `clipguard attack` wrote the folder."""
@@ -45,21 +43,19 @@ def is_attack_folder(path: Path) -> bool:
 
 
 def read_target_mapping(folder: Path, k: int) -> Int64[np.ndarray, "k"] | None:
-    """Return the class that the folder's backdoor sends each of k classes to, None where it has no target_labels.
+    """Return the class that the folder's backdoor sends each of k classes to, None where it sends none.
 
     Raises:
         ClipguardError: the folder's description is damaged, or written by an older version.
     """
     about = read_json(folder / ABOUT)
-    target_labels = about.get("target_labels", "") if isinstance(about, dict) else ""
-    if target_labels is None:
+    mapping = about.get("target_mapping", "") if isinstance(about, dict) else ""
+    if mapping is None:
         return None
-    whole = isinstance(target_labels, list) and len(target_labels) == k
-    if not whole or not all(
-        type(target_labels) is int and 0 <= target_labels < k for target_labels in target_labels
-    ):
+    whole = isinstance(mapping, list) and len(mapping) == k
+    if not whole or not all(type(label) is int and 0 <= label < k for label in mapping):
         raise ClipguardError(f"{folder / ABOUT} is damaged: run clipguard attack again")
-    return np.array(target_labels, dtype=np.int64)
+    return np.array(mapping, dtype=np.int64)
 
 
 def truth_beside(source: Path, test: Path | None) -> PoisonTruth | None:
@@ -83,20 +79,20 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
     mapping = {} if options.mapping is None else {"mapping": options.mapping}
     own = settings_from(options.option, "--option") | mapping
     refuse_general(own)
-    recipe = attack_named(options.attack, rate=options.rate, target=options.target, **own)
-    cache = (options.cache or cache_folder()) / "helpers"
+    attack = attack_named(options.attack, rate=options.rate, target=options.target, **own)
+    cache = (options.cache or cache_folder()) / "attacks"
     seed = Seed(options.seed)
-    with working() as tell:
-        train, test, unreadable = _read(path, options, tell)
-        helper = seed.child("helper", options.attack)
-        attack = prepare(recipe, train, helper, cache, partial(tell, "helper net"))
+    with working() as progress:
+        train, test, unreadable = _read(path, options, progress)
+        fit_seed = seed.child(Stream.ATTACK_FIT, options.attack)
+        attack = fit_attack(attack, train, fit_seed, cache, progress)
         poisoned, truth = attack.poison(train, seed.child("attack", options.attack))
         if options.attack != "none" and not truth.poisoned.any():
             raise ClipguardError(f"{attack.rate:g} of {len(train)} images is none: give a higher --rate")
         # Also without a test set: what changes nothing in training would be no trigger at all.
         with_trigger(attack, train.images[truth.poisoned])
         classes = np.arange(len(train.class_names))
-        target_labels = attack.target_labels(classes, len(classes))
+        target_mapping = attack.target_labels(classes, len(classes))
         triggered = None if test is None else _triggered(attack, test)
         sets = {TRAIN: poisoned, TEST: test, TRIGGERED: triggered}
         about = {
@@ -104,7 +100,7 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
             "rate": attack.rate,
             "options": own,
             "target": truth.target,
-            "target_labels": None if target_labels is None else target_labels.tolist(),
+            "target_mapping": None if target_mapping is None else target_mapping.tolist(),
             "seed": options.seed,
             "source": str(path),
             "test_source": None if options.test is None else str(options.test),
@@ -145,7 +141,7 @@ def write_attack(
             shutil.copyfile(weights, part / MODEL)
 
 
-def _read(path: Path, options: AttackOptions, tell: Tell) -> tuple[ImageSet, ImageSet | None, int]:
+def _read(path: Path, options: AttackOptions, progress: Progress) -> tuple[ImageSet, ImageSet | None, int]:
     """Return training set, test set at the same size, and the number of images that could not be read."""
     rows = None if options.rows is None else rows_from(options.rows, "--rows")
     source = ImageSource.open(path, classes=options.classes, rows=rows)
@@ -157,7 +153,7 @@ def _read(path: Path, options: AttackOptions, tell: Tell) -> tuple[ImageSet, Ima
     if options.test is None:
         if options.test_rows is not None:
             raise ClipguardError("--test-rows says which rows of --test to keep: give --test too")
-        train, bad = read_images(source, size, partial(tell, "images"))
+        train, bad = read_images(source, size, partial(progress, "read the images"))
         return train, None, len(bad)
     test_rows = None if options.test_rows is None else rows_from(options.test_rows, "--test-rows")
     held_out = ImageSource.open(options.test, classes=options.classes, rows=test_rows)
@@ -165,8 +161,8 @@ def _read(path: Path, options: AttackOptions, tell: Tell) -> tuple[ImageSet, Ima
         raise ClipguardError(
             f"{options.test} names other classes than {path}: give both the same, or --classes"
         )
-    train, bad = read_images(source, size, partial(tell, "images"))
-    test, worse = read_images(held_out, size, partial(tell, "test images"))
+    train, bad = read_images(source, size, partial(progress, "read the images"))
+    test, worse = read_images(held_out, size, partial(progress, "read the test images"))
     return train, test, len(bad) + len(worse)
 
 
@@ -201,7 +197,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
 
 def _show(value: dict[str, Any], console: "Console") -> None:
     counts = value["counts"]
-    cover = f", {counts['cover']:,} more carry a decoy" if counts["cover"] else ""
+    cover = f", {counts['cover']:,} more are cover samples" if counts["cover"] else ""
     console.print(
         f"{value['attack']}: {counts['poisoned']:,} of {counts['train']:,} training samples changed{cover}",
         markup=False,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.compute.classifiers import ClassifierConfig, trained
+from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
 from clipguard.compute.training import cross_entropy, fit
 from clipguard.data import ImageSource
 from clipguard.defenses.protocol import Case, Repaired
@@ -51,7 +51,7 @@ class Retrain:
         found = defender.scan(source, model_size=case.spec.input_size).found_
         keep = found.split.admissible
         schooling = ClassifierConfig(spec=case.spec, recipe=case.recipe, seed=Seed(case.seed).child("victim"))
-        model, seconds = trained(case.data, schooling, case.cache, keep)
+        model, seconds = cached_classifier(schooling, case.data, case.cache, keep)
         stages = {name: stage.seconds for name, stage in defender.stages_.items()}
         return Repaired(
             model=model,

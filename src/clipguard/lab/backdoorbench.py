@@ -19,7 +19,7 @@ from jaxtyping import Int64
 
 from clipguard.data.decode import UnreadableImage, decode, thumbnail
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.protocol import rebuilt, truth_of
+from clipguard.lab.attacks.poisoning import rebuilt, truth_of
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.safety.limits import Limits, read_bounded
 from clipguard.types import Images, ImageSet

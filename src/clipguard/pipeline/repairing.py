@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Bool
 
-from clipguard.compute.inference import activations
+from clipguard.compute.inference import features
 from clipguard.compute.training import cross_entropy, fit
 from clipguard.detection.feature_separation import separated_by_features
 from clipguard.detection.trigger_inversion import TRIGGER_PER_LABEL_SHARE, invert_triggers
@@ -145,7 +145,7 @@ def _judged_by_victim(
     def compute(folder: Path) -> None:
         data, part, _ = learnable(found)
         seed = Seed(plan.seed).child("activations")
-        seen = partial(activations, victim, data.images)
+        seen = partial(features, victim, data.images)
         judged = separated_by_features(part, data.labels, seen, plan.activations, seed)
         for name in _JUDGED:
             write_array(folder / f"{name}.npy", getattr(judged, name))

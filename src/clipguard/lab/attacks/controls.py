@@ -3,40 +3,41 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
 
-from clipguard.lab.attacks.protocol import choose, mapped_labels, rebuilt, truth_of
+from clipguard.lab.attacks.poisoning import rebuilt, truth_of
+from clipguard.lab.attacks.protocol import Labels, TargetedAttack
+from clipguard.lab.attacks.row_choice import choose
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoAttack:
-    """The data set as it is; `rate` is kept for the protocol and unused."""
+class Control(TargetedAttack):
+    """What has no trigger; `rate` and `target` are there for the protocol, and may be unused."""
 
-    rate: float = 0.05
-    target: int = 0
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the data and an empty truth."""
-        return data, truth_of(data, np.zeros(0, dtype=np.int64), "none", None)
+    __slots__ = ()
 
     def trigger(self, images: Images) -> Images | None:
         """Return None: there is no trigger."""
         return None
 
-    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
-        """Return None: no class is mapped_labels at."""
+    def target_labels(self, labels: Labels, k: int) -> Labels | None:
+        """Return None: no trigger leads anywhere."""
         return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SymmetricFlips:
-    """Random samples get a random other label: noise without a trigger."""
+class NoAttack(Control):
+    """The data set as it is."""
 
-    rate: float = 0.05
-    target: int = 0
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the data and an empty truth."""
+        return data, truth_of(data, np.zeros(0, dtype=np.int64), "none", None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SymmetricFlips(Control):
+    """Random samples get a random other label: noise without a trigger."""
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the data with labels shifted by 1..k-1 at random."""
@@ -46,21 +47,10 @@ class SymmetricFlips:
         changed = rebuilt(data, rows, data.images[rows], (data.labels[rows] + shift) % k)
         return changed, truth_of(data, rows, "flips", None)
 
-    def trigger(self, images: Images) -> Images | None:
-        """Return None: there is no trigger."""
-        return None
-
-    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
-        """Return None: no class is mapped_labels at."""
-        return None
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FlipsToOneClass:
+class FlipsToOneClass(Control):
     """Random samples of other classes get the target's label: noise that looks like an attack's labels."""
-
-    rate: float = 0.05
-    target: int = 0
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the data with round(rate n) samples of other classes relabelled."""
@@ -69,10 +59,6 @@ class FlipsToOneClass:
         changed = rebuilt(data, rows, data.images[rows], labels)
         return changed, truth_of(data, rows, "flips-to-one", self.target)
 
-    def trigger(self, images: Images) -> Images | None:
-        """Return None: there is no trigger."""
-        return None
-
-    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
+    def target_labels(self, labels: Labels, k: int) -> Labels | None:
         """Return the target: the class whose recall the wrong labels harm."""
-        return mapped_labels(labels, k, self.target)
+        return np.full_like(labels, self.target)

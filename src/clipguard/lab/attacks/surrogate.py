@@ -1,7 +1,6 @@
 """What TrojanNN, LF and Narcissus share: a surrogate, and the search for one pattern for all images."""
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -9,111 +8,100 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipguard.compute.classifiers import ClassifierConfig, train_classifier
 from clipguard.compute.inference import keep_freed_memory
-from clipguard.compute.training import Recipe, cross_entropy, fit
+from clipguard.compute.training import Recipe
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.nets import Pixels, logits_of, pixels
-from clipguard.lab.attacks.protocol import Progress
-from clipguard.models.spec import ModelSpec, Normalized, build
+from clipguard.lab.attacks.protocol import FITTING, TargetedAttack
+from clipguard.lab.attacks.tensors import Pixels, logits_of, pixels
+from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.seeds import Seed
-from clipguard.types import Images, ImageSet
+from clipguard.types import Images, ImageSet, Progress
 
 Pattern = Float[Tensor, "1 3 h w"]
 """One change, or one picture, for all images."""
 
 
-@runtime_checkable
-class Search(Protocol):
-    """What the recipe of such an attack says of its surrogate and of its search."""
+class SurrogateAttack(TargetedAttack):
+    """An attack that seeks one pattern for all images on a classifier that it trains, the surrogate.
 
-    @property
-    def epochs(self) -> int:
-        """Budget of the surrogate, in passes over the data."""
-        ...
+    Its dataclass has these fields:
 
-    @property
-    def architecture(self) -> str:
-        """Of the surrogate, as in `ModelSpec`."""
-        ...
+    Attributes:
+        epochs: budget of the surrogate, in passes over the data.
+        architecture: of the surrogate, as in `ModelSpec`.
+        lr: peak rate of its training.
+        steps: of the search, each on a random batch.
+        batch_size: images a step, of both.
+    """
 
-    @property
-    def lr(self) -> float:
-        """Peak rate of its training."""
-        ...
-
-    @property
-    def steps(self) -> int:
-        """Of the search, each on a random batch."""
-        ...
-
-    @property
-    def batch_size(self) -> int:
-        """Images a step, of both."""
-        ...
+    __slots__ = ()
+    epochs: int
+    architecture: str
+    lr: float
+    steps: int
+    batch_size: int
 
 
-def untrained(recipe: Search, data: ImageSet, seed: Seed) -> Normalized:
-    """Return a surrogate that has learnt nothing yet."""
-    h, w = data.images.shape[1:3]
-    spec = ModelSpec(architecture=recipe.architecture, num_classes=len(data.class_names), input_size=(h, w))
-    return build(spec, seed.child("surrogate"))
-
-
-def taught(recipe: Search, data: ImageSet, seed: Seed, report: Progress | None) -> Normalized:
+def surrogate_of(attack: SurrogateAttack, data: ImageSet, seed: Seed, progress: Progress) -> Normalized:
     """Return a surrogate trained on all of `data`, for use only: evaluation, no gradients.
 
     Raises:
         ClipguardError: the training diverged.
     """
-    total = recipe.epochs + recipe.steps
-    model = untrained(recipe, data, seed)
-    training = Recipe(epochs=recipe.epochs, batch_size=recipe.batch_size, lr=recipe.lr)
-    told = None if report is None else lambda epoch: report(epoch, total)
-    # Copied: torch warns of labels that it cannot write to.
-    loss = cross_entropy(data.labels.copy())
-    fit(model, data.images, np.arange(len(data)), loss, training, seed.child("fit"), told)
-    model.requires_grad_(False).eval()
-    return model
+    size, k = data.images.shape[1:3], len(data.class_names)
+    config = ClassifierConfig(
+        spec=ModelSpec(architecture=attack.architecture, num_classes=k, input_size=size),
+        recipe=Recipe(epochs=attack.epochs, batch_size=attack.batch_size, lr=attack.lr),
+        seed=seed,
+    )
+    model, _ = train_classifier(
+        config,
+        data,
+        np.arange(len(data)),
+        on_epoch=lambda epoch: progress(FITTING, epoch, attack.epochs + attack.steps),
+        initial=seed.child("surrogate"),
+    )
+    return model.requires_grad_(False).eval()
 
 
-def shown(
-    recipe: Search, images: Images, device: torch.device, seed: Seed, report: Progress | None
+def search_batches(
+    attack: SurrogateAttack, images: Images, device: torch.device, seed: Seed, progress: Progress
 ) -> Iterator[Pixels]:
-    """Yield a random batch for each step of the search, none if there are no images; tell of each step."""
+    """Yield a random batch for each step of the search, none if there are no images."""
     keep_freed_memory()
     draw = seed.child("search").numpy()
-    size = min(recipe.batch_size, len(images))
-    for step in range(recipe.steps if size else 0):
+    size = min(attack.batch_size, len(images))
+    for step in range(attack.steps if size else 0):
         rows = draw.choice(len(images), size, replace=False)
         yield pixels(images[rows]).to(device)
-        if report is not None:
-            report(recipe.epochs + step + 1, recipe.epochs + recipe.steps)
+        progress(FITTING, attack.epochs + step + 1, attack.epochs + attack.steps)
 
 
 def universal(
     batches: Iterator[Pixels],
     start: Pattern,
     loss: Callable[[Pixels, Pattern], Tensor],
-    moved: Callable[[Pattern, Pattern], Pattern],
+    step: Callable[[Pattern, Pattern], Pattern],
 ) -> Pattern:
-    """Return the pattern that `start` has become after one move a batch.
+    """Return the pattern that `start` has become after one step a batch.
 
     Args:
         batches: of images.
         start: where the search begins.
         loss: of a batch with a pattern.
-        moved: from a pattern and the slope of its loss to the next pattern.
+        step: from a pattern and the slope of its loss to the next pattern.
     """
     pattern = start
     for x in batches:
         leaf = pattern.detach().requires_grad_()
         (slope,) = torch.autograd.grad(loss(x, leaf), [leaf])
-        pattern = moved(leaf.detach(), slope)
+        pattern = step(leaf.detach(), slope)
     return pattern
 
 
-def missed(model: Normalized, x: Pixels, target: int) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy of the target: large where the surrogate sees something else."""
+def target_loss(model: Normalized, x: Pixels, target: int) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of the target: large where the surrogate predicts another class."""
     logits = logits_of(model, x)
     return F.cross_entropy(logits, torch.full((len(x),), target, device=x.device))
 
