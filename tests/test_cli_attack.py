@@ -1,4 +1,4 @@
-"""The command `attack`: what it writes and tells, an attack's own settings, helper nets kept."""
+"""The command `attack`: what it writes and says, an attack's own settings, fits kept."""
 
 import json
 
@@ -54,14 +54,14 @@ def test_a_setting_that_cannot_be_is_one_line_and_leaves_nothing(clipguard, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_helper_net_is_trained_once(clipguard, tmp_path, monkeypatch):
+def test_an_attack_learns_once(clipguard, tmp_path, monkeypatch):
     data, cache = image_folder(tmp_path / "data", n=40), tmp_path / "cache"
     for number, rate in enumerate((0.1, 0.2)):
         more = ("--rate", rate, "--cache", cache)
         ran = clipguard("attack", data, "-o", tmp_path / f"{number}", "--attack", "narcissus", *more)
         assert ran.code == 0, ran.err
-        assert len(list((cache / "helpers").iterdir())) == 1
-        monkeypatch.setattr(narcissus, "taught", lambda *args: pytest.fail("trained again"))
+        assert len(list((cache / "attacks").iterdir())) == 1
+        monkeypatch.setattr(narcissus, "surrogate_of", lambda *args: pytest.fail("trained again"))
 
 
 @pytest.mark.parametrize("attack", list(ATTACKS))
@@ -82,5 +82,5 @@ def test_attack_tells_what_it_wrote(clipguard, tmp_path, attack):
     )
     about = json.loads((out / "attack.json").read_text())
     assert about["target"] == (None if attack in ("none", "flips") else 0)
-    assert about["target_labels"] == (None if attack in ("none", "flips") else [0, 0])
+    assert about["target_mapping"] == (None if attack in ("none", "flips") else [0, 0])
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["out"]

@@ -288,10 +288,10 @@ def test_an_attack_folder_without_test_images(clipguard, refused, data, tmp_path
         "",
         "[]",
         "{}",
-        '{"target_labels": 0}',
-        '{"target_labels": [0, true]}',
-        '{"target_labels": [0, 2]}',
-        '{"target_labels": [0]}',
+        '{"target_mapping": 0}',
+        '{"target_mapping": [0, true]}',
+        '{"target_mapping": [0, 2]}',
+        '{"target_mapping": [0]}',
     ],
 )
 def test_an_attack_folder_with_a_damaged_description(clipguard, refused, data, tmp_path, text):

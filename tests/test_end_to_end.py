@@ -118,7 +118,7 @@ def test_an_attack_that_sends_each_class_to_the_next_one_is_judged_by_that(clipg
     ran = clipguard("attack", data, "-o", made, *attack)
     assert ran.code == 0, ran.err
     assert "bpp: 6 of 60 training samples changed, 6 more carry a decoy" in ran.out
-    assert (read_json(made / "attack.json")["target_labels"], read_truth(made / "truth.parquet").target) == (
+    assert (read_json(made / "attack.json")["target_mapping"], read_truth(made / "truth.parquet").target) == (
         [1, 2, 0],
         None,
     )

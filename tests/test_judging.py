@@ -57,11 +57,11 @@ def defender(tmp_path_factory):
 @pytest.mark.parametrize("torn", [((), ()), ((3,), ()), ((), (7, 8)), ((0, 3), (3, 59))])
 def test_a_rate_counts_the_rows_that_can_be_read_with_and_without_the_trigger(defender, images, torn):
     stamped, labels = stamp(images.images), images.labels
-    target_labels = np.zeros(3, np.int64)
+    target_mapping = np.zeros(3, np.int64)
     test = TestSet(
         clean=pairs(images.images, labels, torn[0]),
         triggered=pairs(stamped, labels, torn[1]),
-        target_labels=target_labels,
+        target_mapping=target_mapping,
     )
     kept = np.setdiff1d(np.arange(60), (*torn[0], *torn[1]))
     warned = check_test(test)
