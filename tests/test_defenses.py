@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.compute.classifiers import ClassifierConfig
+from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
 from clipguard.compute.training import Recipe
 from clipguard.defenses import DEFENSES, Case, Defense, Repaired, defense_factory, foreign_defense
 from clipguard.defenses.own import Clipguard, Finetune, NoDefense, Retrain

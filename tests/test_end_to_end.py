@@ -117,7 +117,7 @@ def test_an_attack_that_sends_each_class_to_the_next_one_is_judged_by_that(clipg
     attack = ("--attack", "bpp", "--mapping", "all-to-all", "--rate", 0.1, "--test", test)
     ran = clipguard("attack", data, "-o", made, *attack)
     assert ran.code == 0, ran.err
-    assert "bpp: 6 of 60 training samples changed, 6 more carry a decoy" in ran.out
+    assert "bpp: 6 of 60 training samples changed, 6 more are cover samples" in ran.out
     assert (read_json(made / "attack.json")["target_mapping"], read_truth(made / "truth.parquet").target) == (
         [1, 2, 0],
         None,
