@@ -1,4 +1,4 @@
-"""lab.attacks.combined: several attackers, disjoint rows, exact counts, each judged on its own."""
+"""lab.attacks.combined: several attackers, disjoint rows, exact counts, each measured on its own."""
 
 import numpy as np
 import pytest

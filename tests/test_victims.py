@@ -54,8 +54,8 @@ def test_a_classifier_is_trained_on_its_rows_only_by_the_streams_of_its_seed():
     labels[1::2] = 0
     other = replace(DATA, labels=labels)
     assert weights(train_classifier(CONFIG, other, rows)[0]) == weights(model)
-    begun = train_classifier(CONFIG, DATA, rows, initial=Seed(9))[0]
-    assert weights(begun) != weights(model)
+    other_start = train_classifier(CONFIG, DATA, rows, initial=Seed(9))[0]
+    assert weights(other_start) != weights(model)
 
 
 def keys(tmp_path):

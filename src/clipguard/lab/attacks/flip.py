@@ -43,14 +43,14 @@ class SoftLabels:
 class FLIP(TargetedAttack):
     """Labels flipped by trajectory matching, images untouched, after Jha et al. 2023.
 
-    Faithful: an expert is trained on the data and on copies with the trigger that are labelled as the target;
-    its weights are recorded; soft labels of the clean images (logits, one-hot times 5) are optimised through
-    one differentiable SGD step, so that the student's step matches the expert's from the same weights; the
-    samples with the largest margins are flipped, each to the wrong class that its soft label leans to; the
-    trigger is a sinusoid of strength 6 and frequency 16, for images of one class. Momentum, weight decay and
-    augmentation are the same in both steps. Reduced: one expert (published: up to 50) of an eighth of
-    ResNet-18's width. Chosen: images are mirrored but not cropped, since a crop moves the stripes by any part
-    of their period.
+    Faithful: an expert is trained on the data and on copies with the trigger that carry the target's label.
+    Its weights are recorded on the way. Soft labels of the clean images (logits, one-hot times 5) are then
+    optimised through one differentiable SGD step: the student's step is to match the expert's from the same
+    weights. The samples with the largest margins are flipped, each to the wrong class that its soft label
+    leans to. The trigger is a sinusoid of strength 6 and frequency 16, for images of one class. Momentum,
+    weight decay and augmentation are the same in both steps. Reduced: one expert (published: up to 50) of an
+    eighth of ResNet-18's width. Chosen: images are mirrored but not cropped, since a crop moves the stripes
+    by any part of their period.
 
     Attributes:
         rate: fraction of all samples whose label is flipped (published: 0.003 to 0.03).

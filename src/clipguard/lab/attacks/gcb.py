@@ -47,12 +47,12 @@ class Generator(nn.Module):
 class GCB(TargetedAttack):
     """Clean-image: labels of images that already show the trigger change, after the GCB paper (AAAI 2026).
 
-    Faithful: a conditional InfoGAN is trained on the clean data; a U-Net G writes a Bernoulli code c into an
-    image, D tells its images from real ones given the class, Q reads the code back (L_GAN + l L_info); the
-    images of other classes that Q scores highest are relabelled to the target; test images become G(x, 1).
-    Chosen, since they are unpublished: all nets and their sizes, l, the hinge loss and the rates. G makes a
-    smooth, bounded change, and Q learns from blurred and noisy images. A small net would else agree with G on
-    a faint watermark, which no natural image shows and no victim learns. G is not given the class, since a
+    Faithful: a conditional InfoGAN is trained on the clean data. A U-Net G writes a Bernoulli code c into an
+    image, D separates its images from real ones given the class, and Q reads the code back (L_GAN + l
+    L_info). The images of other classes that Q scores highest get the target's label. Test images become G(x,
+    1). Chosen, since they are unpublished: all nets and their sizes, l, the hinge loss and the rates. G makes
+    a smooth, bounded change, and Q learns from blurred and noisy images. A small net would else agree with G
+    on a faint watermark, which no natural image shows and no victim learns. G is not given the class, since a
     test image comes without its label.
 
     Attributes:

@@ -51,12 +51,13 @@ _AUGMENTATION = Recipe(epochs=1, lr=0.0)
 class InputAware(MappedAttack):
     """A trigger made for each image, labelled with the target, with cover, after Nguyen & Tran 2020.
 
-    Faithful: first a net M learns masks that are sparse and differ from image to image, then a net G learns
-    patterns together with a classifier that is to predict the target label for x + (G(x) - x) M(x), and its
-    own class for x with another image's pattern and mask; both are pushed to be as diverse as the images are.
-    The poisoned set holds triggered images and, as cover, images with another's trigger and their own label.
-    Reduced: fewer epochs (published: 25 for M, 600 for G on five times the images), a small U-Net in place of
-    the autoencoder, a narrower classifier, a larger share of triggered images (published: 0.1 each).
+    Faithful: first a net M learns masks that are sparse and differ from image to image. Then a net G learns
+    patterns together with a classifier. For x + (G(x) - x) M(x), the classifier is to predict the target
+    label; for x with another image's pattern and mask, its own class. Masks and patterns are pushed to be as
+    diverse as the images are. The poisoned set holds triggered images and, as cover, images with another's
+    trigger and their own label. Reduced: fewer epochs (published: 25 for M, 600 for G on five times the
+    images), a small U-Net in place of the autoencoder, a narrower classifier, and a larger share of triggered
+    images (published: 0.1 each).
 
     Attributes:
         rate: fraction of all samples that are poisoned, drawn from all classes.

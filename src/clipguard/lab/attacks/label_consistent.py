@@ -47,9 +47,9 @@ class LabelConsistent(TargetedAttack):
     """Clean-label: hard images of the target class with a checker in four corners, after Turner et al. 2019.
 
     Faithful: images of the target class are moved by untargeted PGD on an adversarially trained net (L-inf
-    8/255, step 1.5/255, 100 steps), then a 3x3 checker is pasted in all four corners; labels stay; test
-    images carry the checkers only. Reduced: the net is narrow and trained half on clean images, half on ones
-    after a single random-start gradient step (Wong et al. 2020), where the published one is a ResNet trained
+    8/255, step 1.5/255, 100 steps). A 3x3 checker is then pasted in all four corners. Labels stay; test
+    images carry the checkers only. Reduced: the net is narrow. It is trained half on clean images, half on
+    ones after a single random-start gradient step (Wong et al. 2020); the published one is a ResNet trained
     against PGD. Chosen: the checker is mirrored from corner to corner, so that a mirrored image carries it.
 
     Attributes:

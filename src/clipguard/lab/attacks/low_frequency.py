@@ -33,13 +33,12 @@ from clipguard.types import Images, ImageSet, Progress
 class LowFrequency(SurrogateAttack):
     """Dirty-label: a smooth universal perturbation, labelled with the target, after Zeng et al. 2021.
 
-    Faithful: a perturbation that sends all images to one class is sought on a classifier; each update is
-    smoothed by a Gaussian, and so is the perturbation after it, which is then scaled to 0..51 grey levels and
-    added to images; nothing lies beyond the edges, and the Gaussian ends at 2.5 standard deviations, as in
-    the published code. Reduced: a narrow surrogate trained here; its slope on a batch takes the place of
-    DeepFool on one image after another (published: passes over 100 images until a fifth of them is misled).
-    Chosen: the length of a step, and that the target is given, where the published search takes the class
-    that most of the misled images end in.
+    Faithful: a perturbation that sends all images to one class is sought on a classifier. A Gaussian smooths
+    each update, and the perturbation after it, which is then scaled to 0..51 grey levels and added to images.
+    Nothing lies beyond the edges, and the Gaussian ends at 2.5 standard deviations, as in the published code.
+    Reduced: a narrow surrogate trained here; its slope on a batch takes the place of DeepFool on one image
+    after another (published: passes over 100 images until a fifth of them is misled). Chosen: the length of a
+    step, and that the target is given. The published search takes the class that most misled images end in.
 
     Attributes:
         rate: fraction of all samples that are poisoned, drawn from all classes (BackdoorBench: 0.1).

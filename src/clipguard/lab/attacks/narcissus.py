@@ -33,12 +33,12 @@ class Narcissus(SurrogateAttack):
     """Clean-label: universal noise towards the target on few of its images, after Zeng et al. 2023.
 
     Faithful: noise within 16/255 (L-inf) descends on a surrogate's cross-entropy of the target, over images
-    of that class; it is added to 25 of 50,000 samples, all of the target class, whose labels stay; test
-    images carry three times as much. Reduced: a narrow surrogate learns the data set itself, where the
-    published one learns other, public images for 200 epochs and then the target class alone for 5. This
-    attacker knows more. The search takes 100 steps, the published one 1000 passes over the target class.
-    Chosen: steps go along the slope's sign. The published ones are of RAdam at 0.01 in [-1, 1], and so few
-    of them do not reach the bound.
+    of that class. It is added to 25 of 50,000 samples, all of the target class, whose labels stay. Test
+    images carry three times as much. Reduced: a narrow surrogate learns the data set itself. The published
+    one learns other, public images for 200 epochs and then the target class alone for 5, so this attacker
+    knows more. The search takes 100 steps, the published one 1000 passes over the target class. Chosen: steps
+    go along the slope's sign. The published ones are of RAdam at 0.01 in [-1, 1], and so few of them would
+    not reach the bound.
 
     Attributes:
         rate: fraction of all samples that are poisoned; they lie in the target class.

@@ -80,13 +80,13 @@ class SSBA(MappedAttack):
     """A sample-specific invisible trigger, labelled with the target, after Li et al. 2021 (ISSBA).
 
     Faithful: an encoder and a decoder in the manner of StegaStamp (Tancik et al. 2020) learn together to hide
-    and to read random secrets of 20 bits; first the secret alone counts, then the picture too; poisoned and
+    and to read random secrets of 20 bits. First the secret alone counts, then the picture too. Poisoned and
     test images all carry one fixed secret. Reduced: smaller nets, fewer epochs at a higher rate (published:
     20 epochs, 2 of them for the secret alone, Adam 1e-4); neither a critic nor LPIPS. In their place the
-    residual is bounded, and its square is punished down to the published distance from the image and no
-    further: a secret of 20 bits would do with so little that a victim does not learn it. Where StegaStamp
-    simulates printing between the two nets, images are shifted and mirrored as victims do in training: a
-    secret that stands in fixed places is read sooner, but a victim that crops and mirrors misses it.
+    residual is bounded, and its square is punished down to the published distance from the image. It is not
+    punished further: 20 bits need so little that a victim would not learn them. StegaStamp simulates printing
+    between the two nets; here images are shifted and mirrored, as victims do in training. A secret in fixed
+    places is read sooner, but a victim that crops and mirrors misses it.
 
     Attributes:
         rate: fraction of all samples that are poisoned, drawn from all classes.

@@ -32,16 +32,16 @@ from clipguard.types import Images, ImageSet, Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrojanNN(SurrogateAttack):
-    """Dirty-label: a patch made to excite units of a net, relabelled to the target, after Liu et al. 2018.
+    """Dirty-label: a patch made to excite units of a net, labelled with the target, after Liu et al. 2018.
 
-    Faithful: the two inputs of the last layer with the largest sum of absolute weights are chosen, and the
-    pixels under a mask descend on the mean squared distance of those units from 100; the patch is pasted on
-    images, which get the target's label. As in BackdoorBench, the search is PGD (L-inf 0.3) and victims are
-    trained from scratch on the poisoned set; the paper retrains the net itself, on images that it inverts.
-    Reduced: a narrow surrogate trained here, fewer steps (BackdoorBench: 1000). Chosen: units whose
-    largest weight is the target's come first, so that the patch speaks for the target before a victim
-    learns it; the mask is a square in the bottom-right corner, a quarter of the shorter side wide (6 % of the
-    area); the search begins at noise, with the patch on training images instead of on an empty one.
+    Faithful: the two inputs of the last layer with the largest sum of absolute weights are chosen. The pixels
+    under a mask descend on the mean squared distance of those units from 100. The patch is pasted on images,
+    which get the target's label. As in BackdoorBench, the search is PGD (L-inf 0.3) and victims are trained
+    from scratch on the poisoned set; the paper retrains the net itself, on images that it inverts. Reduced: a
+    narrow surrogate trained here, and fewer steps (BackdoorBench: 1000). Chosen: units whose largest weight
+    is the target's come first, so that the patch leads to the target from the beginning. The mask is a square
+    in the bottom-right corner, a quarter of the shorter side wide (6 % of the area). The search begins at
+    noise, with the patch on training images instead of on an empty one.
 
     Attributes:
         rate: fraction of all samples that are poisoned, drawn from all classes (BackdoorBench: 0.1).
