@@ -1,14 +1,13 @@
 """Attacks that adapt to latent-space defences: few poisons, each with a part of the trigger, and cover."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from clipguard.lab.attacks.poisoning import apply_poison
-from clipguard.lab.attacks.protocol import TargetedAttack
 from clipguard.lab.attacks.row_choice import choose_both
+from clipguard.lab.attacks.targeted import TargetedAttack, apply_poison
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import blend, corners, noise_pattern, pieces_shown
@@ -26,6 +25,7 @@ class AdapBlend(TargetedAttack):
     photograph.
     """
 
+    name: ClassVar = "adap-blend"
     rate: float = 0.003
     alpha: float = 0.15
     test_alpha: float = 0.2
@@ -42,7 +42,7 @@ class AdapBlend(TargetedAttack):
         rows, cover = choose_both(len(data), self.rate, self.cover_ratio, seed)
         images = self._in_part(data.images[rows], seed.child("pieces"))
         cover_images = self._in_part(data.images[cover], seed.child("cover", "pieces"))
-        return apply_poison(self, data, "adap-blend", rows, images, (cover, cover_images))
+        return apply_poison(self, data, rows, images, (cover, cover_images))
 
     def trigger(self, images: Images) -> Images:
         """Return test images, which carry the whole pattern and more of it."""
@@ -65,6 +65,7 @@ class AdapPatch(TargetedAttack):
     the shorter side wide, instead of pictures; test images carry all four at full opacity.
     """
 
+    name: ClassVar = "adap-patch"
     rate: float = 0.003
     cover_ratio: float = 2.0
     pattern_seed: int = 0
@@ -77,7 +78,7 @@ class AdapPatch(TargetedAttack):
         """
         rows, cover = choose_both(len(data), self.rate, self.cover_ratio, seed)
         images, cover_images = self._with_one(data.images[rows]), self._with_one(data.images[cover])
-        return apply_poison(self, data, "adap-patch", rows, images, (cover, cover_images))
+        return apply_poison(self, data, rows, images, (cover, cover_images))
 
     def trigger(self, images: Images) -> Images:
         """Return test images, which carry all four patches at full opacity."""

@@ -1,12 +1,14 @@
 """Controls: nothing at all, or wrong labels without any trigger. A defence should not harm the model."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from clipguard.lab.attacks.poisoning import rebuilt, truth_of
-from clipguard.lab.attacks.protocol import Labels, TargetedAttack
+from clipguard.lab.attacks.protocol import Labels
 from clipguard.lab.attacks.row_choice import choose
+from clipguard.lab.attacks.targeted import TargetedAttack
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet
@@ -30,6 +32,8 @@ class Control(TargetedAttack):
 class NoAttack(Control):
     """The data set as it is."""
 
+    name: ClassVar = "none"
+
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the data and an empty truth."""
         return data, truth_of(data, np.zeros(0, dtype=np.int64), "none", None)
@@ -38,6 +42,8 @@ class NoAttack(Control):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SymmetricFlips(Control):
     """Random samples get a random other label: noise without a trigger."""
+
+    name: ClassVar = "flips"
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the data with labels shifted by 1..k-1 at random."""
@@ -51,6 +57,8 @@ class SymmetricFlips(Control):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlipsToOneClass(Control):
     """Random samples of other classes get the target's label: noise that looks like an attack's labels."""
+
+    name: ClassVar = "flips-to-one"
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the data with round(rate n) samples of other classes relabelled."""

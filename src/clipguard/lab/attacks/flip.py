@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.cache import Tensors, cached, key_of
 from clipguard.lab.attacks.differentiable_sgd import SgdState, beginning, matching_loss, sgd_step
 from clipguard.lab.attacks.poisoning import rebuilt, truth_of
-from clipguard.lab.attacks.protocol import FITTING, Labels, TargetedAttack, check_target, required
+from clipguard.lab.attacks.protocol import FITTING, Labels, check_target, required
 from clipguard.lab.attacks.row_choice import highest, places_of
+from clipguard.lab.attacks.targeted import TargetedAttack
 from clipguard.lab.attacks.tensors import batches
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.spec import ModelSpec, Normalized, build
@@ -75,6 +77,7 @@ class FLIP(TargetedAttack):
         soft_labels: of every sample of the data; learned.
     """
 
+    name: ClassVar = "flip"
     rate: float = 0.03
     source: int = -1
     epochs: int = 40

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,9 +12,9 @@ from torch.nn import functional as F
 
 from clipguard.compute.inference import keep_freed_memory
 from clipguard.lab.attacks.cache import Tensors, cached, key_of, restore, state_of
-from clipguard.lab.attacks.poisoning import apply_poison
-from clipguard.lab.attacks.protocol import FITTING, TargetedAttack, check_target, required
+from clipguard.lab.attacks.protocol import FITTING, check_target, required
 from clipguard.lab.attacks.row_choice import highest
+from clipguard.lab.attacks.targeted import TargetedAttack, apply_poison
 from clipguard.lab.attacks.tensors import Pixels, batches, chunked, descend, device_of, pixels, transformed
 from clipguard.lab.attacks.unet import UNet
 from clipguard.lab.ground_truth import PoisonTruth
@@ -69,6 +70,7 @@ class GCB(TargetedAttack):
         reader: Q; learned.
     """
 
+    name: ClassVar = "gcb"
     rate: float = 0.01
     epochs: int = 12
     info_weight: float = 1.0
@@ -115,7 +117,7 @@ class GCB(TargetedAttack):
         """
         scores = np.where(data.labels == self.target, -np.inf, self.scores(data.images))
         rows = highest(scores, self.rate)
-        return apply_poison(self, data, "gcb", rows, data.images[rows])
+        return apply_poison(self, data, rows, data.images[rows])
 
     def trigger(self, images: Images) -> Images:
         """Return G(x, 1).

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,16 +14,9 @@ from clipguard.compute.inference import keep_freed_memory
 from clipguard.compute.training import Recipe, augment
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.cache import Tensors, cached, key_of, restore, state_of
-from clipguard.lab.attacks.poisoning import apply_poison
-from clipguard.lab.attacks.protocol import (
-    FITTING,
-    MappedAttack,
-    Mapping,
-    check_target,
-    mapped_labels,
-    required,
-)
+from clipguard.lab.attacks.protocol import FITTING, Mapping, check_target, mapped_labels, required
 from clipguard.lab.attacks.row_choice import choose_both
+from clipguard.lab.attacks.targeted import MappedAttack, apply_poison
 from clipguard.lab.attacks.tensors import (
     Pixels,
     batches,
@@ -79,6 +73,7 @@ class InputAware(MappedAttack):
         masker: M; learned.
     """
 
+    name: ClassVar = "input-aware"
     cover_ratio: float = 1.0
     mask_epochs: int = 4
     epochs: int = 15
@@ -123,7 +118,7 @@ class InputAware(MappedAttack):
         shift = seed.child("others").numpy().integers(1, len(data), len(cover))
         cover_images = self.crossed(data.images[cover], data.images[(cover + shift) % len(data)])
         images = self.trigger(data.images[rows])
-        return apply_poison(self, data, "input-aware", rows, images, (cover, cover_images))
+        return apply_poison(self, data, rows, images, (cover, cover_images))
 
     def trigger(self, images: Images) -> Images:
         """Return images with their own pattern where their own mask says.

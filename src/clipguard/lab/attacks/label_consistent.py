@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ from torch.nn import functional as F
 from clipguard.compute.inference import keep_freed_memory
 from clipguard.compute.training import EpochHook, LossFunction, Recipe, fit
 from clipguard.lab.attacks.cache import Tensors, cached, key_of
-from clipguard.lab.attacks.poisoning import apply_poison
-from clipguard.lab.attacks.protocol import FITTING, TargetedAttack, check_target, required
+from clipguard.lab.attacks.protocol import FITTING, check_target, required
 from clipguard.lab.attacks.row_choice import choose_of_class, places_of
+from clipguard.lab.attacks.targeted import TargetedAttack, apply_poison
 from clipguard.lab.attacks.tensors import Pixels, chunk_of, logits_of, pixels, to_images
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.spec import ModelSpec, Normalized, build
@@ -64,6 +65,7 @@ class LabelConsistent(TargetedAttack):
         hard: the images of the target class after PGD; learned.
     """
 
+    name: ClassVar = "lc"
     epochs: int = 10
     architecture: str = "preactresnet18-8"
     lr: float = 0.1
@@ -95,7 +97,7 @@ class LabelConsistent(TargetedAttack):
         places = places_of(data, hard.ids, hard.labels)
         rows = choose_of_class(data, self.target, self.rate, seed)
         images = paste_corners(hard.images[np.searchsorted(hard.rows, places[rows])])
-        return apply_poison(self, data, "lc", rows, images)
+        return apply_poison(self, data, rows, images)
 
     def trigger(self, images: Images) -> Images:
         """Return images with the four checkers, nothing else."""

@@ -1,7 +1,7 @@
 """LF: a smooth glow that a classifier takes for the target, without other triggers' high frequencies."""
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -9,21 +9,15 @@ from jaxtyping import Float32
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from clipguard.lab.attacks.cache import Tensors, cached, key_of
-from clipguard.lab.attacks.poisoning import apply_poison
-from clipguard.lab.attacks.protocol import check_target, required
-from clipguard.lab.attacks.row_choice import choose
 from clipguard.lab.attacks.surrogate import (
     Pattern,
     SurrogateAttack,
-    check_size,
     search_batches,
     surrogate_of,
     target_loss,
     universal,
 )
 from clipguard.lab.attacks.tensors import Pixels
-from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import add_pattern
 from clipguard.types import Images, ImageSet, Progress
@@ -51,9 +45,10 @@ class LowFrequency(SurrogateAttack):
         step: largest change of a pixel by one update, in amplitudes.
         steps: of the search, each on a random batch.
         batch_size: images a step, of the surrogate's training and of the search.
-        glow: the perturbation, in grey levels; learned.
+        pattern: the perturbation, in grey levels; learned.
     """
 
+    name: ClassVar = "lf"
     epochs: int = 10
     architecture: str = "preactresnet18-8"
     lr: float = 0.1
@@ -62,22 +57,7 @@ class LowFrequency(SurrogateAttack):
     step: float = 0.2
     steps: int = 100
     batch_size: int = 128
-    glow: Float32[np.ndarray, "h w 3"] | None = field(default=None, compare=False, repr=False)
-
-    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "LowFrequency":
-        """Return the attack with its perturbation.
-
-        Raises:
-            ClipguardError: the target is no class of `data`, or the training diverged.
-        """
-        check_target(self.target, data)
-        tensors = cached(key_of(self, data, seed), cache, lambda: _search(self, data, seed, progress))
-        return replace(self, glow=tensors["glow"].numpy())
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set: rows are drawn from all classes."""
-        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
-        return apply_poison(self, data, "lf", rows, self.trigger(data.images[rows]))
+    pattern: Float32[np.ndarray, "h w 3"] | None = field(default=None, compare=False, repr=False)
 
     def trigger(self, images: Images) -> Images:
         """Return images with the perturbation added.
@@ -85,9 +65,30 @@ class LowFrequency(SurrogateAttack):
         Raises:
             ClipguardError: the attack is not fitted, or was fitted to images of another size.
         """
-        glow = required(self.glow)
-        check_size(images, glow)
-        return add_pattern(images, glow)
+        return add_pattern(images, self.pattern_for(images))
+
+    def search(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensor:
+        """Return the perturbation, in grey levels.
+
+        Raises:
+            ClipguardError: the training of the surrogate diverged.
+        """
+        h, w = data.images.shape[1:3]
+        model = surrogate_of(self, data, seed, progress)
+        amplitude = self.amplitude / 255
+
+        def loss(x: Pixels, glow: Pattern) -> Tensor:
+            return target_loss(model, (x + glow).clamp(0, 1), self.target)
+
+        def step(glow: Pattern, slope: Pattern) -> Pattern:
+            update = smoothed(slope, self.blur)
+            further = glow - self.step * amplitude * update / update.abs().max()
+            return scaled(smoothed(further, self.blur), amplitude)
+
+        device = model.mean.device
+        batches = search_batches(self, data.images, device, seed, progress)
+        glow = universal(batches, torch.zeros(1, 3, h, w, device=device), loss, step)
+        return 255 * glow[0].permute(1, 2, 0)
 
 
 def smoothed(pattern: Pattern, blur: float) -> Pattern:
@@ -101,23 +102,3 @@ def scaled(pattern: Pattern, amplitude: float) -> Pattern:
     """Return the pattern moved and stretched to 0..amplitude."""
     lowest, highest = pattern.aminmax()
     return amplitude * (pattern - lowest) / (highest - lowest)
-
-
-def _search(attack: LowFrequency, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
-    """Return the perturbation, in grey levels."""
-    h, w = data.images.shape[1:3]
-    model = surrogate_of(attack, data, seed, progress)
-    amplitude = attack.amplitude / 255
-
-    def loss(x: Pixels, glow: Pattern) -> Tensor:
-        return target_loss(model, (x + glow).clamp(0, 1), attack.target)
-
-    def step(glow: Pattern, slope: Pattern) -> Pattern:
-        update = smoothed(slope, attack.blur)
-        further = glow - attack.step * amplitude * update / update.abs().max()
-        return scaled(smoothed(further, attack.blur), amplitude)
-
-    device = model.mean.device
-    batches = search_batches(attack, data.images, device, seed, progress)
-    glow = universal(batches, torch.zeros(1, 3, h, w, device=device), loss, step)
-    return {"glow": 255 * glow[0].permute(1, 2, 0)}

@@ -1,26 +1,25 @@
 """Narcissus: noise that looks more like the target class than its own images do, on a handful of them."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from clipguard.lab.attacks.cache import Tensors, cached, key_of
-from clipguard.lab.attacks.poisoning import apply_poison
-from clipguard.lab.attacks.protocol import check_target, required
+from clipguard.lab.attacks.protocol import check_target
 from clipguard.lab.attacks.row_choice import choose_of_class
 from clipguard.lab.attacks.surrogate import (
     Pattern,
     SurrogateAttack,
-    check_size,
     search_batches,
     surrogate_of,
     target_loss,
     universal,
 )
+from clipguard.lab.attacks.targeted import apply_poison
 from clipguard.lab.attacks.tensors import Pixels
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
@@ -51,9 +50,10 @@ class Narcissus(SurrogateAttack):
         step: of the search, along the slope's sign, in [0, 1].
         steps: of the search, each on a random batch.
         batch_size: images a step, of the surrogate's training and of the search.
-        noise: in grey levels; learned.
+        pattern: the noise, in grey levels; learned.
     """
 
+    name: ClassVar = "narcissus"
     rate: float = 0.0005
     epochs: int = 10
     architecture: str = "preactresnet18-8"
@@ -63,20 +63,19 @@ class Narcissus(SurrogateAttack):
     step: float = 1 / 255
     steps: int = 100
     batch_size: int = 128
-    noise: Float32[np.ndarray, "h w 3"] | None = field(default=None, compare=False, repr=False)
+    pattern: Float32[np.ndarray, "h w 3"] | None = field(default=None, compare=False, repr=False)
 
-    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "Narcissus":
+    _only_poisoning: ClassVar = ("rate", "magnified")
+
+    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> Self:
         """Return the attack with its noise.
 
         Raises:
-            ClipguardError: the target is no class of `data`, or the training diverged.
+            ClipguardError: the target is no class of `data` or a too small one, or the training diverged.
         """
         check_target(self.target, data)
-        # A target class that is too small is refused before the training.
         choose_of_class(data, self.target, self.rate, seed)
-        key = key_of(self, data, seed, ("rate", "magnified"))
-        tensors = cached(key, cache, lambda: _search(self, data, seed, progress))
-        return replace(self, noise=tensors["noise"].numpy())
+        return SurrogateAttack.fit(self, data, seed, cache, progress)
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned set; the rate counts over all samples, the rows are of the target class.
@@ -85,9 +84,8 @@ class Narcissus(SurrogateAttack):
             ClipguardError: the target class is too small, the attack is not fitted, or was fitted to images
                 of another size.
         """
-        rows, noise = choose_of_class(data, self.target, self.rate, seed), required(self.noise)
-        check_size(data.images, noise)
-        return apply_poison(self, data, "narcissus", rows, add_pattern(data.images[rows], noise))
+        rows, noise = choose_of_class(data, self.target, self.rate, seed), self.pattern_for(data.images)
+        return apply_poison(self, data, rows, add_pattern(data.images[rows], noise))
 
     def trigger(self, images: Images) -> Images:
         """Return test images, which carry a multiple of the noise.
@@ -95,24 +93,25 @@ class Narcissus(SurrogateAttack):
         Raises:
             ClipguardError: the attack is not fitted, or was fitted to images of another size.
         """
-        noise = required(self.noise)
-        check_size(images, noise)
-        return add_pattern(images, np.float32(self.magnified) * noise)
+        return add_pattern(images, np.float32(self.magnified) * self.pattern_for(images))
 
+    def search(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensor:
+        """Return the noise, in grey levels.
 
-def _search(attack: Narcissus, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
-    """Return the noise, in grey levels."""
-    h, w = data.images.shape[1:3]
-    model = surrogate_of(attack, data, seed, progress)
-    device = model.mean.device
+        Raises:
+            ClipguardError: the training of the surrogate diverged.
+        """
+        h, w = data.images.shape[1:3]
+        model = surrogate_of(self, data, seed, progress)
+        device = model.mean.device
 
-    def loss(x: Pixels, noise: Pattern) -> Tensor:
-        return target_loss(model, (x + noise).clamp(0, 1), attack.target)
+        def loss(x: Pixels, noise: Pattern) -> Tensor:
+            return target_loss(model, (x + noise).clamp(0, 1), self.target)
 
-    def step(noise: Pattern, slope: Pattern) -> Pattern:
-        return (noise - attack.step * slope.sign()).clamp(-attack.bound, attack.bound)
+        def step(noise: Pattern, slope: Pattern) -> Pattern:
+            return (noise - self.step * slope.sign()).clamp(-self.bound, self.bound)
 
-    of_target = data.images[data.labels == attack.target]
-    batches = search_batches(attack, of_target, device, seed, progress)
-    noise = universal(batches, torch.zeros(1, 3, h, w, device=device), loss, step)
-    return {"noise": 255 * noise[0].permute(1, 2, 0)}
+        of_target = data.images[data.labels == self.target]
+        batches = search_batches(self, of_target, device, seed, progress)
+        noise = universal(batches, torch.zeros(1, 3, h, w, device=device), loss, step)
+        return 255 * noise[0].permute(1, 2, 0)

@@ -1,13 +1,10 @@
 """Attacks that put a fixed trigger on images: BadNets, Blended (dirty-label), SIG and CTRL (clean-label)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-import numpy as np
-
-from clipguard.lab.attacks.poisoning import apply_poison
-from clipguard.lab.attacks.protocol import MappedAttack, Mapping, TargetedAttack
-from clipguard.lab.attacks.row_choice import choose, choose_of_class
-from clipguard.lab.ground_truth import PoisonTruth
+from clipguard.lab.attacks.protocol import Mapping
+from clipguard.lab.attacks.targeted import CleanLabelAttack, MappedAttack
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import (
     add_pattern,
@@ -17,7 +14,7 @@ from clipguard.triggers.patterns import (
     noise_pattern,
     paste_patch,
 )
-from clipguard.types import Images, ImageSet
+from clipguard.types import Images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +24,9 @@ class BadNets(MappedAttack):
     Its side is `size` pixels on images of up to 32, as published, and grows with larger ones.
     """
 
+    name: ClassVar = "badnets"
     size: int = 3
     mapping: Mapping = "all-to-one"
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set: rows are drawn from all classes, as BackdoorBench does."""
-        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
-        return apply_poison(self, data, "badnets", rows, self.trigger(data.images[rows]))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the square."""
@@ -45,14 +38,10 @@ class BadNets(MappedAttack):
 class Blended(MappedAttack):
     """A fixed noise image mixed in at `alpha`, labelled with the target (Chen et al. 2017)."""
 
+    name: ClassVar = "blended"
     alpha: float = 0.2
     pattern_seed: int = 0
     mapping: Mapping = "all-to-one"
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set: rows are drawn from all classes, as BackdoorBench does."""
-        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
-        return apply_poison(self, data, "blended", rows, self.trigger(data.images[rows]))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the pattern, which is the same for every image of one size."""
@@ -61,20 +50,12 @@ class Blended(MappedAttack):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SIG(TargetedAttack):
+class SIG(CleanLabelAttack):
     """A sinusoid over the columns of target-class images whose labels stay (Barni et al. 2019)."""
 
+    name: ClassVar = "sig"
     amplitude: float = 40.0
     frequency: float = 6.0
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set; the rate counts over all samples, the rows are of the target class.
-
-        Raises:
-            ClipguardError: the target class is smaller than the rate asks for.
-        """
-        rows = choose_of_class(data, self.target, self.rate, seed)
-        return apply_poison(self, data, "sig", rows, self.trigger(data.images[rows]))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the sinusoid."""
@@ -82,7 +63,7 @@ class SIG(TargetedAttack):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CTRL(TargetedAttack):
+class CTRL(CleanLabelAttack):
     """Two frequencies of the colour planes of target-class images whose labels stay (Li et al. 2023).
 
     The formula is the published one in floating point. The published code also rounds to whole numbers in
@@ -90,16 +71,8 @@ class CTRL(TargetedAttack):
     data, which stay grey, nothing of it is left but rounding.
     """
 
+    name: ClassVar = "ctrl"
     magnitude: float = 100.0
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set; the rate counts over all samples, the rows are of the target class.
-
-        Raises:
-            ClipguardError: the target class is smaller than the rate asks for.
-        """
-        rows = choose_of_class(data, self.target, self.rate, seed)
-        return apply_poison(self, data, "ctrl", rows, self.trigger(data.images[rows]))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the two frequencies added."""

@@ -1,46 +1,11 @@
-"""How an attack changes a data set: new images and labels at the poisoned rows, and the truth about them."""
+"""A data set with other images and labels at some rows, and the truth about them."""
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.protocol import Attack
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.types import ImageSet, image_set
-
-CoverSamples = tuple[Int64[np.ndarray, "c"], UInt8[np.ndarray, "c h w 3"]]
-"""Rows of cover samples, and their images."""
-
-
-def apply_poison(
-    attack: Attack,
-    data: ImageSet,
-    name: str,
-    rows: Int64[np.ndarray, "p"],
-    images: UInt8[np.ndarray, "p h w 3"],
-    cover: CoverSamples | None = None,
-) -> tuple[ImageSet, PoisonTruth]:
-    """Return `data` with `images` and the attack's target labels at `rows`, and the truth.
-
-    Args:
-        attack: gives the target labels.
-        data: the clean data set.
-        name: of the attack, for the truth.
-        rows: samples to poison.
-        images: theirs, with the trigger.
-        cover: rows and images of cover samples, which keep their labels.
-
-    Raises:
-        ClipguardError: the target is no class of `data`.
-    """
-    k = len(data.class_names)
-    labels, target_mapping = attack.target_labels(data.labels[rows], k), attack.target_labels(np.arange(k), k)
-    assert labels is not None
-    assert target_mapping is not None
-    target = int(target_mapping[0]) if (target_mapping == target_mapping[0]).all() else None
-    cover_rows, cover_images = cover or (None, None)
-    changed = rebuilt(data, rows, images, labels, cover_rows, cover_images)
-    return changed, truth_of(data, rows, name, target, cover_rows)
 
 
 def rebuilt(

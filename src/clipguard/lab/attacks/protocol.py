@@ -1,6 +1,5 @@
 """What every attack is: a frozen dataclass that poisons a training set, and puts its trigger on images."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
@@ -57,34 +56,6 @@ class LearnedAttack(Attack, Protocol):
     def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> Attack:
         """Return the same attack with what it learned from `data`, or from an earlier fit in `cache`."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetedAttack:
-    """Fields that most attacks share: the share of poisoned samples, and one class that all others lead to.
-
-    Attributes:
-        rate: fraction of all samples that are poisoned.
-        target: class that the backdoor leads to.
-    """
-
-    rate: float = 0.05
-    target: int = 0
-
-    def target_labels(self, labels: Labels, k: int) -> Labels | None:
-        """Return the target for every label."""
-        return mapped_labels(labels, k, self.target)
-
-
-class MappedAttack(TargetedAttack):
-    """A targeted attack whose dataclass has a field `mapping`, as last or later field."""
-
-    __slots__ = ()
-    mapping: Mapping
-
-    def target_labels(self, labels: Labels, k: int) -> Labels | None:
-        """Return the target, or the next class."""
-        return mapped_labels(labels, k, self.target, self.mapping)
 
 
 def required(state: T | None) -> T:

@@ -9,11 +9,7 @@ from clipguard.types import ImageSet
 
 
 def choose(
-    candidates: Int64[np.ndarray, "m"],
-    rate: float,
-    n: int,
-    seed: Seed,
-    taken: Int64[np.ndarray, "t"] | None = None,
+    candidates: Int64[np.ndarray, "m"], rate: float, n: int, seed: Seed, kind: str = "poison"
 ) -> Int64[np.ndarray, "p"]:
     """Return round(rate n) rows drawn from `candidates` without replacement, ascending.
 
@@ -22,14 +18,13 @@ def choose(
         rate: fraction of all samples, not of the candidates.
         n: number of all samples.
         seed: of this choice alone; give cover samples a child of their own.
-        taken: rows that are chosen already, for poison say, and must not be chosen again.
+        kind: what the rows are for, in an error.
 
     Raises:
         ClipguardError: there are fewer candidates than that.
     """
-    left = candidates if taken is None else np.setdiff1d(candidates, taken)
-    kind = "poison" if taken is None else "cover"
-    return np.sort(seed.child("rows").numpy().choice(left, _count(rate, n, len(left), kind), replace=False))
+    count = _count(rate, n, len(candidates), kind)
+    return np.sort(seed.child("rows").numpy().choice(candidates, count, replace=False))
 
 
 def choose_of_class(data: ImageSet, label: int, rate: float, seed: Seed) -> Int64[np.ndarray, "p"]:
@@ -51,7 +46,7 @@ def choose_both(
     """
     rows = choose(np.arange(n), rate, n, seed)
     share = ratio * len(rows) / max(1, n)
-    return rows, choose(np.arange(n), share, n, seed.child("cover"), rows)
+    return rows, choose(np.setdiff1d(np.arange(n), rows), share, n, seed.child("cover"), "cover")
 
 
 def highest(scores: Float[np.ndarray, "n"], rate: float) -> Int64[np.ndarray, "p"]:

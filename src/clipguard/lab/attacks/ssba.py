@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,12 +12,10 @@ from torch.nn import functional as F
 
 from clipguard.compute.inference import keep_freed_memory
 from clipguard.lab.attacks.cache import cached, key_of, restore, state_of
-from clipguard.lab.attacks.poisoning import apply_poison
-from clipguard.lab.attacks.protocol import FITTING, MappedAttack, Mapping, check_target, required
-from clipguard.lab.attacks.row_choice import choose
+from clipguard.lab.attacks.protocol import FITTING, Mapping, check_target, required
+from clipguard.lab.attacks.targeted import MappedAttack
 from clipguard.lab.attacks.tensors import Pixels, batches, descend, device_of, pixels, transformed
 from clipguard.lab.attacks.unet import UNet
-from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, Progress
 
@@ -107,6 +106,7 @@ class SSBA(MappedAttack):
         encoder: hides secrets in images; learned.
     """
 
+    name: ClassVar = "ssba"
     epochs: int = 6
     secret_epochs: int = 1
     bits: int = 20
@@ -134,11 +134,6 @@ class SSBA(MappedAttack):
         encoder = _encoder(self, seed)
         restore(encoder, "encoder", tensors)
         return replace(self, encoder=encoder)
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set: rows are drawn from all classes."""
-        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
-        return apply_poison(self, data, "ssba", rows, self.trigger(data.images[rows]))
 
     def trigger(self, images: Images) -> Images:
         """Return images that carry the secret.

@@ -1,6 +1,10 @@
 """What TrojanNN, LF and Narcissus share: a surrogate, and the search for one pattern for all images."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -12,7 +16,9 @@ from clipguard.compute.classifiers import ClassifierConfig, train_classifier
 from clipguard.compute.inference import keep_freed_memory
 from clipguard.compute.training import Recipe
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.protocol import FITTING, TargetedAttack
+from clipguard.lab.attacks.cache import cached, key_of
+from clipguard.lab.attacks.protocol import FITTING, check_target, required
+from clipguard.lab.attacks.targeted import TargetedAttack
 from clipguard.lab.attacks.tensors import Pixels, logits_of, pixels
 from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.seeds import Seed
@@ -33,6 +39,7 @@ class SurrogateAttack(TargetedAttack):
         lr: peak rate of its training.
         steps: of the search, each on a random batch.
         batch_size: images a step, of both.
+        pattern: what the search found, in grey levels, for images of one size; learned.
     """
 
     __slots__ = ()
@@ -41,6 +48,44 @@ class SurrogateAttack(TargetedAttack):
     lr: float
     steps: int
     batch_size: int
+    pattern: Float32[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w 3"] | None
+
+    _only_poisoning: ClassVar[tuple[str, ...]] = ("rate",)
+    """Settings on which the pattern does not depend."""
+
+    @abstractmethod
+    def search(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensor:
+        """Return the pattern for images of the size of `data`, [h, w, 3]."""
+
+    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> Self:
+        """Return the attack with its pattern.
+
+        Raises:
+            ClipguardError: the target is no class of `data`, or the training diverged.
+        """
+        check_target(self.target, data)
+        key = key_of(self, data, seed, self._only_poisoning)
+        tensors = cached(key, cache, lambda: {"pattern": self.search(data, seed, progress)})
+        own: Any = self
+        fitted: Self = replace(own, pattern=tensors["pattern"].numpy())
+        return fitted
+
+    def pattern_for(
+        self, images: Images
+    ) -> Float32[np.ndarray, "height width 3"] | UInt8[np.ndarray, "height width 3"]:
+        """Return the pattern.
+
+        Raises:
+            ClipguardError: the attack is not fitted, or was fitted to images of another size.
+        """
+        pattern = required(self.pattern)
+        if images.shape[1:] != pattern.shape:
+            (h, w), (height, width) = images.shape[1:3], pattern.shape[:2]
+            raise ClipguardError(
+                f"the trigger was made for images of {height}x{width} pixels, these have {h}x{w}: "
+                "give images of one size"
+            )
+        return pattern
 
 
 def surrogate_of(attack: SurrogateAttack, data: ImageSet, seed: Seed, progress: Progress) -> Normalized:
@@ -104,19 +149,3 @@ def target_loss(model: Normalized, x: Pixels, target: int) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of the target: large where the surrogate predicts another class."""
     logits = logits_of(model, x)
     return F.cross_entropy(logits, torch.full((len(x),), target, device=x.device))
-
-
-def check_size(
-    images: Images, pattern: Float32[np.ndarray, "height width 3"] | UInt8[np.ndarray, "height width 3"]
-) -> None:
-    """Refuse images of another size than those that the pattern was found on.
-
-    Raises:
-        ClipguardError: height or width differs.
-    """
-    if images.shape[1:] != pattern.shape:
-        (h, w), (height, width) = images.shape[1:3], pattern.shape[:2]
-        raise ClipguardError(
-            f"the trigger was made for images of {height}x{width} pixels, these have {h}x{w}: "
-            "give images of one size"
-        )

@@ -1,7 +1,7 @@
 """TrojanNN: a patch that drives two units of a classifier, which a victim learns sooner than a plain one."""
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -9,20 +9,14 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.cache import Tensors, cached, key_of
-from clipguard.lab.attacks.poisoning import apply_poison
-from clipguard.lab.attacks.protocol import check_target, required
-from clipguard.lab.attacks.row_choice import choose
 from clipguard.lab.attacks.surrogate import (
     Pattern,
     SurrogateAttack,
-    check_size,
     search_batches,
     surrogate_of,
     universal,
 )
 from clipguard.lab.attacks.tensors import Pixels, logits_of, pixels, to_images
-from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.features import head_of, inputs_of
 from clipguard.models.spec import Normalized
 from clipguard.seeds import Seed
@@ -55,9 +49,10 @@ class TrojanNN(SurrogateAttack):
         step: of PGD, in [0, 1].
         steps: of PGD, each on a random batch.
         batch_size: images a step, of the surrogate's training and of the search.
-        patch: on a picture of the images' size; learned.
+        pattern: the patch, on a picture of the images' size; learned.
     """
 
+    name: ClassVar = "trojan-nn"
     epochs: int = 10
     architecture: str = "preactresnet18-8"
     lr: float = 0.1
@@ -67,23 +62,7 @@ class TrojanNN(SurrogateAttack):
     step: float = 0.01
     steps: int = 200
     batch_size: int = 128
-    patch: UInt8[np.ndarray, "h w 3"] | None = field(default=None, compare=False, repr=False)
-
-    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "TrojanNN":
-        """Return the attack with its patch.
-
-        Raises:
-            ClipguardError: the target is no class of `data`, the surrogate does not end in a linear layer, or
-                its training diverged.
-        """
-        check_target(self.target, data)
-        tensors = cached(key_of(self, data, seed), cache, lambda: _search(self, data, seed, progress))
-        return replace(self, patch=tensors["patch"].numpy())
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set: rows are drawn from all classes."""
-        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
-        return apply_poison(self, data, "trojan-nn", rows, self.trigger(data.images[rows]))
+    pattern: UInt8[np.ndarray, "h w 3"] | None = field(default=None, compare=False, repr=False)
 
     def trigger(self, images: Images) -> Images:
         """Return images whose corner is the patch.
@@ -91,10 +70,36 @@ class TrojanNN(SurrogateAttack):
         Raises:
             ClipguardError: the attack is not fitted, or was fitted to images of another size.
         """
-        patch = required(self.patch)
-        check_size(images, patch)
         opaque = mask_of(*images.shape[1:3])[None].astype(np.float32)
-        return blend(images, patch, opaque)
+        return blend(images, self.pattern_for(images), opaque)
+
+    def search(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensor:
+        """Return the patch, on a picture of the images' size.
+
+        Raises:
+            ClipguardError: the surrogate does not end in a linear layer, or its training diverged.
+        """
+        h, w = data.images.shape[1:3]
+        model = surrogate_of(self, data, seed, progress)
+        head = head_of(model, data.images[:1])
+        if head is None:
+            net = self.architecture
+            raise ClipguardError(f"{net} does not end in a linear layer: choose another architecture")
+        device = model.mean.device
+        units = strongest(head, self.target, self.units)
+        mask = torch.from_numpy(mask_of(h, w)).to(device)
+        start = pixels(noise_pattern(h, w, seed.child("patch"))[None]).to(device)
+
+        def distance(x: Pixels, patch: Pattern) -> Tensor:
+            driven = features_of(model, head, torch.where(mask, patch, x))[:, units]
+            return ((self.activation - driven) ** 2).mean()
+
+        def step(patch: Pattern, slope: Pattern) -> Pattern:
+            further = patch - self.step * slope.sign()
+            return torch.clamp(further, start - self.bound, start + self.bound).clamp(0, 1)
+
+        batches = search_batches(self, data.images, device, seed, progress)
+        return torch.from_numpy(to_images(universal(batches, start, distance, step))[0])
 
 
 def mask_of(height: int, width: int) -> Bool[np.ndarray, "h w"]:
@@ -118,30 +123,3 @@ def features_of(model: Normalized, head: nn.Linear, x: Pixels) -> Float[Tensor, 
     with inputs_of(head) as inputs:
         logits_of(model, x)
     return inputs[0]
-
-
-def _search(attack: TrojanNN, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
-    """Return the patch, on a picture of the images' size."""
-    h, w = data.images.shape[1:3]
-    model = surrogate_of(attack, data, seed, progress)
-    head = head_of(model, data.images[:1])
-    if head is None:
-        raise ClipguardError(
-            f"the surrogate {attack.architecture} does not end in a linear layer: choose another architecture"
-        )
-    device = model.mean.device
-    units = strongest(head, attack.target, attack.units)
-    mask = torch.from_numpy(mask_of(h, w)).to(device)
-    start = pixels(noise_pattern(h, w, seed.child("patch"))[None]).to(device)
-
-    def distance(x: Pixels, patch: Pattern) -> Tensor:
-        driven = features_of(model, head, torch.where(mask, patch, x))[:, units]
-        return ((attack.activation - driven) ** 2).mean()
-
-    def step(patch: Pattern, slope: Pattern) -> Pattern:
-        further = patch - attack.step * slope.sign()
-        return torch.clamp(further, start - attack.bound, start + attack.bound).clamp(0, 1)
-
-    batches = search_batches(attack, data.images, device, seed, progress)
-    patch = to_images(universal(batches, start, distance, step))[0]
-    return {"patch": torch.from_numpy(patch)}

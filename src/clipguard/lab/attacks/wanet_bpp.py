@@ -1,12 +1,13 @@
 """WaNet and BPP: dirty-label, with cover samples that teach the net to answer the exact trigger only."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from clipguard.lab.attacks.poisoning import apply_poison
-from clipguard.lab.attacks.protocol import MappedAttack, Mapping
+from clipguard.lab.attacks.protocol import Mapping
 from clipguard.lab.attacks.row_choice import choose_both
+from clipguard.lab.attacks.targeted import MappedAttack, apply_poison
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import quantise, warp, warp_field
@@ -22,6 +23,7 @@ class WaNet(MappedAttack):
     in any poisoned data set.
     """
 
+    name: ClassVar = "wanet"
     rate: float = 0.1
     grid: int = 4
     strength: float = 0.5
@@ -37,7 +39,7 @@ class WaNet(MappedAttack):
         """
         rows, cover = choose_both(len(data), self.rate, self.cover_ratio, seed)
         cover_images = self._warped(data.images[cover], seed.child("noise"))
-        return apply_poison(self, data, "wanet", rows, self.trigger(data.images[rows]), (cover, cover_images))
+        return apply_poison(self, data, rows, self.trigger(data.images[rows]), (cover, cover_images))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the warp, which is the same for every image of one size."""
@@ -66,6 +68,7 @@ class BPP(MappedAttack):
         test_levels: of brightness in triggered test images; fewer show more. 0, as published: the same.
     """
 
+    name: ClassVar = "bpp"
     rate: float = 0.1
     levels: int = 8
     cover_ratio: float = 1.0
@@ -83,7 +86,7 @@ class BPP(MappedAttack):
         others = (cover + seed.child("others").numpy().integers(1, max(2, n), len(cover))) % max(1, n)
         cover_images = self._with_residuals(data.images[cover], data.images[others])
         images = quantise(data.images[rows], self.levels)
-        return apply_poison(self, data, "bpp", rows, images, (cover, cover_images))
+        return apply_poison(self, data, rows, images, (cover, cover_images))
 
     def trigger(self, images: Images) -> Images:
         """Return test images with fewer levels of brightness."""
