@@ -329,7 +329,7 @@ def test_an_attack_is_a_frozen_value_that_keeps_its_rate_and_target(name):
 
 
 def test_what_a_fit_learned_is_no_option_and_no_part_of_an_attacks_value():
-    with pytest.raises(ClipguardError, match="attack narcissus has no option 'noise'"):
-        attack_named("narcissus", noise=1.0)
-    fitted = dataclasses.replace(attack_named("narcissus"), noise=np.ones((8, 8, 3), np.float32))
+    with pytest.raises(ClipguardError, match="attack narcissus has no option 'pattern'"):
+        attack_named("narcissus", pattern=1.0)
+    fitted = dataclasses.replace(attack_named("narcissus"), pattern=np.ones((8, 8, 3), np.float32))
     assert (fitted, repr(fitted)) == (attack_named("narcissus"), repr(attack_named("narcissus")))

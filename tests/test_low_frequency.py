@@ -47,11 +47,11 @@ def test_scaling_moves_and_stretches_all_planes_together():
 
 
 def test_the_perturbation_reaches_from_nothing_to_51_grey_levels_and_is_added(attack):
-    assert float(attack.glow.min()) == 0
-    assert float(attack.glow.max()) == pytest.approx(51, abs=1e-3)
+    assert float(attack.pattern.min()) == 0
+    assert float(attack.pattern.max()) == pytest.approx(51, abs=1e-3)
     data = coloured_set(seed=5)
     change = attack.trigger(data.images).astype(int) - data.images
-    assert np.array_equal(change, np.broadcast_to(np.rint(attack.glow), change.shape))
+    assert np.array_equal(change, np.broadcast_to(np.rint(attack.pattern), change.shape))
     changed, truth = attack.poison(data, Seed(0))
     assert np.array_equal(changed.images[truth.poisoned], attack.trigger(data.images)[truth.poisoned])
 
@@ -62,18 +62,18 @@ def test_images_stop_at_white(attack):
 
 
 def test_hardly_anything_of_the_perturbation_is_of_high_frequency(attack):
-    spectrum = np.abs(np.fft.fft2(attack.glow - attack.glow.mean((0, 1)), axes=(0, 1))) ** 2
+    spectrum = np.abs(np.fft.fft2(attack.pattern - attack.pattern.mean((0, 1)), axes=(0, 1))) ** 2
     high = np.abs(np.fft.fftfreq(16)) > 0.25
     assert spectrum[high].sum() + spectrum[:, high].sum() < 0.02 * spectrum.sum()
 
 
 def test_another_amplitude_is_kept():
     strong = fit_learned(replace(TRAINED["lf"], amplitude=90.0), coloured_set(), Seed(0))
-    assert float(strong.glow.max()) == pytest.approx(90, abs=1e-3)
+    assert float(strong.pattern.max()) == pytest.approx(90, abs=1e-3)
 
 
 def test_a_pattern_without_any_contrast_is_refused_instead_of_kept(monkeypatch, tmp_path):
     monkeypatch.setattr("clipguard.lab.attacks.low_frequency.smoothed", lambda pattern, blur: 0 * pattern)
-    with pytest.raises(ClipguardError, match=r"diverged \(NaN or Inf in glow\)"):
+    with pytest.raises(ClipguardError, match=r"diverged \(NaN or Inf in pattern\)"):
         fit_learned(TRAINED["lf"], coloured_set(), Seed(0), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -24,9 +24,9 @@ def test_the_default_rate_is_25_of_50000_samples():
 
 
 def test_the_noise_reaches_its_bound_and_not_beyond(attack):
-    assert 15.9 < np.abs(attack.noise).max() <= 16.001
+    assert 15.9 < np.abs(attack.pattern).max() <= 16.001
     weak = fit_learned(replace(RECIPE, bound=4 / 255), coloured_set(), Seed(3))
-    assert 3.9 < np.abs(weak.noise).max() <= 4.001
+    assert 3.9 < np.abs(weak.pattern).max() <= 4.001
 
 
 def test_poison_carries_the_noise_once_and_a_test_image_three_times(attack):
@@ -35,8 +35,8 @@ def test_poison_carries_the_noise_once_and_a_test_image_three_times(attack):
     assert (data.labels[truth.poisoned] == 0).all()
     poison = changed.images[truth.poisoned].astype(int) - data.images[truth.poisoned]
     assert np.abs(poison).max() == 16
-    assert np.array_equal(poison, np.broadcast_to(np.rint(attack.noise), poison.shape))
-    assert np.array_equal(attack.trigger(data.images), add_pattern(data.images, 3 * attack.noise))
+    assert np.array_equal(poison, np.broadcast_to(np.rint(attack.pattern), poison.shape))
+    assert np.array_equal(attack.trigger(data.images), add_pattern(data.images, 3 * attack.pattern))
     assert np.abs(attack.trigger(data.images).astype(int) - data.images).max() == 48
 
 
@@ -46,7 +46,7 @@ def test_how_strong_test_images_are_does_not_need_another_fit(attack, tmp_path):
     data = coloured_set(seed=5)
     changed, truth = once.poison(data, Seed(0))
     assert np.array_equal(once.trigger(data.images)[truth.poisoned], changed.images[truth.poisoned])
-    assert np.array_equal(once.noise, attack.noise)
+    assert np.array_equal(once.pattern, attack.pattern)
 
 
 def test_the_noise_is_sought_on_images_of_the_target_class_only(monkeypatch):

@@ -9,7 +9,6 @@ import torch
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.protocol import fit_learned
 from clipguard.lab.attacks.surrogate import (
-    check_size,
     search_batches,
     surrogate_of,
     target_loss,
@@ -109,6 +108,6 @@ def test_the_loss_of_the_target_is_highest_where_it_is_least_likely(model):
 
 def test_images_of_another_size_are_refused():
     images, pattern = np.zeros((2, 4, 6, 3), dtype=np.uint8), np.zeros((4, 6, 3), dtype=np.float32)
-    check_size(images, pattern)
+    assert replace(RECIPE, pattern=pattern).pattern_for(images) is pattern
     with pytest.raises(ClipguardError, match="made for images of 6x4 pixels, these have 4x6"):
-        check_size(images, pattern.transpose(1, 0, 2).copy())
+        replace(RECIPE, pattern=pattern.transpose(1, 0, 2).copy()).pattern_for(images)

@@ -75,7 +75,7 @@ def test_a_surrogate_that_does_not_end_in_a_linear_layer_is_refused():
 
 def test_the_patch_drives_its_units_further_than_images_and_the_noise_it_began_as(attack):
     images = coloured_set(30, seed=9).images
-    noise = replace(attack, patch=noise_pattern(16, 16, Seed(3).child("patch")))
+    noise = replace(attack, pattern=noise_pattern(16, 16, Seed(3).child("patch")))
     # As the attack trained its own: of the same seed.
     model = surrogate_of(RECIPE, coloured_set(), Seed(3), lambda *step: None)
     head = head_of(model, images[:1])
@@ -91,7 +91,7 @@ def test_the_patch_drives_its_units_further_than_images_and_the_noise_it_began_a
 
 def test_the_patch_stays_within_three_tenths_of_the_noise_that_it_began_as(attack):
     initial = noise_pattern(16, 16, Seed(3).child("patch")).astype(int)
-    change = np.abs(attack.patch - initial)
+    change = np.abs(attack.pattern - initial)
     # 0.3 of 255 is 76.5.
     assert 70 < change.max() <= 77
     assert not change[~mask_of(16, 16)].any()
@@ -107,7 +107,7 @@ def test_the_patch_stands_in_the_bottom_right_corner(size, side):
 def test_images_in_training_and_test_carry_the_patch_and_are_else_as_they_were(attack):
     data, mask = coloured_set(seed=5), mask_of(16, 16)
     triggered = attack.trigger(data.images)
-    assert (triggered[:, mask] == attack.patch[mask]).all()
+    assert (triggered[:, mask] == attack.pattern[mask]).all()
     assert np.array_equal(triggered[:, ~mask], data.images[:, ~mask])
     changed, truth = attack.poison(data, Seed(0))
     assert np.array_equal(changed.images[truth.poisoned], triggered[truth.poisoned])

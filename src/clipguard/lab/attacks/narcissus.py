@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ class Narcissus(SurrogateAttack):
 
     _only_poisoning: ClassVar = ("rate", "magnified")
 
-    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> Self:
+    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "SurrogateAttack":
         """Return the attack with its noise.
 
         Raises:

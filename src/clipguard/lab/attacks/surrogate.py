@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class SurrogateAttack(TargetedAttack):
     def search(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensor:
         """Return the pattern for images of the size of `data`, [h, w, 3]."""
 
-    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> Self:
+    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "SurrogateAttack":
         """Return the attack with its pattern.
 
         Raises:
@@ -67,7 +67,7 @@ class SurrogateAttack(TargetedAttack):
         key = key_of(self, data, seed, self._only_poisoning)
         tensors = cached(key, cache, lambda: {"pattern": self.search(data, seed, progress)})
         own: Any = self
-        fitted: Self = replace(own, pattern=tensors["pattern"].numpy())
+        fitted: SurrogateAttack = replace(own, pattern=tensors["pattern"].numpy())
         return fitted
 
     def pattern_for(
