@@ -36,7 +36,7 @@ class NoAttack(Control):
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the data and an empty truth."""
-        return data, truth_of(data, np.zeros(0, dtype=np.int64), "none", None)
+        return data, truth_of(data, np.zeros(0, dtype=np.int64), self.name, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class SymmetricFlips(Control):
         rows = choose(np.arange(len(data)), self.rate, len(data), seed)
         shift = seed.child("shift").numpy().integers(1, k, len(rows))
         changed = rebuilt(data, rows, data.images[rows], (data.labels[rows] + shift) % k)
-        return changed, truth_of(data, rows, "flips", None)
+        return changed, truth_of(data, rows, self.name, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class FlipsToOneClass(Control):
         rows = choose(np.flatnonzero(data.labels != self.target), self.rate, len(data), seed)
         labels = np.full(len(rows), self.target, dtype=np.int64)
         changed = rebuilt(data, rows, data.images[rows], labels)
-        return changed, truth_of(data, rows, "flips-to-one", self.target)
+        return changed, truth_of(data, rows, self.name, self.target)
 
     def target_labels(self, labels: Labels, k: int) -> Labels | None:
         """Return the target: the class whose recall the wrong labels harm."""

@@ -119,7 +119,7 @@ class FLIP(TargetedAttack):
         margins, others = self.margins(data)
         rows = highest(margins, self.rate)
         changed = rebuilt(data, rows, data.images[rows], others[rows])
-        return changed, truth_of(data, rows, "flip", self.target)
+        return changed, truth_of(data, rows, self.name, self.target)
 
     def trigger(self, images: Images) -> Images:
         """Return test images with the stripes."""
