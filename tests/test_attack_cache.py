@@ -1,12 +1,12 @@
-"""lab.attacks.cache: a helper is trained once; a damaged file is named; nothing diverged is kept."""
+"""lab.attacks.cache: an attack learns once; a damaged file is named; nothing diverged is kept."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.cache import key_of, learnt, restore, state_of
+from clipguard.lab.attacks.cache import cached, key_of, restore, state_of
 from clipguard.seeds import Seed
 from tiny_attacks import tiny_set
 
@@ -15,6 +15,7 @@ from tiny_attacks import tiny_set
 class Recipe:
     rate: float = 0.1
     epochs: int = 3
+    weights: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ def never():
 def test_a_key_depends_on_recipe_data_and_seed_but_not_on_what_is_left_out():
     data, seed = tiny_set(6), Seed(0).child("attack")
     key = key_of(Recipe(), data, seed)
-    assert key == key_of(Recipe(rate=0.9), tiny_set(6), Seed(0).child("attack"))
+    fitted = Recipe(rate=0.9, weights=torch.ones(2))
+    assert key == key_of(fitted, tiny_set(6), Seed(0).child("attack"))
     others = {
         key_of(Recipe(epochs=4), data, seed),
         key_of(OtherRecipe(), data, seed),
@@ -45,9 +47,9 @@ def test_a_key_depends_on_recipe_data_and_seed_but_not_on_what_is_left_out():
     assert len(others | {key}) == 7
 
 
-def test_what_was_learnt_is_read_and_not_learnt_again(tmp_path):
-    first = learnt("name", tmp_path / "new", numbers)
-    again = learnt("name", tmp_path / "new", never)
+def test_what_was_learned_is_read_and_not_learned_again(tmp_path):
+    first = cached("name", tmp_path / "new", numbers)
+    again = cached("name", tmp_path / "new", never)
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["name.safetensors"]
@@ -55,24 +57,24 @@ def test_what_was_learnt_is_read_and_not_learnt_again(tmp_path):
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    learnt("name", None, numbers)
+    cached("name", None, numbers)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-5], lambda raw: b"\x80\x04" + raw, lambda raw: b""])
 def test_a_damaged_file_is_one_clear_error(tmp_path, damage):
-    learnt("name", tmp_path, numbers)
+    cached("name", tmp_path, numbers)
     file = tmp_path / "name.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ClipguardError, match="delete it and run again") as caught:
-        learnt("name", tmp_path, never)
+        cached("name", tmp_path, never)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_training_that_diverged_is_refused_and_not_kept(tmp_path):
     with pytest.raises(ClipguardError, match=r"diverged \(NaN or Inf in weights\)"):
-        learnt("name", tmp_path, lambda: {"weights": torch.tensor([1.0, float("nan")])})
+        cached("name", tmp_path, lambda: {"weights": torch.tensor([1.0, float("nan")])})
     assert not list(tmp_path.iterdir())
 
 

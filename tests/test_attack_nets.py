@@ -1,4 +1,4 @@
-"""lab.attacks.nets and .rows: any size, exact pixels, no image that depends on its neighbours."""
+"""lab.attacks.unet, .tensors, .row_choice: any size, exact pixels, images apart from their neighbours."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.nets import UNet, batches, logits_of, pixels, to_images, transformed
-from clipguard.lab.attacks.rows import highest, places_of
+from clipguard.lab.attacks.row_choice import highest, places_of
+from clipguard.lab.attacks.tensors import batches, logits_of, pixels, to_images, transformed
+from clipguard.lab.attacks.unet import UNet
 from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
 from clipguard.types import image_set
@@ -68,9 +69,9 @@ def test_logits_of_pixels_are_those_of_the_images():
     model = build(ModelSpec(architecture="shallow-4", num_classes=3, input_size=(16, 16)), Seed(0))
     x = pixels(images).requires_grad_()
     whole = model(torch.from_numpy(images).permute(0, 3, 1, 2))
-    found = logits_of(model, x)
-    assert torch.allclose(found, whole, atol=1e-4)
-    found.sum().backward()
+    logits = logits_of(model, x)
+    assert torch.allclose(logits, whole, atol=1e-4)
+    logits.sum().backward()
     assert x.grad.abs().sum() > 0
 
 
@@ -88,15 +89,15 @@ def test_rows_that_cannot_be_taken_are_not():
         highest(scores, 0.75)
 
 
-def test_samples_are_found_again_among_those_that_were_prepared_for():
+def test_samples_are_found_again_among_those_of_the_fit():
     data = tiny_set(9)
     rows = np.array([7, 2, 3])
     assert places_of(data.take(rows), data.ids, data.labels).tolist() == rows.tolist()
 
 
-def test_samples_that_were_not_prepared_for_are_refused():
+def test_samples_of_no_fit_are_refused():
     data = tiny_set(9)
     relabelled = image_set(data.images, (data.labels + 1) % 3, data.class_names, data.ids)
     for other in (tiny_set(12), relabelled):
-        with pytest.raises(ClipguardError, match="prepare it for this one"):
+        with pytest.raises(ClipguardError, match="fit it to this one"):
             places_of(other, data.ids, data.labels)

@@ -1,11 +1,11 @@
-"""Recipes of WaNet, BPP, CTRL and Adap-*: what cover_images carry, and what training and test images do."""
+"""Recipes of WaNet, BPP, CTRL and Adap-*: what cover samples carry, and what training and test images do."""
 
 import numpy as np
 import pytest
 
 from clipguard.lab.attacks.adaptive import OPACITIES, AdapBlend, AdapPatch
-from clipguard.lab.attacks.covered import BPP, WaNet
-from clipguard.lab.attacks.images import CTRL
+from clipguard.lab.attacks.patterned import CTRL
+from clipguard.lab.attacks.wanet_bpp import BPP, WaNet
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import add_pattern, chroma_waves, corners, piece_masks, quantise
 from clipguard.types import image_set
@@ -26,14 +26,14 @@ def test_wanet_is_the_published_warp_of_the_attacks_own_field():
     field = Seed(5).child("wanet").numpy().uniform(-1, 1, (2, 4, 4))
     field /= np.abs(field).mean()
     smooth = np.stack([oracle.bicubic_plane(points.tolist(), 16, 16) for points in field], axis=-1)
-    found = WaNet(pattern_seed=5).trigger(images)
-    for image, warped in zip(images, found, strict=True):
+    triggered = WaNet(pattern_seed=5).trigger(images)
+    for image, warped in zip(images, triggered, strict=True):
         slow = np.array(oracle.warped(image.tolist(), smooth.tolist(), 0.5))
         assert np.abs(warped - slow).max() <= 0.51
-    assert (found != WaNet(pattern_seed=6).trigger(images)).any()
+    assert (triggered != WaNet(pattern_seed=6).trigger(images)).any()
 
 
-def test_decoys_of_wanet_are_warped_by_the_field_and_noise_of_their_own():
+def test_cover_samples_of_wanet_are_warped_by_the_field_and_noise_of_their_own():
     data = grey_set()
     one = image_set(np.repeat(data.images[:1], N, axis=0), data.labels, data.class_names)
     changed, truth = WaNet().poison(one, Seed(0))
@@ -43,7 +43,7 @@ def test_decoys_of_wanet_are_warped_by_the_field_and_noise_of_their_own():
     assert (cover_images != poison[0]).any((1, 2, 3)).all()
 
 
-def test_decoys_of_wanet_differ_with_the_seed_but_its_poison_does_not():
+def test_cover_samples_of_wanet_differ_with_the_seed_but_its_poison_does_not():
     data = grey_set()
     images = WaNet().trigger(data.images)
     first, second = (WaNet().poison(data, Seed(seed)) for seed in (0, 1))
@@ -54,7 +54,7 @@ def test_decoys_of_wanet_differ_with_the_seed_but_its_poison_does_not():
     assert (first[0].images[both] != second[0].images[both]).any((1, 2, 3)).all()
 
 
-def test_negatives_of_bpp_carry_the_residual_of_another_image():
+def test_cover_samples_of_bpp_carry_the_residual_of_another_image():
     data = grey_set()
     changed, truth = BPP(rate=0.2).poison(data, Seed(0))
     residuals = {
@@ -77,7 +77,7 @@ def test_test_images_of_bpp_can_have_fewer_levels_than_its_poison():
     assert np.array_equal(as_in_training.trigger(data.images), stronger.trigger(data.images))
 
 
-def test_negatives_of_bpp_stop_at_black_and_white():
+def test_cover_samples_of_bpp_stop_at_black_and_white():
     images = np.zeros((10, 8, 8, 3), dtype=np.uint8)
     images[5:] = 20
     data = image_set(images, np.arange(10) % 2, ("a", "b"))
@@ -100,19 +100,21 @@ def test_adap_blend_shows_half_of_the_pieces_weaker_in_training_and_all_of_them_
     moved = changed.images.astype(int) - data.images
     for row in np.flatnonzero(truth.poisoned | truth.cover):
         pieces = moved[row].reshape(4, 4, 4, 4, 3).swapaxes(1, 2).reshape(16, -1)
-        shown = pieces.any(1)
-        assert shown.sum() == 8
-        expected = whole[row].reshape(4, 4, 4, 4, 3).swapaxes(1, 2).reshape(16, -1)[shown] * 0.15 / 0.2
-        assert np.abs(pieces[shown] - expected).max() <= 0.5 + 0.5 * 0.75 + 1e-3
+        changed_pieces = pieces.any(1)
+        assert changed_pieces.sum() == 8
+        expected = (
+            whole[row].reshape(4, 4, 4, 4, 3).swapaxes(1, 2).reshape(16, -1)[changed_pieces] * 0.15 / 0.2
+        )
+        assert np.abs(pieces[changed_pieces] - expected).max() <= 0.5 + 0.5 * 0.75 + 1e-3
     assert (np.abs(whole) > 0).mean() > 0.9
 
 
 def test_pieces_of_adap_blend_follow_the_seed():
     data, attack = grey_set(), AdapBlend(rate=0.2)
     changed, truth = attack.poison(data, Seed(3))
-    shown = piece_masks(int(truth.poisoned.sum()), 16, 16, 4, Seed(3).child("pieces"))
+    mask = piece_masks(int(truth.poisoned.sum()), 16, 16, 4, Seed(3).child("pieces"))
     moved = (changed.images != data.images).any(3)[truth.poisoned]
-    assert not (moved & ~shown).any()
+    assert not (moved & ~mask).any()
 
 
 def test_adap_patch_puts_one_weak_patch_in_turn_and_all_of_them_opaque_in_test():

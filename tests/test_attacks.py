@@ -9,15 +9,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import ATTACKS, NeedsFitting, attack_named
-from clipguard.lab.attacks.images import SIG, BadNets, Blended
-from clipguard.lab.attacks.protocol import choose, choose_both, mapped_labels
+from clipguard.lab.attacks import ATTACKS, LearnedAttack, attack_named
+from clipguard.lab.attacks.patterned import SIG, BadNets, Blended
+from clipguard.lab.attacks.protocol import mapped_labels
+from clipguard.lab.attacks.row_choice import choose, choose_both
 from clipguard.seeds import Seed
 from clipguard.types import image_set
 from reference import images as oracle
 
 CLASSES = 4
-READY = [name for name in ATTACKS if not isinstance(attack_named(name), NeedsFitting)]
+UNLEARNED = [name for name in ATTACKS if not isinstance(attack_named(name), LearnedAttack)]
 CONTROLS = ["none", "flips", "flips-to-one"]
 CLEAN_LABEL = ["sig", "ctrl"]
 DIRTY_LABEL = ["badnets", "blended", "wanet", "bpp", "adap-blend", "adap-patch"]
@@ -46,7 +47,7 @@ def different(one, other):
     return (one.images != other.images).any((1, 2, 3))
 
 
-@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("name", UNLEARNED)
 @hypothesis_settings(max_examples=25)
 @given(st.integers(20, 90), shapes, rates, targets, draws)
 def test_exactly_the_poisoned_rows_are_touched_and_they_are_as_many_as_the_rate_says(
@@ -110,18 +111,18 @@ def test_all_to_all_sends_each_class_to_the_next_one_in_training_and_in_test(nam
 
 
 @pytest.mark.parametrize("name", [*DIRTY_LABEL, *CLEAN_LABEL, "flips-to-one"])
-def test_all_to_one_aims_at_the_target_whatever_the_class(name):
-    target_labels = attack_named(name, target=2).target_labels(np.arange(CLASSES), CLASSES)
-    assert target_labels.tolist() == [2] * CLASSES
+def test_all_to_one_leads_to_the_target_whatever_the_class(name):
+    target_mapping = attack_named(name, target=2).target_labels(np.arange(CLASSES), CLASSES)
+    assert target_mapping.tolist() == [2] * CLASSES
 
 
 @pytest.mark.parametrize("name", ["none", "flips"])
-def test_controls_without_a_single_class_aim_at_nothing(name):
+def test_controls_without_a_single_class_lead_nowhere(name):
     assert attack_named(name).target_labels(np.arange(CLASSES), CLASSES) is None
 
 
 @pytest.mark.parametrize("name", COVER)
-def test_decoys_keep_their_labels_and_come_from_all_classes(name):
+def test_cover_samples_keep_their_labels_and_come_from_all_classes(name):
     data = clean_set(200)
     changed, truth = attack_named(name, rate=0.2).poison(data, Seed(0))
     assert np.array_equal(changed.labels[truth.cover], data.labels[truth.cover])
@@ -168,7 +169,7 @@ def test_no_attack_changes_nothing():
     assert (truth.attack, truth.target) == ("none", None)
 
 
-@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("name", UNLEARNED)
 def test_a_seed_repeats_the_poison_and_another_one_does_not(name):
     data, attack = clean_set(), attack_named(name, rate=0.1)
     one, same, other = (attack.poison(data, Seed(s).child("attack"))[0] for s in (1, 1, 2))
@@ -179,7 +180,7 @@ def test_a_seed_repeats_the_poison_and_another_one_does_not(name):
         assert one.fingerprint != data.fingerprint
 
 
-@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("name", UNLEARNED)
 def test_the_data_set_and_the_images_that_are_given_are_left_as_they_were(name):
     data, attack = clean_set(), attack_named(name, rate=0.2)
     data.images.flags.writeable = data.labels.flags.writeable = False
@@ -229,8 +230,8 @@ def test_blended_mixes_in_one_fifth_of_one_pattern(shape, seed):
 def test_sig_adds_40_sin_of_6_periods_along_the_columns(shape, seed):
     images = clean_set(2, shape, seed).images
     triggered = SIG().trigger(images)
-    for image, found in zip(images, triggered, strict=True):
-        assert np.abs(found.astype(int) - np.array(oracle.sinusoid(image.tolist(), 40, 6))).max() <= 1
+    for image, changed in zip(images, triggered, strict=True):
+        assert np.abs(changed.astype(int) - np.array(oracle.sinusoid(image.tolist(), 40, 6))).max() <= 1
     assert (triggered != images).any((1, 2, 3)).all()
 
 
@@ -262,7 +263,7 @@ def test_chosen_rows_ascend_without_repetition_among_the_candidates(candidates, 
 
 
 @given(st.integers(1, 30), st.sampled_from([0.0, 0.5, 1.5, 2.0]), draws)
-def test_decoys_are_as_many_as_the_ratio_says_and_none_is_poison(p, ratio, seed):
+def test_cover_samples_are_as_many_as_the_ratio_says_and_none_is_poison(p, ratio, seed):
     taken, cover = choose_both(100, p / 100, ratio, Seed(seed))
     assert len(taken) == p
     assert len(cover) == round(ratio * p)
@@ -325,3 +326,10 @@ def test_an_attack_is_a_frozen_value_that_keeps_its_rate_and_target(name):
     assert (attack.rate, attack.target) == (0.07, 3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         attack.rate = 0.5
+
+
+def test_what_a_fit_learned_is_no_option_and_no_part_of_an_attacks_value():
+    with pytest.raises(ClipguardError, match="attack narcissus has no option 'pattern'"):
+        attack_named("narcissus", pattern=1.0)
+    fitted = dataclasses.replace(attack_named("narcissus"), pattern=np.ones((8, 8, 3), np.float32))
+    assert (fitted, repr(fitted)) == (attack_named("narcissus"), repr(attack_named("narcissus")))

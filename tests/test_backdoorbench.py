@@ -76,9 +76,9 @@ def white(row):
     return np.full((SIDE, SIDE, 3), 255 - row, dtype=np.uint8)
 
 
-def marked(data, target_labels):
-    """Return the changes of a test set: every image of another class than `target_labels`, white."""
-    return [(i, target_labels, int(y), white(i)) for i, y in enumerate(data.labels) if y != target_labels]
+def marked(data, target):
+    """Return the changes of a test set: every image of another class than `target`, white."""
+    return [(i, target, int(y), white(i)) for i, y in enumerate(data.labels) if y != target]
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_triggered_test_images_keep_their_rows_and_true_labels(folder, monkeypat
     for row in range(12):
         expected = clean.images[row] if clean.labels[row] == 0 else white(row)
         assert np.array_equal(triggered.images[row], expected)
-    assert record.target_labels.tolist() == [0, 0, 0]
+    assert record.target_mapping.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_class_that_is_sent_to_two_others_cannot_be_judged(folder, monkeypatch
         files=record.test.files,
     )
     with pytest.raises(ClipguardError, match="one class to several"):
-        Record(num_classes=3, size=(8, 8), train=record.train, test=test).target_labels  # noqa: B018  # the property itself fails
+        Record(num_classes=3, size=(8, 8), train=record.train, test=test).target_mapping  # noqa: B018  # the property itself fails
 
 
 @pytest.mark.parametrize("path", ["../../etc/passwd", "a/../b.png", "b.png"])

@@ -15,7 +15,7 @@ from PIL import Image
 from clipguard.clip.zero_shot import ClipGuide, guide_from_name
 from clipguard.compute.cross_validation import SmallNetConfig
 from clipguard.compute.training import Recipe
-from clipguard.lab.attacks.images import BadNets
+from clipguard.lab.attacks.patterned import BadNets
 from clipguard.lab.ground_truth import PoisonTruth, read_truth, write_truth
 from clipguard.pipeline import DefenseConfig
 from clipguard.pipeline.defender import Defender

@@ -11,7 +11,7 @@ import torch
 from clipguard.defenses.own import Clipguard, Finetune, NoDefense, Retrain
 
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.compute.classifiers import ClassifierConfig, trained
+from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
 from clipguard.compute.training import Recipe
 from clipguard.defenses import DEFENSES, Case, Defense, Repaired, defense_factory, foreign_defense
 from clipguard.errors import ClipguardError
@@ -28,7 +28,7 @@ RECIPE = Recipe(epochs=2, lr=0.05, batch_size=16, crop=0.0, flip=False)
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder: Path = tmp_path_factory.mktemp("case")
     schooling = ClassifierConfig(spec=SPEC, recipe=RECIPE, seed=Seed(5).child("victim"))
-    victim, _ = trained(DATA, schooling, folder)
+    victim, _ = cached_classifier(schooling, DATA, folder)
     return Case(
         data=DATA,
         train_victim=lambda: victim,
@@ -82,7 +82,7 @@ def test_retrain_learns_from_what_was_not_flagged_by_the_victims_recipe(case):
     cured = Retrain(plan=PLAN).defend(case)
     assert cured.split is not None
     schooling = ClassifierConfig(spec=SPEC, recipe=RECIPE, seed=Seed(5).child("victim"))
-    alone, _ = trained(DATA, schooling, case.cache, ~cured.split.triggered)
+    alone, _ = cached_classifier(schooling, DATA, case.cache, ~cured.split.triggered)
     assert state(cured.model) == state(alone)
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.lab.attacks.gcb import GCB, coarse, critic_loss
-from clipguard.lab.attacks.nets import pixels
-from clipguard.lab.attacks.protocol import prepare
+from clipguard.lab.attacks.gcb import GCB, coarse, critic_loss, untrained_generator
+from clipguard.lab.attacks.protocol import fit_learned
+from clipguard.lab.attacks.tensors import pixels
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 
@@ -16,7 +16,7 @@ from tiny_attacks import TRAINED, tiny_set
 @pytest.fixture(scope="module")
 def attack():
     recipe = replace(TRAINED["gcb"], epochs=10, lr=3e-3, info_weight=5.0, noise=0.0)
-    return prepare(recipe, tiny_set(64), Seed(0))
+    return fit_learned(recipe, tiny_set(64), Seed(0))
 
 
 def made(attack, images, code):
@@ -41,12 +41,12 @@ def test_the_trigger_is_the_generator_with_code_one(attack):
 def test_the_change_is_bounded(attack):
     images = tiny_set(8, seed=5).images
     change = np.abs(attack.trigger(images).astype(int) - images)
-    assert 0 < change.max() <= round(255 * attack.recipe.strength) + 1
+    assert 0 < change.max() <= round(255 * attack.strength) + 1
 
 
 def test_an_untrained_generator_leaves_images_as_they_are():
     x = pixels(tiny_set(3, (17, 22)).images)
-    assert torch.equal(GCB(width=4).generator(Seed(0))(x, torch.tensor([0.0, 1.0, 1.0])), x)
+    assert torch.equal(untrained_generator(GCB(width=4), Seed(0))(x, torch.tensor([0.0, 1.0, 1.0])), x)
 
 
 def test_the_reader_sees_averages_of_four_by_four_pixels():
@@ -74,8 +74,8 @@ def test_one_per_cent_is_the_default_rate():
     assert GCB().rate == 0.01
 
 
-def test_target_and_rate_share_one_helper(tmp_path):
+def test_target_and_rate_share_one_fit(tmp_path):
     data = tiny_set(48)
     for change in ({}, {"rate": 0.2}, {"target": 2}):
-        prepare(replace(TRAINED["gcb"], **change), data, Seed(0), tmp_path)
+        fit_learned(replace(TRAINED["gcb"], **change), data, Seed(0), tmp_path)
     assert len(list(tmp_path.iterdir())) == 1

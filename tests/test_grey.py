@@ -1,4 +1,4 @@
-"""lab.attacks.grey and triggers that vanish: what attacks make of images without colour."""
+"""lab.attacks.greyscale and triggers that vanish: what attacks make of images without colour."""
 
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import attack_named, parts_of, prepare, triggered
-from clipguard.lab.attacks.grey import OnGrey, greyed, is_grey
+from clipguard.lab.attacks import attack_named, fit_attack, parts_of, triggered
+from clipguard.lab.attacks.greyscale import OnGrey, greyed, is_grey
 from clipguard.seeds import Seed
 from clipguard.types import image_set
 
@@ -26,7 +26,7 @@ def a_set(n=60, size=(16, 20), colours=1, seed=0):
 @pytest.mark.parametrize("name", ["badnets", "blended", "wanet", "bpp", "sig", "adap-blend", "adap-patch"])
 def test_on_grey_data_the_poison_and_the_triggered_images_are_grey_and_the_rest_untouched(name):
     data = a_set()
-    attack = prepare(attack_named(name, rate=0.2), data, Seed(0))
+    attack = fit_attack(attack_named(name, rate=0.2), data, Seed(0))
     changed, truth = attack.poison(data, Seed(1))
     touched = truth.poisoned | truth.cover
     assert is_grey(changed.images)
@@ -41,7 +41,7 @@ def test_on_grey_data_the_poison_and_the_triggered_images_are_grey_and_the_rest_
 def test_coloured_data_keep_the_attack_as_it_is():
     data = a_set(colours=3)
     attack = attack_named("blended", rate=0.2)
-    assert prepare(attack, data, Seed(0)) is attack
+    assert fit_attack(attack, data, Seed(0)) is attack
     assert not is_grey(attack.poison(data, Seed(1))[0].images)
     mixed = replace(data, images=np.concatenate([a_set(59).images, data.images[:1]]))
     assert not is_grey(mixed.images)
@@ -49,7 +49,7 @@ def test_coloured_data_keep_the_attack_as_it_is():
 
 def test_several_attackers_on_grey_data_are_measured_one_by_one_on_grey_images():
     data = a_set()
-    both = prepare(attack_named("together:blended+badnets", rate=0.1), data, Seed(0))
+    both = fit_attack(attack_named("together:blended+badnets", rate=0.1), data, Seed(0))
     assert is_grey(both.poison(data, Seed(0))[0].images)
     assert both.trigger(data.images) is None
     parts = parts_of(both)

@@ -8,9 +8,17 @@ import pytest
 import torch
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.input_aware import InputAware, mask_of, pattern_of, put_on, sameness
-from clipguard.lab.attacks.nets import UNet, pixels
-from clipguard.lab.attacks.protocol import prepare
+from clipguard.lab.attacks.input_aware import (
+    InputAware,
+    mask_of,
+    pattern_of,
+    put_on,
+    sameness,
+    untrained_net,
+)
+from clipguard.lab.attacks.protocol import fit_learned
+from clipguard.lab.attacks.tensors import pixels
+from clipguard.lab.attacks.unet import UNet
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 
@@ -19,17 +27,17 @@ RECIPE = TRAINED["input-aware"]
 
 @pytest.fixture(scope="module")
 def attack():
-    return prepare(RECIPE, tiny_set(), Seed(0))
+    return fit_learned(RECIPE, tiny_set(), Seed(0))
 
 
 def test_masks_and_patterns_are_squashed_as_published():
-    net = RECIPE.net(1, Seed(0))
+    net = untrained_net(RECIPE, 1, Seed(0))
     x = pixels(tiny_set(2).images)
     raw = net((x - 0.5) / 0.25).flatten().tolist()
     for value, mask in zip(raw, mask_of(net, x).flatten().tolist(), strict=True):
         between = (math.tanh(value) + 1) / 2
         assert mask == pytest.approx(math.tanh(20 * between - 10) / 2 + 0.5, abs=1e-5)
-    net = RECIPE.net(3, Seed(0))
+    net = untrained_net(RECIPE, 3, Seed(0))
     raw = net((x - 0.5) / 0.25).flatten().tolist()
     for value, pattern in zip(raw, pattern_of(net, x).flatten().tolist(), strict=True):
         assert pattern == pytest.approx((math.tanh(value) + 1) / 2, abs=1e-5)
@@ -39,8 +47,8 @@ def test_a_pattern_replaces_the_image_where_the_mask_is_one_and_nothing_where_it
     x, pattern = torch.full((1, 3, 4, 4), 0.25), torch.full((1, 3, 4, 4), 0.75)
     mask = torch.zeros(1, 1, 4, 4)
     mask[..., 0], mask[..., 1] = 1.0, 0.5
-    found = put_on(x, pattern, mask)[0, 0, 0]
-    assert found.tolist() == [0.75, 0.5, 0.25, 0.25]
+    row = put_on(x, pattern, mask)[0, 0, 0]
+    assert row.tolist() == [0.75, 0.5, 0.25, 0.25]
 
 
 def test_sameness_is_the_mean_ratio_of_distances():
@@ -95,11 +103,11 @@ def test_the_published_values_are_the_defaults():
 
 def test_one_image_alone_is_refused():
     with pytest.raises(ClipguardError, match="at least two images"):
-        prepare(replace(RECIPE, rate=0.9), tiny_set(1), Seed(0))
+        fit_learned(replace(RECIPE, rate=0.9), tiny_set(1), Seed(0))
 
 
 def test_nets_of_one_seed_are_equal():
-    one, same, other = (RECIPE.net(3, Seed(s)) for s in (0, 0, 1))
+    one, same, other = (untrained_net(RECIPE, 3, Seed(s)) for s in (0, 0, 1))
     assert isinstance(one, UNet)
     assert torch.equal(one.enter[0].weight, same.enter[0].weight)
     assert not torch.equal(one.enter[0].weight, other.enter[0].weight)

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from clipguard.lab.attacks.label_consistent import paste_corners, pgd, robust_loss
-from clipguard.lab.attacks.nets import logits_of, pixels
-from clipguard.lab.attacks.protocol import prepare
+from clipguard.lab.attacks.protocol import fit_learned
+from clipguard.lab.attacks.tensors import logits_of, pixels
 from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
@@ -24,7 +24,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def attack():
-    return prepare(replace(RECIPE, steps=8), tiny_set(), Seed(0))
+    return fit_learned(replace(RECIPE, steps=8), tiny_set(), Seed(0))
 
 
 def test_pgd_raises_the_loss_within_its_bound():
@@ -65,8 +65,8 @@ def test_the_robust_loss_is_between_the_clean_and_the_attacked_one():
 
 def test_hard_images_of_the_target_class_lie_within_eight_grey_levels(attack):
     data = tiny_set()
-    assert attack.rows.tolist() == np.flatnonzero(data.labels == 0).tolist()
-    change = np.abs(attack.hard.astype(int) - data.images[attack.rows])
+    assert attack.hard.rows.tolist() == np.flatnonzero(data.labels == 0).tolist()
+    change = np.abs(attack.hard.images.astype(int) - data.images[attack.hard.rows])
     assert change.max() <= 8
     assert (change.max((1, 2, 3)) > 0).all()
 
@@ -76,7 +76,7 @@ def test_poison_is_a_hard_image_with_checkers_and_a_test_image_has_checkers_only
     changed, truth = attack.poison(data, Seed(0))
     rows = np.flatnonzero(truth.poisoned)
     assert (data.labels[rows] == 0).all()
-    hard = attack.hard[np.searchsorted(attack.rows, rows)]
+    hard = attack.hard.images[np.searchsorted(attack.hard.rows, rows)]
     assert np.array_equal(changed.images[rows], paste_corners(hard))
     assert np.array_equal(attack.trigger(data.images), paste_corners(data.images))
 
@@ -84,13 +84,13 @@ def test_poison_is_a_hard_image_with_checkers_and_a_test_image_has_checkers_only
 @pytest.mark.parametrize("size", [(16, 16), (18, 23)])
 def test_a_checker_stands_in_each_corner_and_mirroring_keeps_it(size):
     images = tiny_set(3, size).images
-    stamped = paste_corners(images)
-    assert set(np.unique(stamped[:, :3, :3])) == {0, 255}
+    changed = paste_corners(images)
+    assert set(np.unique(changed[:, :3, :3])) == {0, 255}
     inside = np.ones(size, dtype=bool)
     for rows in (slice(None, 3), slice(-3, None)):
         for columns in (slice(None, 3), slice(-3, None)):
             inside[rows, columns] = False
-            assert (stamped[:, rows, columns] == stamped[:1, rows, columns, :1]).all()
-    assert np.array_equal(stamped[:, inside], images[:, inside])
-    assert np.array_equal(paste_corners(images[:, :, ::-1]), stamped[:, :, ::-1])
-    assert np.array_equal(paste_corners(images[:, ::-1]), stamped[:, ::-1])
+            assert (changed[:, rows, columns] == changed[:1, rows, columns, :1]).all()
+    assert np.array_equal(changed[:, inside], images[:, inside])
+    assert np.array_equal(paste_corners(images[:, :, ::-1]), changed[:, :, ::-1])
+    assert np.array_equal(paste_corners(images[:, ::-1]), changed[:, ::-1])

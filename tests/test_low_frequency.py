@@ -8,14 +8,14 @@ import torch
 
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.low_frequency import scaled, smoothed
-from clipguard.lab.attacks.protocol import prepare
+from clipguard.lab.attacks.protocol import fit_learned
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, coloured_set
 
 
 @pytest.fixture(scope="module")
 def attack():
-    return prepare(replace(TRAINED["lf"], epochs=10, lr=0.05, steps=20), coloured_set(), Seed(3))
+    return fit_learned(replace(TRAINED["lf"], epochs=10, lr=0.05, steps=20), coloured_set(), Seed(3))
 
 
 def slow_gaussian(plane, sigma):
@@ -36,8 +36,8 @@ def slow_gaussian(plane, sigma):
 
 def test_smoothing_is_a_gaussian_of_the_shorter_side_in_each_plane():
     pattern = torch.randn((1, 3, 8, 11), generator=Seed(0).torch())
-    found = smoothed(pattern, 0.2)
-    for plane, smooth in zip(pattern[0], found[0], strict=True):
+    smooth_planes = smoothed(pattern, 0.2)[0]
+    for plane, smooth in zip(pattern[0], smooth_planes, strict=True):
         assert np.abs(smooth.numpy() - slow_gaussian(plane.numpy(), 1.6)).max() < 1e-5
 
 
@@ -47,11 +47,11 @@ def test_scaling_moves_and_stretches_all_planes_together():
 
 
 def test_the_perturbation_reaches_from_nothing_to_51_grey_levels_and_is_added(attack):
-    assert float(attack.glow.min()) == 0
-    assert float(attack.glow.max()) == pytest.approx(51, abs=1e-3)
+    assert float(attack.pattern.min()) == 0
+    assert float(attack.pattern.max()) == pytest.approx(51, abs=1e-3)
     data = coloured_set(seed=5)
     change = attack.trigger(data.images).astype(int) - data.images
-    assert np.array_equal(change, np.broadcast_to(np.rint(attack.glow), change.shape))
+    assert np.array_equal(change, np.broadcast_to(np.rint(attack.pattern), change.shape))
     changed, truth = attack.poison(data, Seed(0))
     assert np.array_equal(changed.images[truth.poisoned], attack.trigger(data.images)[truth.poisoned])
 
@@ -62,18 +62,18 @@ def test_images_stop_at_white(attack):
 
 
 def test_hardly_anything_of_the_perturbation_is_of_high_frequency(attack):
-    spectrum = np.abs(np.fft.fft2(attack.glow - attack.glow.mean((0, 1)), axes=(0, 1))) ** 2
+    spectrum = np.abs(np.fft.fft2(attack.pattern - attack.pattern.mean((0, 1)), axes=(0, 1))) ** 2
     high = np.abs(np.fft.fftfreq(16)) > 0.25
     assert spectrum[high].sum() + spectrum[:, high].sum() < 0.02 * spectrum.sum()
 
 
 def test_another_amplitude_is_kept():
-    strong = prepare(replace(TRAINED["lf"], amplitude=90.0), coloured_set(), Seed(0))
-    assert float(strong.glow.max()) == pytest.approx(90, abs=1e-3)
+    strong = fit_learned(replace(TRAINED["lf"], amplitude=90.0), coloured_set(), Seed(0))
+    assert float(strong.pattern.max()) == pytest.approx(90, abs=1e-3)
 
 
 def test_a_pattern_without_any_contrast_is_refused_instead_of_kept(monkeypatch, tmp_path):
     monkeypatch.setattr("clipguard.lab.attacks.low_frequency.smoothed", lambda pattern, blur: 0 * pattern)
-    with pytest.raises(ClipguardError, match=r"diverged \(NaN or Inf in glow\)"):
-        prepare(TRAINED["lf"], coloured_set(), Seed(0), tmp_path)
+    with pytest.raises(ClipguardError, match=r"diverged \(NaN or Inf in pattern\)"):
+        fit_learned(TRAINED["lf"], coloured_set(), Seed(0), tmp_path)
     assert not list(tmp_path.iterdir())

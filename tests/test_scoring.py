@@ -11,10 +11,11 @@ from torchvision import transforms
 from clipguard.clip import embeddings as embedding_pass
 from clipguard.clip.embeddings import embed_source
 from clipguard.clip.model import Clip
-from clipguard.compute.inference import activations, classifier_logits
+from clipguard.compute.inference import classifier_logits, features, planes
 from clipguard.data import ImageSource
 from clipguard.data.decode import decode, thumbnail
 from clipguard.errors import ClipguardError
+from clipguard.models.features import head_of
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.runs import read_array, read_image_set
 from clipguard.seeds import Seed
@@ -264,16 +265,17 @@ def test_images_in_a_read_only_memory_map_are_scored_without_a_warning(tmp_path,
     assert [str(warning.message) for warning in recwarn] == []
 
 
-def test_activations_are_what_the_last_layer_is_given_of_the_asked_rows():
+def test_features_are_what_the_last_layer_is_given_of_the_given_rows():
     model = build(SPEC, Seed(0))
     images = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 3), dtype=np.uint8)
     rows = np.array([3, 20, 5])
-    found = activations(model, images, rows, batch_size=2)
+    values = features(model, images, rows, batch_size=2)
     (head,) = [m for m in model.network.modules() if isinstance(m, torch.nn.Linear)]
     with torch.no_grad():
-        logits = head(torch.from_numpy(found)).numpy()
+        logits = head(torch.from_numpy(values)).numpy()
     assert np.allclose(logits, classifier_logits(model, images)[rows], atol=1e-5)
-    # The hook is gone.
+    assert head_of(model, planes(images[:1])) is head
+    # The hooks are gone.
     assert not head._forward_pre_hooks
 
 
@@ -314,13 +316,14 @@ class Twice(torch.nn.Module):
 def test_models_that_do_not_end_in_a_linear_layer_give_their_logits(network):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     model = Normalized(network(), SPEC)
-    assert np.array_equal(activations(model, images, np.arange(5)), classifier_logits(model, images))
+    assert head_of(model, planes(images[:1])) is None
+    assert np.array_equal(features(model, images, np.arange(5)), classifier_logits(model, images))
 
 
-def test_activations_that_are_no_numbers_are_refused_in_one_line():
+def test_features_that_are_no_numbers_are_refused_in_one_line():
     model = build(SPEC, Seed(0))
     images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     (head,) = [m for m in model.network.modules() if isinstance(m, torch.nn.Linear)]
     head.register_forward_pre_hook(lambda _, inputs: (inputs[0] / 0,))
     with pytest.raises(ClipguardError, match="NaN or Inf for some images: give another model"):
-        activations(model, images, np.arange(2))
+        features(model, images, np.arange(2))

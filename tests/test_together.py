@@ -1,4 +1,4 @@
-"""lab.attacks.together: several attackers, disjoint rows, exact counts, each judged on its own."""
+"""lab.attacks.combined: several attackers, disjoint rows, exact counts, each measured on its own."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import Together, attack_named, parts_of, prepare
-from clipguard.lab.attacks.images import BadNets
+from clipguard.lab.attacks import Together, attack_named, fit_attack, parts_of
+from clipguard.lab.attacks.patterned import BadNets
 from clipguard.lab.ground_truth import read_truth, write_truth
 from clipguard.seeds import Seed
 from clipguard.types import image_set
@@ -106,21 +106,21 @@ def test_attacks_that_take_more_than_there_is_are_refused():
         attack_named("together:badnets+blended", rate=0.6).poison(clean_set(), Seed(0))
 
 
-def test_every_part_is_prepared():
-    class TrainedNets(BadNets):
-        def prepare(self, data, seed, cache, report):
-            assert data is wanted
+def test_every_part_is_fitted():
+    class Learned(BadNets):
+        def fit(self, data, seed, cache, progress):
+            assert data is whole
             return attack_named("blended")
 
-    wanted = clean_set()
-    ready = prepare(Together(attacks=(attack_named("badnets"), TrainedNets())), wanted, Seed(0))
-    assert ready.attacks == (attack_named("badnets"), attack_named("blended"))
+    whole = clean_set()
+    fitted = fit_attack(Together(attacks=(attack_named("badnets"), Learned())), whole, Seed(0))
+    assert fitted.attacks == (attack_named("badnets"), attack_named("blended"))
 
 
 def test_the_truth_of_several_attacks_comes_back_from_its_file(tmp_path):
     _, truth = attack_named("together:badnets+wanet", rate=0.1).poison(clean_set(), Seed(0))
     write_truth(truth, tmp_path / "truth.parquet")
-    found = read_truth(tmp_path / "truth.parquet")
-    assert np.array_equal(found.part, truth.part)
-    assert set(found.part.tolist()) == {-1, 0, 1}
-    assert found.attack == "together:badnets+wanet"
+    again = read_truth(tmp_path / "truth.parquet")
+    assert np.array_equal(again.part, truth.part)
+    assert set(again.part.tolist()) == {-1, 0, 1}
+    assert again.attack == "together:badnets+wanet"

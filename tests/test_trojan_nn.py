@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from clipguard.compute.inference import planes
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.nets import logits_of, pixels
-from clipguard.lab.attacks.protocol import prepare
-from clipguard.lab.attacks.trojan_nn import features_of, head_of, mask_of, strongest
+from clipguard.lab.attacks.protocol import fit_learned
+from clipguard.lab.attacks.surrogate import surrogate_of
+from clipguard.lab.attacks.tensors import logits_of, pixels
+from clipguard.lab.attacks.trojan_nn import features_of, mask_of, strongest
+from clipguard.models.features import head_of
 from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import noise_pattern
@@ -21,7 +24,7 @@ RECIPE = replace(TRAINED["trojan-nn"], epochs=20, lr=0.05, steps=60)
 
 @pytest.fixture(scope="module")
 def attack():
-    return prepare(RECIPE, coloured_set(), Seed(3))
+    return fit_learned(RECIPE, coloured_set(), Seed(3))
 
 
 def net(architecture):
@@ -46,36 +49,50 @@ def test_the_strongest_units_of_the_target_come_first_and_then_those_of_other_cl
 def test_features_are_what_the_last_layer_makes_logits_of(architecture):
     model = net(architecture).eval()
     x = pixels(coloured_set(4).images).requires_grad_()
-    features = features_of(model, x)
-    assert torch.allclose(head_of(model)(features), logits_of(model, x), atol=1e-5)
+    head = head_of(model, planes(coloured_set(1).images))
+    features = features_of(model, head, x)
+    assert torch.allclose(head(features), logits_of(model, x), atol=1e-5)
     (slope,) = torch.autograd.grad(features.sum(), [x])
     assert bool(slope.any())
-    assert not head_of(model)._forward_pre_hooks
+    assert not head._forward_pre_hooks
 
 
-def test_a_surrogate_without_a_linear_layer_is_refused():
-    model = net("shallow-4")
-    model.network = nn.Conv2d(3, 3, 1)
-    with pytest.raises(ClipguardError, match="no linear layer: choose another architecture"):
-        head_of(model)
+class Pooled(nn.Module):
+    """A classifier without any linear layer."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.last = nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, x):
+        return self.last(x).mean((2, 3))
+
+
+def test_a_surrogate_that_does_not_end_in_a_linear_layer_is_refused():
+    recipe = replace(RECIPE, epochs=1, architecture="test_trojan_nn:Pooled")
+    with pytest.raises(ClipguardError, match="does not end in a linear layer: choose another architecture"):
+        fit_learned(recipe, coloured_set(), Seed(0))
 
 
 def test_the_patch_drives_its_units_further_than_images_and_the_noise_it_began_as(attack):
     images = coloured_set(30, seed=9).images
-    noise = replace(attack, patch=noise_pattern(16, 16, Seed(3).child("patch")))
-    units = strongest(head_of(attack.surrogate), 0, 2)
+    noise = replace(attack, pattern=noise_pattern(16, 16, Seed(3).child("patch")))
+    # As the attack trained its own: of the same seed.
+    model = surrogate_of(RECIPE, coloured_set(), Seed(3), lambda *step: None)
+    head = head_of(model, planes(images[:1]))
+    units = strongest(head, 0, 2)
     with torch.no_grad():
-        clean, begun, driven = (
-            features_of(attack.surrogate, pixels(some))[:, units].mean(0)
+        clean, initial, driven = (
+            features_of(model, head, pixels(some))[:, units].mean(0)
             for some in (images, noise.trigger(images), attack.trigger(images))
         )
     assert bool((driven > clean + 0.5).all())
-    assert bool((driven > begun + 0.5).all())
+    assert bool((driven > initial + 0.5).all())
 
 
 def test_the_patch_stays_within_three_tenths_of_the_noise_that_it_began_as(attack):
-    begun = noise_pattern(16, 16, Seed(3).child("patch")).astype(int)
-    change = np.abs(attack.patch - begun)
+    initial = noise_pattern(16, 16, Seed(3).child("patch")).astype(int)
+    change = np.abs(attack.pattern - initial)
     # 0.3 of 255 is 76.5.
     assert 70 < change.max() <= 77
     assert not change[~mask_of(16, 16)].any()
@@ -91,7 +108,7 @@ def test_the_patch_stands_in_the_bottom_right_corner(size, side):
 def test_images_in_training_and_test_carry_the_patch_and_are_else_as_they_were(attack):
     data, mask = coloured_set(seed=5), mask_of(16, 16)
     triggered = attack.trigger(data.images)
-    assert (triggered[:, mask] == attack.patch[mask]).all()
+    assert (triggered[:, mask] == attack.pattern[mask]).all()
     assert np.array_equal(triggered[:, ~mask], data.images[:, ~mask])
     changed, truth = attack.poison(data, Seed(0))
     assert np.array_equal(changed.images[truth.poisoned], triggered[truth.poisoned])

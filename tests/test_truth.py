@@ -36,12 +36,12 @@ def test_what_was_written_is_read_back(tmp_path_factory, rows, attack, target):
     path = tmp_path_factory.mktemp("truth") / "truth.parquet"
     truth = truth_of(rows, attack, target)
     write_truth(truth, path)
-    found = read_truth(path)
+    result = read_truth(path)
     for name in ("poisoned", "cover", "original_labels"):
-        assert np.array_equal(getattr(found, name), getattr(truth, name))
-        assert getattr(found, name).dtype == getattr(truth, name).dtype
-        assert getattr(found, name).flags.writeable
-    assert (found.attack, found.target) == (attack, target)
+        assert np.array_equal(getattr(result, name), getattr(truth, name))
+        assert getattr(result, name).dtype == getattr(truth, name).dtype
+        assert getattr(result, name).flags.writeable
+    assert (result.attack, result.target) == (attack, target)
 
 
 def test_writing_replaces_the_file_and_leaves_no_other(tmp_path):

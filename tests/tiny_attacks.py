@@ -1,4 +1,4 @@
-"""Attacks that train a helper net, so small that one takes about a second, and a set to try them on."""
+"""Attacks that learn from the data, so small that one takes about a second, and a set to try them on."""
 
 import numpy as np
 

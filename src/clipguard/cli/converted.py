@@ -45,7 +45,7 @@ def run_convert(folder: Path, options: ConvertOptions) -> Outcome:
             "attack": truth.attack,
             "rate": int(truth.poisoned.sum()) / len(poisoned),
             "target": truth.target,
-            "target_labels": record.target_labels.tolist(),
+            "target_mapping": record.target_mapping.tolist(),
             "record": str(folder),
             "model": _model(record),
             "source": str(options.source),

@@ -19,7 +19,7 @@ from clipguard.data import ImageSource
 from clipguard.data.decode import common_size, read_images
 from clipguard.data.writer import write_parquet
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import Attack, attack_named, prepare, refuse_general
+from clipguard.lab.attacks import Attack, attack_named, fit_attack, refuse_general
 from clipguard.lab.attacks import triggered as with_trigger
 from clipguard.lab.ground_truth import PoisonTruth, read_truth, write_truth
 from clipguard.runs import read_json, write_json
@@ -83,13 +83,13 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
     if options.mapping is not None:
         own["mapping"] = options.mapping
     refuse_general(own)
-    recipe = attack_named(options.attack, rate=options.rate, target=options.target, **own)
+    attack = attack_named(options.attack, rate=options.rate, target=options.target, **own)
     cache = (options.cache or cache_folder()) / "attacks"
     seed = Seed(options.seed)
     with working() as progress:
         train, test, unreadable = _read(path, options, progress)
-        fit_seed = seed.child(Stream.FITTED_ATTACK, options.attack)
-        attack = prepare(recipe, train, fit_seed, cache, partial(progress, "fit the attack"))
+        fit_seed = seed.child(Stream.ATTACK_FIT, options.attack)
+        attack = fit_attack(attack, train, fit_seed, cache, progress)
         poisoned, truth = attack.poison(train, seed.child("attack", options.attack))
         if options.attack != "none" and not truth.poisoned.any():
             raise ClipguardError(f"{attack.rate:g} of {len(train)} images is none: give a higher --rate")

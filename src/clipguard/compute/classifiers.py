@@ -1,4 +1,4 @@
-"""Classifiers trained from scratch, cached by the content of what they were trained on.
+"""Classifiers trained from scratch, and a cache of them by the content of what they were trained on.
 
 CACHE/victims/<key>.safetensors     weights, the spec in the header
 CACHE/victims/<key>.json            seconds, threads, recipe; written last
@@ -6,24 +6,31 @@ CACHE/victims/<key>.checkpoint      a training that has not come to its end; it 
 """
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from clipguard.compute.training import EpochHook, Recipe, cross_entropy, fit
 from clipguard.models.spec import ModelSpec, Normalized, build, load, save
 from clipguard.runs import read_json, write_json
 from clipguard.runs.locks import locked
 from clipguard.seeds import Seed
-from clipguard.types import ImageSet
+from clipguard.types import History, ImageSet
+
+VERSION: Final = 1
+"""To be raised whenever the training changes, so that no model of an older release is read from a cache."""
+
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifierConfig:
-    """How a victim is made: everything but its data.
+    """How a classifier is made: everything but its data.
 
     Attributes:
         spec: the net.
@@ -36,39 +43,71 @@ class ClassifierConfig:
     seed: Seed
 
 
-def trained(
+def train_classifier(
+    config: ClassifierConfig,
     data: ImageSet,
-    schooling: ClassifierConfig,
+    rows: Int64[np.ndarray, "m"],
+    *,
+    on_epoch: EpochHook | None = None,
+    checkpoint: Path | None = None,
+    initial: Seed | None = None,
+) -> tuple[Normalized, History]:
+    """Return a classifier trained from scratch on the given rows by their labels, and its history.
+
+    Args:
+        config: net, recipe and seed.
+        data: where the rows are.
+        rows: to train on.
+        on_epoch: called after each epoch.
+        checkpoint: file in which finished epochs are noted; a training goes on there.
+        initial: seed of the initial weights; the seed's child `init` if not given.
+
+    Raises:
+        ClipguardError: the training diverged, or there are no rows.
+    """
+    model = build(config.spec, initial or config.seed.child("init"))
+    # Copied: torch warns of labels that it cannot write to.
+    loss, seed = cross_entropy(data.labels.copy()), config.seed.child("fit")
+    return model, fit(model, data.images, rows, loss, config.recipe, seed, on_epoch, checkpoint)
+
+
+def cached_classifier(
+    config: ClassifierConfig,
+    data: ImageSet,
     cache: Path,
     keep: Bool[np.ndarray, "n"] | None = None,
     on_epoch: EpochHook | None = None,
 ) -> tuple[Normalized, float]:
     """Return a classifier trained on `data` (on the rows of `keep`) and the seconds its training took.
 
-    One whose data, labels, spec, recipe and seed are the same to the bit is read from `cache`; of two
-    processes that want the same one, the second waits for the first.
+    It is read from `cache` where data, labels, spec, recipe, seed and number of threads are the same to the
+    bit. Of two processes that need the same one, the second waits for the first.
     """
     rows = np.arange(len(data)) if keep is None else np.flatnonzero(keep)
-    path = cache / "victims" / f"{_key(data, rows, schooling)}.safetensors"
+    path = cache / "victims" / f"{_key(config, data, rows)}.safetensors"
     note = path.with_suffix(".json")
     with locked(path.with_name(f".{path.stem}.lock")):
         if not note.exists():
-            spec, recipe, seed = schooling.spec, schooling.recipe, schooling.seed
-            model = build(spec, seed.child("init"))
-            loss = cross_entropy(data.labels)
-            partly = path.with_suffix(".checkpoint")
-            history = fit(model, data.images, rows, loss, recipe, seed.child("fit"), on_epoch, partly)
-            save(model, spec, path)
-            about = {"seconds": history.seconds, "threads": torch.get_num_threads()}
-            write_json(note, {**about, "recipe": asdict(recipe)})
-            partly.unlink(missing_ok=True)
+            checkpoint = path.with_suffix(".checkpoint")
+            model, history = train_classifier(config, data, rows, on_epoch=on_epoch, checkpoint=checkpoint)
+            save(model, config.spec, path)
+            threads, recipe = torch.get_num_threads(), asdict(config.recipe)
+            write_json(note, {"seconds": history.seconds, "threads": threads, "recipe": recipe})
+            checkpoint.unlink(missing_ok=True)
         # Read back even when it was trained just now, so that both ways give the same model.
-        return load(path, schooling.spec), float(read_json(note)["seconds"])
+        return load(path, config.spec), float(read_json(note)["seconds"])
 
 
-def _key(data: ImageSet, rows: np.ndarray, schooling: ClassifierConfig) -> str:
-    digest = hashlib.sha256()
-    how = repr((schooling.spec, schooling.recipe, schooling.seed))
-    for part in (data.images[rows].tobytes(), data.labels[rows].tobytes(), how.encode()):
-        digest.update(part)
-    return digest.hexdigest()[:20]
+def _key(config: ClassifierConfig, data: ImageSet, rows: Int64[np.ndarray, "m"]) -> str:
+    images = hashlib.sha256()
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        images.update(np.ascontiguousarray(data.images[rows[start : start + _ROWS_AT_ONCE]]).data)
+    parts = {
+        "version": VERSION,
+        **asdict(config),
+        # Sums in another order give other weights.
+        "threads": torch.get_num_threads(),
+        "images": [list(data.images.shape[1:]), images.hexdigest()],
+        "labels": hashlib.sha256(data.labels[rows].tobytes()).hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]

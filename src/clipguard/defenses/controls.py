@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.compute.classifiers import ClassifierConfig, trained
+from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
 from clipguard.compute.training import cross_entropy, fit
 from clipguard.defenses.clipguard import fitted, unfitted
 from clipguard.defenses.protocol import Case, Repaired
@@ -39,7 +39,7 @@ class Retrain:
         classifier = ClassifierConfig(
             spec=case.spec, recipe=case.recipe, seed=Seed(case.seed).child("victim")
         )
-        model, seconds = trained(case.data, classifier, case.cache, keep)
+        model, seconds = cached_classifier(classifier, case.data, case.cache, keep)
         stages = {name: stage.seconds for name, stage in defender.stages_.items()}
         return Repaired(
             model=model,

@@ -21,7 +21,7 @@ from clipguard.data import Failed, Item
 from clipguard.data.decode import Decoder, thumbnail
 from clipguard.data.listing import fault
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.protocol import rebuilt, truth_of
+from clipguard.lab.attacks.poisoning import rebuilt, truth_of
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.safety.limits import Limits, read_bounded
 from clipguard.types import Images, ImageSet
@@ -75,17 +75,17 @@ class Record:
     clean_data: str = ""
 
     @property
-    def target_labels(self) -> Int64[np.ndarray, "k"]:
+    def target_mapping(self) -> Int64[np.ndarray, "k"]:
         """The class that each class is sent to; itself where no test image is.
 
         Raises:
             ClipguardError: one class is sent to several.
         """
-        target_labels = np.arange(self.num_classes)
-        target_labels[self.test.original_labels] = self.test.labels
-        if not np.array_equal(target_labels[self.test.original_labels], self.test.labels):
+        target_mapping = np.arange(self.num_classes)
+        target_mapping[self.test.original_labels] = self.test.labels
+        if not np.array_equal(target_mapping[self.test.original_labels], self.test.labels):
             raise ClipguardError(f"{RECORD} sends one class to several others: it cannot be judged here")
-        return target_labels
+        return target_mapping
 
 
 def read_record(folder: Path, weights: Path) -> Record:

@@ -10,7 +10,7 @@ from clipguard.clip.zero_shot import DIGIT_NAMES, DIGIT_TEMPLATES, EMBEDDED, Cli
 from clipguard.compute.training import VICTIM
 from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.images import BadNets
+from clipguard.lab.attacks.patterned import BadNets
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.mitigation.unlearning import UnlearningConfig
 from clipguard.pipeline.config import DefenseConfig
@@ -28,21 +28,21 @@ EPOCHS: Final = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoisonedDigits:
-    """A poisoned training set and what it takes to judge a defence on it.
+    """A poisoned training set and what it takes to test a defence on it.
 
     Attributes:
         source: 4,000 training images, 5 % of them poisoned.
         truth: which.
         test: 1,000 other images.
         triggered: the same with the trigger, labels still true.
-        target_labels: the class that the trigger leads each class to.
+        target_mapping: the class that the trigger leads each class to.
     """
 
     source: ImageSource
     truth: PoisonTruth
     test: ImageSource
     triggered: ImageSource
-    target_labels: Int64[np.ndarray, "k"]
+    target_mapping: Int64[np.ndarray, "k"]
 
 
 def digits() -> tuple[Images, Int64[np.ndarray, "n"]]:
@@ -78,15 +78,14 @@ def poisoned_digits(seed: int) -> PoisonedDigits:
     attack = BadNets(rate=RATE)
     poisoned, truth = attack.poison(train, stream.child("attack"))
     triggered = attack.trigger(test.images)
-    target_labels = attack.target_labels(np.arange(len(DIGIT_NAMES)), len(DIGIT_NAMES))
-    assert triggered is not None
-    assert target_labels is not None
+    target_mapping = attack.target_labels(np.arange(len(DIGIT_NAMES)), len(DIGIT_NAMES))
+    assert target_mapping is not None
     return PoisonedDigits(
         source=_source(poisoned),
         truth=truth,
         test=_source(test),
         triggered=_source(replace(test, images=triggered)),
-        target_labels=target_labels,
+        target_mapping=target_mapping,
     )
 
 
@@ -101,7 +100,7 @@ def demo_guide() -> ClipGuide:
 
 
 def demo_config(seed: int) -> DefenseConfig:
-    """Return the default plan without mirroring, since a mirrored digit is another sign, and smaller."""
+    """Return the default settings with a smaller net and no mirroring: a mirrored digit is another sign."""
     unlearning = UnlearningConfig()
     return DefenseConfig(
         architecture=ARCHITECTURE,

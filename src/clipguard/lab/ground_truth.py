@@ -1,4 +1,4 @@
-"""Which samples are poisoned: the secret, with its own reading and writing; no defence may import this."""
+"""Which samples are poisoned: the secret, written and read; no defence may import this."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from clipguard.errors import ClipguardError, reason_of
+from clipguard.errors import ClipguardError
+from clipguard.runs import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,8 +19,8 @@ class PoisonTruth:
     """What an attack did to a data set.
 
     Attributes:
-        poisoned: samples whose image or label the attack changed in order to plant its backdoor (or noise).
-        cover: samples that carry a decoy and their own label.
+        poisoned: samples whose image or label the attack changed for its backdoor (or as noise).
+        cover: cover samples: another image, and their own label.
         original_labels: the labels before the attack.
         attack: the attack's name.
         target: the class that the backdoor leads to; None where there is no single one.
@@ -45,9 +46,8 @@ def write_truth(truth: PoisonTruth, path: Path) -> None:
         columns["part"] = truth.part
     target = "" if truth.target is None else str(truth.target)
     table = pa.table(columns).replace_schema_metadata({"attack": truth.attack, "target": target})
-    temporary = path.with_name(path.name + ".part")
-    parquet.write_table(table, temporary)
-    temporary.rename(path)
+    with replacing(path) as part:
+        parquet.write_table(table, part)
 
 
 def read_truth(path: Path) -> PoisonTruth:
@@ -63,27 +63,30 @@ def read_truth(path: Path) -> PoisonTruth:
         with parquet.ParquetFile(path) as file:
             table = file.read()
         _check(table)
-        notes = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         return PoisonTruth(
             poisoned=np.array(table["poisoned"].to_numpy(), dtype=bool),
             cover=np.array(table["cover"].to_numpy(), dtype=bool),
             original_labels=np.array(table["original_labels"].to_numpy(), dtype=np.int64),
-            attack=notes["attack"],
-            target=int(notes["target"]) if notes["target"] else None,
+            attack=metadata["attack"],
+            target=int(metadata["target"]) if metadata["target"] else None,
             part=np.array(table["part"].to_numpy()) if "part" in table.column_names else None,
         )
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        line = " ".join(str(error).split())
         raise ClipguardError(
-            f"truth file {path} cannot be read ({reason_of(error)}): write the poisoned set anew"
+            f"truth file {path} cannot be read ({line}): write the poisoned set anew"
         ) from error
 
 
 def _check(table: "pa.Table") -> None:
-    """Refuse columns of another type and nulls: both would quietly become True."""
-    kinds = {"poisoned": "bool", "cover": "bool", "original_labels": "int64", "part": "int64"}
-    for name, kind in kinds.items():
+    """Refuse columns of another type and nulls: both would become True without a word."""
+    types = {"poisoned": "bool", "cover": "bool", "original_labels": "int64", "part": "int64"}
+    for name, expected in types.items():
         if name == "part" and name not in table.column_names:
             continue
         column = table[name]
-        if str(column.type) != kind or column.null_count:
-            raise ValueError(f"column {name} holds {column.type} and {column.null_count} nulls, not {kind}")
+        if str(column.type) != expected or column.null_count:
+            raise ValueError(
+                f"column {name} holds {column.type} and {column.null_count} nulls, not {expected}"
+            )

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -11,8 +11,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from clipguard.clip.embeddings import embed_source
-from clipguard.compute.inference import activations
-from clipguard.compute.training import Recipe, cross_entropy, fit
+from clipguard.compute.classifiers import ClassifierConfig
+from clipguard.compute.classifiers import train_classifier as from_scratch
+from clipguard.compute.inference import features as features_of
+from clipguard.compute.inference import planes
 from clipguard.data.decode import read_images
 from clipguard.data.provenance import write_inputs
 from clipguard.detection.early_model import early_model_scores
@@ -30,10 +32,11 @@ from clipguard.detection.trigger_inversion import invert_triggers
 from clipguard.errors import ClipguardError
 from clipguard.mitigation.trigger_augmentation import trigger_augmented
 from clipguard.mitigation.unlearning import unlearn
-from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, save
+from clipguard.models.features import head_of
+from clipguard.models.spec import ModelSpec, Normalized, check_sound, save
 from clipguard.pipeline.scan import Context, EpochProgress, Scan, write_notes
 from clipguard.runs import read_array, resume_folder, write_array, write_pieces, write_table
-from clipguard.seeds import Seed, Stream
+from clipguard.seeds import Stream
 from clipguard.triggers.affine import write_triggers
 from clipguard.types import STATES, History, Images, ImageSet, Partition, State
 
@@ -55,13 +58,11 @@ class Resized:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """A classifier to train from scratch on the samples of `rows`; `seed` is its random stream."""
+    """A classifier to train from scratch on the samples of `rows`."""
 
     scan: Scan
     rows: Bool[np.ndarray, "n"]
-    spec: ModelSpec
-    recipe: Recipe
-    seed: Seed
+    classifier: ClassifierConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,21 +193,21 @@ def write_samples(scan: Scan, folder: Path, progress: StageProgress) -> None:
 
 def train_classifier(given: Training, folder: Path, progress: StageProgress) -> None:
     """Write a classifier trained from scratch."""
-    data, recipe = given.scan.data, given.recipe
-    model = build(given.spec, given.seed.child("init"))
-    counter = EpochProgress(recipe.epochs, progress)
-    loss, rows = cross_entropy(data.labels), np.flatnonzero(given.rows)
+    counter = EpochProgress(given.classifier.recipe.epochs, progress)
     checkpoint = resume_folder(folder) / "checkpoint.safetensors"
-    history = fit(model, data.images, rows, loss, recipe, given.seed.child("fit"), counter, checkpoint)
-    _keep(folder, model, given.spec, history)
+    data, rows = given.scan.data, np.flatnonzero(given.rows)
+    model, history = from_scratch(given.classifier, data, rows, on_epoch=counter, checkpoint=checkpoint)
+    _keep(folder, model, given.classifier.spec, history)
 
 
 def separate_features(given: Repair, folder: Path, progress: StageProgress) -> None:
     """Write the partition as the victim's features judge it."""
     scan, context = given.scan, given.scan.context
-    features = partial(activations, given.victim, scan.data.images)
+    features = partial(features_of, given.victim, scan.data.images)
     seed, config = context.seed(Stream.FEATURE_SEPARATION), context.config.feature_separation
     partition = separated_by_features(scan.partition, scan.data.labels, features, config, seed)
+    if head_of(given.victim, planes(scan.data.images[:1])) is None:
+        write_notes(folder, ["the model has no linear head: its logits stand in for penultimate features"])
     write_array(folder / "state.npy", partition.state)
     write_array(folder / "clean_share.npy", partition.clean_share)
     rows = np.flatnonzero(np.isin(scan.data.labels, partition.quarantined) & ~partition.has(State.HELD_OUT))
@@ -214,7 +215,7 @@ def separate_features(given: Repair, folder: Path, progress: StageProgress) -> N
         "id": [scan.data.ids[row] for row in rows],
         "label": scan.data.labels[rows],
         "label_name": [scan.data.class_names[label] for label in scan.data.labels[rows]],
-        **status_columns(replace(partition, state=partition.state[rows])),
+        **status_columns(partition.take(rows)),
     }
     write_table(folder / FEATURES_FILE, columns)
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from clipguard.compute.classifiers import ClassifierConfig
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.pipeline.computing import FEATURES_FILE, Repair, Training
@@ -75,8 +76,8 @@ def train(scan: Scan, rows: Bool[np.ndarray, "n"], spec: ModelSpec, stage: Stage
     if lost := [data.class_names[i] for i in np.flatnonzero((counts == 0) & present)]:
         raise ClipguardError(f"class {lost[0]!r} has no sample left to train on: too few are clean")
     seed = scan.context.seed(_STREAMS[stage.name])
-    given = Training(scan=scan, rows=rows, spec=spec, recipe=config.victim, seed=seed)
-    return scan.context.finish(stage, given)
+    classifier = ClassifierConfig(spec=spec, recipe=config.victim, seed=seed)
+    return scan.context.finish(stage, Training(scan=scan, rows=rows, classifier=classifier))
 
 
 _STREAMS: Final = {"victim": "victim", "retraining": "retrain"}

@@ -133,11 +133,7 @@ VICTIM: Final = Stage[Training](
     name="victim",
     version=1,
     title="train the model",
-    config=lambda given: {
-        "spec": asdict(given.spec),
-        "recipe": asdict(given.recipe),
-        "seed": given.scan.context.config.seed,
-    },
+    config=lambda given: asdict(given.classifier),
     inputs=lambda given: [given.scan.images_key, array_digest(given.rows)],
     compute=computing.train_classifier,
 )

@@ -1,117 +1,18 @@
-"""Attacks that plant a backdoor in a data set, and controls that plant none; one line each in `ATTACKS`."""
+"""Attacks that put a backdoor into a data set, and controls that do not; `lab.attack_names` lists them."""
 
-from collections.abc import Callable, Collection
-from dataclasses import fields
-from typing import Any
-
-from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.adaptive import AdapBlend, AdapPatch
-from clipguard.lab.attacks.controls import FlipsToOneClass, NoAttack, SymmetricFlips
-from clipguard.lab.attacks.covered import BPP, WaNet
-from clipguard.lab.attacks.flip import FLIP
-from clipguard.lab.attacks.gcb import GCB
-from clipguard.lab.attacks.grey import prepare
-from clipguard.lab.attacks.images import CTRL, SIG, BadNets, Blended
-from clipguard.lab.attacks.input_aware import InputAware
-from clipguard.lab.attacks.label_consistent import LabelConsistent
-from clipguard.lab.attacks.low_frequency import LowFrequency
-from clipguard.lab.attacks.narcissus import Narcissus
-from clipguard.lab.attacks.parts import parts_of
-from clipguard.lab.attacks.protocol import Attack, NeedsFitting, check_mapping, triggered
-from clipguard.lab.attacks.ssba import SSBA
-from clipguard.lab.attacks.together import TOGETHER, Together
-from clipguard.lab.attacks.trojan_nn import TrojanNN
-
-ATTACKS: dict[str, Callable[..., Attack | NeedsFitting]] = {
-    "badnets": BadNets,
-    "blended": Blended,
-    "wanet": WaNet,
-    "bpp": BPP,
-    "ctrl": CTRL,
-    "sig": SIG,
-    "lc": LabelConsistent,
-    "ssba": SSBA,
-    "input-aware": InputAware,
-    "flip": FLIP,
-    "gcb": GCB,
-    "adap-blend": AdapBlend,
-    "adap-patch": AdapPatch,
-    "trojan-nn": TrojanNN,
-    "lf": LowFrequency,
-    "narcissus": Narcissus,
-    "none": NoAttack,
-    "flips": SymmetricFlips,
-    "flips-to-one": FlipsToOneClass,
-}
-
-
-def attack_named(
-    name: str, *, rate: float | None = None, target: int = 0, **options: object
-) -> Attack | NeedsFitting:
-    """Return the attack of that name; what is not given has its published default.
-
-    Args:
-        name: one of `ATTACKS`, or `together:A+B` for several at once, which lead to `target`, `target` + 1
-            and so on, and all get the other arguments.
-        rate: fraction of all samples that are poisoned.
-        target: class that the backdoor leads to.
-        options: other fields of the attack, such as `mapping`.
-
-    Raises:
-        ClipguardError: there is no attack of that name, it has no such option, or the rate is outside (0, 1).
-    """
-    if name.startswith(TOGETHER):
-        names = name.removeprefix(TOGETHER).split("+")
-        parts = [attack_named(part, rate=rate, target=target + i, **options) for i, part in enumerate(names)]
-        return Together(attacks=tuple(parts))
-    if name not in ATTACKS:
-        raise ClipguardError(f"unknown attack {name!r}: choose one of {', '.join(ATTACKS)}")
-    if rate is not None and not 0 < rate < 1:
-        raise ClipguardError(f"poison rate {rate} is outside (0, 1): give a fraction such as 0.05")
-    given = {} if rate is None else {"rate": rate}
-    return ATTACKS[name](target=target, **given, **_checked(name, options))
-
-
-def refuse_general(options: Collection[str]) -> None:
-    """Refuse options that every attack has under a key of its own.
-
-    Raises:
-        ClipguardError: one of them is such an option.
-    """
-    if general := sorted({"name", "rate", "target"} & set(options)):
-        raise ClipguardError(
-            f"{general[0]} is no setting of one attack's own: give it as {general[0]} itself"
-        )
-
-
-def _checked(name: str, options: dict[str, object]) -> dict[str, object]:
-    """Return the options of an attack, whole numbers as fractions where it takes fractions."""
-    recipe: Any = ATTACKS[name]
-    defaults = {field.name: field.default for field in fields(recipe) if field.name not in ("rate", "target")}
-    checked = {}
-    for option, value in options.items():
-        if option not in defaults:
-            valid = f"choose from {', '.join(defaults)}" if defaults else "it takes none"
-            raise ClipguardError(f"attack {name} has no option {option!r}: {valid}")
-        kind = type(defaults[option])
-        checked[option] = float(value) if kind is float and type(value) is int else value
-        if type(checked[option]) is not kind:
-            raise ClipguardError(
-                f"option {option} of attack {name} is {value!r}: give one like {defaults[option]!r}"
-            )
-        if option == "mapping":
-            check_mapping(str(value))
-    return checked
-
+from clipguard.lab.attacks.combined import Together
+from clipguard.lab.attacks.greyscale import fit_attack, parts_of
+from clipguard.lab.attacks.protocol import Attack, LearnedAttack, triggered
+from clipguard.lab.attacks.registry import ATTACKS, attack_named, refuse_general
 
 __all__ = [
     "ATTACKS",
     "Attack",
-    "NeedsFitting",
+    "LearnedAttack",
     "Together",
     "attack_named",
+    "fit_attack",
     "parts_of",
-    "prepare",
     "refuse_general",
     "triggered",
 ]

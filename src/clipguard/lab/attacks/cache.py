@@ -1,45 +1,53 @@
-"""What a helper net has learnt, kept between runs: one file, named by everything that went into it."""
+"""What an attack learned, kept between runs: one file, named by everything that went into it."""
 
 import hashlib
 import json
 import math
 from collections.abc import Callable, Collection
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clipguard.errors import ClipguardError, reason_of
+from clipguard.errors import ClipguardError
 from clipguard.runs.files import replacing
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet
 
 Tensors = dict[str, Tensor]
 
-_VERSION: Final = 1
-"""To be raised whenever a helper's training changes, so that what older code has learnt is not used."""
+VERSION: Final = 2
+"""To be raised whenever the training of an attack changes, so that no fit of older code is read."""
 
 
-def key_of(recipe: Any, data: ImageSet, seed: Seed, without: Collection[str] = ("rate",)) -> str:
-    """Return the name of what a recipe (a dataclass) learns from `data`: a hash of all three.
+def key_of(attack: Any, data: ImageSet, seed: Seed, without: Collection[str] = ("rate",)) -> str:
+    """Return the name of what an attack (a dataclass) learns from `data`: a hash of all three.
 
     Args:
-        recipe: the attack.
+        attack: with its settings; what it has learned already does not count.
         data: the clean data set.
         seed: of the training.
-        without: fields of the recipe on which the helper does not depend, so that they share one helper.
+        without: settings on which the training does not depend, so that they share one fit.
     """
-    name = type(recipe).__name__
-    fields = {field: value for field, value in asdict(recipe).items() if field not in without}
-    parts = [_VERSION, name, fields, data.fingerprint, seed.root, list(seed.path)]
+    name = type(attack).__name__
+    own = [field.name for field in fields(attack) if field.compare and field.name not in without]
+    parts = {
+        "version": VERSION,
+        "attack": name,
+        "settings": {setting: getattr(attack, setting) for setting in own},
+        "data": data.fingerprint,
+        "seed": asdict(seed),
+        "threads": torch.get_num_threads(),
+    }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return f"{name.lower()}-{digest[:24]}"
 
 
-def learnt(key: str, cache: Path | None, train: Callable[[], Tensors]) -> Tensors:
+def cached(key: str, cache: Path | None, train: Callable[[], Tensors]) -> Tensors:
     """Return what `train` returns, without training where the folder `cache` holds it already.
 
     Raises:
@@ -50,8 +58,9 @@ def learnt(key: str, cache: Path | None, train: Callable[[], Tensors]) -> Tensor
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
+            line = " ".join(str(error).split())
             raise ClipguardError(
-                f"helper {path} cannot be read ({reason_of(error)}): delete it and run again"
+                f"cached fit {path} cannot be read ({line}): delete it and run again"
             ) from error
     if path is not None:
         # Before the training: a folder that cannot be written to must not cost it.
@@ -59,7 +68,9 @@ def learnt(key: str, cache: Path | None, train: Callable[[], Tensors]) -> Tensor
     tensors = {name: value.detach().cpu().contiguous() for name, value in train().items()}
     for name, value in tensors.items():
         if value.is_floating_point() and not math.isfinite(float(value.abs().sum())):
-            raise ClipguardError(f"the helper net diverged (NaN or Inf in {name}): choose another seed")
+            raise ClipguardError(
+                f"the training of the attack diverged (NaN or Inf in {name}): choose another seed"
+            )
     if path is not None:
         with replacing(path) as part:
             save_file(tensors, part)
@@ -83,6 +94,6 @@ def restore(net: nn.Module, name: str, tensors: Tensors) -> None:
         net.load_state_dict(state)
     except RuntimeError as error:
         raise ClipguardError(
-            f"the cached helper does not hold the net {name!r}: delete its file and run again"
+            f"the cached fit does not hold the net {name!r}: delete its file and run again"
         ) from error
     net.requires_grad_(False).eval()

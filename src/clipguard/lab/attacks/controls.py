@@ -1,42 +1,49 @@
 """Controls: nothing at all, or wrong labels without any trigger. A defence should not harm the model."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Int64
 
-from clipguard.lab.attacks.protocol import choose, mapped_labels, rebuilt, truth_of
+from clipguard.lab.attacks.poisoning import rebuilt, truth_of
+from clipguard.lab.attacks.protocol import Labels
+from clipguard.lab.attacks.row_choice import choose
+from clipguard.lab.attacks.targeted import TargetedAttack
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoAttack:
-    """The data set as it is; `rate` is kept for the protocol and unused."""
+class Control(TargetedAttack):
+    """What has no trigger; `rate` and `target` are there for the protocol, and may be unused."""
 
-    rate: float = 0.05
-    target: int = 0
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the data and an empty truth."""
-        return data, truth_of(data, np.zeros(0, dtype=np.int64), "none", None)
+    __slots__ = ()
 
     def trigger(self, images: Images) -> Images | None:
         """Return None: there is no trigger."""
         return None
 
-    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
-        """Return None: no class is mapped_labels at."""
+    def target_labels(self, labels: Labels, k: int) -> Labels | None:
+        """Return None: no trigger leads anywhere."""
         return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SymmetricFlips:
+class NoAttack(Control):
+    """The data set as it is."""
+
+    name: ClassVar = "none"
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the data and an empty truth."""
+        return data, truth_of(data, np.zeros(0, dtype=np.int64), self.name, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SymmetricFlips(Control):
     """Random samples get a random other label: noise without a trigger."""
 
-    rate: float = 0.05
-    target: int = 0
+    name: ClassVar = "flips"
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the data with labels shifted by 1..k-1 at random."""
@@ -44,35 +51,22 @@ class SymmetricFlips:
         rows = choose(np.arange(len(data)), self.rate, len(data), seed)
         shift = seed.child("shift").numpy().integers(1, k, len(rows))
         changed = rebuilt(data, rows, data.images[rows], (data.labels[rows] + shift) % k)
-        return changed, truth_of(data, rows, "flips", None)
-
-    def trigger(self, images: Images) -> Images | None:
-        """Return None: there is no trigger."""
-        return None
-
-    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
-        """Return None: no class is mapped_labels at."""
-        return None
+        return changed, truth_of(data, rows, self.name, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FlipsToOneClass:
+class FlipsToOneClass(Control):
     """Random samples of other classes get the target's label: noise that looks like an attack's labels."""
 
-    rate: float = 0.05
-    target: int = 0
+    name: ClassVar = "flips-to-one"
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the data with round(rate n) samples of other classes relabelled."""
         rows = choose(np.flatnonzero(data.labels != self.target), self.rate, len(data), seed)
         labels = np.full(len(rows), self.target, dtype=np.int64)
         changed = rebuilt(data, rows, data.images[rows], labels)
-        return changed, truth_of(data, rows, "flips-to-one", self.target)
+        return changed, truth_of(data, rows, self.name, self.target)
 
-    def trigger(self, images: Images) -> Images | None:
-        """Return None: there is no trigger."""
-        return None
-
-    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
+    def target_labels(self, labels: Labels, k: int) -> Labels | None:
         """Return the target: the class whose recall the wrong labels harm."""
-        return mapped_labels(labels, k, self.target)
+        return np.full_like(labels, self.target)

@@ -1,22 +1,25 @@
 """GCB: only labels change; a generator learns a natural feature that it can write and a net can read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipguard.lab.attacks.cache import Tensors, key_of, learnt, restore, state_of
-from clipguard.lab.attacks.nets import Pixels, UNet, batches, chunked, descend, device_of, pixels, transformed
-from clipguard.lab.attacks.protocol import Progress, mapped_labels, planted
-from clipguard.lab.attacks.rows import check_target, highest
+from clipguard.lab.attacks.cache import Tensors, cached, key_of, restore, state_of
+from clipguard.lab.attacks.protocol import FITTING, check_target, required
+from clipguard.lab.attacks.row_choice import highest
+from clipguard.lab.attacks.targeted import TargetedAttack, apply_poison
+from clipguard.lab.attacks.tensors import Pixels, batches, chunked, descend, device_of, pixels, transformed
+from clipguard.lab.attacks.unet import UNet
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.nets import ShallowNet
 from clipguard.seeds import Seed
-from clipguard.types import Images, ImageSet
+from clipguard.types import Images, ImageSet, Progress
 
 Code = Float[Tensor, "b"]
 
@@ -41,16 +44,16 @@ class Generator(nn.Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GCB:
+class GCB(TargetedAttack):
     """Clean-image: labels of images that already show the trigger change, after the GCB paper (AAAI 2026).
 
-    Faithful: a conditional InfoGAN is trained on the clean data; a U-Net G writes a Bernoulli code c into an
-    image, D tells its images from real ones given the class, Q reads the code back (L_GAN + l L_info); the
-    images of other classes that Q scores highest are relabelled to the target; test images become G(x, 1).
-    Chosen, since they are unpublished: all nets and their sizes, l, the hinge loss and the rates. G makes a
-    smooth, bounded change, and Q learns from blurred and noisy images: a small net would else agree with G on
-    a faint watermark, which no natural image shows and no victim learns. G is not told the class, which it
-    sees: a test image comes without its label.
+    Faithful: a conditional InfoGAN is trained on the clean data. A U-Net G writes a Bernoulli code c into an
+    image, D separates its images from real ones given the class, and Q reads the code back (L_GAN + l
+    L_info). The images of other classes that Q scores highest get the target's label. Test images become G(x,
+    1). Chosen, since they are unpublished: all nets and their sizes, l, the hinge loss and the rates. G makes
+    a smooth, bounded change, and Q learns from blurred and noisy images. A small net would else agree with G
+    on a faint watermark, which no natural image shows and no victim learns. G is not given the class, since a
+    test image comes without its label.
 
     Attributes:
         rate: fraction of all samples whose label is changed (published: 0.01).
@@ -62,10 +65,12 @@ class GCB:
         lr: of Adam, for all three.
         batch_size: images a step.
         width: channels of the first layers.
+        generator: G; learned.
+        reader: Q; learned.
     """
 
+    name: ClassVar = "gcb"
     rate: float = 0.01
-    target: int = 0
     epochs: int = 12
     info_weight: float = 1.0
     strength: float = 0.25
@@ -73,8 +78,10 @@ class GCB:
     lr: float = 5e-4
     batch_size: int = 64
     width: int = 16
+    generator: Generator | None = field(default=None, compare=False, repr=False)
+    reader: ShallowNet | None = field(default=None, compare=False, repr=False)
 
-    def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> "ReadyGCB":
+    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "GCB":
         """Return the attack with its generator and its reader Q.
 
         Raises:
@@ -82,21 +89,56 @@ class GCB:
         """
         check_target(self.target, data)
         key = key_of(self, data, seed, ("rate", "target"))
-        tensors = learnt(key, cache, lambda: _train(self, data, seed, report))
-        generator, reader = self.generator(seed), self.net(1, seed.child("reader"))
+        tensors = cached(key, cache, lambda: _train(self, data, seed, progress))
+        generator, reader = untrained_generator(self, seed), _net(self, 1, seed.child("reader"))
         restore(generator, "generator", tensors)
         restore(reader, "reader", tensors)
-        return ReadyGCB(rate=self.rate, target=self.target, recipe=self, generator=generator, reader=reader)
+        return replace(self, generator=generator, reader=reader)
 
-    def generator(self, seed: Seed) -> Generator:
-        """Return an untrained G."""
-        with seed.child("generator").torch_global():
-            return Generator(self.width, self.strength)
+    def scores(self, images: Images) -> Float[np.ndarray, "n"]:
+        """Return Q's logit of code 1 for every image.
 
-    def net(self, outputs: int, seed: Seed) -> ShallowNet:
-        """Return an untrained D (one output a class) or Q (one)."""
-        with seed.torch_global():
-            return ShallowNet(outputs, self.width)
+        Raises:
+            ClipguardError: the attack is not fitted.
+        """
+        reader = required(self.reader)
+        device = device_of(reader)
+        parts = (images[part] for part in chunked(images))
+        with torch.no_grad():
+            logits = [reader(_view(coarse(pixels(part).to(device))))[:, 0].cpu().numpy() for part in parts]
+        return np.concatenate(logits)
+
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the data with the labels of the images that show the code most; the seed is not used.
+
+        Raises:
+            ClipguardError: too few samples are of other classes than the target, or the attack is not fitted.
+        """
+        scores = np.where(data.labels == self.target, -np.inf, self.scores(data.images))
+        rows = highest(scores, self.rate)
+        return apply_poison(self, data, rows, data.images[rows])
+
+    def trigger(self, images: Images) -> Images:
+        """Return G(x, 1).
+
+        Raises:
+            ClipguardError: the attack is not fitted.
+        """
+        generator = required(self.generator)
+        device = device_of(generator)
+        return transformed(images, lambda x: generator(x, torch.ones(len(x), device=device)), device)
+
+
+def untrained_generator(attack: GCB, seed: Seed) -> Generator:
+    """Return G before its training."""
+    with seed.child("generator").torch_global():
+        return Generator(attack.width, attack.strength)
+
+
+def _net(attack: GCB, outputs: int, seed: Seed) -> ShallowNet:
+    """Return an untrained D (one output a class) or Q (one)."""
+    with seed.torch_global():
+        return ShallowNet(outputs, attack.width)
 
 
 def _view(x: Pixels) -> Pixels:
@@ -113,70 +155,33 @@ def critic_loss(real: Float[Tensor, "b"], made: Float[Tensor, "b"]) -> Float[Ten
     return F.relu(1 - real).mean() + F.relu(1 + made).mean()
 
 
-def _train(recipe: GCB, data: ImageSet, seed: Seed, report: Progress | None) -> Tensors:
+def _train(attack: GCB, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
     """Return the state of G and Q after alternating steps of D and of G with Q."""
-    generator, reader = recipe.generator(seed).train(), recipe.net(1, seed.child("reader")).train()
-    critic = recipe.net(len(data.class_names), seed.child("critic")).train()
-    makers = torch.optim.Adam(
-        [*generator.parameters(), *reader.parameters()], lr=recipe.lr, betas=(0.5, 0.999)
+    generator, reader = (
+        untrained_generator(attack, seed).train(),
+        _net(attack, 1, seed.child("reader")).train(),
     )
-    judges = torch.optim.Adam(critic.parameters(), lr=recipe.lr, betas=(0.5, 0.999))
+    critic = _net(attack, len(data.class_names), seed.child("critic")).train()
+    optimizer = torch.optim.Adam(
+        [*generator.parameters(), *reader.parameters()], lr=attack.lr, betas=(0.5, 0.999)
+    )
+    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=attack.lr, betas=(0.5, 0.999))
     codes = seed.child("codes").torch()
-    for epoch in range(recipe.epochs):
-        for rows in batches(len(data), recipe.batch_size, seed.child("order", epoch)):
+    for epoch in range(attack.epochs):
+        for rows in batches(len(data), attack.batch_size, seed.child("order", epoch)):
             x = pixels(data.images[rows]).to(device_of(generator))
-            own = torch.from_numpy(data.labels[rows]).to(x.device)[:, None]
+            labels = torch.from_numpy(data.labels[rows]).to(x.device)[:, None]
             code = torch.randint(0, 2, (len(rows),), generator=codes).float().to(x.device)
             made = generator(x, code)
-            judged = critic(_view(torch.cat((x, made.detach())))).gather(1, torch.cat((own, own)))[:, 0]
-            descend(critic_loss(judged[: len(x)], judged[len(x) :]), judges)
-            fooled = -critic(_view(made)).gather(1, own).mean()
+            outputs = critic(_view(torch.cat((x, made.detach())))).gather(1, torch.cat((labels, labels)))[
+                :, 0
+            ]
+            descend(critic_loss(outputs[: len(x)], outputs[len(x) :]), critic_optimizer)
+            generator_loss = -critic(_view(made)).gather(1, labels).mean()
             blurred = coarse(made)
             noise = torch.randn(blurred.shape, generator=codes).to(x.device)
-            read = reader(_view(blurred + recipe.noise * noise))[:, 0]
-            unread = F.binary_cross_entropy_with_logits(read, code)
-            descend(fooled + recipe.info_weight * unread, makers)
-        if report is not None:
-            report(epoch + 1, recipe.epochs)
+            logits = reader(_view(blurred + attack.noise * noise))[:, 0]
+            code_loss = F.binary_cross_entropy_with_logits(logits, code)
+            descend(generator_loss + attack.info_weight * code_loss, optimizer)
+        progress(FITTING, epoch + 1, attack.epochs)
     return state_of(generator=generator, reader=reader)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadyGCB:
-    """`GCB` with its nets."""
-
-    rate: float
-    target: int
-    recipe: GCB
-    generator: Generator
-    reader: ShallowNet
-
-    def scores(self, images: Images) -> Float[np.ndarray, "n"]:
-        """Return Q's logit of code 1 for every image."""
-        device = device_of(self.reader)
-        parts = (images[part] for part in chunked(images))
-        with torch.no_grad():
-            read = [self.reader(_view(coarse(pixels(part).to(device))))[:, 0].cpu().numpy() for part in parts]
-        return np.concatenate(read)
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the data with the labels of the images that show the code most; the seed is not used.
-
-        Raises:
-            ClipguardError: too few samples are of other classes than the target.
-        """
-        scores = np.where(data.labels == self.target, -np.inf, self.scores(data.images))
-        rows = highest(scores, self.rate)
-        return planted(self, data, "gcb", rows, data.images[rows])
-
-    def trigger(self, images: Images) -> Images:
-        """Return G(x, 1)."""
-        return transformed(
-            images,
-            lambda x: self.generator(x, torch.ones(len(x), device=x.device)),
-            device_of(self.generator),
-        )
-
-    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
-        """Return the target for every image."""
-        return mapped_labels(labels, k, self.target)

@@ -1,7 +1,8 @@
 """Input-aware: each image gets a pattern and a mask of its own, which on any other image mean nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,10 +12,12 @@ from torch.nn import functional as F
 
 from clipguard.compute.training import Recipe, augment
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.cache import Tensors, key_of, learnt, restore, state_of
-from clipguard.lab.attacks.nets import (
+from clipguard.lab.attacks.cache import Tensors, cached, key_of, restore, state_of
+from clipguard.lab.attacks.protocol import FITTING, Mapping, check_target, mapped_labels, required
+from clipguard.lab.attacks.row_choice import choose_both
+from clipguard.lab.attacks.targeted import MappedAttack, apply_poison
+from clipguard.lab.attacks.tensors import (
     Pixels,
-    UNet,
     batches,
     chunked,
     descend,
@@ -24,12 +27,11 @@ from clipguard.lab.attacks.nets import (
     to_images,
     transformed,
 )
-from clipguard.lab.attacks.protocol import Mapping, Progress, choose_both, mapped_labels, planted
-from clipguard.lab.attacks.rows import check_target
+from clipguard.lab.attacks.unet import UNet
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
-from clipguard.types import Images, ImageSet
+from clipguard.types import Images, ImageSet, Progress
 
 Mask = Float[Tensor, "b 1 h w"]
 
@@ -39,15 +41,16 @@ _AUGMENTATION = Recipe(epochs=1, lr=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InputAware:
-    """A trigger made for each image, relabelled to the target, with cover, after Nguyen & Tran 2020.
+class InputAware(MappedAttack):
+    """A trigger made for each image, labelled with the target, with cover, after Nguyen & Tran 2020.
 
-    Faithful: first a net M learns masks that are sparse and differ from image to image, then a net G learns
-    patterns together with a classifier that is to send x + (G(x) - x) M(x) where the attack target_labels, and x with
-    another image's pattern and mask to its own class; both are pushed to be as diverse as the images are. The
-    poisoned set holds triggered images and, as cover, images with another's trigger and their own label.
-    Reduced: fewer epochs (published: 25 for M, 600 for G on five times the images), a small U-Net in place of
-    the autoencoder, a narrower classifier, a larger share of triggered images (published: 0.1 each).
+    Faithful: first a net M learns masks that are sparse and differ from image to image. Then a net G learns
+    patterns together with a classifier. For x + (G(x) - x) M(x), the classifier is to predict the target
+    label; for x with another image's pattern and mask, its own class. Masks and patterns are pushed to be as
+    diverse as the images are. The poisoned set holds triggered images and, as cover, images with another's
+    trigger and their own label. Reduced: fewer epochs (published: 25 for M, 600 for G on five times the
+    images), a small U-Net in place of the autoencoder, a narrower classifier, and a larger share of triggered
+    images (published: 0.1 each).
 
     Attributes:
         rate: fraction of all samples that are poisoned, drawn from all classes.
@@ -65,10 +68,11 @@ class InputAware:
         batch_size: images a step.
         width: channels of the first layers of G and M.
         mapping: to the target, or each class to the next one; both are published.
+        generator: G; learned.
+        masker: M; learned.
     """
 
-    rate: float = 0.05
-    target: int = 0
+    name: ClassVar = "input-aware"
     cover_ratio: float = 1.0
     mask_epochs: int = 4
     epochs: int = 15
@@ -82,45 +86,72 @@ class InputAware:
     batch_size: int = 128
     width: int = 8
     mapping: Mapping = "all-to-one"
+    generator: UNet | None = field(default=None, compare=False, repr=False)
+    masker: UNet | None = field(default=None, compare=False, repr=False)
 
-    def prepare(
-        self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None
-    ) -> "ReadyInputAware":
+    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "InputAware":
         """Return the attack with its nets.
 
         Raises:
             ClipguardError: the target is no class of `data`, or the training diverged.
         """
         check_target(self.target, data)
-        # Helpers from before there was a choice stay valid.
-        usual = ("mapping",) if self.mapping == "all-to-one" else ()
-        key = key_of(self, data, seed, ("rate", "cover_ratio", *usual))
-        tensors = learnt(key, cache, lambda: _train(self, data, seed, report))
-        generator, masker = self.net(3, seed.child("generator")), self.net(1, seed.child("masker"))
+        key = key_of(self, data, seed, ("rate", "cover_ratio"))
+        tensors = cached(key, cache, lambda: _train(self, data, seed, progress))
+        generator, masker = (
+            untrained_net(self, 3, seed.child("generator")),
+            untrained_net(self, 1, seed.child("masker")),
+        )
         restore(generator, "generator", tensors)
         restore(masker, "masker", tensors)
-        classifier = self.classifier(data, seed)
-        restore(classifier, "classifier", tensors)
-        return ReadyInputAware(
-            rate=self.rate,
-            target=self.target,
-            recipe=self,
-            generator=generator,
-            masker=masker,
-            classifier=classifier,
-        )
+        return replace(self, generator=generator, masker=masker)
 
-    def net(self, outputs: int, seed: Seed) -> UNet:
-        """Return an untrained G (3 outputs) or M (1)."""
-        with seed.torch_global():
-            return UNet(3, outputs, self.width)
+    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
+        """Return the poisoned set: rows are drawn from all classes, those of the cover from the rest.
 
-    def classifier(self, data: ImageSet, seed: Seed) -> Normalized:
-        """Return an untrained classifier."""
-        h, w = data.images.shape[1:3]
-        k = len(data.class_names)
-        spec = ModelSpec(architecture=self.architecture, num_classes=k, input_size=(h, w))
-        return build(spec, seed.child("classifier"))
+        Raises:
+            ClipguardError: poison and cover together are more than all samples, or the attack is not fitted.
+        """
+        rows, cover = choose_both(len(data), self.rate, self.cover_ratio, seed)
+        # Another image each: the shift is never 0.
+        shift = seed.child("others").numpy().integers(1, len(data), len(cover))
+        cover_images = self.crossed(data.images[cover], data.images[(cover + shift) % len(data)])
+        images = self.trigger(data.images[rows])
+        return apply_poison(self, data, rows, images, (cover, cover_images))
+
+    def trigger(self, images: Images) -> Images:
+        """Return images with their own pattern where their own mask says.
+
+        Raises:
+            ClipguardError: the attack is not fitted.
+        """
+        return transformed(images, lambda x: self._paste_of(x, x), device_of(required(self.generator)))
+
+    def crossed(self, images: Images, others: Images) -> Images:
+        """Return images with the pattern and the mask of others."""
+        out, device = np.array(images), device_of(required(self.generator))
+        for part in chunked(images):
+            x, y = (pixels(some[part]).to(device) for some in (images, others))
+            with torch.no_grad():
+                out[part] = to_images(self._paste_of(x, y))
+        return out
+
+    def _paste_of(self, x: Pixels, y: Pixels) -> Pixels:
+        """Return x with the pattern and the mask that are made of y."""
+        return put_on(x, pattern_of(required(self.generator), y), mask_of(required(self.masker), y))
+
+
+def untrained_net(attack: InputAware, outputs: int, seed: Seed) -> UNet:
+    """Return an untrained G (3 outputs) or M (1)."""
+    with seed.torch_global():
+        return UNet(3, outputs, attack.width)
+
+
+def _classifier(attack: InputAware, data: ImageSet, seed: Seed) -> Normalized:
+    """Return an untrained classifier."""
+    size, k = data.images.shape[1:3], len(data.class_names)
+    spec = ModelSpec(architecture=attack.architecture, num_classes=k, input_size=size)
+    return build(spec, seed.child("classifier"))
 
 
 def pattern_of(generator: UNet, x: Pixels) -> Pixels:
@@ -153,122 +184,73 @@ def _distance(difference: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
     return (difference**2).mean((1, 2, 3)).add(_SMALL).sqrt()
 
 
-def _train(recipe: InputAware, data: ImageSet, seed: Seed, report: Progress | None) -> Tensors:
-    """Return the state of G, M and the classifier."""
+def _train(attack: InputAware, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
+    """Return the state of G and M."""
     if len(data) < 2:
         raise ClipguardError("input-aware triggers need at least two images: give more")
-    masker = recipe.net(1, seed.child("masker")).train()
-    _train_masker(recipe, masker, data, seed.child("masks"), report)
+    masker = untrained_net(attack, 1, seed.child("masker")).train()
+    _train_masker(attack, masker, data, seed.child("masks"), progress)
     masker.requires_grad_(False).eval()
-    generator = recipe.net(3, seed.child("generator")).train()
-    classifier = recipe.classifier(data, seed).train()
-    makers = torch.optim.Adam(generator.parameters(), lr=recipe.lr, betas=(0.5, 0.9))
-    judges = torch.optim.SGD(
-        classifier.parameters(), lr=recipe.classifier_lr, momentum=0.9, weight_decay=5e-4
+    generator = untrained_net(attack, 3, seed.child("generator")).train()
+    classifier = _classifier(attack, data, seed).train()
+    optimizer = torch.optim.Adam(generator.parameters(), lr=attack.lr, betas=(0.5, 0.9))
+    classifier_optimizer = torch.optim.SGD(
+        classifier.parameters(), lr=attack.classifier_lr, momentum=0.9, weight_decay=5e-4
     )
-    schedule = torch.optim.lr_scheduler.LinearLR(judges, 1.0, 0.01, recipe.epochs)
+    schedule = torch.optim.lr_scheduler.LinearLR(classifier_optimizer, 1.0, 0.01, attack.epochs)
     k = len(data.class_names)
-    target_labels = torch.from_numpy(mapped_labels(np.arange(k), k, recipe.target, recipe.mapping)).to(
-        device_of(generator)
-    )
-    for epoch in range(recipe.epochs):
+    mapping = mapped_labels(np.arange(k), k, attack.target, attack.mapping)
+    target_mapping = torch.from_numpy(mapping).to(device_of(generator))
+    for epoch in range(attack.epochs):
         stream = seed.child("patterns", epoch)
         augmentation = stream.child("augment").torch()
-        for rows in batches(len(data), recipe.batch_size, stream):
-            picked = torch.from_numpy(np.array(data.images[rows]))
-            x = pixels(augment(picked, _AUGMENTATION, augmentation).numpy()).to(device_of(generator))
+        for rows in batches(len(data), attack.batch_size, stream):
+            batch = torch.from_numpy(np.array(data.images[rows]))
+            x = pixels(augment(batch, _AUGMENTATION, augmentation).numpy()).to(device_of(generator))
             labels = torch.from_numpy(data.labels[rows]).to(x.device)
-            loss = _joint_loss(recipe, (generator, masker, classifier), x, labels, target_labels)
-            descend(loss, makers, judges)
+            loss = _joint_loss(attack, (generator, masker, classifier), x, labels, target_mapping)
+            descend(loss, optimizer, classifier_optimizer)
         schedule.step()
-        if report is not None:
-            report(recipe.mask_epochs + epoch + 1, recipe.mask_epochs + recipe.epochs)
-    return state_of(generator=generator, masker=masker, classifier=classifier)
+        progress(FITTING, attack.mask_epochs + epoch + 1, attack.mask_epochs + attack.epochs)
+    return state_of(generator=generator, masker=masker)
 
 
 def _joint_loss(
-    recipe: InputAware,
+    attack: InputAware,
     nets: tuple[UNet, UNet, Normalized],
     x: Pixels,
     labels: Int64[Tensor, "b"],
-    target_labels: Int64[Tensor, "k"],
+    target_mapping: Int64[Tensor, "k"],
 ) -> Float[Tensor, ""]:
     """Return classification of own triggers, others' triggers and plain images, and the patterns' diversity.
 
     The batch is shuffled, so that the images after the first ones serve as the others.
     """
     generator, masker, classifier = nets
-    count = max(1, round(recipe.share * len(x)))
+    count = max(1, round(attack.share * len(x)))
     own, crossed = x[:count], x[count : 2 * count]
     others = x[-len(crossed) :].flip(0)
     patterns, masks = pattern_of(generator, own), mask_of(masker, own)
     foreign, foreign_masks = pattern_of(generator, others), mask_of(masker, others)
-    shown = torch.cat((put_on(own, patterns, masks), put_on(crossed, foreign, foreign_masks), x[2 * count :]))
-    wanted = torch.cat((target_labels[labels[:count]], labels[count:]))
+    inputs = torch.cat(
+        (put_on(own, patterns, masks), put_on(crossed, foreign, foreign_masks), x[2 * count :])
+    )
+    expected = torch.cat((target_mapping[labels[:count]], labels[count:]))
     pairs = len(crossed)
     alike = sameness(own[:pairs], others, patterns[:pairs], foreign)
-    return F.cross_entropy(logits_of(classifier, shown), wanted) + recipe.diversity_weight * alike
+    return F.cross_entropy(logits_of(classifier, inputs), expected) + attack.diversity_weight * alike
 
 
-def _train_masker(
-    recipe: InputAware, masker: UNet, data: ImageSet, seed: Seed, report: Progress | None
-) -> None:
+def _train_masker(attack: InputAware, masker: UNet, data: ImageSet, seed: Seed, progress: Progress) -> None:
     """Train M in place: sparse masks that differ as much as the images do."""
-    optimizer = torch.optim.Adam(masker.parameters(), lr=recipe.lr, betas=(0.5, 0.9))
-    for epoch in range(recipe.mask_epochs):
-        for rows in batches(len(data), recipe.batch_size, seed.child(epoch)):
+    optimizer = torch.optim.Adam(masker.parameters(), lr=attack.lr, betas=(0.5, 0.9))
+    for epoch in range(attack.mask_epochs):
+        for rows in batches(len(data), attack.batch_size, seed.child(epoch)):
             x = pixels(data.images[rows]).to(device_of(masker))
             other = x.roll(1, 0)
             masks = mask_of(masker, x)
-            dense = F.relu(masks - recipe.density).mean()
+            dense = F.relu(masks - attack.density).mean()
             alike = sameness(x, other, masks, masks.roll(1, 0))
-            loss = recipe.mask_weight * dense + recipe.diversity_weight * alike
+            loss = attack.mask_weight * dense + attack.diversity_weight * alike
             descend(loss, optimizer)
-        if report is not None:
-            report(epoch + 1, recipe.mask_epochs + recipe.epochs)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadyInputAware:
-    """`InputAware` with its nets; the classifier only tells how well G was taught."""
-
-    rate: float
-    target: int
-    recipe: InputAware
-    generator: UNet
-    masker: UNet
-    classifier: Normalized
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set: rows are drawn from all classes, those of the cover from the rest.
-
-        Raises:
-            ClipguardError: poison and cover together are more than all samples.
-        """
-        rows, cover = choose_both(len(data), self.rate, self.recipe.cover_ratio, seed)
-        # Another image each: the shift is never 0.
-        shift = seed.child("others").numpy().integers(1, len(data), len(cover))
-        cover_images = self.crossed(data.images[cover], data.images[(cover + shift) % len(data)])
-        return planted(
-            self, data, "input-aware", rows, self.trigger(data.images[rows]), (cover, cover_images)
-        )
-
-    def trigger(self, images: Images) -> Images:
-        """Return images with their own pattern where their own mask says."""
-        return transformed(images, self._own, device_of(self.generator))
-
-    def _own(self, x: Pixels) -> Pixels:
-        return put_on(x, pattern_of(self.generator, x), mask_of(self.masker, x))
-
-    def crossed(self, images: Images, others: Images) -> Images:
-        """Return images with the pattern and the mask of others."""
-        out, device = np.array(images), device_of(self.generator)
-        for part in chunked(images):
-            x, y = (pixels(some[part]).to(device) for some in (images, others))
-            with torch.no_grad():
-                out[part] = to_images(put_on(x, pattern_of(self.generator, y), mask_of(self.masker, y)))
-        return out
-
-    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
-        """Return the target, or the next class."""
-        return mapped_labels(labels, k, self.target, self.recipe.mapping)
+        progress(FITTING, epoch + 1, attack.mask_epochs + attack.epochs)

@@ -1,36 +1,43 @@
 """Narcissus: noise that looks more like the target class than its own images do, on a handful of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 from torch import Tensor
 
-from clipguard.lab.attacks.cache import Tensors, key_of, learnt, restore, state_of
-from clipguard.lab.attacks.nets import Pixels
-from clipguard.lab.attacks.protocol import Progress, choose, mapped_labels, planted
-from clipguard.lab.attacks.rows import check_target
-from clipguard.lab.attacks.surrogate import Pattern, check_size, missed, shown, taught, universal, untrained
+from clipguard.lab.attacks.protocol import check_target
+from clipguard.lab.attacks.row_choice import choose_of_class
+from clipguard.lab.attacks.surrogate import (
+    Pattern,
+    SurrogateAttack,
+    search_batches,
+    surrogate_of,
+    target_loss,
+    universal,
+)
+from clipguard.lab.attacks.targeted import apply_poison
+from clipguard.lab.attacks.tensors import Pixels
 from clipguard.lab.ground_truth import PoisonTruth
-from clipguard.models.spec import Normalized
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import add_pattern
-from clipguard.types import Images, ImageSet
+from clipguard.types import Images, ImageSet, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Narcissus:
+class Narcissus(SurrogateAttack):
     """Clean-label: universal noise towards the target on few of its images, after Zeng et al. 2023.
 
     Faithful: noise within 16/255 (L-inf) descends on a surrogate's cross-entropy of the target, over images
-    of that class; it is added to 25 of 50,000 samples, all of the target class, whose labels stay; test
-    images carry three times as much. Reduced: a narrow surrogate learns the data set itself, where the
-    published one learns other, public images for 200 epochs and then the target class alone for 5, so that
-    this attacker knows more; 100 steps, where published are 1000 passes over the target class. Chosen: steps
-    go along the slope's sign, where published is RAdam at 0.01 in [-1, 1], which so few steps do not bring
-    to the bound.
+    of that class. It is added to 25 of 50,000 samples, all of the target class, whose labels stay. Test
+    images carry three times as much. Reduced: a narrow surrogate learns the data set itself. The published
+    one learns other, public images for 200 epochs and then the target class alone for 5, so this attacker
+    knows more. The search takes 100 steps, the published one 1000 passes over the target class. Chosen: steps
+    go along the slope's sign. The published ones are of RAdam at 0.01 in [-1, 1], and so few of them would
+    not reach the bound.
 
     Attributes:
         rate: fraction of all samples that are poisoned; they lie in the target class.
@@ -43,10 +50,11 @@ class Narcissus:
         step: of the search, along the slope's sign, in [0, 1].
         steps: of the search, each on a random batch.
         batch_size: images a step, of the surrogate's training and of the search.
+        pattern: the noise, in grey levels; learned.
     """
 
+    name: ClassVar = "narcissus"
     rate: float = 0.0005
-    target: int = 0
     epochs: int = 10
     architecture: str = "preactresnet18-8"
     lr: float = 0.1
@@ -55,78 +63,55 @@ class Narcissus:
     step: float = 1 / 255
     steps: int = 100
     batch_size: int = 128
+    pattern: Float32[np.ndarray, "h w 3"] | None = field(default=None, compare=False, repr=False)
 
-    def prepare(
-        self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None
-    ) -> "ReadyNarcissus":
+    _only_poisoning: ClassVar = ("rate", "magnified")
+
+    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "SurrogateAttack":
         """Return the attack with its noise.
 
         Raises:
-            ClipguardError: the target is no class of `data`, or the training diverged.
+            ClipguardError: the target is no class of `data` or a too small one, or the training diverged.
         """
         check_target(self.target, data)
-        # What cannot be poisoned afterwards is told before the training.
-        choose(np.flatnonzero(data.labels == self.target), self.rate, len(data), seed)
-        key = key_of(self, data, seed, ("rate", "magnified"))
-        tensors = learnt(key, cache, lambda: _searched(self, data, seed, report))
-        surrogate = untrained(self, data, seed)
-        restore(surrogate, "surrogate", tensors)
-        return ReadyNarcissus(
-            rate=self.rate,
-            target=self.target,
-            recipe=self,
-            surrogate=surrogate,
-            noise=tensors["noise"].numpy(),
-        )
-
-
-def _searched(recipe: Narcissus, data: ImageSet, seed: Seed, report: Progress | None) -> Tensors:
-    """Return the noise, in grey levels, and the surrogate."""
-    h, w = data.images.shape[1:3]
-    model = taught(recipe, data, seed, report)
-    device = model.mean.device
-
-    def loss(x: Pixels, noise: Pattern) -> Tensor:
-        return missed(model, (x + noise).clamp(0, 1), recipe.target)
-
-    def moved(noise: Pattern, slope: Pattern) -> Pattern:
-        return (noise - recipe.step * slope.sign()).clamp(-recipe.bound, recipe.bound)
-
-    batches = shown(recipe, data.images[data.labels == recipe.target], device, seed, report)
-    noise = universal(batches, torch.zeros(1, 3, h, w, device=device), loss, moved)
-    return {"noise": 255 * noise[0].permute(1, 2, 0), **state_of(surrogate=model)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadyNarcissus:
-    """`Narcissus` with its noise; the surrogate only tells what that does to it."""
-
-    rate: float
-    target: int
-    recipe: Narcissus
-    surrogate: Normalized
-    noise: Float32[np.ndarray, "h w 3"]
+        choose_of_class(data, self.target, self.rate, seed)
+        return SurrogateAttack.fit(self, data, seed, cache, progress)
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned set; the rate counts over all samples, the rows are of the target class.
 
         Raises:
-            ClipguardError: the target class is too small, or the images have another size than those that the
-                attack was prepared for.
+            ClipguardError: the target class is too small, the attack is not fitted, or was fitted to images
+                of another size.
         """
-        rows = choose(np.flatnonzero(data.labels == self.target), self.rate, len(data), seed)
-        check_size(data.images, self.noise)
-        return planted(self, data, "narcissus", rows, add_pattern(data.images[rows], self.noise))
+        rows, noise = choose_of_class(data, self.target, self.rate, seed), self.pattern_for(data.images)
+        return apply_poison(self, data, rows, add_pattern(data.images[rows], noise))
 
     def trigger(self, images: Images) -> Images:
         """Return test images, which carry a multiple of the noise.
 
         Raises:
-            ClipguardError: they have another size than those that the attack was prepared for.
+            ClipguardError: the attack is not fitted, or was fitted to images of another size.
         """
-        check_size(images, self.noise)
-        return add_pattern(images, np.float32(self.recipe.magnified) * self.noise)
+        return add_pattern(images, np.float32(self.magnified) * self.pattern_for(images))
 
-    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
-        """Return the target for every image."""
-        return mapped_labels(labels, k, self.target)
+    def search(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensor:
+        """Return the noise, in grey levels.
+
+        Raises:
+            ClipguardError: the training of the surrogate diverged.
+        """
+        h, w = data.images.shape[1:3]
+        model = surrogate_of(self, data, seed, progress)
+        device = model.mean.device
+
+        def loss(x: Pixels, noise: Pattern) -> Tensor:
+            return target_loss(model, (x + noise).clamp(0, 1), self.target)
+
+        def step(noise: Pattern, slope: Pattern) -> Pattern:
+            return (noise - self.step * slope.sign()).clamp(-self.bound, self.bound)
+
+        of_target = data.images[data.labels == self.target]
+        batches = search_batches(self, of_target, device, seed, progress)
+        noise = universal(batches, torch.zeros(1, 3, h, w, device=device), loss, step)
+        return 255 * noise[0].permute(1, 2, 0)

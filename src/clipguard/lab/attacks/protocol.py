@@ -1,24 +1,26 @@
-"""What every attack is, and the two steps that all of them share."""
+"""What every attack is: a frozen dataclass that poisons a training set, and puts its trigger on images."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Final, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
 from clipguard.errors import ClipguardError
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
-from clipguard.types import Images, ImageSet, image_set
+from clipguard.types import Images, ImageSet, Progress
 
 Mapping = Literal["all-to-one", "all-to-all"]
 """Every class to the target, or class y to y + 1 and the last one to 0."""
 
+Labels = Int64[np.ndarray, "n"]
+T = TypeVar("T")
+
 
 @runtime_checkable
 class Attack(Protocol):
-    """A frozen dataclass with one recipe: what is done to the training set and to test images."""
+    """What is done to the training set and to test images."""
 
     @property
     def rate(self) -> float:
@@ -38,53 +40,54 @@ class Attack(Protocol):
         """Return test images with the trigger, or None for a control, which has none."""
         ...
 
-    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
-        """Return the class, of k, that an image of each true class is to be sent to; None without any target_labels."""
+    def target_labels(self, labels: Labels, k: int) -> Labels | None:
+        """Return the class, of k, that the trigger is to give each true class; None where there is none."""
         ...
-
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) while a helper net trains."""
 
 
 @runtime_checkable
-class NeedsFitting(Protocol):
-    """An attack whose trigger, or choice of labels, is made by a net that is trained on the data first."""
+class LearnedAttack(Attack, Protocol):
+    """An attack whose trigger, or choice of labels, is learned from the data by a net before it can poison.
 
-    @property
-    def rate(self) -> float:
-        """Fraction of all samples that are poisoned."""
-        ...
+    What it learned are fields with `default=None, compare=False, repr=False`: no options, and no part of what
+    a fit is cached by. Without them, `poison` and `trigger` refuse.
+    """
 
-    @property
-    def target(self) -> int:
-        """Class that the backdoor leads to."""
-        ...
-
-    def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> Attack:
-        """Return the attack with its helper, trained on `data` or read from `cache`."""
+    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> Attack:
+        """Return the same attack with what it learned from `data`, or from an earlier fit in `cache`."""
         ...
 
 
-def prepare(
-    attack: Attack | NeedsFitting,
-    data: ImageSet,
-    seed: Seed,
-    cache: Path | None = None,
-    report: Progress | None = None,
-) -> Attack:
-    """Return an attack that is ready to poison `data`: its helper net, if it needs one, is trained.
-
-    Helpers are cached in the folder `cache` by their recipe, the data's contents and the seed.
+def required(state: T | None) -> T:
+    """Return what a fit learned.
 
     Raises:
-        ClipguardError: the rate asks for no sample at all, which is told before anything is trained.
+        ClipguardError: the attack has not been fitted.
     """
-    if not isinstance(attack, NeedsFitting):
+    if state is None:
+        raise ClipguardError("the attack has learned nothing yet: call its fit first")
+    return state
+
+
+FITTING: Final = "fit the attack"
+"""The step that a fit reports its progress as."""
+
+
+def fit_learned(
+    attack: Attack, data: ImageSet, seed: Seed, cache: Path | None = None, progress: Progress | None = None
+) -> Attack:
+    """Return the attack, fitted to `data` if it is a `LearnedAttack`.
+
+    A fit is cached in the folder `cache` by the attack's settings, the data's contents and the seed.
+
+    Raises:
+        ClipguardError: the rate asks for no sample at all; nothing is trained then.
+    """
+    if not isinstance(attack, LearnedAttack):
         return attack
     if attack.rate and not round(attack.rate * len(data)):
         raise ClipguardError(f"poison rate {attack.rate:g} of {len(data)} images is none: give a higher rate")
-    return attack.prepare(data, seed, cache, report)
+    return attack.fit(data, seed, cache, progress or (lambda step, done, total: None))
 
 
 def triggered(attack: Attack, images: Images) -> Images | None:
@@ -93,13 +96,24 @@ def triggered(attack: Attack, images: Images) -> Images | None:
     Raises:
         ClipguardError: it changes no image: a wave, say, may be zero at every column of some widths.
     """
-    moved = attack.trigger(images)
-    if moved is not None and len(images) and np.array_equal(moved, images):
+    changed = attack.trigger(images)
+    if changed is not None and len(images) and np.array_equal(changed, images):
         h, w = images.shape[1:3]
         raise ClipguardError(
             f"the trigger changes no pixel of images of {h} x {w}: choose another size or attack"
         )
-    return moved
+    return changed
+
+
+def check_target(target: int, data: ImageSet) -> None:
+    """Refuse a target that is no class, before anything is trained for it.
+
+    Raises:
+        ClipguardError: there is no such class.
+    """
+    if not 0 <= target < len(data.class_names):
+        last = len(data.class_names) - 1
+        raise ClipguardError(f"target class {target} does not exist: choose one of 0 to {last}")
 
 
 def check_mapping(mapping: str) -> None:
@@ -112,9 +126,7 @@ def check_mapping(mapping: str) -> None:
         raise ClipguardError(f"unknown mapping {mapping!r}: choose one of {', '.join(get_args(Mapping))}")
 
 
-def mapped_labels(
-    labels: Int64[np.ndarray, "n"], k: int, target: int, mapping: str = "all-to-one"
-) -> Int64[np.ndarray, "n"]:
+def mapped_labels(labels: Labels, k: int, target: int, mapping: str = "all-to-one") -> Labels:
     """Return `target` for every label, or (label + 1) mod k where the mapping is all-to-all.
 
     Raises:
@@ -122,116 +134,3 @@ def mapped_labels(
     """
     check_mapping(mapping)
     return (labels + 1) % k if mapping == "all-to-all" else np.full_like(labels, target)
-
-
-def choose(
-    candidates: Int64[np.ndarray, "m"],
-    rate: float,
-    n: int,
-    seed: Seed,
-    taken: Int64[np.ndarray, "t"] | None = None,
-) -> Int64[np.ndarray, "p"]:
-    """Return round(rate n) rows drawn from `candidates` without replacement, ascending.
-
-    Args:
-        candidates: rows that can be changed.
-        rate: fraction of all samples, not of the candidates.
-        n: number of all samples.
-        seed: of this choice alone; give cover samples a child of their own.
-        taken: rows that are chosen already, for poison say, and must not be chosen again.
-
-    Raises:
-        ClipguardError: there are fewer candidates than that.
-    """
-    left = candidates if taken is None else np.setdiff1d(candidates, taken)
-    count = round(rate * n)
-    if count > len(left):
-        kind = "poison" if taken is None else "cover"
-        raise ClipguardError(
-            f"{kind} rate {rate:g} asks for {count} of {n} samples but only {len(left)} can carry it: "
-            "lower the rate or choose another target class"
-        )
-    return np.sort(seed.child("rows").numpy().choice(left, count, replace=False))
-
-
-def choose_both(
-    n: int, rate: float, ratio: float, seed: Seed
-) -> tuple[Int64[np.ndarray, "p"], Int64[np.ndarray, "c"]]:
-    """Return round(rate n) of the n rows to poison and round(ratio p) others as cover, both ascending.
-
-    Raises:
-        ClipguardError: together they are more than n.
-    """
-    rows = choose(np.arange(n), rate, n, seed)
-    share = ratio * len(rows) / max(1, n)
-    return rows, choose(np.arange(n), share, n, seed.child("cover"), rows)
-
-
-def rebuilt(
-    data: ImageSet,
-    rows: Int64[np.ndarray, "p"],
-    images: UInt8[np.ndarray, "p h w 3"],
-    labels: Int64[np.ndarray, "p"],
-    cover: Int64[np.ndarray, "c"] | None = None,
-    cover_images: UInt8[np.ndarray, "c h w 3"] | None = None,
-) -> ImageSet:
-    """Return `data` with other images and labels at `rows` and, with their own labels, cover_images at `cover`.
-
-    Raises:
-        ClipguardError: a new label is no class of `data`.
-    """
-    k = len(data.class_names)
-    if outside := sorted({int(label) for label in labels if not 0 <= label < k}):
-        raise ClipguardError(f"target class {outside[0]} does not exist: choose one of 0 to {k - 1}")
-    all_images, all_labels = np.array(data.images), data.labels.copy()
-    all_images[rows], all_labels[rows] = images, labels
-    if cover is not None and cover_images is not None:
-        all_images[cover] = cover_images
-    return image_set(all_images, all_labels, data.class_names, data.ids)
-
-
-Cover = tuple[Int64[np.ndarray, "c"], UInt8[np.ndarray, "c h w 3"]]
-"""Rows of cover samples, and their images."""
-
-
-def planted(
-    attack: Attack,
-    data: ImageSet,
-    name: str,
-    rows: Int64[np.ndarray, "p"],
-    images: UInt8[np.ndarray, "p h w 3"],
-    cover_images: Cover | None = None,
-) -> tuple[ImageSet, PoisonTruth]:
-    """Return `data` with `images` at `rows`, labelled as the attack target_labels, and with cover_images; and the truth.
-
-    Raises:
-        ClipguardError: the target is no class of `data`.
-    """
-    k = len(data.class_names)
-    labels, target_labels = attack.target_labels(data.labels[rows], k), attack.target_labels(np.arange(k), k)
-    assert labels is not None
-    assert target_labels is not None
-    target = int(target_labels[0]) if (target_labels == target_labels[0]).all() else None
-    cover, covering = cover_images or (None, None)
-    return rebuilt(data, rows, images, labels, cover, covering), truth_of(data, rows, name, target, cover)
-
-
-def truth_of(
-    data: ImageSet,
-    rows: Int64[np.ndarray, "p"],
-    attack: str,
-    target: int | None,
-    cover: Int64[np.ndarray, "c"] | None = None,
-) -> PoisonTruth:
-    """Return the truth of an attack that poisoned `rows` and put a decoy on the rows `cover`."""
-    poisoned, decoy = np.zeros(len(data), dtype=bool), np.zeros(len(data), dtype=bool)
-    poisoned[rows] = True
-    if cover is not None:
-        decoy[cover] = True
-    return PoisonTruth(
-        poisoned=poisoned,
-        cover=decoy,
-        original_labels=data.labels.copy(),
-        attack=attack,
-        target=target,
-    )

@@ -1,21 +1,22 @@
 """SSBA: a net hides the same short secret in every poisoned image as a residual that differs by image."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipguard.lab.attacks.cache import key_of, learnt, restore, state_of
-from clipguard.lab.attacks.nets import Pixels, UNet, batches, descend, device_of, pixels, transformed
-from clipguard.lab.attacks.protocol import Mapping, Progress, choose, mapped_labels, planted
-from clipguard.lab.attacks.rows import check_target
-from clipguard.lab.ground_truth import PoisonTruth
+from clipguard.lab.attacks.cache import cached, key_of, restore, state_of
+from clipguard.lab.attacks.protocol import FITTING, Mapping, check_target, required
+from clipguard.lab.attacks.targeted import MappedAttack
+from clipguard.lab.attacks.tensors import Pixels, batches, descend, device_of, pixels, transformed
+from clipguard.lab.attacks.unet import UNet
 from clipguard.seeds import Seed
-from clipguard.types import Images, ImageSet
+from clipguard.types import Images, ImageSet, Progress
 
 Bits = Float[Tensor, "b bits"]
 
@@ -61,7 +62,7 @@ class Decoder(nn.Module):
         return logits
 
 
-def shaken(x: Pixels, shift: float, generator: torch.Generator) -> Pixels:
+def shifted(x: Pixels, shift: float, generator: torch.Generator) -> Pixels:
     """Return the batch moved by up to `shift` of its side, zero-padded, mirrored or not; for 0 as it is."""
     h, w = x.shape[2:]
     pad = round(shift * max(h, w))
@@ -73,17 +74,17 @@ def shaken(x: Pixels, shift: float, generator: torch.Generator) -> Pixels:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SSBA:
-    """A sample-specific invisible trigger, relabelled to the target, after Li et al. 2021 (ISSBA).
+class SSBA(MappedAttack):
+    """A sample-specific invisible trigger, labelled with the target, after Li et al. 2021 (ISSBA).
 
     Faithful: an encoder and a decoder in the manner of StegaStamp (Tancik et al. 2020) learn together to hide
-    and to read random secrets of 20 bits; first the secret alone counts, then the picture too; poisoned and
+    and to read random secrets of 20 bits. First the secret alone counts, then the picture too. Poisoned and
     test images all carry one fixed secret. Reduced: smaller nets, fewer epochs at a higher rate (published:
     20 epochs, 2 of them for the secret alone, Adam 1e-4); neither a critic nor LPIPS. In their place the
-    residual is bounded, and its square is punished down to the published distance from the image and no
-    further: a secret of 20 bits would do with so little that a victim does not learn it. Where StegaStamp
-    simulates printing between the two nets, images are shifted and mirrored as victims do in training: a
-    secret that stands in fixed places is read sooner, but a victim that crops and mirrors misses it.
+    residual is bounded, and its square is punished down to the published distance from the image. It is not
+    punished further: 20 bits need so little that a victim would not learn them. StegaStamp simulates printing
+    between the two nets; here images are shifted and mirrored, as victims do in training. A secret in fixed
+    places is read sooner, but a victim that crops and mirrors misses it.
 
     Attributes:
         rate: fraction of all samples that are poisoned, drawn from all classes.
@@ -101,10 +102,10 @@ class SSBA:
         batch_size: images a step.
         width: channels of the nets' first layers.
         mapping: all-to-one as published, or each class to the next one.
+        encoder: hides secrets in images; learned.
     """
 
-    rate: float = 0.05
-    target: int = 0
+    name: ClassVar = "ssba"
     epochs: int = 6
     secret_epochs: int = 1
     bits: int = 20
@@ -118,8 +119,9 @@ class SSBA:
     batch_size: int = 32
     width: int = 16
     mapping: Mapping = "all-to-one"
+    encoder: Encoder | None = field(default=None, compare=False, repr=False)
 
-    def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> "ReadySSBA":
+    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "SSBA":
         """Return the attack with its encoder.
 
         Raises:
@@ -127,21 +129,21 @@ class SSBA:
         """
         check_target(self.target, data)
         key = key_of(self, data, seed, ("rate", "target", "secret_seed", "mapping"))
-        tensors = learnt(key, cache, lambda: state_of(**_train(self, data, seed, report)))
-        encoder, decoder = self.encoder(seed), self.decoder(seed)
+        tensors = cached(key, cache, lambda: state_of(encoder=train_nets(self, data, seed, progress)[0]))
+        encoder = _encoder(self, seed)
         restore(encoder, "encoder", tensors)
-        restore(decoder, "decoder", tensors)
-        return ReadySSBA(rate=self.rate, target=self.target, recipe=self, encoder=encoder, decoder=decoder)
+        return replace(self, encoder=encoder)
 
-    def encoder(self, seed: Seed) -> Encoder:
-        """Return an untrained encoder."""
-        with seed.child("encoder").torch_global():
-            return Encoder(self.bits, self.width, self.strength)
+    def trigger(self, images: Images) -> Images:
+        """Return images that carry the secret.
 
-    def decoder(self, seed: Seed) -> Decoder:
-        """Return an untrained decoder."""
-        with seed.child("decoder").torch_global():
-            return Decoder(self.bits, self.width)
+        Raises:
+            ClipguardError: the attack is not fitted.
+        """
+        encoder = required(self.encoder)
+        device = device_of(encoder)
+        secret = self.secret().to(device)
+        return transformed(images, lambda x: encoder(x, secret.expand(len(x), -1)), device)
 
     def secret(self) -> Float[Tensor, "bits"]:
         """Return the bits that every triggered image carries."""
@@ -149,55 +151,28 @@ class SSBA:
         return torch.from_numpy(draw.integers(0, 2, self.bits).astype(np.float32))
 
 
-def _train(recipe: SSBA, data: ImageSet, seed: Seed, report: Progress | None) -> dict[str, nn.Module]:
+def _encoder(attack: SSBA, seed: Seed) -> Encoder:
+    """Return an untrained encoder."""
+    with seed.child("encoder").torch_global():
+        return Encoder(attack.bits, attack.width, attack.strength)
+
+
+def train_nets(attack: SSBA, data: ImageSet, seed: Seed, progress: Progress) -> tuple[Encoder, Decoder]:
     """Return encoder and decoder, trained together on secrets drawn anew for every image."""
-    encoder, decoder = recipe.encoder(seed).train(), recipe.decoder(seed).train()
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=recipe.lr)
+    encoder = _encoder(attack, seed).train()
+    with seed.child("decoder").torch_global():
+        decoder = Decoder(attack.bits, attack.width).train()
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=attack.lr)
     generator = seed.child("bits").torch()
-    for epoch in range(recipe.epochs):
-        image_weight = 0.0 if epoch < recipe.secret_epochs else recipe.image_weight
-        for rows in batches(len(data), recipe.batch_size, seed.child("order", epoch)):
+    for epoch in range(attack.epochs):
+        image_weight = 0.0 if epoch < attack.secret_epochs else attack.image_weight
+        for rows in batches(len(data), attack.batch_size, seed.child("order", epoch)):
             x = pixels(data.images[rows]).to(device_of(encoder))
-            bits = torch.randint(0, 2, (len(rows), recipe.bits), generator=generator).float().to(x.device)
+            bits = torch.randint(0, 2, (len(rows), attack.bits), generator=generator).float().to(x.device)
             hidden = encoder(x, bits)
-            read = decoder(shaken(hidden, recipe.shift, generator))
-            unread = F.binary_cross_entropy_with_logits(read, bits)
-            excess = F.relu(F.mse_loss(hidden, x) - 10 ** (-recipe.psnr / 10))
-            loss = recipe.secret_weight * unread + image_weight * excess
-            descend(loss, optimizer)
-        if report is not None:
-            report(epoch + 1, recipe.epochs)
-    return {"encoder": encoder, "decoder": decoder}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadySSBA:
-    """`SSBA` with its nets; the decoder only tells how well the secret can be read."""
-
-    rate: float
-    target: int
-    recipe: SSBA
-    encoder: Encoder
-    decoder: Decoder
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set: rows are drawn from all classes."""
-        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
-        return planted(self, data, "ssba", rows, self.trigger(data.images[rows]))
-
-    def trigger(self, images: Images) -> Images:
-        """Return images that carry the secret."""
-        secret = self.recipe.secret().to(device_of(self.encoder))
-        return transformed(
-            images, lambda x: self.encoder(x, secret.expand(len(x), -1)), device_of(self.encoder)
-        )
-
-    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"]:
-        """Return the target, or the next class."""
-        return mapped_labels(labels, k, self.target, self.recipe.mapping)
-
-    def bit_accuracy(self, images: Images) -> float:
-        """Return the share of the secret's bits that the decoder reads in the given (triggered) images."""
-        with torch.no_grad():
-            read = self.decoder(pixels(images).to(device_of(self.decoder))) > 0
-        return float((read.cpu() == (self.recipe.secret() > 0.5)).float().mean())
+            logits = decoder(shifted(hidden, attack.shift, generator))
+            secret_loss = F.binary_cross_entropy_with_logits(logits, bits)
+            excess = F.relu(F.mse_loss(hidden, x) - 10 ** (-attack.psnr / 10))
+            descend(attack.secret_weight * secret_loss + image_weight * excess, optimizer)
+        progress(FITTING, epoch + 1, attack.epochs)
+    return encoder, decoder

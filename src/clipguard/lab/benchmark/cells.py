@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from clipguard.compute.classifiers import ClassifierConfig, trained
+from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
 from clipguard.data import ImageSource
 from clipguard.data.catalog import NAMED, Part, open_named
 from clipguard.data.decode import common_size, read_images
 from clipguard.defenses import Case, Defense, Repaired
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import Attack, NeedsFitting, attack_named, prepare
+from clipguard.lab.attacks import Attack, attack_named, fit_attack
 from clipguard.lab.benchmark.config import UNTOUCHED, Cell, DataChoice, settings_of
 from clipguard.lab.benchmark.guides import BenchGuide, accuracy, guide_of
 from clipguard.lab.benchmark.judging import TriggeredTest, judged, triggered_tests
@@ -26,7 +26,7 @@ from clipguard.lab.benchmark.longtail import long_tailed
 from clipguard.lab.evaluation import detection
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.spec import ModelSpec, Normalized, weights_digest
-from clipguard.seeds import Seed
+from clipguard.seeds import Seed, Stream
 from clipguard.types import ImageSet
 
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ class BenchmarkPaths:
 
     Attributes:
         run: the benchmark's own folder.
-        cache: victims, helper nets and embeddings, shared by all benchmarks.
+        cache: victims, fitted attacks and embeddings, shared by all benchmarks.
         data: folder of the data sets that are known by name.
         beside: folder of the TOML file, from which relative paths start.
         download: fetch data sets that are not there.
@@ -65,7 +65,7 @@ def cell_name(cell: Cell) -> str:
     return f"{plain[:100]}-{digest}"
 
 
-def attack_of(cell: Cell) -> Attack | NeedsFitting:
+def attack_of(cell: Cell) -> Attack:
     """Return the attack with all its settings, those that nobody chose included.
 
     Raises:
@@ -133,10 +133,10 @@ class CellRunner:
 
     @functools.cached_property
     def attack(self) -> Attack:
-        """The attack, its helper net from the cache or trained now."""
-        seed = Seed(self.cell.seed).child("helper", self.cell.attack.name)
-        tell = self.teller("helper net")
-        return prepare(attack_of(self.cell), self.sets[0], seed, self.lab.cache / "helpers", tell)
+        """The attack, fitted to the data or read from the cache if it learns."""
+        seed = Seed(self.cell.seed).child(Stream.ATTACK_FIT, self.cell.attack.name)
+        cache = self.lab.cache / "attacks"
+        return fit_attack(attack_of(self.cell), self.sets[0], seed, cache, self.lab.report)
 
     @functools.cached_property
     def poisoned(self) -> tuple[ImageSet, PoisonTruth]:
@@ -232,7 +232,9 @@ class CellRunner:
         recipe = self.cell.recipe
         schooling = ClassifierConfig(spec=self._spec(data), recipe=recipe, seed=Seed(seed).child("victim"))
         tell = self.teller(stage)
-        return trained(data, schooling, self.lab.cache, on_epoch=lambda done: tell(done, recipe.epochs))
+        return cached_classifier(
+            schooling, data, self.lab.cache, on_epoch=lambda done: tell(done, recipe.epochs)
+        )
 
     def _spec(self, data: ImageSet) -> ModelSpec:
         h, w = data.images.shape[1:3]

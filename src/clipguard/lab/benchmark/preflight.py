@@ -6,7 +6,7 @@ import numpy as np
 
 from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import Attack, Together
+from clipguard.lab.attacks import Together
 from clipguard.lab.benchmark.cells import BenchmarkPaths, attack_of, sources
 from clipguard.lab.benchmark.config import Cell
 from clipguard.lab.benchmark.guides import guide_of
@@ -45,8 +45,8 @@ def _check_aim(cell: Cell, k: int) -> None:
     attack = attack_of(cell)
     for part in attack.attacks if isinstance(attack, Together) else (attack,):
         # All-to-all leads elsewhere than to the target.
-        led = part.target_labels(np.arange(k), k) if isinstance(part, Attack) else np.array([part.target])
-        if led is not None and not np.isin(led, np.arange(k)).all():
+        target_mapping = part.target_labels(np.arange(k), k)
+        if target_mapping is not None and not np.isin(target_mapping, np.arange(k)).all():
             raise ClipguardError(
                 f"target {part.target} of {cell.attack.name} is no class of {cell.data.name}: choose one of "
                 f"0 to {k - 1}"

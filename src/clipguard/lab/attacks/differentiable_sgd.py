@@ -17,44 +17,46 @@ _MOMENTUM = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class SgdState:
     """Where a training stood: weights by name, and SGD's momentum."""
 
     weights: Weights
     momentum: Weights
 
-    def detached(self) -> "Checkpoint":
+    def detached(self) -> "SgdState":
         """Return the same numbers without their history, the weights ready for gradients."""
         weights = {name: value.detach().clone().requires_grad_() for name, value in self.weights.items()}
-        return Checkpoint(weights, {name: value.detach().clone() for name, value in self.momentum.items()})
+        return SgdState(weights, {name: value.detach().clone() for name, value in self.momentum.items()})
 
 
-def beginning(model: Normalized) -> Checkpoint:
+def beginning(model: Normalized) -> SgdState:
     """Return the model's own weights and no momentum."""
     weights: Weights = dict(model.network.named_parameters())
-    return Checkpoint(weights, {name: torch.zeros_like(value) for name, value in weights.items()}).detached()
+    return SgdState(weights, {name: torch.zeros_like(value) for name, value in weights.items()}).detached()
 
 
 def sgd_step(
     model: Normalized,
-    start: Checkpoint,
+    start: SgdState,
     batch: UInt8[Tensor, "b 3 h w"],
-    wanted: Float[Tensor, "b k"],
+    soft_labels: Float[Tensor, "b k"],
     recipe: Recipe,
-) -> Checkpoint:
-    """Return weights and momentum after one Nesterov step (0.9) on cross-entropy to the soft labels `wanted`.
+) -> SgdState:
+    """Return weights and momentum after one Nesterov step (0.9) on cross-entropy to the given soft labels.
 
-    The result is differentiable in `wanted` where that asks for gradients.
+    The result is differentiable in them where they need gradients.
     """
     logits = functional_call(model, {f"network.{k}": v for k, v in start.weights.items()}, (batch,))
-    loss = -(wanted * F.log_softmax(logits, 1)).sum(1).mean()
-    gradients = torch.autograd.grad(loss, list(start.weights.values()), create_graph=wanted.requires_grad)
+    loss = -(soft_labels * F.log_softmax(logits, 1)).sum(1).mean()
+    gradients = torch.autograd.grad(
+        loss, list(start.weights.values()), create_graph=soft_labels.requires_grad
+    )
     weights, momentum = {}, {}
     for (name, value), gradient in zip(start.weights.items(), gradients, strict=True):
         slope = gradient + recipe.weight_decay * value
         momentum[name] = _MOMENTUM * start.momentum[name] + slope
         weights[name] = value - recipe.lr * (slope + _MOMENTUM * momentum[name])
-    return Checkpoint(weights, momentum)
+    return SgdState(weights, momentum)
 
 
 def matching_loss(start: Weights, student: Weights, expert: Weights) -> Tensor:

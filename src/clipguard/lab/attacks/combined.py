@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Int64
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.protocol import Attack, NeedsFitting, Progress, prepare
+from clipguard.lab.attacks.protocol import Attack, Labels, fit_learned
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
-from clipguard.types import Images, ImageSet, image_set
+from clipguard.types import Images, ImageSet, Progress, image_set
 
 TOGETHER: Final = "together:"
 """What the name of several attacks at once begins with; their own names follow, joined by +."""
@@ -21,10 +20,10 @@ TOGETHER: Final = "together:"
 class Together:
     """Two or more attacks at once: each poisons rows that the ones before it have left alone.
 
-    There is no common trigger: attack success is measured with the trigger and the target_labels of each of `parts`.
+    They share no trigger: attack success is measured with the trigger and the target labels of each attack.
     """
 
-    attacks: tuple[Attack | NeedsFitting, ...]
+    attacks: tuple[Attack, ...]
 
     def __post_init__(self) -> None:
         if len(self.attacks) < 2:
@@ -42,22 +41,10 @@ class Together:
         """Class that the first backdoor leads to."""
         return self.attacks[0].target
 
-    @property
-    def parts(self) -> tuple[Attack, ...]:
-        """The attacks.
-
-        Raises:
-            ClipguardError: one of them still lacks its helper net.
-        """
-        ready = tuple(part for part in self.attacks if isinstance(part, Attack))
-        if len(ready) < len(self.attacks):
-            raise ClipguardError("an attack of several needs a helper net: prepare them first")
-        return ready
-
-    def prepare(self, data: ImageSet, seed: Seed, cache: Path | None, report: Progress | None) -> "Together":
-        """Return the same attacks, each with its helper net if it needs one."""
-        ready = [prepare(a, data, seed.child(i), cache, report) for i, a in enumerate(self.attacks)]
-        return replace(self, attacks=tuple(ready))
+    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "Together":
+        """Return the same attacks, each fitted if it learns from the data."""
+        fitted = [fit_learned(a, data, seed.child(i), cache, progress) for i, a in enumerate(self.attacks)]
+        return replace(self, attacks=tuple(fitted))
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the poisoned set, and a truth that says in `part` which attack changed a sample.
@@ -68,18 +55,18 @@ class Together:
         n, names = len(data), list[str]()
         images, labels = np.array(data.images), data.labels.copy()
         poisoned, cover, part = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.full(n, -1)
-        for i, attack in enumerate(self.parts):
+        for i, attack in enumerate(self.attacks):
             left = np.flatnonzero(part < 0)
             # The rate counts over all samples, not over those that are left.
-            recipe: Any = attack
-            changed, truth = replace(recipe, rate=round(attack.rate * n) / max(1, len(left))).poison(
+            own: Any = attack
+            changed, truth = replace(own, rate=round(attack.rate * n) / max(1, len(left))).poison(
                 data.take(left), seed.child(i)
             )
             images[left], labels[left] = changed.images, changed.labels
             poisoned[left], cover[left] = truth.poisoned, truth.cover
             part[left[truth.poisoned | truth.cover]] = i
             names.append(truth.attack)
-        told = PoisonTruth(
+        whole = PoisonTruth(
             poisoned=poisoned,
             cover=cover,
             original_labels=data.labels.copy(),
@@ -87,12 +74,12 @@ class Together:
             target=None,
             part=part,
         )
-        return image_set(images, labels, data.class_names, data.ids), told
+        return image_set(images, labels, data.class_names, data.ids), whole
 
     def trigger(self, images: Images) -> Images | None:
-        """Return None: each part has a trigger of its own."""
+        """Return None: each attack has a trigger of its own."""
         return None
 
-    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
-        """Return None: each part has an target_labels of its own."""
+    def target_labels(self, labels: Labels, k: int) -> Labels | None:
+        """Return None: each attack has target labels of its own."""
         return None

@@ -1,16 +1,16 @@
-"""Attacks on grey images: a coloured trigger among them would be seen at once, and is no test of anybody."""
+"""Attacks on grey images: a coloured trigger among them would stand out, and be no test of a defence."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 
-from clipguard.lab.attacks import protocol
-from clipguard.lab.attacks.protocol import Attack, NeedsFitting, Progress
+from clipguard.lab.attacks.combined import Together
+from clipguard.lab.attacks.protocol import Attack, Labels, fit_learned
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
-from clipguard.types import Images, ImageSet, image_set
+from clipguard.types import Images, ImageSet, Progress, image_set
 
 _PIECE = 256
 
@@ -44,28 +44,33 @@ class OnGrey:
 
     def trigger(self, images: Images) -> Images | None:
         """Return test images with the attack's trigger, made grey; None where it has none."""
-        moved = self.attack.trigger(images)
-        return None if moved is None else greyed(moved)
+        changed = self.attack.trigger(images)
+        return None if changed is None else greyed(changed)
 
-    def target_labels(self, labels: Int64[np.ndarray, "n"], k: int) -> Int64[np.ndarray, "n"] | None:
-        """Return what the attack target_labels at."""
+    def target_labels(self, labels: Labels, k: int) -> Labels | None:
+        """Return the target labels of the attack."""
         return self.attack.target_labels(labels, k)
 
 
-def prepare(
-    attack: Attack | NeedsFitting,
-    data: ImageSet,
-    seed: Seed,
-    cache: Path | None = None,
-    report: Progress | None = None,
+def fit_attack(
+    attack: Attack, data: ImageSet, seed: Seed, cache: Path | None = None, progress: Progress | None = None
 ) -> Attack:
-    """Return an attack that is ready to poison `data`: its helper net, if it needs one, is trained.
+    """Return an attack that can poison `data`: fitted if it learns, and grey where all of the data are grey.
 
-    Helpers are cached in the folder `cache` by their recipe, the data's contents and the seed. Where all of
-    the data are grey, so is what the attack makes of them.
+    A fit is cached in the folder `cache` by the attack's settings, the data's contents and the seed.
+
+    Raises:
+        ClipguardError: the attack cannot be fitted to these data, or the rate asks for no sample at all.
     """
-    ready = protocol.prepare(attack, data, seed, cache, report)
-    return OnGrey(attack=ready) if is_grey(data.images) else ready
+    fitted = fit_learned(attack, data, seed, cache, progress)
+    return OnGrey(attack=fitted) if is_grey(data.images) else fitted
+
+
+def parts_of(attack: Attack) -> tuple[Attack, ...]:
+    """Return the attacks whose triggers are measured one by one: the attack, or those of `Together`."""
+    if isinstance(attack, OnGrey):
+        return tuple(OnGrey(attack=part) for part in parts_of(attack.attack))
+    return attack.attacks if isinstance(attack, Together) else (attack,)
 
 
 def is_grey(images: Images) -> bool:
