@@ -1,10 +1,13 @@
-"""lab.benchmark.rows and the commands: resumed row by row, repeatable, honest about failure."""
+"""lab.benchmark.rows, .tasks and the commands: resumed row by row, repeatable, failures shown."""
 
+import gc
 import json
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,9 +20,11 @@ from clipguard.cli import main
 from clipguard.data.writer import write_parquet
 from clipguard.defenses import Case, Repaired
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks.images import BadNets
 from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, image_sets, sources
 from clipguard.lab.benchmark.config import cells, read_config
 from clipguard.lab.benchmark.results import read_results
+from clipguard.lab.benchmark.tasks import json_of, key_of, row_settings, tasks_of
 from clipguard.runs.process_locks import locked
 from tiny_bench import TinyBench, tiny_bench
 from tiny_data import CommandLine
@@ -61,34 +66,34 @@ def stable(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if not any(word in key for word in varying)}
 
 
-def test_every_row_tells_its_rates_what_it_is_of_and_what_it_was_made_with(done):
-    found = rows(done)
-    assert list(found) == ["none", "oracle", "clipguard", "retrain", "finetune"]
-    for row in found.values():
-        assert 0 <= row["accuracy"] <= 1
+def test_every_row_holds_its_rates_what_it_is_of_and_what_it_was_made_with(done):
+    by_label = rows(done)
+    assert list(by_label) == ["none", "reference", "clipguard", "retrain", "finetune"]
+    for row in by_label.values():
+        assert row["key"] == key_of(json.loads(row["settings"]))
         assert len(row["class_recalls"]) == 3
         assert np.isclose(np.mean(row["class_recalls"]), row["accuracy"])
         assert (row["n"], row["train_n"], row["poisoned"]) == (60, 96, 14)
-        assert row["planted"] is True
+        assert row["attack_succeeded"] is True
         assert row["peak_memory_mb"] > 10
         assert row["machine"]
         assert {"python", "torch", "clipguard"} <= json.loads(row["versions"]).keys()
         assert json.loads(row["settings"])["cell"]["recipe"]["epochs"] == 10
         assert row["command"].startswith("clipguard bench ")
-    assert found["none"]["attack_success"] > 0.8
-    assert found["oracle"]["attack_success"] < 0.2
-    own = found["clipguard"]
+    assert by_label["none"]["attack_success"] > 0.8
+    assert by_label["reference"]["attack_success"] < 0.2
+    own = by_label["clipguard"]
     assert own["detection_poisoned"] == 14
-    assert 0 <= own["guide_accuracy"] <= 1
-    assert min(own[f"seconds_{stage}"] for stage in ("read", "suspect", "detect", "cure")) >= 0
-    assert found["finetune"]["detection_poisoned"] is None
+    assert own["guide_accuracy"] == by_label["retrain"]["guide_accuracy"] > 0
+    assert own["seconds_read"] > 0
+    assert by_label["finetune"]["detection_poisoned"] is None
 
 
 def test_a_row_is_held_against_the_victim_and_the_set_that_it_was_computed_from(done, capsys):
     before = {name: json.loads(path.read_text()) for name, path in files(done).items()}
     assert before["none"]["victim"] == before["clipguard"]["victim"] == before["finetune"]["victim"]
     # As another machine would have left them, which rounds otherwise.
-    for name, key in (("none", "victim"), ("oracle", "fingerprint")):
+    for name, key in (("none", "victim"), ("reference", "fingerprint")):
         files(done)[name].write_text(json.dumps({**before[name], key: "another"}))
     files(done)["finetune"].unlink()
     assert bench(done) == 0
@@ -98,26 +103,26 @@ def test_a_row_is_held_against_the_victim_and_the_set_that_it_was_computed_from(
     # One that has to wait for its turn says so until then.
     files(done)["clipguard"].write_text(json.dumps({**before["clipguard"], "victim": "another"}))
     assert main([str(argument) for argument in (*done.arguments, "--only", "none")]) == 0
-    assert "clipguard (another victim)" in rows(done)
+    assert "clipguard (other model)" in rows(done)
     assert bench(done) == 0
     assert stable(json.loads(files(done)["clipguard"].read_text())) == stable(before["clipguard"])
 
 
-def test_a_row_that_cannot_be_judged_again_stays(done, monkeypatch):
-    before = json.loads(files(done)["oracle"].read_text())
+def test_a_row_that_cannot_be_computed_again_stays(done, monkeypatch):
+    before = json.loads(files(done)["reference"].read_text())
     other = {**before, "fingerprint": "another"}
-    files(done)["oracle"].write_text(json.dumps(other))
+    files(done)["reference"].write_text(json.dumps(other))
     files(done)["finetune"].unlink()
 
-    def failing(work: CellRunner) -> dict[str, Any]:
-        raise ClipguardError("no oracle today")
+    def failing(runner: CellRunner) -> dict[str, Any]:
+        raise ClipguardError("no reference today")
 
-    monkeypatch.setattr(CellRunner, "oracle", failing)
+    monkeypatch.setattr(CellRunner, "reference", failing)
     assert bench(done) == 2
-    assert json.loads(files(done)["oracle"].read_text()) == other
+    assert json.loads(files(done)["reference"].read_text()) == other
     monkeypatch.undo()
     assert bench(done) == 0
-    assert stable(json.loads(files(done)["oracle"].read_text())) == stable(before)
+    assert stable(json.loads(files(done)["reference"].read_text())) == stable(before)
 
 
 def test_a_report_lies_beside_the_rows(done):
@@ -142,7 +147,9 @@ def test_a_second_run_computes_nothing_and_a_killed_one_only_what_is_missing(don
     after = {name: path.read_bytes() for name, path in files(done).items()}
     assert stable(json.loads(after.pop("finetune"))) == stable(json.loads(before.pop("finetune")))
     assert after == before
-    monkeypatch.setattr(CellRunner, "sets", property(lambda work: pytest.fail("data were read for nothing")))
+    monkeypatch.setattr(
+        CellRunner, "sets", property(lambda runner: pytest.fail("data were read for nothing"))
+    )
     assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == 0
 
 
@@ -153,42 +160,81 @@ def test_the_same_cell_in_another_folder_gives_the_same_figures_to_the_last_digi
         assert stable(rows(again)[name]) == stable(row), name
 
 
-@pytest.mark.parametrize("what", ["key", "attack_settings"])
-def test_a_row_of_other_settings_is_not_taken_for_this_one(done, what, capsys):
-    file = files(done)["oracle"]
+def test_a_row_of_other_settings_is_shown_as_stale_and_computed_again(done, capsys):
+    file = files(done)["reference"]
     kept = file.read_text()
     try:
-        assert "rate=" in json.loads(kept)["attack_settings"]
-        file.write_text(json.dumps({**json.loads(kept), what: "another"}))
+        file.write_text(json.dumps({**json.loads(kept), "key": "another"}))
         assert CommandLine(capsys)(*done.arguments, "--only", "none", "--json").json["rows"] == 4
-        assert "oracle" not in rows(done)
-        assert rows(done)["oracle (earlier settings)"][what] == "another"
+        assert "reference" not in rows(done)
+        assert rows(done)["reference (stale settings)"]["key"] == "another"
         assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == 1
         assert stable(json.loads(file.read_text())) == stable(json.loads(kept))
     finally:
         file.write_text(kept)
 
 
-def test_a_field_that_an_attack_got_later_and_leaves_alone_keeps_its_rows(done, capsys):
-    file = files(done)["oracle"]
-    kept = file.read_text()
+def keys(tiny: TinyBench) -> dict[str, str]:
+    config = read_config(tiny.file)
+    (cell,) = cells(config)
+    return {task.label: key_of(row_settings(cell, task)) for task in tasks_of(config)}
+
+
+def test_a_key_changes_with_code_threads_attack_and_defence_and_with_nothing_else(done, monkeypatch):
+    before = keys(done)
+    assert before == {name: row["key"] for name, row in rows(done).items()} == keys(done)
+
+    def changed() -> set[str]:
+        after = keys(done)
+        monkeypatch.undo()
+        return {name for name in before if after[name] != before[name]}
+
+    defended = {"clipguard", "retrain", "finetune"}
+    monkeypatch.setattr("clipguard.pipeline.stages.versions", lambda: {"read": 99})
+    assert changed() == defended
+    for module in ("lab.attacks.cache", "compute.classifiers", "lab.benchmark.tasks"):
+        monkeypatch.setattr(f"clipguard.{module}.VERSION", 99)
+        assert changed() == set(before)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    assert changed() == set(before)
+    # A default of the attack that no file names.
+    monkeypatch.setattr("clipguard.lab.benchmark.tasks.attack_of", lambda cell: BadNets(rate=0.15, size=2))
+    assert changed() == set(before)
+    text = done.file.read_text()
     try:
-        older, rest = json.loads(kept)["attack_settings"].split(", mapping='all-to-one'")
-        for then, computed in ((older + rest, 0), (f"{older}, mapping='all-to-all'{rest}", 1)):
-            file.write_text(json.dumps({**json.loads(kept), "attack_settings": then}))
-            assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == computed
+        done.file.write_text(text.replace("[defense_config]", '[defense_config]\nby = "retrain"'))
+        assert changed() == defended
     finally:
-        file.write_text(kept)
+        done.file.write_text(text)
 
 
-def test_dear_rows_can_wait_until_all_cells_have_the_rest(tmp_path, capsys):
+@dataclass(frozen=True)
+class Inner:
+    """Settings within settings."""
+
+    size: tuple[int, int] = (1, 2)
+    state: object = None
+
+
+def test_settings_are_json_with_the_names_of_their_classes_and_without_what_is_not_fitted():
+    assert json_of({"a": Inner(), "b": [Path("x"), None, True]}, "here") == {
+        "a": {"class": "Inner", "size": [1, 2]},
+        "b": ["x", None, True],
+    }
+    with pytest.raises(ClipguardError, match=r"here, state: .* cannot be part of a row's key"):
+        json_of(Inner(state=object()), "here")
+
+
+def test_expensive_rows_can_wait_until_all_cells_have_the_rest(tmp_path, capsys):
     tiny = tiny_bench(tmp_path, SETTINGS)
     run = CommandLine(capsys)
-    assert run(*tiny.arguments, "--only", "none", "--only", "oracle", "--json").json["rows"] == 2
-    assert set(files(tiny)) == {"none", "oracle"}
+    assert run(*tiny.arguments, "--only", "none", "--only", "reference", "--json").json["rows"] == 2
+    assert set(files(tiny)) == {"none", "reference"}
     ran = run(*tiny.arguments, "--only", "retrian")
     assert ran.code == 2
-    assert "no row 'retrian' in this benchmark: it has none, oracle, clipguard, retrain, finetune" in ran.err
+    assert (
+        "no row 'retrian' in this benchmark: it has none, reference, clipguard, retrain, finetune" in ran.err
+    )
     assert run(*tiny.arguments, "--cells", "*-badnets-*-s0-*", "--json").json["rows"] == 5
     ran = run(*tiny.arguments, "--cells", "*-s7-*")
     assert ran.code == 2
@@ -225,14 +271,14 @@ class Broken:
         return Repaired(model=case.victim, seconds={})
 
 
-def test_a_row_that_fails_is_told_and_tried_again_and_the_others_go_on(done, tmp_path, capsys):
+def test_a_row_that_fails_is_shown_and_tried_again_and_the_others_go_on(done, tmp_path, capsys):
     text = 'rates = [0.15]\ndefenses = [{name = "test_benchmark_rows:Broken", label = "mine"}]\n'
     tiny = replace(tiny_bench(tmp_path, text), cache=done.cache)
     ran = CommandLine(capsys)(*tiny.arguments, "--json")
     assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 4, 1)
     assert "mine: failed: the moon is in the wrong place: wait" in ran.err
     assert "mine: the moon is in the wrong place: wait" in (tiny.out / "results.md").read_text()
-    sys.modules[__name__].Broken.works = True  # type: ignore[attr-defined]  # a module found by name
+    sys.modules[__name__].Broken.works = True  # type: ignore[attr-defined]  # a module by_label by name
     ran = CommandLine(capsys)(*tiny.arguments, "--json")
     assert (ran.code, ran.json["rows"], ran.json["computed"], ran.json["failed"]) == (0, 5, 1, 0)
     assert rows(tiny)["mine"]["accuracy"] == rows(tiny)["none"]["accuracy"]
@@ -275,11 +321,11 @@ def test_a_defence_costs_its_own_row_whatever_it_does(done, tmp_path, capsys):
     (trace,) = (tiny.out / "cells").glob("*/falls-over.failed.json")
     assert "in defend" in json.loads(trace.read_text())["trace"]
     assert "forgets: failed: the defence returned Normalized: return a Repaired" in ran.err
-    found = rows(tiny)
-    assert (found["notes"]["notes_score"], found["notes"]["notes_count"]) == (0.5, 3)
+    by_label = rows(tiny)
+    assert (by_label["notes"]["notes_score"], by_label["notes"]["notes_count"]) == (0.5, 3)
     # What it was given was a copy: neither the victim's row nor the next defence has seen it.
-    assert found["spoils"]["accuracy"] == found["none"]["accuracy"] == rows(done)["none"]["accuracy"]
-    assert found["finetune"]["accuracy"] == rows(done)["finetune"]["accuracy"]
+    assert by_label["spoils"]["accuracy"] == by_label["none"]["accuracy"] == rows(done)["none"]["accuracy"]
+    assert by_label["finetune"]["accuracy"] == rows(done)["finetune"]["accuracy"]
 
 
 def test_an_attack_that_cannot_be_made_costs_its_own_cell_only(tmp_path, capsys):
@@ -299,7 +345,7 @@ def test_an_attack_that_cannot_be_made_costs_its_own_cell_only(tmp_path, capsys)
         ('nets = ["resnet99"]\n', "resnet99"),
     ],
 )
-def test_what_can_be_told_early_is_told_before_anything_is_made(tmp_path, capsys, text, message):
+def test_what_is_known_early_is_refused_before_anything_is_made(tmp_path, capsys, text, message):
     tiny = tiny_bench(tmp_path, text)
     if "nets" in text:
         tiny.file.write_text(tiny.file.read_text().replace('nets = ["shallow-8"]\n', "", 1))
@@ -344,15 +390,15 @@ def test_names_may_be_given_and_images_that_cannot_be_read_are_counted(tmp_path,
     row = rows(tiny)["none"]
     assert (row["train_n"], row["unreadable"]) == (39, 1)
     (cell,) = cells(read_config(tiny.file))
-    lab = BenchmarkPaths(run=tiny.out, cache=tiny.cache, data=tmp_path, beside=tmp_path)
-    assert image_sets(cell.data, lab)[0].class_names == ("red", "green", "blue")
+    paths = BenchmarkPaths(run=tiny.out, cache=tiny.cache, data=tmp_path, beside=tmp_path)
+    assert image_sets(cell.data, paths)[0].class_names == ("red", "green", "blue")
     (tmp_path / "cifar10").mkdir()
     for part in ("train", "test"):
         shutil.copy(tmp_path / f"{part}.parquet", tmp_path / "cifar10")
     named = replace(cell.data, name="cifar10", train=None, test=None)
-    assert [part.class_names for part in sources(named, lab)] == [("red", "green", "blue")] * 2
+    assert [part.class_names for part in sources(named, paths)] == [("red", "green", "blue")] * 2
     with pytest.raises(ClipguardError, match="has 2 names but"):
-        sources(replace(named, classes=("red", "green")), lab)
+        sources(replace(named, classes=("red", "green")), paths)
 
 
 def spoil(path: Path) -> None:
@@ -378,7 +424,7 @@ def test_a_file_that_is_no_benchmark_ends_with_2_and_one_line(tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
-def test_data_that_are_not_there_are_told_with_the_ways_out(tmp_path, capsys):
+def test_missing_data_are_refused_with_the_ways_out(tmp_path, capsys):
     file = tmp_path / "common.toml"
     file.write_text("")
     ran = CommandLine(capsys)("bench", file, "-o", tmp_path / "out", "--data", tmp_path, "--json")
@@ -386,3 +432,41 @@ def test_data_that_are_not_there_are_told_with_the_ways_out(tmp_path, capsys):
     assert ran.err.count("\n") == 1
     assert "train.parquet" in ran.err
     assert "--download" in ran.err
+
+
+def reachable(roots: list[object], depth: int = 8) -> list[object]:
+    """Return what Python references lead to, through functions, methods and clipguard's own values.
+
+    Module globals are no part of it: from any function of Python, they lead to all that is loaded.
+    """
+    followed = (FunctionType, MethodType, CellType, partial, dict, list, tuple)
+    everything, layer = {id(root): root for root in roots}, roots
+    for _ in range(depth):
+        inner: list[object] = []
+        for one in layer:
+            if isinstance(one, FunctionType):
+                inner += [*(one.__closure__ or ()), one.__defaults__, one.__kwdefaults__, one.__dict__]
+            elif isinstance(one, followed) or type(one).__module__.startswith("clipguard."):
+                inner += [part for part in gc.get_referents(one) if not isinstance(part, type | ModuleType)]
+        layer = [one for one in inner if id(one) not in everything]
+        everything |= {id(one): one for one in layer}
+    return list(everything.values())
+
+
+def test_nothing_that_a_defence_is_given_leads_to_the_truth(done, tmp_path):
+    config = read_config(done.file)
+    (cell,) = cells(config)
+    paths = BenchmarkPaths(run=tmp_path, cache=done.cache, data=tmp_path, beside=done.file.parent)
+    runner = CellRunner(cell, paths, config.reference_seed)
+    case = runner.case()
+    assert case.victim is not case.victim
+    runner.guide_accuracy  # noqa: B018  # what was measured with the truth leaves none in the guide
+    truth = runner.poisoned[1]
+
+    def leads(root: object) -> bool:
+        return any(one is truth or isinstance(one, CellRunner) for one in reachable([root]))
+
+    assert not leads(case)
+    # The walk can find it: by a method of the runner, and by a closure over one.
+    assert leads(replace(case, train_victim=runner.undefended))
+    assert leads(replace(case, train_victim=lambda: runner.victim.model))

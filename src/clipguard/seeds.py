@@ -61,6 +61,7 @@ class Stream:
 
     EARLY_MODEL: Final = "suspect"
     FEATURE_SEPARATION: Final = "activations"
+    FITTED_ATTACK: Final = "helper"
     HELD_OUT: Final = "reserved"
     PROPENSITY: Final = "likeness"
     PROPENSITY_SECOND_ROUND: Final = "likeness again"

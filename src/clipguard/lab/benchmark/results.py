@@ -9,20 +9,18 @@ from clipguard.errors import ClipguardError
 from clipguard.runs.files import replacing
 
 Row = dict[str, Any]
+"""Figures and settings of one cell and defence, by name."""
 
 _TEXTS: Final = ("settings", "versions")
-"""Kept as JSON: what they hold differs from row to row."""
+"""Kept as JSON: their contents differ from row to row."""
 
 _FIRST: Final = (
     *("data", "attack", "rate", "target", "guide", "degrade", "net", "epochs", "variant"),
     *("seed", "row", "defense", "error"),
-    *("planted", "accuracy", "attack_success", "robust_accuracy", "target_recall", "n", "attack_n"),
+    *("attack_succeeded", "accuracy", "attack_success", "robust_accuracy", "target_recall", "n", "attack_n"),
     *("attack_successes", "class_recalls", "train_n", "poisoned", "cover", "guide_accuracy"),
 )
 """Columns that are always there, in this order; the others follow as they come."""
-
-_LATER: Final = {"variant": "", "attack_n": None}
-"""Columns that older files lack, and what they would have held."""
 
 
 def write_results(rows: list[Row], path: Path) -> None:
@@ -41,7 +39,7 @@ def read_results(run: Path) -> list[Row]:
     """Return the rows of a benchmark's results.parquet.
 
     Raises:
-        ClipguardError: it is missing, or is no such file.
+        ClipguardError: it is missing, damaged, or of another version.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -56,9 +54,10 @@ def read_results(run: Path) -> list[Row]:
     except (OSError, pa.ArrowException) as error:
         line = " ".join(str(error).split())
         raise ClipguardError(f"{path} cannot be read ({line}): run clipguard bench again") from error
-    rows = [{**_LATER, **row} for row in rows]
     if missing := [name for name in _FIRST if rows and name not in rows[0]]:
-        raise ClipguardError(f"{path} lacks the column {missing[0]!r}: it was not written by clipguard bench")
+        raise ClipguardError(
+            f"{path} lacks the column {missing[0]!r}: this version of clipguard bench has not written it"
+        )
     return rows
 
 
