@@ -1,9 +1,9 @@
-"""What the strength of unlearning trades where a cell misses its goal: rates after each pass, by weight.
+"""Rates after each pass of unlearning, by its weight, for a cell that misses its goal.
 
     python benchmarks/frontier.py              the cell of imagenette.toml -> results/imagenette/frontier.json
     python benchmarks/frontier.py picture      results/imagenette/frontier.png from that file
 
-Drawn to show what the miss would cost to mend. The default was not chosen on it.
+Reproduces the published `imagenette/frontier.png`. The default weight was not chosen on it.
 """
 
 import copy
@@ -18,14 +18,12 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from clipguard.data import ImageSource
-from clipguard.lab.benchmark.judging import judged
 from clipguard.lab.benchmark.machine import commit, machine
+from clipguard.lab.benchmark.rates import rates_of
 from clipguard.mitigation.unlearning import UnlearningConfig, trigger_augmented, unlearn
-from clipguard.pipeline import DefenseConfig, inverted_triggers, learnable, scan
-from clipguard.runs import RunFolder, SourceInfo
-from clipguard.seeds import Seed
-from works import RESULTS, works
+from clipguard.pipeline import DefenseConfig, inverted_triggers, learnable
+from clipguard.seeds import Seed, Stream
+from runners import RESULTS, runners, scanned
 
 FILE = RESULTS / "imagenette" / "frontier.json"
 WEIGHTS = (1.0, 0.5, 0.3, 0.1)
@@ -33,35 +31,30 @@ RATES = ("accuracy", "attack_success", "target_recall", "robust_accuracy")
 
 
 def frontier() -> None:
-    """UnlearningConfig the victim with each weight and note its rates after every pass; what is there stays."""
-    done: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"curves": {}}
-    work = works("imagenette")[0]
-    (data, _), model = work.poisoned, work.victim[0]
-    source = ImageSource.open((data.images, data.labels), classes=data.class_names)
-    info = SourceInfo(
-        kind=source.kind,
-        location=work.name,
-        fingerprint=source.fingerprint,
-        n=len(source),
-        class_names=source.class_names,
-    )
-    plan = DefenseConfig(seed=work.cell.seed)
-    run = RunFolder.open(work.lab.cache / "runs" / work.name, info, {}, plan.seed)
-    found = scan(source, work.guide, run, plan, model_size=data.images.shape[1:3])
-    triggers, lesson = inverted_triggers(found, plan), learnable(found)
-    rates = partial(judged, test=work.sets[1], tried=work.triggered_tests)
+    """Unlearn with each weight and note the victim's rates after every pass; finished weights are kept."""
+    results: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"curves": {}}
+    runner = runners("imagenette")[0]
+    model, config = runner.victim.model, DefenseConfig(seed=runner.cell.seed)
+    scan = scanned(runner, runner.poisoned[0], config, runner.paths.cache / "runs" / runner.name)
+    triggers, sets = inverted_triggers(scan, config), learnable(scan)
+    rates = partial(rates_of, test=runner.sets[1], triggered_sets=runner.triggered_tests)
     for weight in WEIGHTS:
-        if str(weight) in done["curves"]:
+        if str(weight) in results["curves"]:
             continue
-        cure, seed = UnlearningConfig(unlearn=weight), Seed(plan.seed).child("cure")
-        cured, curve = copy.deepcopy(model), [rates(model)]
-        longer = trigger_augmented(*lesson, triggers, cure, seed.child("copies"))
-        unlearn(cured, *longer, cure, seed, on_epoch=lambda _, cured=cured, c=curve: c.append(rates(cured)))
-        done["curves"][str(weight)] = [{name: point[name] for name in RATES} for point in curve]
+        unlearning, seed = UnlearningConfig(unlearn=weight), Seed(config.seed).child(Stream.UNLEARNING)
+        repaired, curve = copy.deepcopy(model), [rates(model)]
+        augmented = trigger_augmented(*sets, triggers, unlearning, seed.child("copies"))
+
+        def note(_: int, repaired: Any = repaired, curve: list[Any] = curve) -> None:
+            curve.append(rates(repaired))
+
+        unlearn(repaired, *augmented, unlearning, seed, on_epoch=note)
+        results["curves"][str(weight)] = [{name: point[name] for name in RATES} for point in curve]
         about = {"command": "python benchmarks/frontier.py", "commit": commit(), "machine": machine()}
-        done |= about | {"seed": plan.seed, "cure": asdict(UnlearningConfig())}
-        FILE.write_text(json.dumps(done, indent=1) + "\n")
-        print(weight, done["curves"][str(weight)][-1], flush=True)
+        results |= about | {"seed": config.seed, "unlearning": asdict(UnlearningConfig())}
+        FILE.parent.mkdir(parents=True, exist_ok=True)
+        FILE.write_text(json.dumps(results, indent=1) + "\n")
+        print(weight, results["curves"][str(weight)][-1], flush=True)
 
 
 def picture() -> None:
@@ -82,7 +75,7 @@ def picture() -> None:
     axes[0].legend(fontsize=7)
     for axis in axes:
         axis.grid(alpha=0.3)
-    figure.suptitle("Imagenette at 80 pixels, BadNets 5 %, one seed: rates after each pass of the cure")
+    figure.suptitle("Imagenette at 80 pixels, BadNets 5 %, one seed: rates after each pass of unlearning")
     figure.tight_layout()
     figure.savefig(FILE.with_suffix(".png"), dpi=130)
 

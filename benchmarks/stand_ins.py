@@ -1,15 +1,13 @@
-"""Two attacks of our own on the development rows, of which no trigger is recovered, cured in several ways.
+"""Two attacks of our own on the development rows, without a reconstructed trigger, repaired in several ways.
 
     python benchmarks/stand_ins.py        development rows -> results/ablation/stand-ins.json
 
-`blur`: a tenth of the images are smeared along the rows and called airplane, a fifth along the columns and
-keep their label: image-dependent, as a warp is, with covers. `component`: the one per cent of images that
-show most of the third principal component are called airplane, test images are moved that way: label-only.
-None of them is an attack of the table. A way that is there is not computed again.
+`blur`: a tenth of the images are blurred along the rows and labelled airplane, a fifth along the columns with
+their own label: image-dependent, as a warp is, with cover samples. `component`: the one per cent of images
+with the largest third principal component are labelled airplane, and test images are moved along it. None of them is an attack of the table. A finished way is not computed again.
 
-How large a fed class counts in the cure came later than the ways to look and to unlearn, which therefore
-have it as it is labelled; that the victim's activations judge it came later still. Of both, four cures tell,
-which differ by their seed alone.
+Reproduces the published choices of label flow and feature separation. The later choices (estimated clean
+share, feature separation) were made on four seeds of unlearning each.
 """
 
 import json
@@ -24,48 +22,49 @@ from scipy.ndimage import uniform_filter1d
 
 from clipguard.compute.classifiers import ClassifierConfig, trained
 from clipguard.compute.inference import classifier_logits
-from clipguard.data import ImageSource
 from clipguard.detection.feature_separation import FeatureSeparationConfig
 from clipguard.lab.benchmark.machine import commit, machine
 from clipguard.models.spec import load
-from clipguard.pipeline import DefenseConfig, cure
-from clipguard.pipeline.defender import Defender
+from clipguard.pipeline import FEATURES_FILE, DefenseConfig, cure
 from clipguard.runs import read_table
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, image_set
-from works import CACHE, RESULTS, works
+from runners import CACHE, RESULTS, runners, scanned
 
 FILE = RESULTS / "ablation" / "stand-ins.json"
-WORK = works("development")[0]
-SEED = WORK.cell.seed
+RUNNER = runners("development")[0]
+SEED = RUNNER.cell.seed
 TARGET = 0
 USUAL = DefenseConfig(seed=SEED, activations=FeatureSeparationConfig(looks=0))
-JUDGED = replace(USUAL, activations=FeatureSeparationConfig())
-NO_LOOK = replace(USUAL.noise, looks=0)
+SEPARATED = replace(USUAL, activations=FeatureSeparationConfig())
+NO_REFIT = replace(USUAL.noise, looks=0)
 AT_FIVE = replace(USUAL.noise, sure=5.0)
 UNLEARNT = replace(USUAL.cure, mislabelled=1.0, relabel=0.0)
 
 
 @dataclass(frozen=True)
 class Way:
-    """A plan, the seed of the cure alone, and whether a fed class counts for its honest labels only."""
+    """Settings, the seed of unlearning alone, and whether classes weigh by their estimated clean share."""
 
-    plan: DefenseConfig
+    config: DefenseConfig
     seed: int = SEED
-    honest: bool = False
+    clean_share: bool = False
 
 
 WAYS = {
-    "one look, unlearnt": Way(replace(USUAL, noise=NO_LOOK, cure=UNLEARNT)),
-    "another look at 5 nats, unlearnt": Way(replace(USUAL, noise=AT_FIVE, cure=UNLEARNT)),
-    "another look at 9 nats, unlearnt": Way(replace(USUAL, cure=UNLEARNT)),
-    "another look at 9 nats, relabelled": Way(USUAL),
+    "no refit, unlearnt": Way(replace(USUAL, noise=NO_REFIT, cure=UNLEARNT)),
+    "refit at 5 nats, unlearnt": Way(replace(USUAL, noise=AT_FIVE, cure=UNLEARNT)),
+    "refit at 9 nats, unlearnt": Way(replace(USUAL, cure=UNLEARNT)),
+    "refit at 9 nats, relabelled": Way(USUAL),
 }
 SEEDS = range(SEED, SEED + 4)
-SIZES = {f"the same, cure seed {seed}": Way(USUAL, seed) for seed in SEEDS[1:]} | {
-    f"the same, honest size (default), cure seed {seed}": Way(USUAL, seed, honest=True) for seed in SEEDS
+SHARES = {f"the same, unlearning seed {seed}": Way(USUAL, seed) for seed in SEEDS[1:]} | {
+    f"the same, estimated clean share (default), unlearning seed {seed}": Way(USUAL, seed, clean_share=True)
+    for seed in SEEDS
 }
-LOOKED_AT = {f"judged by activations, cure seed {seed}": Way(JUDGED, seed, honest=True) for seed in SEEDS}
+FEATURES = {
+    f"feature separation, unlearning seed {seed}": Way(SEPARATED, seed, clean_share=True) for seed in SEEDS
+}
 
 
 @dataclass(frozen=True)
@@ -77,21 +76,21 @@ class StandIn:
     triggers: dict[str, Callable[[Images], Images]]
 
 
-def smeared(images: Images, axis: int) -> Images:
+def blurred(images: Images, axis: int) -> Images:
     """Return images averaged over three pixels along an axis."""
     return uniform_filter1d(images.astype(np.float32), 3, axis=axis).round().astype(np.uint8)
 
 
 def blur(clean: ImageSet) -> StandIn:
-    """Return the set with smeared images."""
+    """Return the set with blurred images."""
     n = len(clean)
     order = np.random.default_rng(7).permutation(n)
     rows, cover = order[: n // 10], order[n // 10 : 3 * n // 10]
     images, labels, poison = np.array(clean.images), clean.labels.copy(), np.zeros(n, bool)
-    images[rows], images[cover] = smeared(images[rows], 2), smeared(images[cover], 1)
+    images[rows], images[cover] = blurred(images[rows], 2), blurred(images[cover], 1)
     labels[rows], poison[rows] = TARGET, True
     data = image_set(images, labels, clean.class_names, clean.ids)
-    return StandIn(data, poison, {"": partial(smeared, axis=2)})
+    return StandIn(data, poison, {"": partial(blurred, axis=2)})
 
 
 def component(clean: ImageSet) -> StandIn:
@@ -100,9 +99,9 @@ def component(clean: ImageSet) -> StandIn:
     centred = flat - flat.mean(0)
     _, vectors = np.linalg.eigh(centred.T @ centred)
     third = vectors[:, -3] * np.sign(vectors[np.abs(vectors[:, -3]).argmax(), -3])
-    shows = np.where(clean.labels == TARGET, -np.inf, centred @ third)
+    scores = np.where(clean.labels == TARGET, -np.inf, centred @ third)
     poison = np.zeros(len(clean), bool)
-    poison[np.argsort(-shows)[: len(clean) // 100]] = True
+    poison[np.argsort(-scores)[: len(clean) // 100]] = True
     labels = np.where(poison, TARGET, clean.labels)
     wave = (third * np.sqrt(len(third))).reshape(clean.images.shape[1:])
 
@@ -115,41 +114,40 @@ def component(clean: ImageSet) -> StandIn:
 
 def victim(data: ImageSet):
     """Return the model trained on `data` by the common recipe."""
-    school = ClassifierConfig(spec=WORK.case().spec, recipe=WORK.cell.recipe, seed=Seed(SEED).child("victim"))
-    return trained(data, school, CACHE)[0]
+    seed = Seed(SEED).child("victim")
+    config = ClassifierConfig(spec=RUNNER.victim.config.spec, recipe=RUNNER.cell.recipe, seed=seed)
+    return trained(data, config, CACHE)[0]
 
 
 def rates(model, stand_in: StandIn) -> dict[str, float]:
-    """Return CA, target recall, and attack success and robust_accuracy of each trigger, in per cent."""
-    test = WORK.sets[1]
-    said, others = classifier_logits(model, test.images).argmax(1), test.labels != TARGET
+    """Return CA, target recall, and attack success and robust accuracy of each trigger, in per cent."""
+    test = RUNNER.sets[1]
+    predicted, others = classifier_logits(model, test.images).argmax(1), test.labels != TARGET
     out = {
-        "accuracy": float(np.mean(said == test.labels)),
-        "target_recall": float(np.mean(said[~others] == TARGET)),
+        "accuracy": float(np.mean(predicted == test.labels)),
+        "target_recall": float(np.mean(predicted[~others] == TARGET)),
     }
     for name, put in stand_in.triggers.items():
-        answer = classifier_logits(model, put(np.asarray(test.images)[others])).argmax(1)
-        out[f"attack_success {name}".strip()] = float(np.mean(answer == TARGET))
-        out[f"robust_accuracy {name}".strip()] = float(np.mean(answer == test.labels[others]))
+        attacked = classifier_logits(model, put(np.asarray(test.images)[others])).argmax(1)
+        out[f"attack_success {name}".strip()] = float(np.mean(attacked == TARGET))
+        out[f"robust_accuracy {name}".strip()] = float(np.mean(attacked == test.labels[others]))
     return {name: round(100 * value, 2) for name, value in out.items()}
 
 
-def cured(stand_in: StandIn, way: Way, folder: Path) -> dict[str, float]:
-    """Return the rates after a cure, and what was flagged."""
-    data, poison = stand_in.data, stand_in.poison
-    WORK.guide.foresee(data)
-    source = ImageSource.open((data.images, data.labels), classes=data.class_names)
-    found = Defender(WORK.guide, folder, plan=way.plan).scan(source, model_size=data.images.shape[1:3]).found_
-    if not way.honest:
-        found = replace(found, split=replace(found.split, honest=None))
-    plan = replace(way.plan, seed=way.seed)
-    # The stages know a split by who is in it, and not by how its classes are weighed.
-    done = cure(found, victim(data), WORK.case().spec, f"victim, {way.honest}", plan)
-    flagged, trusted = found.split.triggered, found.split.clean
-    if "activations" in found.stages:
-        table = read_table(found.stages["activations"].path / "planted.parquet")
+def repaired(stand_in: StandIn, way: Way, folder: Path) -> dict[str, float]:
+    """Return the rates of the repaired model, and the counts of flagged samples."""
+    data, poison, spec = stand_in.data, stand_in.poison, RUNNER.victim.config.spec
+    scan = scanned(RUNNER, data, way.config, folder)
+    if not way.clean_share:
+        scan = replace(scan, split=replace(scan.split, honest=None))
+    config = replace(way.config, seed=way.seed)
+    # A stage's key holds the members of a split, and not the weights of its classes.
+    stage = cure(scan, victim(data), spec, f"victim, {way.clean_share}", config)
+    flagged, trusted = scan.split.triggered, scan.split.clean
+    if "activations" in scan.stages:
+        table = read_table(scan.stages["activations"].path / FEATURES_FILE)
         flagged, trusted = (
-            np.isin(np.array(found.data.ids), table["id"][table[name]].astype(str))
+            np.isin(np.array(scan.data.ids), table["id"][table[name]].astype(str))
             for name in ("is_planted", "is_trusted")
         )
     counts = {
@@ -158,31 +156,32 @@ def cured(stand_in: StandIn, way: Way, folder: Path) -> dict[str, float]:
         "trusted": int((trusted & poison).sum()),
         "poison": int(poison.sum()),
     }
-    return {**rates(load(done.path / "model.safetensors", WORK.case().spec), stand_in), **counts}
+    return {**rates(load(stage.path / "model.safetensors", spec), stand_in), **counts}
 
 
 def main() -> None:
-    """Compute the ways that are missing and print all."""
+    """Compute the missing ways and print all."""
     rows = json.loads(FILE.read_text()) if FILE.exists() else {}
+    FILE.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for make in (blur, component):
-            stand_in = make(WORK.sets[0])
-            ways: dict[str, Callable[[], dict[str, float]]] = {
+            stand_in = make(RUNNER.sets[0])
+            computations: dict[str, Callable[[], dict[str, float]]] = {
                 "victim": lambda made=stand_in: rates(victim(made.data), made),
-                "oracle": lambda made=stand_in: rates(victim(WORK.sets[0]), made),
+                "reference": lambda made=stand_in: rates(victim(RUNNER.sets[0]), made),
             }
             run = Path(folder) / make.__name__
-            # Only where so much is planted that a class has another size.
-            tried = WAYS | (SIZES if make is blur else {}) | LOOKED_AT
-            ways |= {name: partial(cured, stand_in, way, run) for name, way in tried.items()}
-            for name, compute in ways.items():
+            # Shares matter only where the poison changes the size of a class.
+            ways = WAYS | (SHARES if make is blur else {}) | FEATURES
+            computations |= {name: partial(repaired, stand_in, way, run) for name, way in ways.items()}
+            for name, compute in computations.items():
                 key = f"{make.__name__}, {name}"
                 if key not in rows:
                     about = {"command": "python benchmarks/stand_ins.py", "seed": SEED, "machine": machine()}
                     rows[key] = {**compute(), **about, "commit": commit()}
                     FILE.write_text(json.dumps(rows, indent=1) + "\n")
-                shown = {k: v for k, v in rows[key].items() if isinstance(v, int | float) and k != "seed"}
-                print(key, shown, flush=True)
+                numbers = {k: v for k, v in rows[key].items() if isinstance(v, int | float) and k != "seed"}
+                print(key, numbers, flush=True)
 
 
 if __name__ == "__main__":

@@ -231,9 +231,7 @@ def _check_attacks(config: BenchConfig, path: Path) -> None:
 
 def _check_defenses(config: BenchConfig, path: Path) -> None:
     if config.defense_config.seed != DefenseConfig().seed:
-        raise ClipguardError(
-            f"{path}, key defense_config: seed {config.defense_config.seed}: the seed is each cell's, remove it"
-        )
+        raise ClipguardError(f"{path}, key defense_config: the seed is each cell's: remove it")
     labels = [choice.label for choice in config.defenses]
     if taken := [label for label in labels if labels.count(label) > 1 or label == REFERENCE_ROW]:
         raise ClipguardError(f"{path}, key defenses: two rows would be {taken[0]!r}: give each a label")

@@ -74,6 +74,6 @@ def guide_of(choice: GuideChoice, memory: Path, beside: Path) -> BenchGuide:
 
 
 def accuracy(guide: BenchGuide, data: ImageSet, labels: Int64[np.ndarray, "n"]) -> float:
-    """Return the share of images to which the guide gives the label of `labels`: it measures a degradation."""
+    """Return the share of images to which the guide gives their label of `labels`."""
     scores = guide.logits(guide.clip.embed_images(np.asarray(data.images)), data.class_names)
     return float(np.mean(scores.logits.argmax(1) == labels))
