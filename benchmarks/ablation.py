@@ -1,9 +1,9 @@
 """Ablations on the development rows: early-training models, trigger detectors, losses of unlearning.
 
-    python benchmarks/ablation.py early-models [NAME]...   which early-training model separates best per second
+    python benchmarks/ablation.py early-models [NAME]...   early-training models: separation, seconds
     python benchmarks/ablation.py photographs [NAME]...    the same on photographs of 80 pixels, seen at 64
     python benchmarks/ablation.py detectors                trigger detector: second round, balance, steps
-    python benchmarks/ablation.py losses                   reference loss and ours, guide with and without scale
+    python benchmarks/ablation.py losses                   reference loss and ours, with and without scale
     python benchmarks/ablation.py picture                  results/losses.png from the finished rows
 
 Reproduces the published ablations, and is needed for the next tables. Each finished row is a JSON file in

@@ -143,9 +143,7 @@ def show(results: dict[str, dict[str, Any]]) -> None:
         others = sum(len(set(row["suspected"]) - {row["target"]}) for row in rows)
         keys = ("poison", "flagged", "right", "excluded", "left")
         sums = ", ".join(f"{key} {sum(row[key] for row in rows)}" for key in keys)
-        print(
-            f"{kind}: {len(rows)} draws, target suspected in {hits}, other classes suspected: {others}; {sums}"
-        )
+        print(f"{kind}: {len(rows)} draws, target suspected in {hits}, {others} other classes; {sums}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 `blur`: a tenth of the images are blurred along the rows and labelled airplane, a fifth along the columns with
 their own label: image-dependent, as a warp is, with cover samples. `component`: the one per cent of images
-with the largest third principal component are labelled airplane, and test images are moved along it. None of them is an attack of the table. A finished way is not computed again.
+with the largest third principal component are labelled airplane, and test images are moved along it. It is
+label-only poison. None of them is an attack of the table. A finished way is not computed again.
 
 Reproduces the published choices of label flow and feature separation. The later choices (estimated clean
 share, feature separation) were made on four seeds of unlearning each.

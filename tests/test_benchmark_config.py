@@ -1,4 +1,4 @@
-"""lab.benchmark.config and .reading: what a file may say, and how it is refused."""
+"""lab.benchmark.config and .reading: what a file may hold, and how it is refused."""
 
 import re
 from dataclasses import replace
@@ -65,22 +65,22 @@ def test_the_cells_are_all_combinations_and_an_attacks_own_rate_replaces_the_rat
         'rates = [0.01, 0.1]\nseeds = [0, 1, 2]\nattacks = ["badnets", {name = "gcb", rate = 0.02}]\n'
         'guides = ["mini", {name = "mini", degrade = 0.5}]',
     )
-    found = list(cells(read))
-    assert len(found) == 2 * 3 * (2 + 1)
-    assert {(cell.attack.name, cell.rate) for cell in found} == {
+    all_cells = list(cells(read))
+    assert len(all_cells) == 2 * 3 * (2 + 1)
+    assert {(cell.attack.name, cell.rate) for cell in all_cells} == {
         ("badnets", 0.01),
         ("badnets", 0.1),
         ("gcb", 0.02),
     }
-    assert len({cell_name(cell) for cell in found}) == len(found)
+    assert len({cell_name(cell) for cell in all_cells}) == len(all_cells)
 
 
 def test_an_attacks_own_seeds_replace_the_seeds_and_make_no_other_cell(tmp_path):
     read = config(tmp_path, 'attacks = [{name = "sig", seeds = [3, 4]}, "none"]\nseeds = [4]')
-    found = list(cells(read))
-    assert [(cell.attack.name, cell.seed) for cell in found] == [("sig", 3), ("sig", 4), ("none", 4)]
+    all_cells = list(cells(read))
+    assert [(cell.attack.name, cell.seed) for cell in all_cells] == [("sig", 3), ("sig", 4), ("none", 4)]
     plain = list(cells(config(tmp_path, 'attacks = ["sig"]\nseeds = [4]')))
-    assert plain == [found[1]]
+    assert plain == [all_cells[1]]
 
 
 def test_a_cells_name_changes_with_every_setting_and_is_a_file_name():

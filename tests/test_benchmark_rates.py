@@ -18,7 +18,7 @@ NAMES = ("a", "b", "c")
 
 
 class Corner(nn.Module):
-    """Says class 1, and class 0 where the last pixel is white."""
+    """Predicts class 1, and class 0 where the last pixel is white."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         white = (x[:, :, -1, -1].amin(1) > 0.9).float()
@@ -45,7 +45,7 @@ def test_of_two_triggers_the_worse_one_counts_and_both_are_given():
     tests = triggered_tests(attack_named("together:badnets+sig", rate=0.1), test)
     assert len(tests) == 2
     rates = rates_of(model(), test, tests)
-    # The sinusoid changes nothing for this model: it says 1, the second target, of the two classes beside.
+    # The sinusoid changes nothing for this model: it predicts 1, the second target, for the other classes.
     assert rates["attack_successes"] == [1.0, 1.0]
     swapped = triggered_tests(attack_named("together:sig+badnets", rate=0.1), test)
     rates = rates_of(model(), test, swapped)

@@ -1,13 +1,10 @@
-"""lab.benchmark.rows, .tasks and the commands: resumed row by row, repeatable, failures shown."""
+"""lab.benchmark.rows and the commands: resumed row by row, repeatable, failures shown."""
 
-import gc
 import json
 import shutil
 import sys
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,11 +17,10 @@ from clipguard.cli import main
 from clipguard.data.writer import write_parquet
 from clipguard.defenses import Case, Repaired
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.images import BadNets
 from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, image_sets, sources
 from clipguard.lab.benchmark.config import cells, read_config
 from clipguard.lab.benchmark.results import read_results
-from clipguard.lab.benchmark.tasks import json_of, key_of, row_settings, tasks_of
+from clipguard.lab.benchmark.tasks import key_of
 from clipguard.runs.process_locks import locked
 from tiny_bench import TinyBench, tiny_bench
 from tiny_data import CommandLine
@@ -46,7 +42,7 @@ def bench(tiny: TinyBench) -> int:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> TinyBench:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> TinyBench:
     tiny = tiny_bench(tmp_path_factory.mktemp("bench"), SETTINGS)
     assert bench(tiny) == 0
     return tiny
@@ -66,8 +62,8 @@ def stable(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if not any(word in key for word in varying)}
 
 
-def test_every_row_holds_its_rates_what_it_is_of_and_what_it_was_made_with(done):
-    by_label = rows(done)
+def test_every_row_holds_its_rates_what_it_is_of_and_what_it_was_made_with(finished):
+    by_label = rows(finished)
     assert list(by_label) == ["none", "reference", "clipguard", "retrain", "finetune"]
     for row in by_label.values():
         assert row["key"] == key_of(json.loads(row["settings"]))
@@ -89,54 +85,54 @@ def test_every_row_holds_its_rates_what_it_is_of_and_what_it_was_made_with(done)
     assert by_label["finetune"]["detection_poisoned"] is None
 
 
-def test_a_row_is_held_against_the_victim_and_the_set_that_it_was_computed_from(done, capsys):
-    before = {name: json.loads(path.read_text()) for name, path in files(done).items()}
+def test_a_row_is_held_against_the_victim_and_the_set_that_it_was_computed_from(finished, capsys):
+    before = {name: json.loads(path.read_text()) for name, path in files(finished).items()}
     assert before["none"]["victim"] == before["clipguard"]["victim"] == before["finetune"]["victim"]
     # As another machine would have left them, which rounds otherwise.
     for name, key in (("none", "victim"), ("reference", "fingerprint")):
-        files(done)[name].write_text(json.dumps({**before[name], key: "another"}))
-    files(done)["finetune"].unlink()
-    assert bench(done) == 0
-    after = {name: json.loads(path.read_text()) for name, path in files(done).items()}
+        files(finished)[name].write_text(json.dumps({**before[name], key: "another"}))
+    files(finished)["finetune"].unlink()
+    assert bench(finished) == 0
+    after = {name: json.loads(path.read_text()) for name, path in files(finished).items()}
     assert {name: stable(row) for name, row in after.items()} == {n: stable(row) for n, row in before.items()}
     assert "none: of another set or victim, computed again" in capsys.readouterr().err
     # One that has to wait for its turn says so until then.
-    files(done)["clipguard"].write_text(json.dumps({**before["clipguard"], "victim": "another"}))
-    assert main([str(argument) for argument in (*done.arguments, "--only", "none")]) == 0
-    assert "clipguard (other model)" in rows(done)
-    assert bench(done) == 0
-    assert stable(json.loads(files(done)["clipguard"].read_text())) == stable(before["clipguard"])
+    files(finished)["clipguard"].write_text(json.dumps({**before["clipguard"], "victim": "another"}))
+    assert main([str(argument) for argument in (*finished.arguments, "--only", "none")]) == 0
+    assert "clipguard (other model)" in rows(finished)
+    assert bench(finished) == 0
+    assert stable(json.loads(files(finished)["clipguard"].read_text())) == stable(before["clipguard"])
 
 
-def test_a_row_that_cannot_be_computed_again_stays(done, monkeypatch):
-    before = json.loads(files(done)["reference"].read_text())
+def test_a_row_that_cannot_be_computed_again_stays(finished, monkeypatch):
+    before = json.loads(files(finished)["reference"].read_text())
     other = {**before, "fingerprint": "another"}
-    files(done)["reference"].write_text(json.dumps(other))
-    files(done)["finetune"].unlink()
+    files(finished)["reference"].write_text(json.dumps(other))
+    files(finished)["finetune"].unlink()
 
     def failing(runner: CellRunner) -> dict[str, Any]:
         raise ClipguardError("no reference today")
 
     monkeypatch.setattr(CellRunner, "reference", failing)
-    assert bench(done) == 2
-    assert json.loads(files(done)["reference"].read_text()) == other
+    assert bench(finished) == 2
+    assert json.loads(files(finished)["reference"].read_text()) == other
     monkeypatch.undo()
-    assert bench(done) == 0
-    assert stable(json.loads(files(done)["reference"].read_text())) == stable(before)
+    assert bench(finished) == 0
+    assert stable(json.loads(files(finished)["reference"].read_text())) == stable(before)
 
 
-def test_a_report_lies_beside_the_rows(done):
-    assert "| badnets | clipguard |" in (done.out / "results.md").read_text()
-    assert (done.out / "results.png").stat().st_size > 1000
+def test_a_report_lies_beside_the_rows(finished):
+    assert "| badnets | clipguard |" in (finished.out / "results.md").read_text()
+    assert (finished.out / "results.png").stat().st_size > 1000
 
 
-def test_a_second_run_computes_nothing_and_a_killed_one_only_what_is_missing(done, monkeypatch, capsys):
-    lost = files(done)["finetune"]
-    before = {name: path.read_bytes() for name, path in files(done).items()}
+def test_a_second_run_computes_nothing_and_a_killed_one_only_what_is_missing(finished, monkeypatch, capsys):
+    lost = files(finished)["finetune"]
+    before = {name: path.read_bytes() for name, path in files(finished).items()}
     lost.unlink()
     # What a kill leaves of a row that was being written.
     lost.with_name(lost.name + ".part").write_text('{"key": ')
-    ran = CommandLine(capsys)(*done.arguments, "--json")
+    ran = CommandLine(capsys)(*finished.arguments, "--json")
     assert ran.code == 0
     assert {key: ran.json[key] for key in ("rows", "computed", "failed", "busy")} == {
         "rows": 5,
@@ -144,85 +140,34 @@ def test_a_second_run_computes_nothing_and_a_killed_one_only_what_is_missing(don
         "failed": 0,
         "busy": 0,
     }
-    after = {name: path.read_bytes() for name, path in files(done).items()}
+    after = {name: path.read_bytes() for name, path in files(finished).items()}
     assert stable(json.loads(after.pop("finetune"))) == stable(json.loads(before.pop("finetune")))
     assert after == before
     monkeypatch.setattr(
         CellRunner, "sets", property(lambda runner: pytest.fail("data were read for nothing"))
     )
-    assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == 0
+    assert CommandLine(capsys)(*finished.arguments, "--json").json["computed"] == 0
 
 
-def test_the_same_cell_in_another_folder_gives_the_same_figures_to_the_last_digit(done, tmp_path):
+def test_the_same_cell_in_another_folder_gives_the_same_figures_to_the_last_digit(finished, tmp_path):
     again = tiny_bench(tmp_path, SETTINGS)
     assert bench(again) == 0
-    for name, row in rows(done).items():
+    for name, row in rows(finished).items():
         assert stable(rows(again)[name]) == stable(row), name
 
 
-def test_a_row_of_other_settings_is_shown_as_stale_and_computed_again(done, capsys):
-    file = files(done)["reference"]
+def test_a_row_of_other_settings_is_shown_as_stale_and_computed_again(finished, capsys):
+    file = files(finished)["reference"]
     kept = file.read_text()
     try:
         file.write_text(json.dumps({**json.loads(kept), "key": "another"}))
-        assert CommandLine(capsys)(*done.arguments, "--only", "none", "--json").json["rows"] == 4
-        assert "reference" not in rows(done)
-        assert rows(done)["reference (stale settings)"]["key"] == "another"
-        assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == 1
+        assert CommandLine(capsys)(*finished.arguments, "--only", "none", "--json").json["rows"] == 4
+        assert "reference" not in rows(finished)
+        assert rows(finished)["reference (stale settings)"]["key"] == "another"
+        assert CommandLine(capsys)(*finished.arguments, "--json").json["computed"] == 1
         assert stable(json.loads(file.read_text())) == stable(json.loads(kept))
     finally:
         file.write_text(kept)
-
-
-def keys(tiny: TinyBench) -> dict[str, str]:
-    config = read_config(tiny.file)
-    (cell,) = cells(config)
-    return {task.label: key_of(row_settings(cell, task)) for task in tasks_of(config)}
-
-
-def test_a_key_changes_with_code_threads_attack_and_defence_and_with_nothing_else(done, monkeypatch):
-    before = keys(done)
-    assert before == {name: row["key"] for name, row in rows(done).items()} == keys(done)
-
-    def changed() -> set[str]:
-        after = keys(done)
-        monkeypatch.undo()
-        return {name for name in before if after[name] != before[name]}
-
-    defended = {"clipguard", "retrain", "finetune"}
-    monkeypatch.setattr("clipguard.pipeline.stages.versions", lambda: {"read": 99})
-    assert changed() == defended
-    for module in ("lab.attacks.cache", "compute.classifiers", "lab.benchmark.tasks"):
-        monkeypatch.setattr(f"clipguard.{module}.VERSION", 99)
-        assert changed() == set(before)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
-    assert changed() == set(before)
-    # A default of the attack that no file names.
-    monkeypatch.setattr("clipguard.lab.benchmark.tasks.attack_of", lambda cell: BadNets(rate=0.15, size=2))
-    assert changed() == set(before)
-    text = done.file.read_text()
-    try:
-        done.file.write_text(text.replace("[defense_config]", '[defense_config]\nby = "retrain"'))
-        assert changed() == defended
-    finally:
-        done.file.write_text(text)
-
-
-@dataclass(frozen=True)
-class Inner:
-    """Settings within settings."""
-
-    size: tuple[int, int] = (1, 2)
-    state: object = None
-
-
-def test_settings_are_json_with_the_names_of_their_classes_and_without_what_is_not_fitted():
-    assert json_of({"a": Inner(), "b": [Path("x"), None, True]}, "here") == {
-        "a": {"class": "Inner", "size": [1, 2]},
-        "b": ["x", None, True],
-    }
-    with pytest.raises(ClipguardError, match=r"here, state: .* cannot be part of a row's key"):
-        json_of(Inner(state=object()), "here")
 
 
 def test_expensive_rows_can_wait_until_all_cells_have_the_rest(tmp_path, capsys):
@@ -241,19 +186,19 @@ def test_expensive_rows_can_wait_until_all_cells_have_the_rest(tmp_path, capsys)
     assert "no cell is named like '*-s7-*': the first one is tiny-badnets-" in ran.err
 
 
-def test_a_cell_that_another_process_has_is_left_to_it(done, capsys):
-    folder = next((done.out / "cells").iterdir())
+def test_a_cell_that_another_process_has_is_left_to_it(finished, capsys):
+    folder = next((finished.out / "cells").iterdir())
     with locked(folder / ".lock"):
-        ran = CommandLine(capsys)(*done.arguments, "--json")
+        ran = CommandLine(capsys)(*finished.arguments, "--json")
     assert (ran.code, ran.json["busy"]) == (0, 1)
     assert "1 cells are left to another process" in ran.err
 
 
-def test_the_report_command_needs_the_results_only(done, tmp_path, capsys):
-    (tmp_path / "results.parquet").write_bytes((done.out / "results.parquet").read_bytes())
+def test_the_report_command_needs_the_results_only(finished, tmp_path, capsys):
+    (tmp_path / "results.parquet").write_bytes((finished.out / "results.parquet").read_bytes())
     ran = CommandLine(capsys)("bench-report", tmp_path, "--json")
     assert ran.code == 0
-    assert (tmp_path / "results.md").read_text() == (done.out / "results.md").read_text()
+    assert (tmp_path / "results.md").read_text() == (finished.out / "results.md").read_text()
     assert len(ran.json["pictures"]) == 1
     assert CommandLine(capsys)("bench-report", tmp_path / "nothing").code == 2
 
@@ -271,9 +216,9 @@ class Broken:
         return Repaired(model=case.victim, seconds={})
 
 
-def test_a_row_that_fails_is_shown_and_tried_again_and_the_others_go_on(done, tmp_path, capsys):
+def test_a_row_that_fails_is_shown_and_tried_again_and_the_others_go_on(finished, tmp_path, capsys):
     text = 'rates = [0.15]\ndefenses = [{name = "test_benchmark_rows:Broken", label = "mine"}]\n'
-    tiny = replace(tiny_bench(tmp_path, text), cache=done.cache)
+    tiny = replace(tiny_bench(tmp_path, text), cache=finished.cache)
     ran = CommandLine(capsys)(*tiny.arguments, "--json")
     assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 4, 1)
     assert "mine: failed: the moon is in the wrong place: wait" in ran.err
@@ -306,13 +251,13 @@ class Foreign:
         return Repaired(model=victim, seconds={}) if self.kind == "spoils" else victim  # type: ignore[return-value]
 
 
-def test_a_defence_costs_its_own_row_whatever_it_does(done, tmp_path, capsys):
+def test_a_defence_costs_its_own_row_whatever_it_does(finished, tmp_path, capsys):
     kinds = ("spoils", "falls over", "forgets", "leaves", "boasts", "notes")
     foreign = ", ".join(
         f'{{name = "test_benchmark_rows:Foreign", label = "{kind}", options = {{kind = "{kind}"}}}}'
         for kind in kinds
     )
-    tiny = replace(tiny_bench(tmp_path, f"rates = [0.15]\ndefenses = [{foreign}]\n"), cache=done.cache)
+    tiny = replace(tiny_bench(tmp_path, f"rates = [0.15]\ndefenses = [{foreign}]\n"), cache=finished.cache)
     ran = CommandLine(capsys)(*tiny.arguments, "--json")
     assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 6, 4)
     assert "falls over: failed: ZeroDivisionError: no" in ran.err
@@ -324,8 +269,10 @@ def test_a_defence_costs_its_own_row_whatever_it_does(done, tmp_path, capsys):
     by_label = rows(tiny)
     assert (by_label["notes"]["notes_score"], by_label["notes"]["notes_count"]) == (0.5, 3)
     # What it was given was a copy: neither the victim's row nor the next defence has seen it.
-    assert by_label["spoils"]["accuracy"] == by_label["none"]["accuracy"] == rows(done)["none"]["accuracy"]
-    assert by_label["finetune"]["accuracy"] == rows(done)["finetune"]["accuracy"]
+    assert (
+        by_label["spoils"]["accuracy"] == by_label["none"]["accuracy"] == rows(finished)["none"]["accuracy"]
+    )
+    assert by_label["finetune"]["accuracy"] == rows(finished)["finetune"]["accuracy"]
 
 
 def test_an_attack_that_cannot_be_made_costs_its_own_cell_only(tmp_path, capsys):
@@ -356,10 +303,10 @@ def test_what_is_known_early_is_refused_before_anything_is_made(tmp_path, capsys
     assert not tiny.out.exists()
 
 
-def test_what_is_finished_needs_neither_data_nor_guide_again(done, tmp_path, capsys):
+def test_what_is_finished_needs_neither_data_nor_guide_again(finished, tmp_path, capsys):
     copy = tmp_path / "copy"
-    shutil.copytree(done.out, copy / "run")
-    shutil.copy(done.file, copy / "tiny.toml")
+    shutil.copytree(finished.out, copy / "run")
+    shutil.copy(finished.file, copy / "tiny.toml")
     ran = CommandLine(capsys)("bench", copy / "tiny.toml", "-o", copy / "run", "--json")
     assert (ran.code, ran.json["computed"], ran.json["rows"]) == (0, 0, 5), ran.err
 
@@ -432,41 +379,3 @@ def test_missing_data_are_refused_with_the_ways_out(tmp_path, capsys):
     assert ran.err.count("\n") == 1
     assert "train.parquet" in ran.err
     assert "--download" in ran.err
-
-
-def reachable(roots: list[object], depth: int = 8) -> list[object]:
-    """Return what Python references lead to, through functions, methods and clipguard's own values.
-
-    Module globals are no part of it: from any function of Python, they lead to all that is loaded.
-    """
-    followed = (FunctionType, MethodType, CellType, partial, dict, list, tuple)
-    everything, layer = {id(root): root for root in roots}, roots
-    for _ in range(depth):
-        inner: list[object] = []
-        for one in layer:
-            if isinstance(one, FunctionType):
-                inner += [*(one.__closure__ or ()), one.__defaults__, one.__kwdefaults__, one.__dict__]
-            elif isinstance(one, followed) or type(one).__module__.startswith("clipguard."):
-                inner += [part for part in gc.get_referents(one) if not isinstance(part, type | ModuleType)]
-        layer = [one for one in inner if id(one) not in everything]
-        everything |= {id(one): one for one in layer}
-    return list(everything.values())
-
-
-def test_nothing_that_a_defence_is_given_leads_to_the_truth(done, tmp_path):
-    config = read_config(done.file)
-    (cell,) = cells(config)
-    paths = BenchmarkPaths(run=tmp_path, cache=done.cache, data=tmp_path, beside=done.file.parent)
-    runner = CellRunner(cell, paths, config.reference_seed)
-    case = runner.case()
-    assert case.victim is not case.victim
-    runner.guide_accuracy  # noqa: B018  # what was measured with the truth leaves none in the guide
-    truth = runner.poisoned[1]
-
-    def leads(root: object) -> bool:
-        return any(one is truth or isinstance(one, CellRunner) for one in reachable([root]))
-
-    assert not leads(case)
-    # The walk can find it: by a method of the runner, and by a closure over one.
-    assert leads(replace(case, train_victim=runner.undefended))
-    assert leads(replace(case, train_victim=lambda: runner.victim.model))
