@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipguard.clip.model import WEIGHTS
+from clipguard.clip.loading import WEIGHTS
 from clipguard.clip.zero_shot import MINI_TEMPLATES, ClipGuide
 from clipguard.lab.attacks import attack_named
 from clipguard.seeds import Seed

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from clipguard.compute.training import Recipe
-from clipguard.defenses.own import Clipguard, Retrain
+from clipguard.defenses.clipguard import Clipguard
+from clipguard.defenses.controls import Retrain
 from clipguard.errors import ClipguardError
 from clipguard.lab.benchmark.cells import cell_name
 from clipguard.lab.benchmark.config import (
@@ -106,7 +107,7 @@ def test_tables_change_only_what_they_name(tmp_path):
     read = config(
         tmp_path,
         "[victim]\nepochs = 3\n[defense_config]\nvictim = {epochs = 7}\n"
-        '[[defenses]]\nname = "clipguard"\noptions = {plan = {by = "retrain"}}',
+        '[[defenses]]\nname = "clipguard"\noptions = {config = {by = "retrain"}}',
     )
     assert read.victim == replace(BenchConfig().victim, epochs=3)
     made = {choice.name: defense_of(read, choice) for choice in read.defenses}
@@ -115,8 +116,8 @@ def test_tables_change_only_what_they_name(tmp_path):
     assert isinstance(retrain, Retrain)
     usual = BenchConfig().defense_config
     changed = replace(usual, victim=replace(usual.victim, epochs=7))
-    assert retrain.plan == changed
-    assert own.plan == replace(changed, by="retrain")
+    assert retrain.config == changed
+    assert own.config == replace(changed, by="retrain")
 
 
 def test_a_net_may_have_a_recipe_of_its_own(tmp_path):
@@ -166,7 +167,7 @@ def test_an_attacks_own_recipe_goes_before_the_nets_and_makes_no_other_cell(tmp_
         ('defenses = ["clipguard", "clipguard"]', "two rows would be 'clipguard': give each a label"),
         ('defenses = [{name = "clipguard", label = "reference"}]', "two rows would be 'reference'"),
         ('defenses = ["magic"]', "unknown defence 'magic'"),
-        ('defenses = [{name = "clipguard", options = {plan = {sise = 3}}}]', "unknown key 'sise'"),
+        ('defenses = [{name = "clipguard", options = {config = {sise = 3}}}]', "unknown key 'sise'"),
         ('nets = [{name = "x", victim = {epoch = 3}}]', "net x, attack badnets: unknown key 'epoch'"),
         ('attacks = ["badnetz"]', "key attacks: unknown attack 'badnetz'"),
         ('attacks = [{name = "sig", options = {amplitud = 3}}]', "attack sig has no option 'amplitud'"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.images import BadNets
+from clipguard.lab.attacks import attack_named
 from clipguard.lab.benchmark.config import cells, read_config
 from clipguard.lab.benchmark.tasks import json_of, key_of, row_settings, tasks_of
 from tiny_bench import TinyBench, tiny_bench
@@ -39,7 +39,9 @@ def test_a_key_changes_with_code_threads_attack_and_defence_and_with_nothing_els
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
     assert changed() == set(before)
     # A default of the attack that no file names.
-    monkeypatch.setattr("clipguard.lab.benchmark.tasks.attack_of", lambda cell: BadNets(rate=0.15, size=2))
+    monkeypatch.setattr(
+        "clipguard.lab.benchmark.tasks.attack_of", lambda cell: attack_named("badnets", rate=0.15, size=2)
+    )
     assert changed() == set(before)
     text = tiny.file.read_text()
     try:

@@ -9,10 +9,10 @@ from tiny_runs import poisoned_set
 
 SETTINGS = """
 [defense_config]
-rule = {by = "class"}
-suspect = {architecture = "shallow-8", fewest_steps = 0, recipe = {epochs = 3, batch_size = 16}}
-detector.probe = {architecture = "shallow-8", fewest_steps = 0, recipe = {epochs = 3, batch_size = 16}}
-cure.recipe = {epochs = 2, batch_size = 32, flip = false, crop = 0.0}
+entropy_map = {by = "class"}
+early_model = {architecture = "shallow-8", fewest_steps = 0, epochs = 3, batch_size = 16}
+trigger_detector.net = {architecture = "shallow-8", fewest_steps = 0, epochs = 3, batch_size = 16}
+unlearning.recipe = {epochs = 2, batch_size = 32, flip = false, crop = 0.0}
 
 [victim]
 epochs = 10

@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipguard.clip.model import CONFIG, IMAGE_CHUNK, WEIGHTS, Clip
+from clipguard.clip.loading import CONFIG, WEIGHTS
+from clipguard.clip.model import IMAGE_CHUNK, Clip
 from clipguard.clip.zero_shot import MINI_TEMPLATES, ClipGuide
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size, read_images
@@ -75,7 +76,7 @@ def _loss(  # noqa: PLR0913  # three terms need all of it
     assert triggered is not None
     assert target_labels is not None
     # BatchNorm stays in evaluation mode: its statistics belong to the images that the guide was made on.
-    embeddings = network.encode_image(clip._pixels(np.concatenate([images, triggered])), normalize=True)
+    embeddings = network.encode_image(clip._pixels([*images, *triggered]), normalize=True)
     expected = torch.from_numpy(np.concatenate([labels, target_labels]))
     by_class = F.cross_entropy(clip.logit_scale * embeddings @ classes.T, expected)
     distance = 1 - (embeddings[: len(rows)] * before).sum(1)

@@ -59,9 +59,9 @@ class Stream:
     therefore stay as they were first written.
     """
 
+    ATTACK_FIT: Final = "helper"
     EARLY_MODEL: Final = "suspect"
     FEATURE_SEPARATION: Final = "activations"
-    FITTED_ATTACK: Final = "helper"
     HELD_OUT: Final = "reserved"
     PROPENSITY: Final = "likeness"
     PROPENSITY_SECOND_ROUND: Final = "likeness again"

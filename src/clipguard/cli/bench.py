@@ -10,7 +10,7 @@ from clipguard.cli.options import BenchOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.places import cache_folder
 from clipguard.cli.progress import Lines, warn
-from clipguard.cli.text import one_line
+from clipguard.errors import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,6 @@ CACHE/victims/<key>.checkpoint      a training that has not come to its end; it 
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import torch
@@ -20,9 +19,6 @@ from clipguard.runs import read_json, write_json
 from clipguard.runs.process_locks import locked
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet
-
-VERSION: Final = 1
-"""Raise it when a training gives other weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +68,7 @@ def trained(
 
 def _key(data: ImageSet, rows: np.ndarray, schooling: ClassifierConfig) -> str:
     digest = hashlib.sha256()
-    how = repr((VERSION, schooling.spec, schooling.recipe, schooling.seed))
+    how = repr((schooling.spec, schooling.recipe, schooling.seed))
     for part in (data.images[rows].tobytes(), data.labels[rows].tobytes(), how.encode()):
         digest.update(part)
     return digest.hexdigest()[:20]

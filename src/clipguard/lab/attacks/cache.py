@@ -19,7 +19,7 @@ from clipguard.types import ImageSet
 
 Tensors = dict[str, Tensor]
 
-VERSION: Final = 1
+_VERSION: Final = 1
 """To be raised whenever a helper's training changes, so that what older code has learnt is not used."""
 
 
@@ -34,7 +34,7 @@ def key_of(recipe: Any, data: ImageSet, seed: Seed, without: Collection[str] = (
     """
     name = type(recipe).__name__
     fields = {field: value for field, value in asdict(recipe).items() if field not in without}
-    parts = [VERSION, name, fields, data.fingerprint, seed.root, list(seed.path)]
+    parts = [_VERSION, name, fields, data.fingerprint, seed.root, list(seed.path)]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return f"{name.lower()}-{digest[:24]}"
 

@@ -17,7 +17,7 @@ from clipguard.data.catalog import NAMED, Part, open_named
 from clipguard.data.decode import common_size, read_images
 from clipguard.defenses import Case, Defense, Repaired
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import Attack, NeedsFitting, attack_named, prepare
+from clipguard.lab.attacks import Attack, attack_named, fit_attack
 from clipguard.lab.benchmark.config import UNTOUCHED, Cell, DataChoice, settings_of
 from clipguard.lab.benchmark.guides import BenchGuide, accuracy, guide_of
 from clipguard.lab.benchmark.longtail import long_tailed
@@ -62,7 +62,7 @@ def cell_name(cell: Cell) -> str:
     return f"{plain[:100]}-{digest}"
 
 
-def attack_of(cell: Cell) -> Attack | NeedsFitting:
+def attack_of(cell: Cell) -> Attack:
     """Return the attack, not fitted yet, with all its settings, defaults included.
 
     Raises:
@@ -131,9 +131,9 @@ class CellRunner:
     @functools.cached_property
     def attack(self) -> Attack:
         """The fitted attack, from the cache or fitted now."""
-        seed = Seed(self.cell.seed).child(Stream.FITTED_ATTACK, self.cell.attack.name)
-        cache, progress = self.paths.cache / "attacks", self._progress("fit the attack")
-        return prepare(attack_of(self.cell), self.sets[0], seed, cache, progress)
+        seed = Seed(self.cell.seed).child(Stream.ATTACK_FIT, self.cell.attack.name)
+        cache = self.paths.cache / "attacks"
+        return fit_attack(attack_of(self.cell), self.sets[0], seed, cache, self.paths.progress)
 
     @functools.cached_property
     def poisoned(self) -> tuple[ImageSet, PoisonTruth]:
@@ -195,8 +195,8 @@ class CellRunner:
             "seconds": _numbers(result.seconds, "seconds"),
             "notes": _numbers(result.notes, "notes"),
         }
-        if result.entropy is not None and result.split is not None:
-            row["detection"] = detection(result.entropy, result.split, *self.poisoned)
+        if result.entropy_map is not None and result.partition is not None:
+            row["detection"] = detection(result.entropy_map, result.partition, *self.poisoned)
         row["victim"] = self.victim_digest if self.victim.copies > copies_before else None
         row["guide_accuracy"] = self.guide_accuracy
         return {**row, "guide_pass_seconds": self.guide.pass_seconds(len(self.poisoned[0]))}
@@ -212,7 +212,7 @@ class CellRunner:
             seed=self.cell.seed,
             run_dir=self.paths.run / "defences" / self.name,
             cache=self.paths.cache,
-            report=self.paths.progress,
+            progress=self.paths.progress,
         )
 
     def _progress(self, step: str) -> Callable[[int, int], None]:

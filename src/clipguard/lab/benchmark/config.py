@@ -11,11 +11,11 @@ from typing import Any, Final, get_type_hints
 
 from clipguard.compute.training import Recipe
 from clipguard.defenses import Defense, defense_factory, foreign_defense
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.lab.attacks import attack_named, refuse_general
 from clipguard.lab.benchmark.goals import REFERENCE_ROW, UNDEFENDED_ROW
 from clipguard.lab.benchmark.reading import read_as
-from clipguard.pipeline import DefenseConfig
+from clipguard.pipeline.config import DefenseConfig
 from clipguard.safety.limits import read_bounded
 
 VICTIM: Final = Recipe(epochs=25, lr=0.05, crop=0.0)
@@ -165,7 +165,7 @@ def read_config(path: Path) -> BenchConfig:
     try:
         given = _toml(read_bounded(path, TOML_BYTES).decode("utf-8"))
     except (OSError, ValueError) as error:
-        raise ClipguardError(f"benchmark {path} cannot be read as TOML: {first_line(error)}") from error
+        raise ClipguardError(f"benchmark {path} cannot be read as TOML: {reason_of(error)}") from error
     config: BenchConfig = read_as(BenchConfig, given, str(path), BenchConfig())
     named = {choice.name for choice in config.defenses}
     missing = tuple(DefenseChoice(name=name) for name in ALWAYS if name not in named)

@@ -92,7 +92,7 @@ class RememberingClip(Clip):
     @property
     def _home(self) -> Path:
         """The folder of this model on this machine: elsewhere the floats may differ."""
-        text = "/".join((self.intact, self.reading, machine()))
+        text = "/".join((self.intact, self.preprocessing_sha256, machine()))
         return self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _read(self) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import Attack, Together
+from clipguard.lab.attacks import parts_of
 from clipguard.lab.benchmark.cells import BenchmarkPaths, attack_of, sources
 from clipguard.lab.benchmark.config import Cell
 from clipguard.lab.benchmark.guides import guide_of
@@ -42,10 +42,9 @@ def _classes(train: ImageSource) -> int:
 
 
 def _check_target(cell: Cell, k: int) -> None:
-    attack = attack_of(cell)
-    for part in attack.attacks if isinstance(attack, Together) else (attack,):
+    for part in parts_of(attack_of(cell)):
         # All-to-all has other target labels than the target.
-        labels = part.target_labels(np.arange(k), k) if isinstance(part, Attack) else np.array([part.target])
+        labels = part.target_labels(np.arange(k), k)
         if labels is not None and not np.isin(labels, np.arange(k)).all():
             raise ClipguardError(
                 f"target {part.target} of {cell.attack.name} is no class of {cell.data.name}: choose one of "

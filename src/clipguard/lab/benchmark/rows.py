@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from clipguard.errors import ClipguardError, first_line
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, cell_name
 from clipguard.lab.benchmark.config import BenchConfig, Cell, cells, variants
 from clipguard.lab.benchmark.goals import OTHER_MODEL, STALE_SETTINGS, UNDEFENDED_ROW, percent
@@ -165,7 +165,7 @@ class _CellRows:
                 raise
             fault, trace = str(error), None
             if not isinstance(error, ClipguardError):
-                fault = f"{type(error).__name__}: {first_line(error)} (trace in {failed})"
+                fault = f"{type(error).__name__}: {reason_of(error)} (trace in {failed})"
                 trace = traceback.format_exc()
             write_json(failed, {**about, "error": fault, "trace": trace})
             self.log(f"{self.runner.name}, {task.label}: failed: {fault}")

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from clipguard.compute.classifiers import ClassifierConfig, trained
+from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
 from clipguard.models.spec import Normalized, weights_digest
 from clipguard.types import ImageSet
 
@@ -22,7 +22,9 @@ class LazyModel:
     @functools.cached_property
     def _trained(self) -> tuple[Normalized, float]:
         epochs = self.config.recipe.epochs
-        return trained(self.data, self.config, self.cache, on_epoch=lambda done: self.progress(done, epochs))
+        return cached_classifier(
+            self.config, self.data, self.cache, on_epoch=lambda done: self.progress(done, epochs)
+        )
 
     @property
     def is_trained(self) -> bool:
