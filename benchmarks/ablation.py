@@ -1,52 +1,40 @@
-"""Ablations on the development rows: early-training models, trigger detectors, losses of unlearning.
+"""Ablations on the development rows: early-training models and trigger detectors.
 
     python benchmarks/ablation.py early-models [NAME]...   early-training models: separation, seconds
     python benchmarks/ablation.py photographs [NAME]...    the same on photographs of 80 pixels, seen at 64
     python benchmarks/ablation.py detectors                trigger detector: second round, balance, steps
-    python benchmarks/ablation.py losses                   reference loss and ours, with and without scale
-    python benchmarks/ablation.py picture                  results/losses.png from the finished rows
 
 Reproduces the published ablations, and is needed for the next tables. Each finished row is a JSON file in
 benchmarks/results/ablation and is not computed again.
 """
 
-import copy
 import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 from clipguard.data.decode import thumbnail
 from clipguard.detection.early_model import EARLY_MODELS, early_model_scores
-from clipguard.detection.entropy_map import EntropyMapConfig, entropy_map, split
+from clipguard.detection.entropy_map import EntropyMapConfig, entropy_map, first_partition
 from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.lab.benchmark.cells import CellRunner
 from clipguard.lab.benchmark.machine import commit, machine
-from clipguard.lab.benchmark.rates import rates_of
 from clipguard.lab.benchmark.results import Row
 from clipguard.lab.evaluation import detection
-from clipguard.mitigation.unlearning import REFERENCE, UnlearningConfig, trigger_augmented, unlearn
-from clipguard.pipeline import DefenseConfig, Scan, inverted_triggers
-from clipguard.pipeline.scanning import LARGEST_THUMBNAIL
-from clipguard.runs import read_array
+from clipguard.pipeline.config import DefenseConfig
 from clipguard.seeds import Seed, Stream
-from clipguard.types import ImageSet, Scores, Split
-from runners import RESULTS, runners, scanned
+from clipguard.types import ImageSet, Partition, Scores
+from runners import RESULTS, runners
 
 FOLDER = RESULTS / "ablation"
-PASSES = 3
+LARGEST = 64
 MODELS = {name: model for name, model in EARLY_MODELS.items() if name != "reference"} | {
     "width-64": replace(EARLY_MODELS["reference"], runs=1)
 }
-Way = tuple[UnlearningConfig, Split, Scores]
 
 
 def row(name: str, seed: int, compute: Callable[[], Row]) -> None:
@@ -78,7 +66,7 @@ def separation(runner: CellRunner, name: str) -> Row:
     scores = early_model_scores(small, guide, MODELS[name], Seed(runner.cell.seed).child("ablation"))
     seconds = time.monotonic() - began
     entropy = entropy_map(guide, scores, data.labels)
-    figures = detection(entropy, first_split(guide, scores, data), data, truth)
+    figures = detection(entropy, first_of(guide, scores, data), data, truth)
     return {**figures, "seconds": round(seconds, 1), "attack": runner.cell.attack.name}
 
 
@@ -89,15 +77,15 @@ def guide_scores(runner: CellRunner) -> tuple[Scores, np.ndarray]:
     return runner.guide.logits(embeddings, data.class_names), embeddings
 
 
-def first_split(guide: Scores, scores: Scores, data: ImageSet) -> Split:
+def first_of(guide: Scores, scores: Scores, data: ImageSet) -> Partition:
     """Return the partition by the entropy map alone."""
     entropy = entropy_map(guide, scores, data.labels)
-    return split(entropy, data.labels, data.class_names, EntropyMapConfig())
+    return first_partition(entropy, data.labels, len(data.class_names), EntropyMapConfig())
 
 
 def thumbnails(data: ImageSet) -> ImageSet:
     """Return the data as the small nets see it."""
-    h, w = (min(side, LARGEST_THUMBNAIL) for side in data.images.shape[1:3])
+    h, w = (min(side, LARGEST) for side in data.images.shape[1:3])
     return replace(data, images=np.stack([thumbnail(image, (h, w)) for image in data.images]))
 
 
@@ -114,22 +102,21 @@ def flagged_by_detectors(runner: CellRunner) -> Row:
     data, truth = runner.poisoned
     seed, small = Seed(runner.cell.seed), thumbnails(data)
     guide, embeddings = guide_scores(runner)
-    scores = early_model_scores(small, guide, DefenseConfig().suspect, seed.child(Stream.EARLY_MODEL))
-    first = first_split(guide, scores, data)
-    usual, nobody = DefenseConfig().detector, np.zeros(len(data), dtype=bool)
-    recipe = replace(usual.probe.recipe, batch_size=64, lr=0.1)
-    half = replace(usual, probe=replace(usual.probe, recipe=recipe, fewest_steps=300))
+    scores = early_model_scores(small, guide, DefenseConfig().early_model, seed.child(Stream.EARLY_MODEL))
+    first = first_of(guide, scores, data)
+    usual = DefenseConfig().trigger_detector
+    half = replace(usual, net=replace(usual.net, batch_size=64, lr=0.1, fewest_steps=300))
     ways = {
         "default": (usual, embeddings),
-        "one round": (replace(usual, second=0), embeddings),
+        "one round": (replace(usual, second_round=0), embeddings),
         "not balanced": (usual, np.zeros_like(embeddings)),
         "half the steps": (half, embeddings),
     }
     figures: Row = {"attack": runner.cell.attack.name, "poisoned": int(truth.poisoned.sum())}
     for name, (detector, known) in ways.items():
         began = time.monotonic()
-        scores_of_all = trigger_scores(small, first, known, nobody, detector, seed.child("detect"))
-        flagged = scores_of_all > detector.triggered
+        probability = trigger_scores(small, first, known, detector, seed.child("detect")).probability
+        flagged = probability > detector.flagged
         wrongly = np.bincount(data.labels[flagged & ~truth.poisoned], minlength=len(data.class_names))
         figures[name] = {
             "poison": int((flagged & truth.poisoned).sum()),
@@ -140,71 +127,6 @@ def flagged_by_detectors(runner: CellRunner) -> Row:
     return figures
 
 
-def losses() -> None:
-    """Repair the development victim of BadNets in each way and write its rates after every pass."""
-    runner = runners("development")[0]
-    config = DefenseConfig(seed=runner.cell.seed)
-    scan = scanned(runner, runner.poisoned[0], config, runner.paths.cache / "runs" / runner.name)
-    for name, way in ways_to_unlearn(scan).items():
-        label = "loss-" + name.replace(" ", "-").replace(",", "")
-        row(label, runner.cell.seed, partial(curve_of, runner, scan, config, way))
-
-
-def ways_to_unlearn(scan: Scan) -> dict[str, Way]:
-    """Return settings, partition and guide of each way."""
-    data, guide = scan.data, scan.guide
-    logits = read_array(scan.stages["suspect"].path / "logits.npy")
-    early, bare = Scores(logits=logits, scale=1.0, source="early-training model"), replace(guide, scale=1.0)
-    ours = replace(UnlearningConfig(), recipe=replace(UnlearningConfig().recipe, epochs=PASSES))
-    guided = replace(ours, guide=0.1, temperature=1.0)
-    return {
-        "ours": (ours, scan.split, guide),
-        "ours, no copies": (replace(ours, stamp=0.0), scan.split, guide),
-        "ours, guidance term": (guided, scan.split, guide),
-        "ours, guidance term, no logit scale": (guided, scan.split, bare),
-        "reference": (REFERENCE, first_split(bare, early, data), bare),
-        "reference with logit scale": (REFERENCE, first_split(guide, early, data), guide),
-        "reference loss, our split": (REFERENCE, scan.split, guide),
-    }
-
-
-def curve_of(runner: CellRunner, scan: Scan, config: DefenseConfig, way: Way) -> Row:
-    """Return the victim's rates after every pass of one way, and the steps until then."""
-    unlearning, partition, guide = way
-    rates = partial(rates_of, test=runner.sets[1], triggered_sets=runner.triggered_tests)
-    repaired = copy.deepcopy(runner.victim.model)
-    curve, seed = [rates(repaired)], Seed(config.seed).child("ablation")
-    sets = runner.poisoned[0], partition, guide
-    triggers = inverted_triggers(scan, config)
-    if triggers and unlearning.stamp > 0:
-        sets = trigger_augmented(*sets, triggers, unlearning, seed.child("copies"))
-    history = unlearn(repaired, *sets, unlearning, seed, on_epoch=lambda _: curve.append(rates(repaired)))
-    sizes = np.array(history.columns["clean"]) + np.array(history.columns["triggered"])
-    steps = [0, *np.cumsum(-(-sizes // unlearning.recipe.batch_size)).tolist()]
-    return {"curve": curve, "steps": steps, "unlearning": asdict(unlearning)}
-
-
-def picture() -> None:
-    """Draw accuracy and attack success over steps, one line a way."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharex=True)
-    for file in sorted(FOLDER.glob("loss-*.json")):
-        result = json.loads(file.read_text())
-        for axis, rate in zip(axes, ("accuracy", "attack_success"), strict=True):
-            values = [100 * point[rate] for point in result["curve"]]
-            axis.plot(result["steps"], values, marker=".", label=file.stem[5:].replace("-", " "))
-    axes[0].set(xlabel="steps", ylabel="clean accuracy, %")
-    axes[1].set(xlabel="steps", ylabel="attack success, %", ylim=(0, 100))
-    # Linear up to ten per cent, where the good ones are.
-    axes[1].set_yscale("symlog", linthresh=10)
-    axes[1].set_yticks((0, 2, 4, 6, 8, 10, 30, 100), ("0", "2", "4", "6", "8", "10", "30", "100"))
-    axes[0].legend(fontsize=7)
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    figure.suptitle("Unlearning of BadNets (5 %), development rows, one seed")
-    figure.tight_layout()
-    figure.savefig(RESULTS / "losses.png", dpi=130)
-
-
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["early-models", *names]:
@@ -213,9 +135,5 @@ if __name__ == "__main__":
             early_models(names or ["residual", "shallow"], "development-photographs")
         case ["detectors"]:
             detectors()
-        case ["losses"]:
-            losses()
-        case ["picture"]:
-            picture()
         case _:
             raise SystemExit(__doc__)

@@ -20,6 +20,7 @@ from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
 from clipguard.detection.label_flow import (
     LabelFlowConfig,
+    LabelView,
     class_log_probs,
     label_only_poison,
     refitted_label_flow,
@@ -92,14 +93,12 @@ def flipped(data: ImageSet, name: str, rate: float, target: int, score: np.ndarr
 
 def flags_of(draw: Draw, embeddings: np.ndarray, guide_log_probs: np.ndarray) -> dict[str, Any]:
     """Return the suspected target classes, and how many of the flagged labels are poison."""
-    everyone, embeddings, labels = np.ones(len(draw.rows), bool), embeddings[draw.rows], draw.labels
-    k, guide_nll = guide_log_probs.shape[1], -guide_log_probs[draw.rows, labels]
-    log_probs = class_log_probs(embeddings, labels, k, ~everyone, CONFIG, Seed(0))
-    flow = label_only_poison(guide_nll, log_probs, labels, everyone, CONFIG)
-    if flow.planted.any():
-        flow = refitted_label_flow(
-            embeddings, guide_nll, labels, k, everyone, ~everyone, flow, CONFIG, Seed(0)
-        )
+    embeddings, labels = embeddings[draw.rows], draw.labels
+    everyone, k = np.ones(len(labels), bool), guide_log_probs.shape[1]
+    view = LabelView(labels=labels, guide_nll=-guide_log_probs[draw.rows, labels], unexplained=everyone)
+    flow = label_only_poison(view, class_log_probs(embeddings, labels, k, ~everyone, Seed(0)), CONFIG)
+    if flow.flagged.any():
+        flow = refitted_label_flow(embeddings, view, flow, CONFIG, Seed(0))
     flagged, excluded, _ = flow
     return {
         "target": draw.target,
