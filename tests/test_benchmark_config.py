@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from clipguard.compute.training import Recipe
 from clipguard.defenses.clipguard import Clipguard
 from clipguard.defenses.controls import Retrain
+
+from clipguard.compute.training import Recipe
 from clipguard.errors import ClipguardError
 from clipguard.lab.benchmark.cells import cell_name
 from clipguard.lab.benchmark.config import (

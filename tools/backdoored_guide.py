@@ -76,7 +76,9 @@ def _loss(  # noqa: PLR0913  # three terms need all of it
     assert triggered is not None
     assert target_labels is not None
     # BatchNorm stays in evaluation mode: its statistics belong to the images that the guide was made on.
-    embeddings = network.encode_image(clip._pixels([*images, *triggered]), normalize=True)
+    embeddings = network.encode_image(
+        clip._pixels([clip.crop(image) for image in (*images, *triggered)]), normalize=True
+    )
     expected = torch.from_numpy(np.concatenate([labels, target_labels]))
     by_class = F.cross_entropy(clip.logit_scale * embeddings @ classes.T, expected)
     distance = 1 - (embeddings[: len(rows)] * before).sum(1)
