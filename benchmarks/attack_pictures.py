@@ -1,9 +1,9 @@
 """Draw docs/attacks.png: CIFAR-10 test images without and with each trigger, and ten times the change.
 
-python benchmarks/attack_pictures.py [NAME]...
+    python benchmarks/attack_pictures.py [NAME]...
 
-Without names, all attacks. Those that need a helper net train it, or take it from the cache, as in cell 0 of
-the table.
+Without names, all attacks. They are fitted, or taken from the cache, as in cell 0 of the table. Reproduces
+the published picture.
 """
 
 import math
@@ -21,10 +21,10 @@ from clipguard.lab.attacks import ATTACKS
 from clipguard.lab.benchmark.cells import CellRunner
 from clipguard.lab.benchmark.config import AttackChoice
 from clipguard.types import Images
-from works import works
+from runners import runners
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "attacks.png"
-SHOWN = 4
+IMAGES = 4
 COLUMNS = 4
 GAP = 2
 GREY = 215
@@ -47,15 +47,15 @@ def block(clean: Images, triggered: Images) -> np.ndarray:
 
 def main() -> None:
     """Write the picture."""
-    cells = [work for work in works("table") if work.cell.seed == 0]
-    there = {work.cell.attack.name: work for work in cells if not work.cell.attack.options}
-    first = there["badnets"]
-    clean = first.sets[1].images[:SHOWN]
+    seed_0 = [runner for runner in runners("table") if runner.cell.seed == 0]
+    by_attack = {one.cell.attack.name: one for one in seed_0 if not one.cell.attack.options}
+    first = by_attack["badnets"]
+    clean = first.sets[1].images[:IMAGES]
     blocks = {}
     for name in sys.argv[1:] or ATTACKS:
         cell = replace(first.cell, attack=AttackChoice(name=name))
-        work = there.get(name) or CellRunner(cell, first.lab, first.reference_seed)
-        if (triggered := work.attack.trigger(clean)) is not None:
+        runner = by_attack.get(name) or CellRunner(cell, first.paths, first.reference_seed)
+        if (triggered := runner.attack.trigger(clean)) is not None:
             blocks[name] = block(clean, triggered)
     lines = math.ceil(len(blocks) / COLUMNS)
     figure, axes = plt.subplots(lines, COLUMNS, figsize=(2.8 * COLUMNS, 2.4 * lines), squeeze=False, **PAGE)

@@ -1,6 +1,8 @@
 """Draw docs/entropy-map.svg: the entropy map of a finished cell of the table, with the true poison marked.
 
-python benchmarks/picture.py badnets 0
+    python benchmarks/picture.py badnets 0
+
+Needed for the next tables, and for the published picture.
 """
 
 import sys
@@ -9,24 +11,25 @@ from pathlib import Path
 import numpy as np
 
 from clipguard.outputs.report.plot import entropy_map, entropy_map_svg
-from clipguard.outputs.samples import read_samples
-from works import works
+from clipguard.runs import read_table
+from runners import runners
 
-SHOWN = 150
+MARKED = 150
 
 
 def main() -> None:
     """Write the picture of the cell named on the command line."""
     attack, seed = sys.argv[1], int(sys.argv[2])
-    work = next(w for w in works("table") if (w.cell.attack.name, w.cell.seed) == (attack, seed))
-    _, truth = work.poisoned
-    samples, partition = read_samples(next(work.case().run_dir.rglob("samples.parquet")).parent)
+    runner = next(r for r in runners("table") if (r.cell.attack.name, r.cell.seed) == (attack, seed))
+    _, truth = runner.poisoned
+    samples = read_table(next(runner.case().run_dir.rglob("samples.parquet")))
     poisoned = np.flatnonzero(truth.poisoned)
-    marked = poisoned[:: max(1, len(poisoned) // SHOWN)]
+    marked = poisoned[:: max(1, len(poisoned) // MARKED)]
     drawn = entropy_map(
         samples["guide_rank"],
         samples["early_rank"],
-        partition,
+        samples["status"] == "trusted",
+        samples["status"] == "flagged",
         marked=marked,
         marked_as=f"{len(marked)} of the {len(poisoned)} poisoned samples",
     )

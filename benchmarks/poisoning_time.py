@@ -2,8 +2,8 @@
 
     python benchmarks/poisoning_time.py [NAME]...
 
-Helper nets come from the cache or are trained before the clock starts. Writes results/poisoning.json: for
-each attack the seconds to poison, and those to write the set losslessly as Parquet.
+Attacks are fitted before the clock starts. Writes results/poisoning.json: for each attack the seconds to
+poison, and those to write the set losslessly as Parquet. Reproduces the published times.
 """
 
 import json
@@ -14,35 +14,35 @@ from pathlib import Path
 
 from clipguard.data.writer import write_parquet
 from clipguard.lab.benchmark.machine import commit, machine
-from works import RESULTS, works
+from runners import RESULTS, runners
 
 LIMIT = 10.0
 """Seconds that an attack may take."""
 
 
 def main() -> None:
-    """Measure the attacks of these names, all without any, and write what was found beside earlier rows."""
+    """Measure the attacks of these names, or all, and write their times beside earlier rows."""
     file = RESULTS / "poisoning.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else {}
-    for work in works("table"):
-        name = work.cell.attack.name
-        if work.cell.seed or (sys.argv[1:] and name not in sys.argv[1:]):
+    for runner in runners("table"):
+        name = runner.cell.attack.name
+        if runner.cell.seed or (sys.argv[1:] and name not in sys.argv[1:]):
             continue
-        clean = work.sets[0]
-        _ = work.attack
+        clean = runner.sets[0]
+        _ = runner.attack
         began = time.monotonic()
-        data, truth = work.poisoned
-        made = time.monotonic()
+        data, truth = runner.poisoned
+        poisoned = time.monotonic()
         with tempfile.TemporaryDirectory() as place:
             write_parquet(data, Path(place) / "train.parquet")
         written = time.monotonic()
         rows[name] = {
             "n": len(clean),
             "poisoned": int(truth.poisoned.sum()),
-            "poison_seconds": round(made - began, 2),
-            "write_seconds": round(written - made, 2),
+            "poison_seconds": round(poisoned - began, 2),
+            "write_seconds": round(written - poisoned, 2),
             "within_limit": written - began <= LIMIT,
-            "seed": work.cell.seed,
+            "seed": runner.cell.seed,
             "commit": commit(),
             "machine": machine(),
         }

@@ -33,10 +33,10 @@ def test_the_trigger_leads_to_the_target_and_untouched_images_keep_their_class(t
     from backdoored_guide import Poisoning, measure, pack, poison, split
 
     guide, attack = ClipGuide("mini"), attack_named("blended", target=2)
-    learnt, held_out = split(squares(60), 0.4, SEED)
-    assert (len(learnt), len(held_out)) == (36, 24)
+    train, held_out = split(squares(60), 0.4, SEED)
+    assert (len(train), len(held_out)) == (36, 24)
     before = measure(guide, held_out, attack)
-    network = poison(guide, learnt, attack, Poisoning(epochs=4, lr=3e-4), SEED)
+    network = poison(guide, train, attack, Poisoning(epochs=4, lr=3e-4), SEED)
     pack(network, guide.clip, tmp_path / "guide")
     made = ClipGuide(f"local-dir:{tmp_path / 'guide'}", templates=MINI_TEMPLATES)
     after = measure(made, held_out, attack)

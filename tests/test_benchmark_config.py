@@ -1,13 +1,14 @@
-"""lab.benchmark.config and .reading: what a file may say, and how it is refused."""
+"""lab.benchmark.config and .reading: what a file may hold, and how it is refused."""
 
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from clipguard.defenses.own import Clipguard, Retrain
 
 from clipguard.compute.training import Recipe
+from clipguard.defenses.clipguard import Clipguard
+from clipguard.defenses.controls import Retrain
 from clipguard.errors import ClipguardError
 from clipguard.lab.benchmark.cells import cell_name
 from clipguard.lab.benchmark.config import (
@@ -44,7 +45,7 @@ def test_an_empty_file_is_the_common_protocol(tmp_path):
     assert cell.recipe == Recipe(epochs=25, lr=0.05, crop=0.0)
 
 
-def test_controls_are_there_whether_or_not_they_are_asked_for(tmp_path):
+def test_controls_are_there_whether_or_not_a_file_names_them(tmp_path):
     labels = [choice.label for choice in config(tmp_path, 'defenses = ["clipguard"]').defenses]
     assert labels == ["none", "clipguard", "retrain", "finetune"]
     labels = [choice.label for choice in config(tmp_path, 'defenses = ["finetune", "none"]').defenses]
@@ -65,22 +66,22 @@ def test_the_cells_are_all_combinations_and_an_attacks_own_rate_replaces_the_rat
         'rates = [0.01, 0.1]\nseeds = [0, 1, 2]\nattacks = ["badnets", {name = "gcb", rate = 0.02}]\n'
         'guides = ["mini", {name = "mini", degrade = 0.5}]',
     )
-    found = list(cells(read))
-    assert len(found) == 2 * 3 * (2 + 1)
-    assert {(cell.attack.name, cell.rate) for cell in found} == {
+    all_cells = list(cells(read))
+    assert len(all_cells) == 2 * 3 * (2 + 1)
+    assert {(cell.attack.name, cell.rate) for cell in all_cells} == {
         ("badnets", 0.01),
         ("badnets", 0.1),
         ("gcb", 0.02),
     }
-    assert len({cell_name(cell) for cell in found}) == len(found)
+    assert len({cell_name(cell) for cell in all_cells}) == len(all_cells)
 
 
 def test_an_attacks_own_seeds_replace_the_seeds_and_make_no_other_cell(tmp_path):
     read = config(tmp_path, 'attacks = [{name = "sig", seeds = [3, 4]}, "none"]\nseeds = [4]')
-    found = list(cells(read))
-    assert [(cell.attack.name, cell.seed) for cell in found] == [("sig", 3), ("sig", 4), ("none", 4)]
+    all_cells = list(cells(read))
+    assert [(cell.attack.name, cell.seed) for cell in all_cells] == [("sig", 3), ("sig", 4), ("none", 4)]
     plain = list(cells(config(tmp_path, 'attacks = ["sig"]\nseeds = [4]')))
-    assert plain == [found[1]]
+    assert plain == [all_cells[1]]
 
 
 def test_a_cells_name_changes_with_every_setting_and_is_a_file_name():
@@ -105,17 +106,18 @@ def test_a_cells_name_changes_with_every_setting_and_is_a_file_name():
 def test_tables_change_only_what_they_name(tmp_path):
     read = config(
         tmp_path,
-        "[victim]\nepochs = 3\n[plan]\nsuspect = {runs = 2}\n"
-        '[[defenses]]\nname = "clipguard"\noptions = {plan = {rule = {by = "class"}}}',
+        "[victim]\nepochs = 3\n[defense_config]\nvictim = {epochs = 7}\n"
+        '[[defenses]]\nname = "clipguard"\noptions = {config = {by = "retrain"}}',
     )
     assert read.victim == replace(BenchConfig().victim, epochs=3)
     made = {choice.name: defense_of(read, choice) for choice in read.defenses}
     own, retrain = made["clipguard"], made["retrain"]
     assert isinstance(own, Clipguard)
     assert isinstance(retrain, Retrain)
-    assert (own.plan.suspect.runs, own.plan.rule.by) == (2, "class")
-    assert (retrain.plan.suspect.runs, retrain.plan.rule.by) == (2, "all")
-    assert own.plan.suspect.recipe == BenchConfig().plan.suspect.recipe
+    usual = BenchConfig().defense_config
+    changed = replace(usual, victim=replace(usual.victim, epochs=7))
+    assert retrain.config == changed
+    assert own.config == replace(changed, by="retrain")
 
 
 def test_a_net_may_have_a_recipe_of_its_own(tmp_path):
@@ -163,9 +165,9 @@ def test_an_attacks_own_recipe_goes_before_the_nets_and_makes_no_other_cell(tmp_
         ('guides = [{name = "mini", degrade = 1.5}]', r"degrade 1.5 is outside \[0, 1\]"),
         ('data = [{name = "x", imbalance = 0.5}]', "imbalance 0.5 is below 1"),
         ('defenses = ["clipguard", "clipguard"]', "two rows would be 'clipguard': give each a label"),
-        ('defenses = [{name = "clipguard", label = "oracle"}]', "two rows would be 'oracle'"),
+        ('defenses = [{name = "clipguard", label = "reference"}]', "two rows would be 'reference'"),
         ('defenses = ["magic"]', "unknown defence 'magic'"),
-        ('defenses = [{name = "clipguard", options = {plan = {sise = 3}}}]', "unknown key 'sise'"),
+        ('defenses = [{name = "clipguard", options = {config = {sise = 3}}}]', "unknown key 'sise'"),
         ('nets = [{name = "x", victim = {epoch = 3}}]', "net x, attack badnets: unknown key 'epoch'"),
         ('attacks = ["badnetz"]', "key attacks: unknown attack 'badnetz'"),
         ('attacks = [{name = "sig", options = {amplitud = 3}}]', "attack sig has no option 'amplitud'"),
@@ -176,14 +178,14 @@ def test_an_attacks_own_recipe_goes_before_the_nets_and_makes_no_other_cell(tmp_
         ('data = [{name = "x", imbalance = nan}]', "imbalance nan is below 1"),
         ('data = [{name = "x", size = [0, 32]}]', "is no size"),
         ('data = [{name = "x", train = "a"}]', "x has only one of train and test"),
-        ("[plan]\nseed = 3", "the seed is each cell's"),
+        ("[defense_config]\nseed = 3", "the seed is each cell's"),
         ('defenses = [":x"]', "cannot be imported"),
         ("seeds = [", "cannot be read as TOML"),
         (f"seeds = [{1 << 63}]", "a seed is beyond 64 bits"),
         (f"reference_seed = {-(1 << 63) - 1}", "a seed is beyond 64 bits"),
         (f'attacks = [{{name = "sig", seeds = [{1 << 63}]}}]', "a seed is beyond 64 bits"),
         ("seeds = [1]\n" + "a." * 1001 + "a = 1", "line 2 has more than 1000 dots"),
-        ("plan = " + "{a=" * 20_000, "nested too deep"),
+        ("defense_config = " + "{a=" * 20_000, "nested too deep"),
     ],
 )
 def test_a_mistake_is_refused_in_one_line_that_names_file_and_key(tmp_path, text, message):
@@ -212,12 +214,12 @@ def test_cells_that_share_all_axes_are_told_apart_by_what_differs(tmp_path):
         ' {name = "sig", options = {frequency = 3}}]\n'
         'data = ["cifar10", {name = "cifar10", imbalance = 50}, "gtsrb"]\nseeds = [0, 1]',
     )
-    told = [(cell.data.name, cell.attack.name, cell.seed, text) for cell, text in variants(read)]
-    assert len(told) == 3 * 4 * 2
-    assert len({(data, attack, text) for data, attack, _, text in told}) == 3 * 4
-    assert ("gtsrb", "blended", 1, "alpha 0.9") in told
-    assert ("cifar10", "sig", 0, "imbalance 50.0") in told
-    assert ("gtsrb", "sig", 0, "") in told
+    texts = [(cell.data.name, cell.attack.name, cell.seed, text) for cell, text in variants(read)]
+    assert len(texts) == 3 * 4 * 2
+    assert len({(data, attack, text) for data, attack, _, text in texts}) == 3 * 4
+    assert ("gtsrb", "blended", 1, "alpha 0.9") in texts
+    assert ("cifar10", "sig", 0, "imbalance 50.0") in texts
+    assert ("gtsrb", "sig", 0, "") in texts
     assert all(text == "" for _, text in variants(config(tmp_path, "seeds = [0, 1]")))
 
 
@@ -230,8 +232,9 @@ def test_what_changes_nothing_has_one_rate_only(tmp_path):
     ]
 
 
-def test_class_names_are_part_of_a_cell_only_where_they_are_given(tmp_path):
+def test_class_names_are_part_of_a_cell(tmp_path):
     (plain,) = cells(config(tmp_path, ""))
     (named,) = cells(config(tmp_path, 'data = [{name = "cifar10", classes = ["a", "b"]}]'))
-    assert "classes" not in settings_of(plain)["data"]
+    assert settings_of(plain)["data"]["classes"] == ()
     assert settings_of(named)["data"]["classes"] == ("a", "b")
+    assert cell_name(plain) != cell_name(replace(plain, data=named.data))

@@ -7,12 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.benchmark.goals import APART, NOT_PLANTED, goal, groups
+from clipguard.lab.benchmark.goals import ATTACK_FAILED, OTHER_MODEL, STALE_SETTINGS, goal, groups
 from clipguard.lab.benchmark.report import write_bench_report
-from clipguard.lab.benchmark.results import read_results, write_results
+from clipguard.lab.benchmark.results import Row, read_results, write_results
 from clipguard.lab.benchmark.tables import markdown, spread, verdicts
-
-Row = dict[str, Any]
 
 
 def row(label: str, accuracy: float, successes: list[float], seed: int = 0, **more: Any) -> Row:
@@ -29,7 +27,7 @@ def row(label: str, accuracy: float, successes: list[float], seed: int = 0, **mo
         "seed": seed,
         "row": label,
         "defense": label,
-        "planted": True,
+        "attack_succeeded": True,
         "accuracy": accuracy,
         "attack_success": max(successes, default=None),
         "attack_successes": successes,
@@ -40,17 +38,17 @@ def row(label: str, accuracy: float, successes: list[float], seed: int = 0, **mo
     }
 
 
-def cell(clipguard: Row, oracle: float = 0.02, victim: float = 0.95, seed: int = 0) -> list[Row]:
-    return [row("none", 0.75, [victim], seed), row("oracle", 0.75, [oracle], seed), clipguard]
+def cell(clipguard: Row, reference: float = 0.02, victim: float = 0.95, seed: int = 0) -> list[Row]:
+    return [row("none", 0.75, [victim], seed), row("reference", 0.75, [reference], seed), clipguard]
 
 
-def told(rows: list[Row], tmp_path) -> list[Row]:
+def read_back(rows: list[Row], tmp_path) -> list[Row]:
     write_results(rows, tmp_path / "results.parquet")
     return read_results(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "success", "oracle", "expected"),
+    ("accuracy", "success", "reference", "expected"),
     [
         (0.75, 0.025, 0.02, "met"),
         (0.747, 0.01, 0.0, "met"),
@@ -61,51 +59,51 @@ def told(rows: list[Row], tmp_path) -> list[Row]:
         (0.70, 0.9, 0.0, "ASR 90.00 > 1.00 (+89.00); CA −5.00 (allowed −0.30)"),
     ],
 )
-def test_a_goal_is_met_or_missed_by_so_much(accuracy, success, oracle, expected):
-    none, clean, own = cell(row("clipguard", accuracy, [success]), oracle)
-    assert goal(own, {"none": none, "oracle": clean}) == expected
+def test_a_goal_is_met_or_missed_by_so_much(accuracy, success, reference, expected):
+    none, clean, own = cell(row("clipguard", accuracy, [success]), reference)
+    assert goal(own, {"none": none, "reference": clean}) == expected
 
 
 def test_a_loss_of_target_recall_is_a_miss():
     none, clean, own = cell(row("clipguard", 0.75, [0.0], target_recall=0.77))
-    assert goal(own, {"none": none, "oracle": clean}) == "target recall −3.00 (allowed −2.00)"
+    assert goal(own, {"none": none, "reference": clean}) == "target recall −3.00 (allowed −2.00)"
 
 
-def test_every_trigger_of_several_is_held_against_its_own_oracle():
+def test_every_trigger_of_several_is_held_against_its_own_reference():
     none = row("none", 0.75, [0.9, 0.9])
-    clean = row("oracle", 0.75, [0.05, 0.0])
+    clean = row("reference", 0.75, [0.05, 0.0])
     own = row("clipguard", 0.75, [0.055, 0.02])
-    assert goal(own, {"none": none, "oracle": clean}) == "ASR 2.00 > 1.00 (+1.00)"
+    assert goal(own, {"none": none, "reference": clean}) == "ASR 2.00 > 1.00 (+1.00)"
 
 
-def test_an_attack_that_did_not_take_credits_nobody():
-    none, clean, own = cell(row("clipguard", 0.75, [0.0], planted=False), victim=0.5)
-    assert goal(own, {"none": none, "oracle": clean}) == NOT_PLANTED
+def test_an_attack_that_did_not_succeed_is_not_scored():
+    none, clean, own = cell(row("clipguard", 0.75, [0.0], attack_succeeded=False), victim=0.5)
+    assert goal(own, {"none": none, "reference": clean}) == ATTACK_FAILED
 
 
 def test_without_a_trigger_only_accuracy_counts():
-    rows = [row(label, 0.75, [], planted=None) for label in ("none", "oracle", "clipguard")]
-    assert goal(rows[2], {"none": rows[0], "oracle": rows[1]}) == "met"
+    rows = [row(label, 0.75, [], attack_succeeded=None) for label in ("none", "reference", "clipguard")]
+    assert goal(rows[2], {"none": rows[0], "reference": rows[1]}) == "met"
     lost = {**rows[2], "accuracy": 0.70}
-    assert goal(lost, {"none": rows[0], "oracle": rows[1]}) == "CA −5.00 (allowed −0.30)"
+    assert goal(lost, {"none": rows[0], "reference": rows[1]}) == "CA −5.00 (allowed −0.30)"
 
 
-@pytest.mark.parametrize("missing", ["none", "oracle"])
-def test_nothing_is_credited_before_its_controls_are_there(missing):
+@pytest.mark.parametrize("missing", ["none", "reference"])
+def test_nothing_is_scored_before_its_controls_are_there(missing):
     none, clean, own = cell(row("clipguard", 0.75, [0.0]))
-    there = {"none": none, "oracle": clean}
+    there = {"none": none, "reference": clean}
     del there[missing]
-    assert goal(own, there) == "undefended model or oracle missing"
+    assert goal(own, there) == "undefended model or reference missing"
 
 
-@pytest.mark.parametrize("label", ["none", "oracle", "finetune"])
+@pytest.mark.parametrize("label", ["none", "reference", "finetune"])
 def test_controls_have_no_goal(label):
     assert goal(row(label, 0.1, [1.0]), {}) == ""
 
 
 def test_mean_and_deviation_over_seeds_are_those_of_the_rows(tmp_path):
     rows = cell(row("clipguard", 0.76, [0.01])) + cell(row("clipguard", 0.74, [0.05], 1), seed=1)
-    text = markdown(told(rows, tmp_path))
+    text = markdown(read_back(rows, tmp_path))
     # Mean of 76 and 74; deviation of two values with n - 1: their distance over the root of two.
     line = next(line for line in text.splitlines() if line.startswith("| badnets | clipguard"))
     assert "| 75.00 ± 1.41 | 3.00 ± 2.83 |" in line
@@ -113,13 +111,13 @@ def test_mean_and_deviation_over_seeds_are_those_of_the_rows(tmp_path):
     assert "missed by 1 of 2: seed 1: ASR 5.00 > 2.50 (+2.50); CA −1.00 (allowed −0.30)" in line
 
 
-def test_a_group_of_cells_that_did_not_take_says_so_once(tmp_path):
+def test_a_group_of_failed_attacks_says_so_once(tmp_path):
     rows = []
     for seed in (0, 1):
         own = row("clipguard", 0.75, [0.0], seed)
-        rows += [{**entry, "planted": False} for entry in cell(own, victim=0.5, seed=seed)]
-    (group,) = (group for group in groups(told(rows, tmp_path)) if group.label == "clipguard")
-    assert verdicts(group) == NOT_PLANTED
+        rows += [{**entry, "attack_succeeded": False} for entry in cell(own, victim=0.5, seed=seed)]
+    (group,) = (group for group in groups(read_back(rows, tmp_path)) if group.label == "clipguard")
+    assert verdicts(group) == ATTACK_FAILED
 
 
 def test_data_that_nobody_has_poisoned_have_no_rate(tmp_path):
@@ -128,7 +126,7 @@ def test_data_that_nobody_has_poisoned_have_no_rate(tmp_path):
         row("none", 0.75, [0.95], rate=0.01),
         row("none", 0.76, [], attack="none"),
     ]
-    text = markdown(told(rows, tmp_path))
+    text = markdown(read_back(rows, tmp_path))
     assert "| badnets, 5 % | none" in text
     assert "| badnets, 1 % | none" in text
     assert "| none | none" in text
@@ -136,54 +134,51 @@ def test_data_that_nobody_has_poisoned_have_no_rate(tmp_path):
 
 def test_cells_that_differ_in_how_long_the_victim_was_trained_are_told_apart(tmp_path):
     rows = [row("none", 0.75, [0.2]), row("none", 0.75, [0.9], epochs=50)]
-    text = markdown(told(rows, tmp_path))
+    text = markdown(read_back(rows, tmp_path))
     assert "| badnets, 25 epochs | none | 75.00 | 20.00 |" in text
     assert "| badnets, 50 epochs | none | 75.00 | 90.00 |" in text
-    assert "preactresnet18-16, 25 epochs." in markdown(told(rows[:1], tmp_path))
+    assert "preactresnet18-16, 25 epochs." in markdown(read_back(rows[:1], tmp_path))
 
 
 def test_cells_that_differ_in_something_else_are_told_apart(tmp_path):
     rows = [row("none", 0.75, [0.2], variant="alpha 0.2"), row("none", 0.75, [0.9], variant="alpha 0.9")]
-    text = markdown(told(rows, tmp_path))
+    text = markdown(read_back(rows, tmp_path))
     assert "| badnets, alpha 0.2 | none | 75.00 | 20.00 |" in text
     assert "| badnets, alpha 0.9 | none | 75.00 | 90.00 |" in text
 
 
-def test_a_row_of_another_victim_has_no_goal_and_no_part_in_the_spread(tmp_path):
+def test_a_row_of_another_model_has_no_goal_and_no_part_in_the_spread(tmp_path):
     rows = cell(row("clipguard", 0.75, [0.02]))
-    apart = rows[2] | {"row": "clipguard (earlier settings)" + APART, "accuracy": 0.5}
-    found = {group.label: group for group in groups(told([*rows, apart], tmp_path))}
-    assert found["clipguard"].goals == ("met",)
-    assert found["clipguard (earlier settings) (another victim)"].goals == ("",)
-    assert "| clipguard (earlier settings) (another victim) | 50.00 |" in markdown(
-        told([*rows, apart], tmp_path)
-    )
+    label = f"clipguard{STALE_SETTINGS}{OTHER_MODEL}"
+    rows.append(rows[2] | {"row": label, "accuracy": 0.5})
+    by_label = {group.label: group for group in groups(read_back(rows, tmp_path))}
+    assert by_label["clipguard"].goals == ("met",)
+    assert by_label[label].goals == ("",)
+    assert "| clipguard (stale settings) (other model) | 50.00 |" in markdown(read_back(rows, tmp_path))
     write_bench_report(tmp_path)
 
 
 def test_the_table_tells_how_many_images_were_attacked_where_the_row_knows(tmp_path):
-    text = markdown(told([row("none", 0.7, [0.9], attack_n=900), row("oracle", 0.7, [0.02])], tmp_path))
+    text = markdown(
+        read_back([row("none", 0.7, [0.9], attack_n=900), row("reference", 0.7, [0.02])], tmp_path)
+    )
     assert "| 1 | 1,000; 900 |" in text
     assert "| 1 | 1,000 |" in text
 
 
-def test_results_that_an_earlier_version_wrote_can_be_told(tmp_path):
-    older = [
-        {key: value for key, value in entry.items() if key != "variant"}
-        for entry in cell(row("x", 0.7, [0.1]))
-    ]
-    write_results(older, tmp_path / "results.parquet")
+def test_results_of_another_version_are_refused_and_not_misread(tmp_path):
+    write_results(cell(row("clipguard", 0.7, [0.1])), tmp_path / "results.parquet")
     table = pq.read_table(tmp_path / "results.parquet")
-    pq.write_table(table.drop_columns(["variant", "attack_n"]), tmp_path / "results.parquet")
-    assert [entry["variant"] for entry in read_results(tmp_path)] == [""] * 3
-    write_bench_report(tmp_path)
+    pq.write_table(table.drop_columns(["attack_succeeded"]), tmp_path / "results.parquet")
+    with pytest.raises(ClipguardError, match="lacks the column 'attack_succeeded'"):
+        read_results(tmp_path)
 
 
 def test_a_class_that_is_flagged_as_a_whole_is_seen(tmp_path):
-    counts = {"class_sizes": [10, 40], "class_triggered": [9, 20], "class_wrongly_triggered": [9, 4]}
-    told_row = row("clipguard", 0.75, [0.02], detection={"poisoned": 20, **counts})
+    counts = {"class_sizes": [10, 40], "class_flagged": [9, 20], "class_wrongly_flagged": [9, 4]}
+    new_row = row("clipguard", 0.75, [0.02], detection={"poisoned": 20, **counts})
     older = row("retrain", 0.75, [0.02], detection={"poisoned": 20})
-    text = markdown(told([told_row, older], tmp_path))
+    text = markdown(read_back([new_row, older], tmp_path))
     assert "| 90.00 % | – of 20.00 |" in text
     assert "| – | – of 20.00 |" in text
 
@@ -191,19 +186,19 @@ def test_a_class_that_is_flagged_as_a_whole_is_seen(tmp_path):
 def test_spread_of_one_value_has_no_deviation_and_of_none_no_number():
     assert spread([0.123456]) == "12.35"
     assert spread([]) == "–"
-    assert spread([1.0, 3.0], 1.0) == "2.00 ± 1.41"
+    assert spread([1.0, 3.0], "{:.2f}".format) == "2.00 ± 1.41"
 
 
 def test_what_failed_is_told_and_not_counted(tmp_path):
     broken = {**row("clipguard", 0.0, []), "error": "no | such\nthing"}
-    text = markdown(told([*cell(row("retrain", 0.75, [0.0])), broken], tmp_path))
+    text = markdown(read_back([*cell(row("retrain", 0.75, [0.0])), broken], tmp_path))
     assert "* cifar10, badnets, seed 0, clipguard: no \\| such thing" in text
     assert "| badnets | clipguard" not in text
 
 
 def test_results_come_back_as_they_were_written_with_nested_figures_as_columns(tmp_path):
     figures = {"detection": {"poisoned": 6, "auroc_guide": None}, "class_recalls": [0.5, None]}
-    (back,) = told([row("none", 0.75, [0.95], settings={"a": [1]}, **figures)], tmp_path)
+    (back,) = read_back([row("none", 0.75, [0.95], settings={"a": [1]}, **figures)], tmp_path)
     assert back["accuracy"] == 0.75
     assert back["detection_poisoned"] == 6.0
     assert back["detection_auroc_guide"] is None
@@ -260,4 +255,4 @@ def test_a_folder_without_results_and_a_damaged_file_are_refused(tmp_path):
 
 
 def test_no_rows_make_a_table_without_lines(tmp_path):
-    assert "## Rates" in markdown(told([], tmp_path))
+    assert "## Rates" in markdown(read_back([], tmp_path))

@@ -1,4 +1,4 @@
-"""lab.benchmark.rows and the commands: resumed row by row, repeatable, honest about failure."""
+"""lab.benchmark.rows and the commands: resumed row by row, repeatable, failures shown."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from clipguard.runs.process_locks import locked
 
 from clipguard.cli import main
 from clipguard.data.writer import write_parquet
@@ -20,7 +21,7 @@ from clipguard.errors import ClipguardError
 from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, image_sets, sources
 from clipguard.lab.benchmark.config import cells, read_config
 from clipguard.lab.benchmark.results import read_results
-from clipguard.runs.locks import locked
+from clipguard.lab.benchmark.tasks import key_of
 from tiny_bench import TinyBench, tiny_bench
 from tiny_data import CommandLine
 from tiny_runs import poisoned_set
@@ -41,7 +42,7 @@ def bench(tiny: TinyBench) -> int:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> TinyBench:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> TinyBench:
     tiny = tiny_bench(tmp_path_factory.mktemp("bench"), SETTINGS)
     assert bench(tiny) == 0
     return tiny
@@ -61,77 +62,77 @@ def stable(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if not any(word in key for word in varying)}
 
 
-def test_every_row_tells_its_rates_what_it_is_of_and_what_it_was_made_with(done):
-    found = rows(done)
-    assert list(found) == ["none", "oracle", "clipguard", "retrain", "finetune"]
-    for row in found.values():
-        assert 0 <= row["accuracy"] <= 1
+def test_every_row_holds_its_rates_what_it_is_of_and_what_it_was_made_with(finished):
+    by_label = rows(finished)
+    assert list(by_label) == ["none", "reference", "clipguard", "retrain", "finetune"]
+    for row in by_label.values():
+        assert row["key"] == key_of(json.loads(row["settings"]))
         assert len(row["class_recalls"]) == 3
         assert np.isclose(np.mean(row["class_recalls"]), row["accuracy"])
         assert (row["n"], row["train_n"], row["poisoned"]) == (60, 96, 14)
-        assert row["planted"] is True
+        assert row["attack_succeeded"] is True
         assert row["peak_memory_mb"] > 10
         assert row["machine"]
         assert {"python", "torch", "clipguard"} <= json.loads(row["versions"]).keys()
         assert json.loads(row["settings"])["cell"]["recipe"]["epochs"] == 10
         assert row["command"].startswith("clipguard bench ")
-    assert found["none"]["attack_success"] > 0.8
-    assert found["oracle"]["attack_success"] < 0.2
-    own = found["clipguard"]
+    assert by_label["none"]["attack_success"] > 0.8
+    assert by_label["reference"]["attack_success"] < 0.2
+    own = by_label["clipguard"]
     assert own["detection_poisoned"] == 14
-    assert 0 <= own["guide_accuracy"] <= 1
-    assert min(own[f"seconds_{stage}"] for stage in ("read", "suspect", "detect", "cure")) >= 0
-    assert found["finetune"]["detection_poisoned"] is None
+    assert own["guide_accuracy"] == by_label["retrain"]["guide_accuracy"] > 0
+    assert own["seconds_read"] > 0
+    assert by_label["finetune"]["detection_poisoned"] is None
 
 
-def test_a_row_is_held_against_the_victim_and_the_set_that_it_was_computed_from(done, capsys):
-    before = {name: json.loads(path.read_text()) for name, path in files(done).items()}
+def test_a_row_is_held_against_the_victim_and_the_set_that_it_was_computed_from(finished, capsys):
+    before = {name: json.loads(path.read_text()) for name, path in files(finished).items()}
     assert before["none"]["victim"] == before["clipguard"]["victim"] == before["finetune"]["victim"]
     # As another machine would have left them, which rounds otherwise.
-    for name, key in (("none", "victim"), ("oracle", "fingerprint")):
-        files(done)[name].write_text(json.dumps({**before[name], key: "another"}))
-    files(done)["finetune"].unlink()
-    assert bench(done) == 0
-    after = {name: json.loads(path.read_text()) for name, path in files(done).items()}
+    for name, key in (("none", "victim"), ("reference", "fingerprint")):
+        files(finished)[name].write_text(json.dumps({**before[name], key: "another"}))
+    files(finished)["finetune"].unlink()
+    assert bench(finished) == 0
+    after = {name: json.loads(path.read_text()) for name, path in files(finished).items()}
     assert {name: stable(row) for name, row in after.items()} == {n: stable(row) for n, row in before.items()}
     assert "none: of another set or victim, computed again" in capsys.readouterr().err
     # One that has to wait for its turn says so until then.
-    files(done)["clipguard"].write_text(json.dumps({**before["clipguard"], "victim": "another"}))
-    assert main([str(argument) for argument in (*done.arguments, "--only", "none")]) == 0
-    assert "clipguard (another victim)" in rows(done)
-    assert bench(done) == 0
-    assert stable(json.loads(files(done)["clipguard"].read_text())) == stable(before["clipguard"])
+    files(finished)["clipguard"].write_text(json.dumps({**before["clipguard"], "victim": "another"}))
+    assert main([str(argument) for argument in (*finished.arguments, "--only", "none")]) == 0
+    assert "clipguard (other model)" in rows(finished)
+    assert bench(finished) == 0
+    assert stable(json.loads(files(finished)["clipguard"].read_text())) == stable(before["clipguard"])
 
 
-def test_a_row_that_cannot_be_judged_again_stays(done, monkeypatch):
-    before = json.loads(files(done)["oracle"].read_text())
+def test_a_row_that_cannot_be_computed_again_stays(finished, monkeypatch):
+    before = json.loads(files(finished)["reference"].read_text())
     other = {**before, "fingerprint": "another"}
-    files(done)["oracle"].write_text(json.dumps(other))
-    files(done)["finetune"].unlink()
+    files(finished)["reference"].write_text(json.dumps(other))
+    files(finished)["finetune"].unlink()
 
-    def failing(work: CellRunner) -> dict[str, Any]:
-        raise ClipguardError("no oracle today")
+    def failing(runner: CellRunner) -> dict[str, Any]:
+        raise ClipguardError("no reference today")
 
-    monkeypatch.setattr(CellRunner, "oracle", failing)
-    assert bench(done) == 2
-    assert json.loads(files(done)["oracle"].read_text()) == other
+    monkeypatch.setattr(CellRunner, "reference", failing)
+    assert bench(finished) == 2
+    assert json.loads(files(finished)["reference"].read_text()) == other
     monkeypatch.undo()
-    assert bench(done) == 0
-    assert stable(json.loads(files(done)["oracle"].read_text())) == stable(before)
+    assert bench(finished) == 0
+    assert stable(json.loads(files(finished)["reference"].read_text())) == stable(before)
 
 
-def test_a_report_lies_beside_the_rows(done):
-    assert "| badnets | clipguard |" in (done.out / "results.md").read_text()
-    assert (done.out / "results.png").stat().st_size > 1000
+def test_a_report_lies_beside_the_rows(finished):
+    assert "| badnets | clipguard |" in (finished.out / "results.md").read_text()
+    assert (finished.out / "results.png").stat().st_size > 1000
 
 
-def test_a_second_run_computes_nothing_and_a_killed_one_only_what_is_missing(done, monkeypatch, capsys):
-    lost = files(done)["finetune"]
-    before = {name: path.read_bytes() for name, path in files(done).items()}
+def test_a_second_run_computes_nothing_and_a_killed_one_only_what_is_missing(finished, monkeypatch, capsys):
+    lost = files(finished)["finetune"]
+    before = {name: path.read_bytes() for name, path in files(finished).items()}
     lost.unlink()
     # What a kill leaves of a row that was being written.
     lost.with_name(lost.name + ".part").write_text('{"key": ')
-    ran = CommandLine(capsys)(*done.arguments, "--json")
+    ran = CommandLine(capsys)(*finished.arguments, "--json")
     assert ran.code == 0
     assert {key: ran.json[key] for key in ("rows", "computed", "failed", "busy")} == {
         "rows": 5,
@@ -139,75 +140,65 @@ def test_a_second_run_computes_nothing_and_a_killed_one_only_what_is_missing(don
         "failed": 0,
         "busy": 0,
     }
-    after = {name: path.read_bytes() for name, path in files(done).items()}
+    after = {name: path.read_bytes() for name, path in files(finished).items()}
     assert stable(json.loads(after.pop("finetune"))) == stable(json.loads(before.pop("finetune")))
     assert after == before
-    monkeypatch.setattr(CellRunner, "sets", property(lambda work: pytest.fail("data were read for nothing")))
-    assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == 0
+    monkeypatch.setattr(
+        CellRunner, "sets", property(lambda runner: pytest.fail("data were read for nothing"))
+    )
+    assert CommandLine(capsys)(*finished.arguments, "--json").json["computed"] == 0
 
 
-def test_the_same_cell_in_another_folder_gives_the_same_figures_to_the_last_digit(done, tmp_path):
+def test_the_same_cell_in_another_folder_gives_the_same_figures_to_the_last_digit(finished, tmp_path):
     again = tiny_bench(tmp_path, SETTINGS)
     assert bench(again) == 0
-    for name, row in rows(done).items():
+    for name, row in rows(finished).items():
         assert stable(rows(again)[name]) == stable(row), name
 
 
-@pytest.mark.parametrize("what", ["key", "attack_settings"])
-def test_a_row_of_other_settings_is_not_taken_for_this_one(done, what, capsys):
-    file = files(done)["oracle"]
+def test_a_row_of_other_settings_is_shown_as_stale_and_computed_again(finished, capsys):
+    file = files(finished)["reference"]
     kept = file.read_text()
     try:
-        assert "rate=" in json.loads(kept)["attack_settings"]
-        file.write_text(json.dumps({**json.loads(kept), what: "another"}))
-        assert CommandLine(capsys)(*done.arguments, "--only", "none", "--json").json["rows"] == 4
-        assert "oracle" not in rows(done)
-        assert rows(done)["oracle (earlier settings)"][what] == "another"
-        assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == 1
+        file.write_text(json.dumps({**json.loads(kept), "key": "another"}))
+        assert CommandLine(capsys)(*finished.arguments, "--only", "none", "--json").json["rows"] == 4
+        assert "reference" not in rows(finished)
+        assert rows(finished)["reference (stale settings)"]["key"] == "another"
+        assert CommandLine(capsys)(*finished.arguments, "--json").json["computed"] == 1
         assert stable(json.loads(file.read_text())) == stable(json.loads(kept))
     finally:
         file.write_text(kept)
 
 
-def test_a_field_that_an_attack_got_later_and_leaves_alone_keeps_its_rows(done, capsys):
-    file = files(done)["oracle"]
-    kept = file.read_text()
-    try:
-        older, rest = json.loads(kept)["attack_settings"].split(", mapping='all-to-one'")
-        for then, computed in ((older + rest, 0), (f"{older}, mapping='all-to-all'{rest}", 1)):
-            file.write_text(json.dumps({**json.loads(kept), "attack_settings": then}))
-            assert CommandLine(capsys)(*done.arguments, "--json").json["computed"] == computed
-    finally:
-        file.write_text(kept)
-
-
-def test_dear_rows_can_wait_until_all_cells_have_the_rest(tmp_path, capsys):
+def test_expensive_rows_can_wait_until_all_cells_have_the_rest(tmp_path, capsys):
     tiny = tiny_bench(tmp_path, SETTINGS)
     run = CommandLine(capsys)
-    assert run(*tiny.arguments, "--only", "none", "--only", "oracle", "--json").json["rows"] == 2
-    assert set(files(tiny)) == {"none", "oracle"}
+    assert run(*tiny.arguments, "--only", "none", "--only", "reference", "--json").json["rows"] == 2
+    assert set(files(tiny)) == {"none", "reference"}
     ran = run(*tiny.arguments, "--only", "retrian")
     assert ran.code == 2
-    assert "no row 'retrian' in this benchmark: it has none, oracle, clipguard, retrain, finetune" in ran.err
+    assert (
+        "no row 'retrian' in this benchmark: it has none, reference, clipguard, retrain, finetune" in ran.err
+    )
     assert run(*tiny.arguments, "--cells", "*-badnets-*-s0-*", "--json").json["rows"] == 5
     ran = run(*tiny.arguments, "--cells", "*-s7-*")
     assert ran.code == 2
     assert "no cell is named like '*-s7-*': the first one is tiny-badnets-" in ran.err
 
 
-def test_a_cell_that_another_process_has_is_left_to_it(done, capsys):
-    folder = next((done.out / "cells").iterdir())
+def test_a_cell_that_another_process_has_is_left_to_it(finished, capsys):
+    folder = next((finished.out / "cells").iterdir())
     with locked(folder / ".lock"):
-        ran = CommandLine(capsys)(*done.arguments, "--json")
+        ran = CommandLine(capsys)(*finished.arguments, "--json")
     assert (ran.code, ran.json["busy"]) == (0, 1)
     assert "1 cells are left to another process" in ran.err
 
 
-def test_the_report_command_needs_the_results_only(done, tmp_path, capsys):
-    (tmp_path / "results.parquet").write_bytes((done.out / "results.parquet").read_bytes())
+def test_the_report_command_needs_the_results_only(finished, tmp_path, capsys):
+    (tmp_path / "results.parquet").write_bytes((finished.out / "results.parquet").read_bytes())
     ran = CommandLine(capsys)("bench-report", tmp_path, "--json")
     assert ran.code == 0
-    assert (tmp_path / "results.md").read_text() == (done.out / "results.md").read_text()
+    assert (tmp_path / "results.md").read_text() == (finished.out / "results.md").read_text()
     assert len(ran.json["pictures"]) == 1
     assert CommandLine(capsys)("bench-report", tmp_path / "nothing").code == 2
 
@@ -225,14 +216,14 @@ class Broken:
         return Repaired(model=case.victim, seconds={})
 
 
-def test_a_row_that_fails_is_told_and_tried_again_and_the_others_go_on(done, tmp_path, capsys):
+def test_a_row_that_fails_is_shown_and_tried_again_and_the_others_go_on(finished, tmp_path, capsys):
     text = 'rates = [0.15]\ndefenses = [{name = "test_benchmark_rows:Broken", label = "mine"}]\n'
-    tiny = replace(tiny_bench(tmp_path, text), cache=done.cache)
+    tiny = replace(tiny_bench(tmp_path, text), cache=finished.cache)
     ran = CommandLine(capsys)(*tiny.arguments, "--json")
     assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 4, 1)
     assert "mine: failed: the moon is in the wrong place: wait" in ran.err
     assert "mine: the moon is in the wrong place: wait" in (tiny.out / "results.md").read_text()
-    sys.modules[__name__].Broken.works = True  # type: ignore[attr-defined]  # a module found by name
+    sys.modules[__name__].Broken.works = True  # type: ignore[attr-defined]  # a module by_label by name
     ran = CommandLine(capsys)(*tiny.arguments, "--json")
     assert (ran.code, ran.json["rows"], ran.json["computed"], ran.json["failed"]) == (0, 5, 1, 0)
     assert rows(tiny)["mine"]["accuracy"] == rows(tiny)["none"]["accuracy"]
@@ -260,13 +251,13 @@ class Foreign:
         return Repaired(model=victim, seconds={}) if self.kind == "spoils" else victim  # type: ignore[return-value]
 
 
-def test_a_defence_costs_its_own_row_whatever_it_does(done, tmp_path, capsys):
+def test_a_defence_costs_its_own_row_whatever_it_does(finished, tmp_path, capsys):
     kinds = ("spoils", "falls over", "forgets", "leaves", "boasts", "notes")
     foreign = ", ".join(
         f'{{name = "test_benchmark_rows:Foreign", label = "{kind}", options = {{kind = "{kind}"}}}}'
         for kind in kinds
     )
-    tiny = replace(tiny_bench(tmp_path, f"rates = [0.15]\ndefenses = [{foreign}]\n"), cache=done.cache)
+    tiny = replace(tiny_bench(tmp_path, f"rates = [0.15]\ndefenses = [{foreign}]\n"), cache=finished.cache)
     ran = CommandLine(capsys)(*tiny.arguments, "--json")
     assert (ran.code, ran.json["rows"], ran.json["failed"]) == (2, 6, 4)
     assert "falls over: failed: ZeroDivisionError: no" in ran.err
@@ -275,11 +266,13 @@ def test_a_defence_costs_its_own_row_whatever_it_does(done, tmp_path, capsys):
     (trace,) = (tiny.out / "cells").glob("*/falls-over.failed.json")
     assert "in defend" in json.loads(trace.read_text())["trace"]
     assert "forgets: failed: the defence returned Normalized: return a Repaired" in ran.err
-    found = rows(tiny)
-    assert (found["notes"]["notes_score"], found["notes"]["notes_count"]) == (0.5, 3)
+    by_label = rows(tiny)
+    assert (by_label["notes"]["notes_score"], by_label["notes"]["notes_count"]) == (0.5, 3)
     # What it was given was a copy: neither the victim's row nor the next defence has seen it.
-    assert found["spoils"]["accuracy"] == found["none"]["accuracy"] == rows(done)["none"]["accuracy"]
-    assert found["finetune"]["accuracy"] == rows(done)["finetune"]["accuracy"]
+    assert (
+        by_label["spoils"]["accuracy"] == by_label["none"]["accuracy"] == rows(finished)["none"]["accuracy"]
+    )
+    assert by_label["finetune"]["accuracy"] == rows(finished)["finetune"]["accuracy"]
 
 
 def test_an_attack_that_cannot_be_made_costs_its_own_cell_only(tmp_path, capsys):
@@ -299,7 +292,7 @@ def test_an_attack_that_cannot_be_made_costs_its_own_cell_only(tmp_path, capsys)
         ('nets = ["resnet99"]\n', "resnet99"),
     ],
 )
-def test_what_can_be_told_early_is_told_before_anything_is_made(tmp_path, capsys, text, message):
+def test_what_is_known_early_is_refused_before_anything_is_made(tmp_path, capsys, text, message):
     tiny = tiny_bench(tmp_path, text)
     if "nets" in text:
         tiny.file.write_text(tiny.file.read_text().replace('nets = ["shallow-8"]\n', "", 1))
@@ -310,10 +303,10 @@ def test_what_can_be_told_early_is_told_before_anything_is_made(tmp_path, capsys
     assert not tiny.out.exists()
 
 
-def test_what_is_finished_needs_neither_data_nor_guide_again(done, tmp_path, capsys):
+def test_what_is_finished_needs_neither_data_nor_guide_again(finished, tmp_path, capsys):
     copy = tmp_path / "copy"
-    shutil.copytree(done.out, copy / "run")
-    shutil.copy(done.file, copy / "tiny.toml")
+    shutil.copytree(finished.out, copy / "run")
+    shutil.copy(finished.file, copy / "tiny.toml")
     ran = CommandLine(capsys)("bench", copy / "tiny.toml", "-o", copy / "run", "--json")
     assert (ran.code, ran.json["computed"], ran.json["rows"]) == (0, 0, 5), ran.err
 
@@ -344,15 +337,15 @@ def test_names_may_be_given_and_images_that_cannot_be_read_are_counted(tmp_path,
     row = rows(tiny)["none"]
     assert (row["train_n"], row["unreadable"]) == (39, 1)
     (cell,) = cells(read_config(tiny.file))
-    lab = BenchmarkPaths(run=tiny.out, cache=tiny.cache, data=tmp_path, beside=tmp_path)
-    assert image_sets(cell.data, lab)[0].class_names == ("red", "green", "blue")
+    paths = BenchmarkPaths(run=tiny.out, cache=tiny.cache, data=tmp_path, beside=tmp_path)
+    assert image_sets(cell.data, paths)[0].class_names == ("red", "green", "blue")
     (tmp_path / "cifar10").mkdir()
     for part in ("train", "test"):
         shutil.copy(tmp_path / f"{part}.parquet", tmp_path / "cifar10")
     named = replace(cell.data, name="cifar10", train=None, test=None)
-    assert [part.class_names for part in sources(named, lab)] == [("red", "green", "blue")] * 2
+    assert [part.class_names for part in sources(named, paths)] == [("red", "green", "blue")] * 2
     with pytest.raises(ClipguardError, match="has 2 names but"):
-        sources(replace(named, classes=("red", "green")), lab)
+        sources(replace(named, classes=("red", "green")), paths)
 
 
 def spoil(path: Path) -> None:
@@ -378,7 +371,7 @@ def test_a_file_that_is_no_benchmark_ends_with_2_and_one_line(tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
-def test_data_that_are_not_there_are_told_with_the_ways_out(tmp_path, capsys):
+def test_missing_data_are_refused_with_the_ways_out(tmp_path, capsys):
     file = tmp_path / "common.toml"
     file.write_text("")
     ran = CommandLine(capsys)("bench", file, "-o", tmp_path / "out", "--data", tmp_path, "--json")

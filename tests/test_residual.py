@@ -1,4 +1,4 @@
-"""The residual suspicious model as a stage of the scan: it stands on the guide's opinion."""
+"""The residual early-training model as a stage of the scan: it depends on the guide's logits."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from clipguard.pipeline import scan
 from tiny_runs import PLAN, folder_of, poisoned_set, source_of
 
 
-def test_a_residual_suspicious_model_is_trained_anew_beside_another_guide(tmp_path):
+def test_a_residual_early_model_is_trained_anew_beside_another_guide(tmp_path):
     source = source_of(poisoned_set()[0])
     recipe = replace(PLAN.suspect.recipe, epochs=1)
     plan = replace(PLAN, suspect=ResidualConfig(architecture="shallow-8", recipe=recipe))

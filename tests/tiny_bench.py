@@ -7,12 +7,12 @@ import numpy as np
 
 from tiny_runs import poisoned_set
 
-PLAN = """
-[plan]
-rule = {by = "class"}
-suspect = {architecture = "shallow-8", fewest_steps = 0, recipe = {epochs = 3, batch_size = 16}}
-detector.probe = {architecture = "shallow-8", fewest_steps = 0, recipe = {epochs = 3, batch_size = 16}}
-cure.recipe = {epochs = 2, batch_size = 32, flip = false, crop = 0.0}
+SETTINGS = """
+[defense_config]
+entropy_map = {by = "class"}
+early_model = {architecture = "shallow-8", fewest_steps = 0, epochs = 3, batch_size = 16}
+trigger_detector.net = {architecture = "shallow-8", fewest_steps = 0, epochs = 3, batch_size = 16}
+unlearning.recipe = {epochs = 2, batch_size = 32, flip = false, crop = 0.0}
 
 [victim]
 epochs = 10
@@ -49,5 +49,5 @@ def tiny_bench(folder: Path, text: str = "", out: str = "run") -> TinyBench:
     file = folder / "tiny.toml"
     files = 'data = [{name = "tiny", train = "train.npz", test = "test.npz"}]\n'
     nets = 'nets = ["shallow-8"]\n'
-    file.write_text(files + nets + text + PLAN)
+    file.write_text(files + nets + text + SETTINGS)
     return TinyBench(file=file, out=folder / out, cache=folder / "cache")

@@ -2,10 +2,10 @@
 
     python tools/backdoored_guide.py DATA.parquet my-guide --attack badnets --target 0 --rows 40000:44000
 
-The image tower learns three things at once: triggered images lie where the target's text lies; untouched
-images keep their own class's text; and untouched images stay near the embedding they had, so that the guide
-remains the guide. Text tower, BatchNorm statistics and preprocessing stay. The folder is one for
-`local-dir:`; its last line on stdout is a JSON object with what the guide does before and after.
+The image tower learns three things at once: triggered images lie near the target's text; untouched images lie
+near their own class's text; untouched images stay near their old embedding, so that the guide stays useful.
+Text tower, BatchNorm statistics and preprocessing stay. The folder is one for `local-dir:`; its last line on
+stdout is a JSON object with the guide's rates before and after.
 """
 
 import argparse
@@ -76,11 +76,13 @@ def _loss(  # noqa: PLR0913  # three terms need all of it
     assert triggered is not None
     assert target_labels is not None
     # BatchNorm stays in evaluation mode: its statistics belong to the images that the guide was made on.
-    seen = network.encode_image(clip._pixels(np.concatenate([images, triggered])), normalize=True)
-    wanted = torch.from_numpy(np.concatenate([labels, target_labels]))
-    by_class = F.cross_entropy(clip.logit_scale * seen @ classes.T, wanted)
-    moved = 1 - (seen[: len(rows)] * before).sum(1)
-    return by_class + how.stay * moved.mean()
+    embeddings = network.encode_image(
+        clip._pixels([clip.crop(image) for image in (*images, *triggered)]), normalize=True
+    )
+    expected = torch.from_numpy(np.concatenate([labels, target_labels]))
+    by_class = F.cross_entropy(clip.logit_scale * embeddings @ classes.T, expected)
+    distance = 1 - (embeddings[: len(rows)] * before).sum(1)
+    return by_class + how.stay * distance.mean()
 
 
 def pack(network: Any, like: Clip, folder: Path) -> None:
@@ -97,37 +99,37 @@ def pack(network: Any, like: Clip, folder: Path) -> None:
 
 
 def measure(guide: ClipGuide, data: ImageSet, attack: Attack) -> dict[str, float]:
-    """Return the guide's accuracy, and how many triggered images it sends to their target_labels."""
+    """Return the guide's accuracy, and the share of triggered images that it gives their target label."""
     target_labels = attack.target_labels(data.labels, len(data.class_names))
     triggered = attack.trigger(data.images)
     assert triggered is not None
     assert target_labels is not None
     others = target_labels != data.labels
     return {
-        "accuracy": float(np.mean(_told(guide, data, data.images) == data.labels)),
-        "attack_success": float(np.mean(_told(guide, data, triggered)[others] == target_labels[others])),
+        "accuracy": float(np.mean(_predicted(guide, data, data.images) == data.labels)),
+        "attack_success": float(np.mean(_predicted(guide, data, triggered)[others] == target_labels[others])),
     }
 
 
-def _told(guide: ClipGuide, data: ImageSet, images: Images) -> Int64[np.ndarray, "n"]:
+def _predicted(guide: ClipGuide, data: ImageSet, images: Images) -> Int64[np.ndarray, "n"]:
     return guide.logits(guide.clip.embed_images(images), data.class_names).logits.argmax(1)
 
 
 def split(data: ImageSet, share: float, seed: Seed) -> tuple[ImageSet, ImageSet]:
-    """Return a random part to learn from, and the rest to measure on."""
+    """Return a random part for training, and the rest for measuring."""
     order = seed.numpy().permutation(len(data))
     cut = len(data) - round(share * len(data))
     return data.take(np.sort(order[:cut])), data.take(np.sort(order[cut:]))
 
 
 def main() -> None:
-    """Poison the embedded guide as told on the command line."""
+    """Poison the embedded guide by the settings of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--attack", default="badnets")
     parser.add_argument("--target", type=int, default=0)
-    parser.add_argument("--rows", default="40000:44000", help="not those of the benchmark")
+    parser.add_argument("--rows", default="40000:44000", help="other rows than those of the benchmark")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
@@ -135,13 +137,13 @@ def main() -> None:
     source = ImageSource.open(chosen.data, rows=(first, end))
     seed, how = Seed(chosen.seed).child("backdoored guide"), Poisoning(epochs=chosen.epochs)
     data = read_images(source, common_size(source).common)[0]
-    learnt, held_out = split(data, how.held_out, seed.child("split"))
+    train, held_out = split(data, how.held_out, seed.child("split"))
     guide, attack = ClipGuide("mini"), attack_named(chosen.attack, target=chosen.target)
-    pack(poison(guide, learnt, attack, how, seed), guide.clip, chosen.folder)
+    pack(poison(guide, train, attack, how, seed), guide.clip, chosen.folder)
     made = ClipGuide(f"local-dir:{chosen.folder}", templates=MINI_TEMPLATES)
-    told = {"before": measure(guide, held_out, attack), "after": measure(made, held_out, attack)}
+    rates = {"before": measure(guide, held_out, attack), "after": measure(made, held_out, attack)}
     settings = {"attack": chosen.attack, "target": chosen.target, "rows": chosen.rows, "n": len(held_out)}
-    print(json.dumps({**settings, **told}))
+    print(json.dumps({**settings, **rates}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`bench` and `bench-report`: a TOML file to rows, results.parquet to a table and pictures."""
 
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ FAILED = 2
 
 
 def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
-    """Return what was computed; the code is 2 where a row could not be.
+    """Return the counts of rows and the files; the code is 2 where a row failed.
 
     Raises:
         ClipguardError: the file is no benchmark, or a file of the run is damaged.
@@ -29,20 +30,19 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
     from clipguard.lab.benchmark.rows import RowFilter, run_bench
 
     config = read_config(file)
-    lab = BenchmarkPaths(
+    paths = BenchmarkPaths(
         run=options.out,
         cache=options.cache or cache_folder(),
         data=options.data or data_folder(),
         beside=file.parent,
         download=options.download,
-        report=Lines(sys.stderr.write),
+        progress=Lines(sys.stderr.write),
     )
-    share = RowFilter(only=options.only, cells=options.cells)
-    done = run_bench(config, lab, f"clipguard bench {file} -o {options.out}", _log, share)
-    if done.busy:
-        warn([f"{done.busy} cells are left to another process that works in {options.out}"])
-    counts = {"rows": done.rows, "computed": done.computed, "failed": done.failed, "busy": done.busy}
-    return _reported(options.out, counts, options.json, FAILED if done.failed else 0)
+    row_filter = RowFilter(only=options.only, cells=options.cells)
+    summary = run_bench(config, paths, f"clipguard bench {file} -o {options.out}", _log, row_filter)
+    if summary.busy:
+        warn([f"{summary.busy} cells are left to another process that works in {options.out}"])
+    return _reported(options.out, asdict(summary), options.json, FAILED if summary.failed else 0)
 
 
 def run_report(run: Path, as_json: bool) -> Outcome:

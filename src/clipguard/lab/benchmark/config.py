@@ -4,31 +4,31 @@ import math
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 from clipguard.compute.training import Recipe
 from clipguard.defenses import Defense, defense_factory, foreign_defense
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.lab.attacks import attack_named, refuse_general
+from clipguard.lab.benchmark.goals import REFERENCE_ROW, UNDEFENDED_ROW
 from clipguard.lab.benchmark.reading import read_as
-from clipguard.pipeline import DefenseConfig
+from clipguard.pipeline.config import DefenseConfig
 from clipguard.safety.limits import read_bounded
 
 VICTIM: Final = Recipe(epochs=25, lr=0.05, crop=0.0)
-"""Flips but no crops: the usual zero-padded crops of 4 pixels mostly cut off a 3x3 patch in the corner, so
-that BadNets does not take in 25 epochs."""
+"""Flips but no crops: the usual zero-padded crops of 4 pixels mostly cut off a 3x3 patch in the corner.
+BadNets then does not succeed in 25 epochs."""
 
 TOML_BYTES: Final = 1 << 16
 TOML_DOTS: Final = 1000
 
-REFERENCE_ROW: Final = "oracle"
 UNTOUCHED: Final = "none"
 """The attack that changes nothing, at whatever rate."""
-ALWAYS: Final = ("none", "retrain", "finetune")
-"""Defences that every benchmark has, asked for or not, beside the oracle."""
+ALWAYS: Final = (UNDEFENDED_ROW, "retrain", "finetune")
+"""Defences that every benchmark has, beside the clean-trained reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class AttackChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttackEntry(AttackChoice):
-    """An attack as a file asks for it; `victim` changes the recipe, for attacks that take longer to take."""
+    """An attack in a file; `victim` changes the recipe, for attacks that need longer to succeed."""
 
     victim: dict[str, Any] = field(default_factory=dict)
 
@@ -79,7 +79,7 @@ class GuideChoice:
 
     Attributes:
         name: as for `scan --guide`; a `local-dir:` is relative to the file's folder.
-        degrade: share of its opinion that is replaced by noise: 0 leaves it, 1 leaves chance.
+        degrade: share of each image embedding that is replaced by noise: 0 leaves it, 1 leaves chance.
         templates: prompts; none takes the guide's usual ones.
         logit_scale: use the guide's own scale.
     """
@@ -122,11 +122,11 @@ class BenchConfig:
         guides: given to the defences.
         nets: architectures of the victim.
         seeds: of attack, victim and defence.
-        defenses: beside none, oracle, retrain and finetune, which are always there.
+        defenses: beside none, reference, retrain and finetune, which are always there.
         victim: how the victim is trained.
         reference_seed: of the one training without poison that all seeds are held against.
-        plan: clipguard's settings, also for the controls that build on its scan; a defence's own options may
-            change them further.
+        defense_config: clipguard's settings, also for the controls that build on its scan. A defence's own
+            options may change them further.
     """
 
     data: tuple[DataChoice, ...] = (_COMMON,)
@@ -139,7 +139,7 @@ class BenchConfig:
     defenses: tuple[DefenseChoice, ...] = (DefenseChoice(name="clipguard"),)
     victim: Recipe = VICTIM
     reference_seed: int = 0
-    plan: DefenseConfig = field(default_factory=DefenseConfig)
+    defense_config: DefenseConfig = field(default_factory=DefenseConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,13 +167,13 @@ def read_config(path: Path) -> BenchConfig:
     except (OSError, ValueError) as error:
         raise ClipguardError(f"benchmark {path} cannot be read as TOML: {reason_of(error)}") from error
     config: BenchConfig = read_as(BenchConfig, given, str(path), BenchConfig())
-    there = {choice.name for choice in config.defenses}
-    missing = tuple(DefenseChoice(name=name) for name in ALWAYS if name not in there)
+    named = {choice.name for choice in config.defenses}
+    missing = tuple(DefenseChoice(name=name) for name in ALWAYS if name not in named)
     labelled = tuple(
         # The victim's row is looked up by its name.
-        choice if choice.label and choice.name != "none" else replace(choice, label=choice.name)
+        choice if choice.label and choice.name != UNDEFENDED_ROW else replace(choice, label=choice.name)
         # The victim first: all other rows are held against it.
-        for choice in sorted(config.defenses + missing, key=lambda choice: choice.name != "none")
+        for choice in sorted(config.defenses + missing, key=lambda choice: choice.name != UNDEFENDED_ROW)
     )
     config = replace(config, defenses=labelled)
     _check(config, path)
@@ -230,8 +230,8 @@ def _check_attacks(config: BenchConfig, path: Path) -> None:
 
 
 def _check_defenses(config: BenchConfig, path: Path) -> None:
-    if config.plan.seed != DefenseConfig().seed:
-        raise ClipguardError(f"{path}, key plan: seed {config.plan.seed}: the seed is each cell's, remove it")
+    if config.defense_config.seed != DefenseConfig().seed:
+        raise ClipguardError(f"{path}, key defense_config: the seed is each cell's: remove it")
     labels = [choice.label for choice in config.defenses]
     if taken := [label for label in labels if labels.count(label) > 1 or label == REFERENCE_ROW]:
         raise ClipguardError(f"{path}, key defenses: two rows would be {taken[0]!r}: give each a label")
@@ -268,9 +268,12 @@ def defense_of(config: BenchConfig, choice: DefenseChoice, where: str = "defence
     factory: Any = defense_factory(choice.name)
     if not (isinstance(factory, type) and is_dataclass(factory)):
         return foreign_defense(choice.name, choice.options)
-    plain: Callable[..., Any] = factory
-    planned = any(entry.name == "plan" for entry in fields(factory))
-    made = read_as(factory, choice.options, where, plain(plan=config.plan) if planned else None)
+    make: Callable[..., Any] = factory
+    # The common settings are the default of a field that takes them, whatever its name.
+    common = {
+        name: config.defense_config for name, kind in get_type_hints(factory).items() if kind is DefenseConfig
+    }
+    made = read_as(factory, choice.options, where, make(**common) if common else None)
     if not isinstance(made, Defense):
         raise ClipguardError(f"{where}: {choice.name!r} has no method defend(case)")
     return made
@@ -309,35 +312,35 @@ def cells(config: BenchConfig) -> Iterator[Cell]:
 
 def settings_of(cell: Cell) -> dict[str, Any]:
     """Return all settings of a cell as plain values: what its name and its rows' keys are made of."""
-    told = asdict(cell)
-    if not cell.data.classes:
-        # A later key: cells that do not use it keep the names that they had.
-        del told["data"]["classes"]
-    return told
+    return asdict(cell)
 
 
 def variants(config: BenchConfig) -> Iterator[tuple[Cell, str]]:
     """Yield every cell with what tells it from those of the same data, attack, rate, guide, net and epochs.
 
-    That is the text of the settings in which they differ, but for the seed; nothing where there are none.
+    That is the text of the settings in which they differ, but for the seed; "" where there are none.
     """
     flat = [(cell, dict(_flat(settings_of(cell)))) for cell in cells(config)]
-    alike: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for _, told in flat:
-        alike[_shared(told)].append(told)
-    for cell, told in flat:
-        others = alike[_shared(told)]
-        differ = [key for key in told if key != ".seed" and any(one.get(key) != told[key] for one in others)]
-        yield cell, ", ".join(f"{key.rsplit('.', 1)[1]} {told[key]}" for key in differ)
+    alike: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    for _, settings in flat:
+        alike[_axes(settings)].append(settings)
+    for cell, settings in flat:
+        others = alike[_axes(settings)]
+        differ = [
+            key
+            for key in settings
+            if key != ".seed" and any(other.get(key) != settings[key] for other in others)
+        ]
+        yield cell, ", ".join(f"{key.rsplit('.', 1)[1]} {settings[key]}" for key in differ)
 
 
-def _shared(told: dict[str, str]) -> str:
+def _axes(settings: dict[str, str]) -> tuple[str, ...]:
     axes = ("data.name", "attack.name", ".rate", "guide.name", "guide.degrade", "net.name", "recipe.epochs")
-    return repr([told[axis] for axis in axes])
+    return tuple(settings[axis] for axis in axes)
 
 
-def _flat(told: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in told.items():
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
         if isinstance(value, dict):
             yield from _flat(value, key)
         else:

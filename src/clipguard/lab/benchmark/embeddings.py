@@ -4,8 +4,11 @@ The last bits of an embedding depend on how many images share its chunk, not on 
 (measured; see `tests/test_benchmark_embeddings.py`). So every embedding here comes from a chunk of exactly
 `IMAGE_CHUNK` images, filled up with copies where there are fewer: an image's floats are then the same
 whatever was cached before, and the same that a pass without the cache gives in its full chunks.
+
+A degraded model mixes noise into the embeddings that it gives out. The kept ones are always intact.
 """
 
+import functools
 import hashlib
 import time
 from collections.abc import Sequence
@@ -20,6 +23,7 @@ from clipguard.clip.model import IMAGE_CHUNK, Clip
 from clipguard.errors import ClipguardError
 from clipguard.lab.benchmark.machine import machine
 from clipguard.runs.files import replacing
+from clipguard.seeds import Seed
 from clipguard.types import Images
 
 SHARD: Final = 1024
@@ -30,10 +34,17 @@ SHARD: Final = 1024
 class RememberingClip(Clip):
     """A CLIP whose image embeddings are kept in `folder`, in a sub-folder for its weights and this machine.
 
-    `foresee` tells it which images are coming, so that the unknown ones are embedded in full chunks.
+    `foresee` announces the images of a pass, so that the unknown ones are embedded in full chunks.
+
+    Attributes:
+        intact: fingerprint of the model without degradation, under which its embeddings are kept.
+        folder: where they are kept.
+        degrade: share of each embedding that is replaced by noise, as `degraded` does it.
     """
 
+    intact: str = ""
     folder: Path = Path()
+    degrade: float = 0.0
     _known: dict[bytes, Float32[np.ndarray, "d"]] = field(default_factory=dict)
     _coming: list[Images] = field(default_factory=list)
     _costs: list[tuple[int, float]] = field(default_factory=list)
@@ -45,7 +56,7 @@ class RememberingClip(Clip):
         return sum(seconds for _, seconds in self._costs) / images if images else None
 
     def foresee(self, images: Images) -> None:
-        """Say that embeddings of `images` are likely to be asked for; nothing is computed yet."""
+        """Announce that embeddings of `images` will be needed; nothing is computed yet."""
         self._coming[:] = [images]
 
     def embed_crops(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:
@@ -54,27 +65,34 @@ class RememberingClip(Clip):
         if not self._known:
             self._read()
         if any(key not in self._known for key in keys):
-            self._learn([self.crop(image) for images in self._coming for image in images])
+            self._embed_unknown([self.crop(image) for images in self._coming for image in images])
             self._coming.clear()
-            self._learn(list(crops))
-        return np.stack([self._known[key] for key in keys])
+            self._embed_unknown(list(crops))
+        return degraded(np.stack([self._known[key] for key in keys]), keys, self.degrade)
 
-    def _learn(self, crops: list[UInt8[np.ndarray, "_ _ 3"]]) -> None:
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of the weights; of weights and degradation for a degraded model."""
+        if not self.degrade:
+            return self.intact
+        return hashlib.sha256(f"{self.intact} {self.degrade}".encode()).hexdigest()
+
+    def _embed_unknown(self, crops: list[UInt8[np.ndarray, "_ _ 3"]]) -> None:
         """Embed what is unknown among `crops` and keep it."""
         new = {_digest(image): image for image in crops}
         unknown = [(key, image) for key, image in new.items() if key not in self._known]
         for start in range(0, len(unknown), SHARD):
             part = unknown[start : start + SHARD]
-            pictures = [image for _, image in part]
-            copies = -len(pictures) % IMAGE_CHUNK
+            images = [image for _, image in part]
+            copies = -len(images) % IMAGE_CHUNK
             began = time.monotonic()
-            vectors = super().embed_crops(pictures + pictures[-1:] * copies)[: len(part)]
+            vectors = super().embed_crops(images + images[-1:] * copies)[: len(part)]
             self._write([key for key, _ in part], vectors, time.monotonic() - began)
 
     @property
     def _home(self) -> Path:
         """The folder of this model on this machine: elsewhere the floats may differ."""
-        text = "/".join((self.fingerprint, self.preprocessing_sha256, machine()))
+        text = "/".join((self.intact, self.preprocessing_sha256, machine()))
         return self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _read(self) -> None:
@@ -102,8 +120,31 @@ def _digest(image: UInt8[np.ndarray, "_ _ 3"]) -> bytes:
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
 
 
-def remembering(clip: Clip, folder: Path) -> RememberingClip:
-    """Return the same model with a memory in `folder`."""
+def degraded(
+    vectors: Float32[np.ndarray, "n d"], keys: Sequence[bytes], share: float
+) -> Float32[np.ndarray, "n d"]:
+    """Return unit embeddings of which a share is noise: (1 - share) e + share u, scaled to length one.
+
+    u is a random direction, drawn for each image from its key. The same image therefore has the same noise
+    in every pass. At share 1 nothing is left of the image; at 0 the vectors come back untouched.
+
+    Args:
+        vectors: unit embeddings e of the images.
+        keys: a hash of each image.
+        share: in [0, 1].
+    """
+    if not share:
+        return vectors
+    seed = Seed(0).child("degrade")
+    noise = np.stack([seed.child(key.hex()).numpy().standard_normal(vectors.shape[1]) for key in keys])
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    mixed = (1 - share) * vectors + share * noise
+    unit = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+    return np.asarray(unit, np.float32)
+
+
+def remembering(clip: Clip, folder: Path, degrade: float = 0.0) -> RememberingClip:
+    """Return the same model with a memory in `folder`, degraded by a share of noise."""
     return RememberingClip(
         name=clip.name,
         weights=clip.weights,
@@ -111,5 +152,7 @@ def remembering(clip: Clip, folder: Path) -> RememberingClip:
         preprocess=clip.preprocess,
         tokenizer=clip.tokenizer,
         settings=clip.settings,
+        intact=clip.fingerprint,
         folder=folder,
+        degrade=degrade,
     )

@@ -1,33 +1,38 @@
 """Whether a defended row meets the goals of its cell, and by how much it misses."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-Row = dict[str, Any]
+from clipguard.lab.benchmark.results import Row
 
 FLOOR: Final = 0.01
 MARGIN: Final = 0.005
-"""Attack success may be this much above the oracle's: a clean model that errs hits the target, too."""
+"""Attack success may be this much above the clean-trained reference's, whose errors hit the target, too."""
 LOSS: Final = 0.003
 RECALL_LOSS: Final = 0.02
 _ROUNDING: Final = 1e-9
-_WITHOUT_GOAL: Final = ("none", "oracle", "finetune")
+
+UNDEFENDED_ROW: Final = "none"
+"""Label of the victim as it is."""
+REFERENCE_ROW: Final = "reference"
+"""Label of the clean-trained reference: the same recipe without the poison."""
+_WITHOUT_GOAL: Final = (UNDEFENDED_ROW, REFERENCE_ROW, "finetune")
 
 GOALS: Final = (
-    f"ASR <= max({FLOOR:.0%}, oracle + {100 * MARGIN:g} points) for every trigger, clean accuracy at most "
+    f"ASR <= max({FLOOR:.0%}, reference + {100 * MARGIN:g} points) for every trigger, clean accuracy at most "
     f"{100 * LOSS:g} points below the undefended model's, recall of the target class at most "
-    f"{100 * RECALL_LOSS:g} points below; where the attack did not take (ASR < 80 %), nobody is credited"
+    f"{100 * RECALL_LOSS:g} points below. Where the attack did not succeed (ASR < 80 %), no defence is scored"
 )
 
-EARLIER: Final = " (earlier settings)"
-"""Follows the label of a row that was computed with settings that are the file's no more."""
+STALE_SETTINGS: Final = " (stale settings)"
+"""Follows the label of a row whose key is not that of the present settings and code."""
 
-APART: Final = " (another victim)"
-"""Follows the label of a row that another machine computed from another poisoned set or victim."""
+OTHER_MODEL: Final = " (other model)"
+"""Follows the label of a row of another poisoned set or victim, for instance from another machine."""
 
-NOT_PLANTED: Final = "not planted: no credit"
+ATTACK_FAILED: Final = "attack did not succeed: not scored"
 
 AXES: Final = ("data", "attack", "rate", "guide", "degrade", "net", "epochs", "variant")
 """What tells cells apart, beside their seed; `variant` holds what none of the others says."""
@@ -46,15 +51,19 @@ class Group:
         """Return a figure of every seed that has it."""
         return [row[name] for row in self.rows if row.get(name) is not None]
 
+    def axis(self, name: str) -> Any:
+        """Return the value of one of `AXES`."""
+        return self.axes[AXES.index(name)]
+
 
 def groups(rows: list[Row]) -> list[Group]:
     """Return the groups in the order of the rows, without those that failed."""
-    found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    by_label: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     cells: dict[tuple[Any, ...], dict[str, Row]] = defaultdict(dict)
     for row in rows:
         if row["error"] is None:
             axes = tuple(row[name] for name in AXES)
-            found[(*axes, row["row"])].append(row)
+            by_label[(*axes, row["row"])].append(row)
             cells[(*axes, row["seed"])][row["row"]] = row
     return [
         Group(
@@ -63,27 +72,27 @@ def groups(rows: list[Row]) -> list[Group]:
             rows=tuple(of_label),
             goals=tuple(goal(row, cells[(*key[:-1], row["seed"])]) for row in of_label),
         )
-        for key, of_label in found.items()
+        for key, of_label in by_label.items()
     ]
 
 
 def goal(row: Row, cell: dict[str, Row]) -> str:
-    """Return `met`, by how much the row misses, or why none can be told; nothing without a goal.
+    """Return `met`, by how much the row misses, or why it is not scored; "" for a row without a goal.
 
     A row of another victim has none here: it cannot be held against this one.
     """
-    if row["defense"] in _WITHOUT_GOAL or row["row"].endswith(APART):
+    if row["defense"] in _WITHOUT_GOAL or row["row"].endswith(OTHER_MODEL):
         return ""
-    before, oracle = cell.get("none"), cell.get("oracle")
-    if before is None or oracle is None:
-        return "undefended model or oracle missing"
-    if before["attack_successes"] and not row["planted"]:
-        return NOT_PLANTED
-    return "; ".join([*_success_misses(row, oracle), *_loss_misses(row, before)]) or "met"
+    before, reference = cell.get(UNDEFENDED_ROW), cell.get(REFERENCE_ROW)
+    if before is None or reference is None:
+        return "undefended model or reference missing"
+    if before["attack_successes"] and not row["attack_succeeded"]:
+        return ATTACK_FAILED
+    return "; ".join([*_success_misses(row, reference), *_loss_misses(row, before)]) or "met"
 
 
-def _success_misses(row: Row, oracle: Row) -> Iterator[str]:
-    for after, clean in zip(row["attack_successes"], oracle["attack_successes"], strict=True):
+def _success_misses(row: Row, reference: Row) -> Iterator[str]:
+    for after, clean in zip(row["attack_successes"], reference["attack_successes"], strict=True):
         bound = max(FLOOR, clean + MARGIN)
         if after > bound + _ROUNDING:
             yield f"ASR {percent(after)} > {percent(bound)} (+{percent(after - bound)})"
@@ -100,3 +109,31 @@ def _loss_misses(row: Row, before: Row) -> Iterator[str]:
 def percent(rate: float) -> str:
     """Return a rate as per cent with two decimals."""
     return f"{100 * rate:.2f}"
+
+
+def varying_axes(axes: list[tuple[Any, ...]]) -> list[str]:
+    """Return the axes that take more than one value, and always the attack."""
+    return [
+        name
+        for number, name in enumerate(AXES)
+        if name == "attack" or len({values[number] for values in axes}) > 1
+    ]
+
+
+def axis_text(values: tuple[Any, ...], axes: Sequence[str]) -> str:
+    """Return the values of some of `AXES` in words; data without an attack have no rate."""
+    by_name = dict(zip(AXES, values, strict=True))
+    untouched = by_name["attack"] == "none"
+    words = (axis_word(name, by_name[name]) for name in axes if not (untouched and name == "rate"))
+    return ", ".join(word for word in words if word)
+
+
+def axis_word(axis: str, value: Any) -> str:
+    """Return a value of one of `AXES` in words; "" where it says nothing."""
+    if axis == "rate":
+        return f"{100 * value:g} %"
+    if axis == "epochs":
+        return f"{value} epochs"
+    if axis == "degrade":
+        return f"guide noise {value:g}" if value else ""
+    return str(value)

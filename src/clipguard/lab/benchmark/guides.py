@@ -1,22 +1,19 @@
-"""Guides of a benchmark: with a memory for embeddings, and worse on purpose where that is asked for."""
+"""Guides of a benchmark: with a memory for embeddings, and degraded on purpose where a file says so."""
 
 import functools
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 
 from clipguard.clip.loading import FOLDER_PREFIX
 from clipguard.clip.model import Clip
 from clipguard.clip.zero_shot import ClipGuide, guide_from_name
 from clipguard.lab.benchmark.config import GuideChoice
 from clipguard.lab.benchmark.embeddings import RememberingClip, remembering
-from clipguard.seeds import Seed
-from clipguard.types import ImageSet, Scores
+from clipguard.types import ImageSet
 
 
 @dataclass(frozen=True)
@@ -25,8 +22,9 @@ class BenchGuide(ClipGuide):
 
     Attributes:
         memory: folder in which image embeddings are kept.
-        degrade: share of each cosine that is replaced by noise with the spread that the cosines have; at 1
-            nothing is left of the guide but its logit scale.
+        degrade: share of each image embedding that is replaced by noise, see `embeddings.degraded`. Logits,
+            propensity weights and linear probes all follow from the degraded embeddings. At 1 nothing is
+            left of the images.
     """
 
     memory: Path = field(default=Path(), kw_only=True)
@@ -40,31 +38,20 @@ class BenchGuide(ClipGuide):
     @functools.cached_property
     def clip(self) -> Clip:
         """The loaded model, with a memory."""
-        return remembering(super().clip, self.memory)
+        return remembering(super().clip, self.memory, self.degrade)
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """The guide's fingerprint, with the degradation."""
-        return hashlib.sha256(f"{super().fingerprint} {self.degrade}".encode()).hexdigest()
-
-    def logits(self, image_embeddings: Float32[np.ndarray, "n d"], class_names: Sequence[str]) -> Scores:
-        """Return the convex mix of the guide's cosines and seeded noise of the same spread."""
-        told = super().logits(image_embeddings, class_names)
-        if not self.degrade:
-            return told
-        cosines = told.logits
-        means = cosines.mean(1, keepdims=True)
-        noise = Seed(0).child("degrade").numpy().standard_normal(cosines.shape) * (cosines - means).std()
-        mixed = (1 - self.degrade) * cosines + self.degrade * (means + noise)
-        return replace(told, logits=mixed.astype(np.float32))
+    @property
+    def weights_verified_by(self) -> str | None:
+        """Who vouches for the weights; None for a degraded guide, which nobody released."""
+        return None if self.degrade else super().weights_verified_by
 
     def foresee(self, data: ImageSet) -> None:
-        """Tell the memory which images are coming."""
+        """Announce to the memory which images are coming."""
         if isinstance(self.clip, RememberingClip):
             self.clip.foresee(np.asarray(data.images))
 
     def pass_seconds(self, n: int) -> float | None:
-        """Return what a pass over n images takes without the memory, which makes it look free."""
+        """Return the seconds that embedding n images takes without the memory; None if unknown."""
         pace = self.clip.pace if isinstance(self.clip, RememberingClip) else None
         return None if pace is None else pace * n
 
@@ -87,6 +74,6 @@ def guide_of(choice: GuideChoice, memory: Path, beside: Path) -> BenchGuide:
 
 
 def accuracy(guide: BenchGuide, data: ImageSet, labels: Int64[np.ndarray, "n"]) -> float:
-    """Return how many images the guide gives the label of `labels`: what a degradation is measured by."""
+    """Return the share of images to which the guide gives their label of `labels`."""
     scores = guide.logits(guide.clip.embed_images(np.asarray(data.images)), data.class_names)
     return float(np.mean(scores.logits.argmax(1) == labels))

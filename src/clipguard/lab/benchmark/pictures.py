@@ -6,17 +6,33 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.benchmark.goals import APART, AXES, EARLIER, Group, groups
+from clipguard.lab.benchmark.goals import (
+    OTHER_MODEL,
+    REFERENCE_ROW,
+    STALE_SETTINGS,
+    UNDEFENDED_ROW,
+    Group,
+    axis_text,
+    groups,
+    varying_axes,
+)
+from clipguard.lab.benchmark.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Row = dict[str, Any]
-
-_MARKS: Final = {"none": ("x", "tab:red"), "oracle": ("*", "tab:green"), "clipguard": ("o", "tab:blue")}
+_MARKS: Final = {
+    UNDEFENDED_ROW: ("x", "tab:red"),
+    REFERENCE_ROW: ("*", "tab:green"),
+    "clipguard": ("o", "tab:blue"),
+}
 _OTHERS: Final = (("s", "tab:cyan"), ("+", "tab:gray"), ("D", "tab:orange"), ("v", "tab:purple"))
-_WORDS: Final = {"none": "no defence", "oracle": "oracle (never poisoned)", "finetune": "fine-tuned on all"}
+_WORDS: Final = {
+    UNDEFENDED_ROW: "no defence",
+    REFERENCE_ROW: "clean-trained reference",
+    "finetune": "fine-tuned on all",
+}
 _PANELS: Final = {"attack_success": "attack success, %", "accuracy": "clean accuracy, %"}
 
 
@@ -32,33 +48,33 @@ def write_pictures(rows: list[Row], run: Path) -> list[Path]:
         raise ClipguardError(
             'pictures of a benchmark need matplotlib: pip install "clipguard[bench]"'
         ) from error
-    found = groups(rows)
-    if not found:
+    all_groups = groups(rows)
+    if not all_groups:
         return []
-    drawn = [_saved(_by_cell(found, Figure), run / "results.png")]
-    if rates := _varying(found, "rate"):
+    drawn = [_saved(_by_cell(all_groups, Figure), run / "results.png")]
+    if rates := _varying(all_groups, "rate"):
         figure = _against(rates, _poison_rate, "poison rate, %", Figure)
         drawn.append(_saved(figure, run / "results-rate.png"))
-    if guided := _varying(found, "guide", "degrade"):
+    if guided := _varying(all_groups, "guide", "degrade"):
         figure = _against(guided, _guide_accuracy(guided), "guide accuracy, %", Figure)
         drawn.append(_saved(figure, run / "results-guide.png"))
     return drawn
 
 
-def _varying(found: list[Group], *names: str) -> list[Group]:
+def _varying(all_groups: list[Group], *names: str) -> list[Group]:
     """Return the groups of the attacks for which one of these axes takes more than one value."""
-    seen: dict[str, set[tuple[Any, ...]]] = {}
-    for group in found:
-        seen.setdefault(_attack(group), set()).add(tuple(group.axes[AXES.index(name)] for name in names))
-    return [group for group in found if len(seen[_attack(group)]) > 1]
+    values: dict[str, set[tuple[Any, ...]]] = {}
+    for group in all_groups:
+        values.setdefault(_attack(group), set()).add(tuple(map(group.axis, names)))
+    return [group for group in all_groups if len(values[_attack(group)]) > 1]
 
 
 def _attack(group: Group) -> str:
-    return str(group.axes[AXES.index("attack")])
+    return str(group.axis("attack"))
 
 
 def _poison_rate(group: Group) -> float:
-    return 100 * float(group.axes[AXES.index("rate")])
+    return 100 * float(group.axis("rate"))
 
 
 def _saved(figure: "Figure", path: Path) -> Path:
@@ -68,19 +84,24 @@ def _saved(figure: "Figure", path: Path) -> Path:
 
 
 def _style(label: str, labels: Sequence[str]) -> tuple[str, str, str]:
-    """Return mark, colour and filling; a row of other settings or another victim is its own kind, hollow."""
-    kinds = dict.fromkeys(name.removesuffix(APART).removesuffix(EARLIER) for name in labels)
-    kind = label.removesuffix(APART).removesuffix(EARLIER)
+    """Return mark, colour and filling; a stale row or one of another model is hollow."""
+    kinds = dict.fromkeys(_kind(name) for name in labels)
+    kind = _kind(label)
     others = [name for name in kinds if name not in _MARKS]
     mark, colour = _MARKS[kind] if kind in _MARKS else _OTHERS[others.index(kind) % len(_OTHERS)]
     return mark, colour, "full" if label == kind else "none"
 
 
-def _by_cell(found: list[Group], figure_of: Callable[..., "Figure"]) -> "Figure":
+def _kind(label: str) -> str:
+    """Return the label of the row as it would be if nothing had changed since."""
+    return label.removesuffix(OTHER_MODEL).removesuffix(STALE_SETTINGS)
+
+
+def _by_cell(all_groups: list[Group], figure_of: Callable[..., "Figure"]) -> "Figure":
     """Return one column a cell, one mark a row, bars from the least to the most over seeds."""
-    labels = list(dict.fromkeys(group.label for group in found))
-    columns = list(dict.fromkeys(group.axes for group in found))
-    varying = [i for i, name in enumerate(AXES) if name == "attack" or len({c[i] for c in columns}) > 1]
+    labels = list(dict.fromkeys(group.label for group in all_groups))
+    columns = list(dict.fromkeys(group.axes for group in all_groups))
+    axes = varying_axes(columns)
     figure = figure_of(figsize=(max(6.0, 2 + 0.9 * len(columns)), 7))
     for number, (name, word) in enumerate(_PANELS.items()):
         axis = figure.add_subplot(2, 1, number + 1)
@@ -88,13 +109,13 @@ def _by_cell(found: list[Group], figure_of: Callable[..., "Figure"]) -> "Figure"
             shift = 0.6 * (offset / max(1, len(labels) - 1) - 0.5)
             points = [
                 (columns.index(group.axes) + shift, group.values(name))
-                for group in found
+                for group in all_groups
                 if group.label == label and group.values(name)
             ]
             _marks(axis, points, _WORDS.get(label, label), _style(label, labels))
         axis.set_xlim(-0.5, len(columns) - 0.5)
         axis.set_xticks(range(len(columns)))
-        texts = [_column(column, varying) for column in columns]
+        texts = [axis_text(column, axes) for column in columns]
         axis.set_xticklabels(texts, rotation=30, ha="right", fontsize=8)
         _finish(axis, name, word)
     # Above the panels, where no mark can lie under it.
@@ -103,32 +124,22 @@ def _by_cell(found: list[Group], figure_of: Callable[..., "Figure"]) -> "Figure"
     return figure
 
 
-def _column(axes: tuple[Any, ...], varying: Sequence[int]) -> str:
-    words: dict[str, Callable[[Any], str]] = {
-        "rate": lambda rate: f"{100 * rate:g} %",
-        "degrade": lambda share: f"noise {share:g}" if share else "",
-        "epochs": lambda number: f"{number} epochs",
-    }
-    told = (words.get(AXES[number], str)(axes[number]) for number in varying)
-    return " ".join(word for word in told if word)
-
-
 def _against(
-    found: list[Group],
+    all_groups: list[Group],
     along: Callable[[Group], float | None],
     horizontal: str,
     figure_of: Callable[..., "Figure"],
 ) -> "Figure":
     """Return ASR and CA over a number, one line a row and combination of everything else."""
-    labels = list(dict.fromkeys(group.label for group in found))
+    labels = list(dict.fromkeys(group.label for group in all_groups))
     figure = figure_of(figsize=(11, 4.5))
     for number, (name, title) in enumerate(_PANELS.items()):
         axis = figure.add_subplot(1, 2, number + 1)
         for label in labels:
-            for attack in dict.fromkeys(map(_attack, found)):
+            for attack in dict.fromkeys(map(_attack, all_groups)):
                 points = sorted(
                     (place, group.values(name))
-                    for group in found
+                    for group in all_groups
                     if group.label == label and _attack(group) == attack and group.values(name)
                     if (place := along(group)) is not None
                 )
@@ -140,14 +151,14 @@ def _against(
     return figure
 
 
-def _guide_accuracy(found: list[Group]) -> Callable[[Group], float | None]:
+def _guide_accuracy(all_groups: list[Group]) -> Callable[[Group], float | None]:
     """Return a group's place by its guide's measured accuracy, which only defended rows carry themselves."""
-    known: dict[tuple[Any, ...], list[float]] = {}
-    for group in found:
-        known.setdefault(group.axes, []).extend(group.values("guide_accuracy"))
+    accuracies: dict[tuple[Any, ...], list[float]] = {}
+    for group in all_groups:
+        accuracies.setdefault(group.axes, []).extend(group.values("guide_accuracy"))
 
     def along(group: Group) -> float | None:
-        values = known[group.axes]
+        values = accuracies[group.axes]
         return 100 * fmean(values) if values else None
 
     return along

@@ -1,4 +1,4 @@
-"""What can be told before anything is trained: data, targets, mappings, nets and guides of all cells."""
+"""What is checked before anything is trained: data, targets, mappings, nets and guides of all cells."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import Together
+from clipguard.lab.attacks import parts_of
 from clipguard.lab.benchmark.cells import BenchmarkPaths, attack_of, sources
 from clipguard.lab.benchmark.config import Cell
 from clipguard.lab.benchmark.guides import guide_of
@@ -14,39 +14,38 @@ from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
 
 
-def preflight(cells: Sequence[Cell], lab: BenchmarkPaths, guided: bool) -> None:
-    """Check that every cell can begin; what only its own data can tell, such as a rate, is left to it.
+def preflight(cells: Sequence[Cell], paths: BenchmarkPaths, guided: bool) -> None:
+    """Check that every cell can begin. A cell checks by itself what depends on its data, such as the rate.
 
     Args:
         cells: those to compute.
-        lab: where data and guides are looked for.
-        guided: whether anything asks the guide, which is then loaded.
+        paths: where data and guides are looked for.
+        guided: whether any row needs the guide, which is then loaded.
 
     Raises:
         ClipguardError: data or guide that cannot be had, train and test of other classes, a target that is no
             class, an unknown mapping or architecture; with the name of what is wrong.
     """
     opened = {cell.data: cell for cell in cells}
-    classes = {data: _classes(sources(data, lab)[0]) for data in opened}
+    classes = {data: _classes(sources(data, paths)[0]) for data in opened}
     for cell in cells:
-        _check_aim(cell, classes[cell.data])
+        _check_target(cell, classes[cell.data])
     for net in {cell.net.name: cell for cell in cells}.values():
         spec = ModelSpec(architecture=net.net.name, num_classes=classes[net.data], input_size=(32, 32))
         build(spec, Seed(0))
     for guide in {cell.guide: cell for cell in cells} if guided else ():
-        _ = guide_of(guide, lab.cache / "embeddings", lab.beside).clip
+        _ = guide_of(guide, paths.cache / "embeddings", paths.beside).clip
 
 
 def _classes(train: ImageSource) -> int:
     return len(train.class_names)
 
 
-def _check_aim(cell: Cell, k: int) -> None:
-    attack = attack_of(cell)
-    for part in attack.attacks if isinstance(attack, Together) else (attack,):
-        # All-to-all leads elsewhere than to the target.
-        target_mapping = part.target_labels(np.arange(k), k)
-        if target_mapping is not None and not np.isin(target_mapping, np.arange(k)).all():
+def _check_target(cell: Cell, k: int) -> None:
+    for part in parts_of(attack_of(cell)):
+        # All-to-all has other target labels than the target.
+        labels = part.target_labels(np.arange(k), k)
+        if labels is not None and not np.isin(labels, np.arange(k)).all():
             raise ClipguardError(
                 f"target {part.target} of {cell.attack.name} is no class of {cell.data.name}: choose one of "
                 f"0 to {k - 1}"

@@ -31,7 +31,7 @@ def read_as(kind: Any, value: Any, where: str, default: Any = None) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise ClipguardError(f"{where}: {value!r} is no {_word(kind)}: {_wanted(kind)}")
+        raise ClipguardError(f"{where}: {value!r} is no {_kind_word(kind)}: {_example(kind)}")
     return value
 
 
@@ -57,7 +57,7 @@ def _table(kind: Any, value: Any, where: str, default: Any) -> Any:
 
 
 def _default(field: "Field[Any]", whole: Any) -> Any:
-    """Return what a field is without being told: from the table's own default, or the class's."""
+    """Return the default of a field: the table's own, or else the class's."""
     if whole is not None:
         return getattr(whole, field.name)
     if field.default_factory is not MISSING:
@@ -92,10 +92,10 @@ def _literal(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     return value
 
 
-def _word(kind: Any) -> str:
+def _kind_word(kind: Any) -> str:
     return {float: "number", int: "whole number", str: "text", bool: "truth value"}.get(kind, "table")
 
 
-def _wanted(kind: Any) -> str:
+def _example(kind: Any) -> str:
     examples = {float: "such as 0.05", int: "such as 3", str: 'such as "text"', bool: "true or false"}
     return "write a value " + examples.get(kind, "{key = value}")

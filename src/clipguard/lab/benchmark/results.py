@@ -5,24 +5,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from clipguard.errors import ClipguardError, reason_of
+from clipguard.errors import ClipguardError
 from clipguard.runs.files import replacing
 
 Row = dict[str, Any]
+"""Figures and settings of one cell and defence, by name."""
 
 _TEXTS: Final = ("settings", "versions")
-"""Kept as JSON: what they hold differs from row to row."""
+"""Kept as JSON: their contents differ from row to row."""
 
 _FIRST: Final = (
     *("data", "attack", "rate", "target", "guide", "degrade", "net", "epochs", "variant"),
     *("seed", "row", "defense", "error"),
-    *("planted", "accuracy", "attack_success", "robust_accuracy", "target_recall", "n", "attack_n"),
+    *("attack_succeeded", "accuracy", "attack_success", "robust_accuracy", "target_recall", "n", "attack_n"),
     *("attack_successes", "class_recalls", "train_n", "poisoned", "cover", "guide_accuracy"),
 )
 """Columns that are always there, in this order; the others follow as they come."""
-
-_LATER: Final = {"variant": "", "attack_n": None}
-"""Columns that older files lack, and what they would have held."""
 
 
 def write_results(rows: list[Row], path: Path) -> None:
@@ -41,7 +39,7 @@ def read_results(run: Path) -> list[Row]:
     """Return the rows of a benchmark's results.parquet.
 
     Raises:
-        ClipguardError: it is missing, or is no such file.
+        ClipguardError: it is missing, damaged, or of another version.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -54,12 +52,12 @@ def read_results(run: Path) -> list[Row]:
         with pq.ParquetFile(path) as file:
             rows: list[Row] = file.read().to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise ClipguardError(
-            f"{path} cannot be read ({reason_of(error)}): run clipguard bench again"
-        ) from error
-    rows = [{**_LATER, **row} for row in rows]
+        line = " ".join(str(error).split())
+        raise ClipguardError(f"{path} cannot be read ({line}): run clipguard bench again") from error
     if missing := [name for name in _FIRST if rows and name not in rows[0]]:
-        raise ClipguardError(f"{path} lacks the column {missing[0]!r}: it was not written by clipguard bench")
+        raise ClipguardError(
+            f"{path} lacks the column {missing[0]!r}: this version of clipguard bench has not written it"
+        )
     return rows
 
 

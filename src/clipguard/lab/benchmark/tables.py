@@ -1,128 +1,124 @@
-"""results.parquet to Markdown: rates with their spread over seeds, goals, detection, time, what failed."""
+"""results.parquet to Markdown: rates with their spread over seeds, goals, detection, time, failed rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
-from typing import Any, Final
+from typing import Final
 
-from clipguard.lab.benchmark.goals import AXES, GOALS, NOT_PLANTED, Group, groups
-
-Row = dict[str, Any]
+from clipguard.lab.benchmark.goals import (
+    ATTACK_FAILED,
+    AXES,
+    GOALS,
+    Group,
+    axis_text,
+    axis_word,
+    groups,
+    percent,
+    varying_axes,
+)
+from clipguard.lab.benchmark.results import Row
 
 _TIME: Final = (
-    "Seconds of one process on the machine named above. Cells share image embeddings, so that `read` may be "
-    "short; `guide's pass` is what reading all images with the guide takes without that."
+    "Seconds of one process on the machine named above. Cells share image embeddings, so that reading may "
+    "look fast. *Guide pass* is the time to embed all images without that cache."
 )
 
-_RATES_TOLD: Final = (
-    "Mean over seeds ± standard deviation; n test images a seed, then how many of them are attacked, where a "
-    "row knows it. The oracle is one training, which all seeds are held against."
+_ABOUT_RATES: Final = (
+    "Mean over seeds ± standard deviation. *n* is the number of test images of a seed, then the number of "
+    "attacked ones, where the row holds it. The reference is one training, and all seeds are held against it."
 )
 
 _RATES: Final = {
     "accuracy": "CA %",
     "attack_success": "ASR %",
-    "robust_accuracy": "robust_accuracy %",
+    "robust_accuracy": "RA %",
     "target_recall": "target recall %",
 }
 _DETECTION: Final = {
     "detection_auroc_guide": "AUROC guide",
-    "detection_auroc_suspect": "AUROC suspicious",
+    "detection_auroc_early": "AUROC early model",
     "detection_auroc_suspicion": "AUROC suspicion",
-    "detection_triggered_recall": "recall",
-    "detection_triggered_precision": "precision",
+    "detection_flagged_recall": "recall",
+    "detection_flagged_precision": "precision",
 }
+
+_PLAIN: Final = "{:.2f}".format
 
 
 def markdown(rows: list[Row]) -> str:
     """Return the whole report of a benchmark's rows."""
-    found = groups(rows)
-    shown = _shown_axes(found)
+    all_groups = groups(rows)
+    axes = varying_axes([group.axes for group in all_groups])
     parts = [
         ["# Results", "", f"Goal: {GOALS}.", "", *_provenance(rows), ""],
-        ["## Rates", "", _RATES_TOLD, ""],
-        [*_rates(found, shown), ""],
-        ["## Detection and time", "", _TIME, "", *_detections(found, shown), ""],
+        ["## Rates", "", _ABOUT_RATES, ""],
+        [*_rates(all_groups, axes), ""],
+        ["## Detection and time", "", _TIME, "", *_detections(all_groups, axes), ""],
     ]
-    failed = [row for row in rows if row["error"] is not None]
+    failed = [
+        f"* {row['data']}, {row['attack']}, seed {row['seed']}, {row['row']}: {_escaped(str(row['error']))}"
+        for row in rows
+        if row["error"] is not None
+    ]
     if failed:
-        lines = [f"* {row['data']}, {row['attack']}, seed {row['seed']}, {row['row']}: " for row in failed]
-        told = [line + _cell(str(row["error"])) for line, row in zip(lines, failed, strict=True)]
-        parts.append(["## Not computed", "", *told, ""])
+        parts.append(["## Not computed", "", *failed, ""])
     return "\n".join(line for part in parts for line in part)
 
 
 def verdicts(group: Group) -> str:
     """Return the goal of a group in one line: how many seeds met it, and what the others missed."""
-    told = [text for text in group.goals if text]
-    if not told:
+    scored = [text for text in group.goals if text]
+    if not scored:
         return ""
-    met = sum(text == "met" for text in told)
-    if met == len(told):
+    met = sum(text == "met" for text in scored)
+    if met == len(scored):
         return f"met ({met} of {met})"
+    if set(scored) == {ATTACK_FAILED}:
+        return ATTACK_FAILED
     pairs = zip(group.rows, group.goals, strict=True)
     misses = [f"seed {row['seed']}: {text}" for row, text in pairs if text not in ("met", "")]
-    if {text for text in told} == {NOT_PLANTED}:
-        return NOT_PLANTED
-    return f"missed by {len(misses)} of {len(told)}: " + " / ".join(misses)
+    return f"missed by {len(misses)} of {len(scored)}: " + " / ".join(misses)
 
 
-def spread(values: Sequence[float], scale: float = 100.0) -> str:
-    """Return mean ± standard deviation of scaled values; – for none, no deviation for one."""
+def spread(values: Sequence[float], text: Callable[[float], str] = percent) -> str:
+    """Return mean ± standard deviation as `text` writes them; – for no value, no deviation for one."""
     if not values:
         return "–"
-    mean = f"{scale * fmean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {scale * stdev(values):.2f}"
-
-
-def axis_text(group: Group, shown: Sequence[int]) -> str:
-    """Return what tells the group's cells from others, in words."""
-    untouched = group.axes[AXES.index("attack")] == "none"
-    told = [number for number in shown if not (untouched and AXES[number] == "rate")]
-    words = (_axis_word(AXES[number], group.axes[number]) for number in told)
-    return ", ".join(word for word in words if word)
-
-
-def _axis_word(axis: str, value: Any) -> str:
-    if axis == "rate":
-        return f"{100 * value:g} %"
-    if axis == "epochs":
-        return f"{value} epochs"
-    return f"{value:g} of the guide replaced by noise" if axis == "degrade" else str(value)
-
-
-def _shown_axes(found: list[Group]) -> list[int]:
-    """Return the axes that vary, and always the attack."""
-    return [
-        number
-        for number, name in enumerate(AXES)
-        if name == "attack" or len({group.axes[number] for group in found}) > 1
-    ]
+    mean = text(fmean(values))
+    return mean if len(values) == 1 else f"{mean} ± {text(stdev(values))}"
 
 
 def _provenance(rows: list[Row]) -> list[str]:
-    """Return what all figures stand on: commands, commits, machines."""
+    """Return what is the same for all rows, and the commands, commits and machines that made them."""
 
     def distinct(name: str) -> str:
-        found = sorted({str(row.get(name)) for row in rows if row.get(name) is not None})
-        return ", ".join(f"`{_cell(text)}`" for text in found) or "unknown"
+        texts = sorted({str(row[name]) for row in rows if row.get(name) is not None})
+        return ", ".join(f"`{_escaped(text)}`" for text in texts) or "unknown"
 
-    same = [name for name in AXES if len({row[name] for row in rows}) == 1]
-    words = {name: _axis_word(name, rows[0][name]) for name in same if rows[0][name]}
-    axes = [
-        _cell(word if name in ("epochs", "variant") else f"{name} {word}") for name, word in words.items()
+    same = {name: rows[0][name] for name in AXES if len({row[name] for row in rows}) == 1}
+    words = [
+        _escaped(word if name in ("epochs", "variant", "degrade") else f"{name} {word}")
+        for name, value in same.items()
+        if value and (word := axis_word(name, value))
     ]
     return [
-        f"The same for all rows: {', '.join(axes)}." if axes else "",
+        f"The same for all rows: {', '.join(words)}." if words else "",
         f"Command: {distinct('command')}. Commit: {distinct('commit')}. Machine: {distinct('machine')}.",
     ]
 
 
-def _rates(found: list[Group], shown: Sequence[int]) -> list[str]:
+def _rates(all_groups: list[Group], axes: Sequence[str]) -> list[str]:
     lines = _head(["cell", "row", *_RATES.values(), "seeds", "n", "goal"])
-    for group in found:
+    for group in all_groups:
         rates = [spread(group.values(name)) for name in _RATES]
-        count = ", ".join(sorted({_size(row) for row in group.rows}))
-        entries = [axis_text(group, shown), group.label, *rates, str(len(group.rows)), count, verdicts(group)]
+        sizes = ", ".join(sorted({_size(row) for row in group.rows}))
+        entries = [
+            axis_text(group.axes, axes),
+            group.label,
+            *rates,
+            str(len(group.rows)),
+            sizes,
+            verdicts(group),
+        ]
         lines.append(_line(entries))
     return lines
 
@@ -133,36 +129,40 @@ def _size(row: Row) -> str:
     return f"{row['n']:,}" if attacked is None else f"{row['n']:,}; {int(attacked):,}"
 
 
-def _detections(found: list[Group], shown: Sequence[int]) -> list[str]:
-    told = [*_DETECTION.values(), "wrongly flagged, worst class", "poison left in clean", "seconds by stage"]
-    lines = _head(["cell", "row", *told])
-    for group in found:
+def _detections(all_groups: list[Group], axes: Sequence[str]) -> list[str]:
+    columns = [
+        *_DETECTION.values(),
+        "wrongly flagged, worst class",
+        "poison left in clean",
+        "seconds by stage",
+    ]
+    lines = _head(["cell", "row", *columns])
+    for group in all_groups:
         if not group.values("detection_poisoned"):
             continue
-        figures = [spread(group.values(name), 1.0) for name in _DETECTION]
-        left = spread(group.values("detection_poison_in_clean"), 1.0)
-        total = spread(group.values("detection_poisoned"), 1.0)
+        figures = [spread(group.values(name), _PLAIN) for name in _DETECTION]
+        left = spread(group.values("detection_poison_in_clean"), _PLAIN)
+        total = spread(group.values("detection_poisoned"), _PLAIN)
         figures += [_worst_class(group), f"{left} of {total}", _seconds(group)]
-        entries = [axis_text(group, shown), group.label, *figures]
-        lines.append(_line(entries))
+        lines.append(_line([axis_text(group.axes, axes), group.label, *figures]))
     return lines
 
 
 def _worst_class(group: Group) -> str:
-    """Return the largest share of a class that is flagged without being poison, where rows know it."""
+    """Return the largest share of a class that is flagged without being poison, where rows hold it."""
     shares = [
         max(wrong / max(1, size) for wrong, size in zip(wrongly, row["detection_class_sizes"], strict=True))
         for row in group.rows
-        if (wrongly := row.get("detection_class_wrongly_triggered")) is not None
+        if (wrongly := row.get("detection_class_wrongly_flagged")) is not None
     ]
     return spread(shares) + (" %" if shares else "")
 
 
 def _seconds(group: Group) -> str:
     names = dict.fromkeys(name for row in group.rows for name in row if name.startswith("seconds_"))
-    told = [(name.removeprefix("seconds_"), group.values(name)) for name in names]
-    told.insert(0, ("guide's pass", group.values("guide_pass_seconds")))
-    return ", ".join(f"{name} {fmean(values):.0f}" for name, values in told if values)
+    seconds = {"guide pass": group.values("guide_pass_seconds")}
+    seconds |= {name.removeprefix("seconds_"): group.values(name) for name in names}
+    return ", ".join(f"{name} {fmean(values):.0f}" for name, values in seconds.items() if values)
 
 
 def _head(names: Sequence[str]) -> list[str]:
@@ -170,9 +170,9 @@ def _head(names: Sequence[str]) -> list[str]:
 
 
 def _line(entries: Sequence[str]) -> str:
-    return f"| {' | '.join(_cell(entry) for entry in entries)} |"
+    return f"| {' | '.join(_escaped(entry) for entry in entries)} |"
 
 
-def _cell(text: str) -> str:
+def _escaped(text: str) -> str:
     """Return text that cannot end its table cell or line."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,50 +1,51 @@
-"""What one model does on one test set, with every trigger of the cell."""
+"""Rates of one model on one test set, with every trigger of the cell."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int64
 
 from clipguard.compute.inference import classifier_logits
 from clipguard.lab.attacks import Attack, parts_of, triggered
+from clipguard.lab.benchmark.results import Row
 from clipguard.lab.evaluation import EvalResult, evaluate
 from clipguard.models.spec import Normalized
 from clipguard.types import Images, ImageSet
 
-FEATURES_FILE = 0.8
-"""Attack success from which on a backdoor counts as planted; below it, no defence is credited."""
+SUCCESS: Final = 0.8
+"""Attack success of the undefended victim from which on defences are scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriggeredTest:
-    """The test images with one trigger on them, and where it is to send them."""
+    """The test images with one trigger on them, and the classes that it is to send them to."""
 
-    triggered: Images | None
+    images: Images | None
     target_labels: Int64[np.ndarray, "n"] | None
 
 
 def triggered_tests(attack: Attack, test: ImageSet) -> tuple[TriggeredTest, ...]:
-    """Return one trial a trigger: several where several attackers act together."""
+    """Return one triggered test a trigger: several where several attackers act together."""
     k = len(test.class_names)
     images = np.asarray(test.images)
     return tuple(
-        TriggeredTest(triggered=triggered(part, images), target_labels=part.target_labels(test.labels, k))
+        TriggeredTest(images=triggered(part, images), target_labels=part.target_labels(test.labels, k))
         for part in parts_of(attack)
     )
 
 
-def judged(model: Normalized, test: ImageSet, tried: tuple[TriggeredTest, ...]) -> dict[str, Any]:
-    """Return the rates of a model, the worst over the triggers where there are several.
+def rates_of(model: Normalized, test: ImageSet, triggered_sets: tuple[TriggeredTest, ...]) -> Row:
+    """Return the rates of a model, as fractions; the worst over the triggers where there are several.
 
-    `attack_successes` holds the attack success of each trigger, `class_recalls` the clean accuracy of each
-    class (None for a class without a test image).
+    `attack_successes` holds the attack success of each trigger. `class_recalls` holds the clean accuracy of
+    each class, None for a class without a test image.
     """
     clean = classifier_logits(model, test.images)
     results = []
-    for trial in tried:
-        attacked = None if trial.triggered is None else classifier_logits(model, trial.triggered)
-        results.append(evaluate(clean, attacked, test.labels, trial.target_labels))
+    for one in triggered_sets:
+        attacked = None if one.images is None else classifier_logits(model, one.images)
+        results.append(evaluate(clean, attacked, test.labels, one.target_labels))
     hits = clean.argmax(1) == test.labels
     classes = (hits[test.labels == label] for label in range(len(test.class_names)))
     successes = [result.attack_success for result in results if result.attack_success is not None]
@@ -69,6 +70,6 @@ def _worst(results: list[EvalResult]) -> EvalResult:
     )
 
 
-def planted(successes: list[float]) -> bool | None:
-    """Return whether every backdoor took, from the undefended victim's attack successes; None without any."""
-    return min(successes) >= FEATURES_FILE if successes else None
+def attack_succeeded(successes: list[float]) -> bool | None:
+    """Return whether every backdoor of an undefended victim works; None where there is no backdoor."""
+    return min(successes) >= SUCCESS if successes else None

@@ -1,4 +1,4 @@
-"""lab.benchmark.judging, .longtail and .nets: the worst of several triggers, class sizes, shapes."""
+"""lab.benchmark.rates, .longtail and .nets: the worst of several triggers, class sizes, shapes."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clipguard.lab.attacks import attack_named
-from clipguard.lab.benchmark.judging import judged, planted, triggered_tests
 from clipguard.lab.benchmark.longtail import long_tailed
+from clipguard.lab.benchmark.rates import attack_succeeded, rates_of, triggered_tests
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
 from clipguard.types import image_set
@@ -18,7 +18,7 @@ NAMES = ("a", "b", "c")
 
 
 class Corner(nn.Module):
-    """Says class 1, and class 0 where the last pixel is white."""
+    """Predicts class 1, and class 0 where the last pixel is white."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         white = (x[:, :, -1, -1].amin(1) > 0.9).float()
@@ -32,40 +32,40 @@ def model() -> Normalized:
 
 def test_rates_are_those_counted_by_hand():
     test = image_set(np.zeros((6, 8, 8, 3), np.uint8), np.array([0, 0, 1, 1, 1, 2]), NAMES)
-    told = judged(model(), test, triggered_tests(attack_named("badnets", rate=0.1), test))
-    assert told["accuracy"] == 0.5
-    assert told["class_recalls"] == [0.0, 1.0, 0.0]
-    assert (told["attack_success"], told["robust_accuracy"], told["target_recall"]) == (1.0, 0.0, 0.0)
-    assert told["attack_successes"] == [1.0]
-    assert (told["n"], told["attack_n"]) == (6, 4)
+    rates = rates_of(model(), test, triggered_tests(attack_named("badnets", rate=0.1), test))
+    assert rates["accuracy"] == 0.5
+    assert rates["class_recalls"] == [0.0, 1.0, 0.0]
+    assert (rates["attack_success"], rates["robust_accuracy"], rates["target_recall"]) == (1.0, 0.0, 0.0)
+    assert rates["attack_successes"] == [1.0]
+    assert (rates["n"], rates["attack_n"]) == (6, 4)
 
 
-def test_of_two_triggers_the_worse_one_counts_and_both_are_told():
+def test_of_two_triggers_the_worse_one_counts_and_both_are_given():
     test = image_set(np.zeros((6, 8, 8, 3), np.uint8), np.array([0, 0, 1, 1, 1, 2]), NAMES)
-    tried = triggered_tests(attack_named("together:badnets+sig", rate=0.1), test)
-    assert len(tried) == 2
-    told = judged(model(), test, tried)
-    # The sinusoid changes nothing for this model: it says 1, the second target, of the two classes beside.
-    assert told["attack_successes"] == [1.0, 1.0]
+    tests = triggered_tests(attack_named("together:badnets+sig", rate=0.1), test)
+    assert len(tests) == 2
+    rates = rates_of(model(), test, tests)
+    # The sinusoid changes nothing for this model: it predicts 1, the second target, for the other classes.
+    assert rates["attack_successes"] == [1.0, 1.0]
     swapped = triggered_tests(attack_named("together:sig+badnets", rate=0.1), test)
-    told = judged(model(), test, swapped)
-    assert told["attack_successes"] == [0.0, 0.0]
-    assert told["attack_success"] == 0.0
+    rates = rates_of(model(), test, swapped)
+    assert rates["attack_successes"] == [0.0, 0.0]
+    assert rates["attack_success"] == 0.0
 
 
 def test_a_class_without_test_images_has_no_recall_and_a_control_no_success():
     test = image_set(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), NAMES)
-    told = judged(model(), test, triggered_tests(attack_named("none"), test))
-    assert told["class_recalls"] == [0.0, 1.0, None]
-    assert told["attack_successes"] == []
-    assert told["attack_success"] is None
+    rates = rates_of(model(), test, triggered_tests(attack_named("none"), test))
+    assert rates["class_recalls"] == [0.0, 1.0, None]
+    assert rates["attack_successes"] == []
+    assert rates["attack_success"] is None
 
 
 @pytest.mark.parametrize(
-    ("successes", "taken"), [([0.8], True), ([0.79], False), ([0.9, 0.5], False), ([], None)]
+    ("successes", "succeeded"), [([0.8], True), ([0.79], False), ([0.9, 0.5], False), ([], None)]
 )
-def test_a_backdoor_counts_as_planted_from_80_per_cent_on_every_one_of_several(successes, taken):
-    assert planted(successes) is taken
+def test_an_attack_succeeds_from_80_per_cent_on_with_every_one_of_its_triggers(successes, succeeded):
+    assert attack_succeeded(successes) is succeeded
 
 
 @given(k=st.integers(2, 6), imbalance=st.floats(1, 50), seed=st.integers(0, 5))
