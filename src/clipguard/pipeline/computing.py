@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -213,7 +213,7 @@ def separate_features(given: Repair, folder: Path, progress: Done) -> None:
         "id": [scan.data.ids[row] for row in rows],
         "label": scan.data.labels[rows],
         "label_name": [scan.data.class_names[label] for label in scan.data.labels[rows]],
-        **status_columns(replace(partition, state=partition.state[rows])),
+        **status_columns(partition.take(rows)),
     }
     write_table(folder / FEATURES_FILE, columns)
 
