@@ -1,4 +1,4 @@
-"""mitigation.trigger_augmentation: what is copied with a trigger, under which labels, and how it is joined."""
+"""mitigation.trigger_augmentation: what is copied with a trigger, under which labels, and in which pieces."""
 
 from dataclasses import replace
 
