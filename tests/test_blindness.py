@@ -24,9 +24,8 @@ from clipguard.seeds import Seed
 from clipguard.types import ImageSet, image_set
 
 SOURCES = Path(__file__).parents[1] / "src" / "clipguard"
-MAY_KNOW_THE_TRUTH = ("cli", "lab")
-PRODUCT = sorted(file.parent.name for file in SOURCES.glob("*/__init__.py"))
-PRODUCT = [name for name in PRODUCT if name not in MAY_KNOW_THE_TRUTH]
+NO_PRODUCT = ("cli", "lab", "__pycache__")
+PRODUCT = sorted(path.name for path in SOURCES.iterdir() if path.is_dir() and path.name not in NO_PRODUCT)
 
 
 def parts_after(code: str) -> set[str]:
