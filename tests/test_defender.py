@@ -1,6 +1,5 @@
-"""pipeline.defender: scikit-learn's contract over the pipeline, any kind of victim, honest figures."""
+"""pipeline.defender: scikit-learn's contract over the pipeline, any kind of victim."""
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -15,15 +14,19 @@ from clipguard.data.decode import thumbnail
 from clipguard.detection.label_flow import LabelFlow
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, build, load, read_spec, save
-from clipguard.pipeline import repairing, scanning
-from clipguard.pipeline.defender import Defender, verdict, write_summary
-from clipguard.runs import read_table
+from clipguard.pipeline import computing
+from clipguard.pipeline.computing import FEATURES_FILE
+from clipguard.pipeline.defender import Defender
+from clipguard.pipeline.stages import UNLEARNING
+from clipguard.runs import read_array, read_table
 from clipguard.seeds import Seed
-from tiny_runs import NAMES, PLAN, poisoned_set, source_of
+from clipguard.types import State
+from tiny_runs import CONFIG, NAMES, poisoned_set, source_of
 
 GUIDE = ClipGuide("mini")
 SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
-RETRAIN = replace(PLAN, by="retrain")
+RETRAIN = replace(CONFIG, by="retrain")
+SCAN = ["read", "early_model", "trigger_detector", "label_flow", "trigger_inversion", "samples"]
 
 
 def small_net(num_classes):
@@ -42,28 +45,30 @@ def source():
 
 
 @pytest.fixture(scope="module")
-def fitted(source, tmp_path_factory):
-    """Return a defender that trained its victim itself."""
-    return Defender(GUIDE, tmp_path_factory.mktemp("fit") / "run", plan=PLAN).fit(source)
-
-
-@pytest.fixture(scope="module")
 def scan_folder(source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scan") / "run"
-    Defender(GUIDE, folder, plan=PLAN).scan(source)
+    Defender(GUIDE, folder, config=CONFIG).scan(source)
     return folder
 
 
+@pytest.fixture(scope="module")
+def fitted(source, scan_folder, tmp_path_factory):
+    """Return a defender that trained its victim itself, in the folder of a finished scan."""
+    folder = tmp_path_factory.mktemp("fit") / "run"
+    shutil.copytree(scan_folder, folder)
+    return Defender(GUIDE, folder, config=CONFIG).fit(source)
+
+
 @pytest.fixture
-def ready(scan_folder, tmp_path):
+def scanned_folder(scan_folder, tmp_path):
     """Return a run folder of which the scan is done."""
-    shutil.copytree(scan_folder, tmp_path / "ready")
-    return tmp_path / "ready"
+    shutil.copytree(scan_folder, tmp_path / "scanned")
+    return tmp_path / "scanned"
 
 
 @pytest.fixture
 def defender(tmp_path):
-    return Defender(GUIDE, tmp_path / "run", plan=PLAN)
+    return Defender(GUIDE, tmp_path / "run", config=CONFIG)
 
 
 def state_of(model):
@@ -74,20 +79,33 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def cached(defender):
+    return [name for name, stage in defender.stages_.items() if stage.cached]
+
+
+def computed(defender):
+    return [name for name, stage in defender.stages_.items() if not stage.cached]
+
+
 def test_the_constructor_only_stores(tmp_path):
-    def report(stage, done, total):
+    def progress(step, done, total):
         pytest.fail("nothing is done yet")
 
-    made = Defender(GUIDE, tmp_path / "run", plan=PLAN, report=report)
-    assert vars(made) == {"guide": GUIDE, "run_dir": tmp_path / "run", "plan": PLAN, "report": report}
+    made = Defender(GUIDE, tmp_path / "run", config=CONFIG, progress=progress)
+    stored = {"guide": GUIDE, "run_dir": tmp_path / "run", "config": CONFIG, "progress": progress}
+    assert vars(made) == stored
     assert not (tmp_path / "run").exists()
 
 
-def test_a_scan_returns_itself_with_the_samples_the_split_and_the_verdict(source, defender, tmp_path):
+def test_a_scan_returns_itself_with_samples_partition_and_verdict(source, defender, tmp_path):
     assert defender.scan(source) is defender
     assert len(defender.samples_["id"]) == len(source)
-    assert np.array_equal(defender.samples_["is_triggered"], defender.split_.triggered)
-    assert defender.verdict_["verdict"] == "undecided"
+    assert defender.partition_ is defender.scan_.partition
+    flagged = defender.samples_["status"] == "flagged"
+    assert flagged.any()
+    assert np.array_equal(flagged, defender.partition_.flagged)
+    assert defender.verdict_.answer == "undecided"
+    assert list(defender.stages_) == computed(defender) == SCAN
     assert not hasattr(defender, "model_")
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
@@ -99,36 +117,51 @@ def test_anything_that_can_be_opened_can_be_scanned(defender, tmp_path):
     assert len(defender.samples_["id"]) == 60
 
 
-def test_a_fit_gives_victim_cured_model_and_history_and_writes_the_model(fitted):
-    run = fitted.found_.run.path
+def test_a_fit_repeats_no_stage_of_the_scan_and_gives_the_same_ranking(fitted, scan_folder):
+    assert list(fitted.stages_) == [*SCAN, "victim", "unlearning"]
+    assert cached(fitted) == SCAN
+    ranking = (scan_folder / "samples.parquet").read_bytes()
+    assert (fitted.scan_.context.run.path / "samples.parquet").read_bytes() == ranking
+    assert not fitted.partition_.has(State.HELD_OUT).any()
+
+
+def test_a_fit_of_a_model_of_another_input_size_adds_its_images_and_triggers_only(source, scanned_folder):
+    ranking = (scanned_folder / "samples.parquet").read_bytes()
+    spec = replace(SPEC, input_size=(12, 10))
+    done = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, build(spec, Seed(0)), spec)
+    assert cached(done) == SCAN
+    assert computed(done) == ["model_images", "model_trigger_inversion", "unlearning"]
+    assert (scanned_folder / "samples.parquet").read_bytes() == ranking
+    # The scan stays as it was; what the model is repaired on has its size.
+    assert done.scan_.data.images.shape == (240, 16, 16, 3)
+    images = done.trained_on_.data.images
+    assert images.shape == (240, 12, 10, 3)
+    assert np.array_equal(images[7], thumbnail(done.scan_.data.images[7], (12, 10)))
+    assert np.array_equal(images, read_array(scanned_folder / "stages" / "model_images" / "images.npy"))
+
+
+def test_a_model_of_another_input_size_is_repaired_with_triggers_of_its_size(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("clipguard.detection.trigger_inversion.FEWEST", 10)
+    spec = replace(SPEC, input_size=(12, 10))
+    done = Defender(GUIDE, tmp_path / "run", config=CONFIG).fit(source, build(spec, Seed(0)), spec)
+    assert [one.scale.shape for one in done.triggers_] == [(16, 16, 3)]
+    assert [one.scale.shape for one in done.trained_on_.triggers] == [(12, 10, 3)]
+
+
+def test_a_fit_gives_victim_repaired_model_and_history_and_writes_the_model(fitted):
+    run = fitted.scan_.context.run.path
     assert fitted.spec_ == SPEC == read_spec(run / "model.safetensors")
     assert same(load(run / "model.safetensors", SPEC).state_dict(), fitted.model_.state_dict())
     assert not same(fitted.before_.state_dict(), fitted.model_.state_dict())
     assert fitted.model_.training is False
     assert list(fitted.history_["epoch"]) == [1, 2]
-    scan = ["read", "suspect", "detect", "labels", "samples", "evidence"]
-    assert list(fitted.stages_) == [*scan, "victim", "cure"]
 
 
 def test_fitting_again_reads_everything_back(fitted, source):
-    again = Defender(GUIDE, fitted.run_dir, plan=PLAN).fit(source)
+    again = Defender(GUIDE, fitted.run_dir, config=CONFIG).fit(source)
     assert all(stage.cached for stage in again.stages_.values())
     assert same(again.model_.state_dict(), fitted.model_.state_dict())
     assert np.array_equal(again.history_["loss"], fitted.history_["loss"])
-
-
-def test_a_scan_is_the_first_half_of_curing_a_given_model(source, defender):
-    defender.scan(source)
-    assert not any(stage.cached for stage in defender.stages_.values())
-    defender.fit(source, build(SPEC, Seed(0)), SPEC)
-    assert {name for name, stage in defender.stages_.items() if stage.cached} == {
-        "read",
-        "suspect",
-        "detect",
-        "labels",
-        "samples",
-        "evidence",
-    }
 
 
 class Killed(BaseException):
@@ -136,44 +169,80 @@ class Killed(BaseException):
 
 
 def test_a_fit_that_was_killed_goes_on_where_it_stood_and_ends_with_the_same_model(fitted, source, tmp_path):
-    def kill(stage, done, _total):
-        if (stage, done) == ("cure", 1):
+    def kill(title, done, _total):
+        if (title, done) == (UNLEARNING.title, 1):
             raise Killed
 
     with pytest.raises(Killed):
-        Defender(GUIDE, tmp_path / "run", plan=PLAN, report=kill).fit(source)
+        Defender(GUIDE, tmp_path / "run", config=CONFIG, progress=kill).fit(source)
     assert not (tmp_path / "run" / "model.safetensors").exists()
-    resumed = Defender(GUIDE, tmp_path / "run", plan=PLAN).fit(source)
-    assert [name for name, stage in resumed.stages_.items() if not stage.cached] == ["cure"]
+    resumed = Defender(GUIDE, tmp_path / "run", config=CONFIG).fit(source)
+    assert computed(resumed) == ["unlearning"]
     for name in ("model.safetensors", "samples.parquet"):
-        assert (tmp_path / "run" / name).read_bytes() == (fitted.found_.run.path / name).read_bytes()
+        assert (tmp_path / "run" / name).read_bytes() == (fitted.run_dir / name).read_bytes()
 
 
-def test_retraining_drops_exactly_the_flagged_and_the_reserved(fitted, source, monkeypatch):
-    learnt, real = [], repairing.fit
+def recorded_rows(monkeypatch):
+    """Return a list that fills with the rows of each training."""
+    rows_of_trainings, real = [], computing.fit
 
     def recorded(model, images, rows, *rest):
-        learnt.append(set(rows.tolist()))
+        rows_of_trainings.append(set(rows.tolist()))
         return real(model, images, rows, *rest)
 
-    monkeypatch.setattr(repairing, "fit", recorded)
-    again = Defender(GUIDE, fitted.run_dir, plan=RETRAIN).fit(source)
-    part, reserved = again.split_, again.found_.reserved
-    assert part.triggered.any()
-    assert reserved.any()
+    monkeypatch.setattr(computing, "fit", recorded)
+    return rows_of_trainings
+
+
+def test_a_victim_trained_here_leaves_out_a_twentieth_and_flagged_samples_stay_in(
+    source, scanned_folder, monkeypatch
+):
+    learnt_rows = recorded_rows(monkeypatch)
+    done = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source)
+    held_out = done.trained_on_.partition.has(State.HELD_OUT)
+    assert held_out.sum() == 12
+    assert learnt_rows == [set(np.flatnonzero(~held_out))]
+    assert done.partition_.flagged[~held_out].any()
+    assert np.array_equal(done.trained_on_.partition.state[~held_out], done.partition_.state[~held_out])
+
+
+def test_retraining_drops_exactly_the_flagged_and_the_held_out(fitted, source, monkeypatch):
+    learnt_rows = recorded_rows(monkeypatch)
+    again = Defender(GUIDE, fitted.run_dir, config=RETRAIN).fit(source)
+    flagged, held_out = again.partition_.flagged, again.trained_on_.partition.has(State.HELD_OUT)
+    assert flagged.any()
+    assert held_out.any()
     # The victim is there already: only the second training is left.
-    assert learnt == [set(np.flatnonzero(~part.triggered & ~reserved))]
-    assert "retrain" in again.stages_
-    assert "cure" not in again.stages_
+    assert learnt_rows == [set(np.flatnonzero(~flagged & ~held_out))]
+    assert computed(again) == ["retraining"]
+    assert "unlearning" not in again.stages_
 
 
-@pytest.mark.parametrize("plan", [PLAN, RETRAIN], ids=["cure", "retrain"])
-def test_a_module_is_left_exactly_as_it_was(source, ready, plan):
+def test_retraining_drops_excluded_samples_too(fitted, source, monkeypatch):
+    learnt_rows = recorded_rows(monkeypatch)
+    real = Defender._scan
+
+    def with_excluded(self, *arguments):
+        real(self, *arguments)
+        excluded = self.partition_.clean & (np.arange(240) % 9 == 0)
+        moved = self.partition_.moved(excluded, State.EXCLUDED)
+        self.scan_ = replace(self.scan_, partition=moved)
+        return self
+
+    monkeypatch.setattr(Defender, "_scan", with_excluded)
+    again = Defender(GUIDE, fitted.run_dir, config=RETRAIN).fit(source)
+    kept = again.trained_on_.partition.has(State.CLEAN, State.UNCERTAIN)
+    assert again.partition_.has(State.EXCLUDED).sum() > 5
+    assert learnt_rows == [set(np.flatnonzero(kept))]
+
+
+@pytest.mark.parametrize("config", [CONFIG, RETRAIN], ids=["unlearn", "retrain"])
+def test_a_module_is_left_exactly_as_it_was(source, scanned_folder, config):
     with Seed(0).torch_global():
         module = small_net(3).train()
     before = state_of(module)
     spec = replace(SPEC, architecture=FACTORY)
-    done = Defender(GUIDE, ready, plan=plan).fit(source, module, spec)
+    done = Defender(GUIDE, scanned_folder, config=config).fit(source, module, spec)
     assert same(before, module.state_dict())
     assert module.training
     assert all(parameter.grad is None for parameter in module.parameters())
@@ -184,26 +253,27 @@ def test_a_module_is_left_exactly_as_it_was(source, ready, plan):
     assert same(before, done.before_.network.state_dict())
 
 
-def test_a_module_that_no_name_can_build_is_cured_all_the_same(source, ready):
+def test_a_module_that_no_name_can_build_is_repaired_all_the_same(source, scanned_folder):
     module = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
     spec = replace(SPEC, architecture="mine alone")
-    defender = Defender(GUIDE, ready, plan=PLAN).fit(source, module, spec)
-    assert classifier_logits(defender.model_, defender.found_.data.images[:5]).shape == (5, 3)
+    defender = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, module, spec)
+    assert classifier_logits(defender.model_, defender.scan_.data.images[:5]).shape == (5, 3)
 
 
-def test_a_normalised_model_and_its_file_are_cured_alike(source, ready, tmp_path):
+def test_a_normalised_model_and_its_file_are_repaired_alike(source, scanned_folder, tmp_path):
     model = build(SPEC, Seed(4))
     save(model, SPEC, tmp_path / "model.safetensors")
-    one = Defender(GUIDE, ready, plan=PLAN).fit(source, model, SPEC)
-    two = Defender(GUIDE, ready, plan=PLAN).fit(source, tmp_path / "model.safetensors")
-    assert two.stages_["cure"].cached
+    one = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, model, SPEC)
+    two = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, tmp_path / "model.safetensors")
+    assert computed(one) == ["unlearning"]
+    assert two.stages_["unlearning"].cached
     assert same(one.model_.state_dict(), two.model_.state_dict())
 
 
-def test_a_file_of_an_importable_factory_needs_its_spec(source, ready, tmp_path):
+def test_a_file_of_an_importable_factory_needs_its_spec(source, scanned_folder, tmp_path):
     spec = replace(SPEC, architecture=FACTORY)
     save(build(spec, Seed(0)), spec, tmp_path / "mine.safetensors")
-    defender = Defender(GUIDE, ready, plan=PLAN)
+    defender = Defender(GUIDE, scanned_folder, config=CONFIG)
     with pytest.raises(ClipguardError, match="wants the code"):
         defender.fit(source, tmp_path / "mine.safetensors")
     defender.fit(source, tmp_path / "mine.safetensors", spec)
@@ -211,16 +281,16 @@ def test_a_file_of_an_importable_factory_needs_its_spec(source, ready, tmp_path)
     assert defender.spec_ == spec
 
 
-def test_a_factory_can_be_the_victim_that_is_trained_here(source, ready):
-    done = Defender(GUIDE, ready, plan=replace(PLAN, architecture=FACTORY)).fit(source)
+def test_a_factory_can_be_the_victim_that_is_trained_here(source, scanned_folder):
+    done = Defender(GUIDE, scanned_folder, config=replace(CONFIG, architecture=FACTORY)).fit(source)
     assert isinstance(done.before_.network[0], nn.Conv2d)
 
 
-def test_a_timm_model_is_trained_and_cured(source, ready, tmp_path):
-    plan = replace(PLAN, architecture="test_resnet")
-    done = Defender(GUIDE, ready, plan=plan).fit(source)
-    again = load(ready / "model.safetensors", read_spec(ready / "model.safetensors"))
-    images = done.found_.data.images[:9]
+def test_a_timm_model_is_trained_and_repaired(source, scanned_folder):
+    config = replace(CONFIG, architecture="test_resnet")
+    done = Defender(GUIDE, scanned_folder, config=config).fit(source)
+    file = scanned_folder / "model.safetensors"
+    again, images = load(file, read_spec(file)), done.scan_.data.images[:9]
     assert type(done.before_.network).__module__.startswith("timm.")
     assert np.array_equal(classifier_logits(again, images), classifier_logits(done.model_, images))
     assert not np.array_equal(classifier_logits(done.before_, images), classifier_logits(again, images))
@@ -245,90 +315,39 @@ def test_a_model_with_another_number_of_classes_is_refused_before_anything_is_do
     assert not (tmp_path / "run").exists()
 
 
-def test_a_class_that_the_flags_would_empty_is_an_error_in_one_line(fitted, source):
+def test_a_class_that_the_flags_would_empty_is_an_error_in_one_line(scanned_folder, source):
     # A threshold that every sample exceeds.
-    plan = replace(RETRAIN, detector=replace(PLAN.detector, clean=0.0, triggered=0.0))
+    config = replace(RETRAIN, trigger_detector=replace(CONFIG.trigger_detector, clean=0.0, flagged=0.0))
     with pytest.raises(ClipguardError, match="has no sample left to train on") as error:
-        Defender(GUIDE, fitted.run_dir, plan=plan).fit(source)
+        Defender(GUIDE, scanned_folder, config=config).fit(source)
     assert "\n" not in str(error.value)
 
 
-def test_a_given_model_is_cured_at_its_own_input_size(source, tmp_path):
-    spec = replace(SPEC, input_size=(12, 10))
-    done = Defender(GUIDE, tmp_path / "run", plan=replace(PLAN, size=None)).fit(
-        source, build(spec, Seed(0)), spec
-    )
-    assert done.found_.data.images.shape[1:3] == (12, 10)
+def test_the_small_nets_see_the_size_that_is_set_whatever_the_model_takes(source, tmp_path):
+    spec, config = replace(SPEC, input_size=(20, 24)), replace(CONFIG, size=(12, 40))
+    done = Defender(GUIDE, tmp_path / "run", config=config).fit(source, build(spec, Seed(0)), spec)
+    assert done.trained_on_.data.images.shape[1:3] == (20, 24)
+    small = done.scan_.data.images
+    assert small.shape == (len(source), 12, 40, 3)
+    assert {"view", "model_images", "model_trigger_inversion"} <= done.stages_.keys()
+    images = poisoned_set()[0].images
+    assert np.array_equal(small[7], thumbnail(images[7], (12, 40)))
+    assert np.array_equal(done.trained_on_.data.images[7], thumbnail(images[7], (20, 24)))
 
 
-def test_the_small_nets_may_look_at_less_than_a_given_model(source, tmp_path):
-    spec = replace(SPEC, input_size=(20, 24))
-    done = Defender(GUIDE, tmp_path / "run", plan=replace(PLAN, size=(12, 40))).fit(
-        source, build(spec, Seed(0)), spec
-    )
-    assert done.found_.data.images.shape[1:3] == (20, 24)
-    # Never more than the model: there, the images do not exist at that size.
-    assert done.found_.view == (12, 24)
-    small = np.load(tmp_path / "run" / "stages" / "view" / "images.npy")
-    assert small.shape == (len(source), 12, 24, 3)
-    assert np.array_equal(small[7], thumbnail(done.found_.data.images[7], (12, 24)))
+def test_notes_of_stages_become_warnings_also_where_they_are_read_back(tmp_path):
+    data = poisoned_set(60)[0]
+    first, again = (Defender(GUIDE, tmp_path / "run", config=CONFIG).scan(source_of(data)) for _ in range(2))
+    assert "trigger_detector" in cached(again)
+    (note,) = [line for line in first.warnings_ if "could not balance contents" in line]
+    assert "50 of each are needed" in note
+    assert again.warnings_ == first.warnings_
 
 
-def accuracy(model, data, rows):
-    return float((classifier_logits(model, data.images[rows]).argmax(1) == data.labels[rows]).mean())
-
-
-def test_a_victim_trained_here_is_measured_on_what_it_has_not_seen(fitted):
-    found = fitted.found_
-    rows = np.flatnonzero(found.split.clean & found.reserved)
-    assert 0 < len(rows) <= 12
-    for figures, model in zip(fitted.own_figures(), (fitted.before_, fitted.model_), strict=True):
-        assert figures["measured_on"] == "reserved samples"
-        assert figures["n"] == len(rows)
-        assert figures["accuracy"] == pytest.approx(accuracy(model, found.data, rows))
-
-
-def test_a_given_model_has_seen_everything_and_its_figures_say_so(source, ready):
-    defender = Defender(GUIDE, ready, plan=PLAN).fit(source, build(SPEC, Seed(0)), SPEC)
-    found = defender.found_
-    assert not found.reserved.any()
-    rows = np.flatnonzero(found.split.clean)
-    for figures, model in zip(defender.own_figures(), (defender.before_, defender.model_), strict=True):
-        assert figures["measured_on"] == "seen in training"
-        assert figures["n"] == len(rows)
-        assert figures["accuracy"] == pytest.approx(accuracy(model, found.data, rows))
-
-
-def test_without_a_clean_sample_no_figure_is_given(fitted, source):
-    again = Defender(GUIDE, fitted.run_dir, plan=PLAN).fit(source)
-    nothing = np.zeros(len(source), bool)
-    again.found_ = replace(again.found_, split=replace(again.found_.split, clean=nothing))
-    assert again.own_figures() == ({"measured_on": "nothing: no clean sample"},) * 2
-
-
-def flagged(found, count):
-    triggered = np.arange(len(found.data)) < count
-    return replace(found, split=replace(found.split, triggered=triggered))
-
-
-def test_the_verdict_is_undecided_and_says_how_many_share_a_pattern(fitted):
-    some, none = (verdict(flagged(fitted.found_, count)) for count in (24, 0))
-    assert some["verdict"] == none["verdict"] == "undecided"
-    assert some["reasons"][0] == "24 of 240 samples (10.0%) share a pattern that the others lack"
-    assert none["reasons"][0].startswith("nothing above chance")
-
-
-def test_a_guide_that_reads_nothing_is_named_in_the_verdict(fitted):
-    found = fitted.found_
-    right = np.eye(3, dtype=np.float32)[found.data.labels]
-    wrong = np.roll(right, 1, axis=1)
-    told = {
-        name: " ".join(verdict(replace(found, guide=replace(found.guide, logits=logits)))["reasons"])
-        for name, logits in (("right", right), ("wrong", wrong))
-    }
-    assert "near chance (33.3%)" in told["wrong"]
-    assert "the guide agrees with only 0.0%" in told["wrong"]
-    assert "the guide agrees" not in told["right"]
+def test_a_stage_that_did_as_it_should_warns_of_nothing(defender, monkeypatch):
+    monkeypatch.setattr("clipguard.detection.trigger_detector.FEWEST", 1)
+    defender.scan(source_of(poisoned_set(60)[0]))
+    assert not [line for line in defender.warnings_ if "trigger detector" in line]
 
 
 def test_classes_without_images_and_with_too_few_clean_ones_are_named(defender):
@@ -336,44 +355,27 @@ def test_classes_without_images_and_with_too_few_clean_ones_are_named(defender):
     defender.scan(source_of(replace(data, class_names=(*NAMES, "newt"))))
     assert any("1 classes have no image: newt" in line for line in defender.warnings_)
     (line,) = [line for line in defender.warnings_ if "too few clean samples" in line]
-    clean = np.bincount(data.labels[defender.split_.clean], minlength=4)
+    clean = np.bincount(data.labels[defender.partition_.clean], minlength=4)
     for name, count in zip((*NAMES, "newt"), clean, strict=True):
-        assert (name in line) == (count < PLAN.rule.fewest)
+        assert (name in line) == (count < 10)
 
 
-def test_the_summary_adds_up_and_is_what_was_written(fitted):
-    value = write_summary(fitted, "defend", {"more": 1})
-    assert value == json.loads((fitted.found_.run.path / "summary.json").read_text())
-    part = value["split"]
-    assert part["clean"] + part["triggered"] + part["unused"] == value["data"]["n"] == 240
-    assert value["seconds"].keys() == fitted.stages_.keys()
-    assert value["more"] == 1
-    table = read_table(fitted.found_.run.path / "samples.parquet")
-    assert part["triggered"] == table["is_triggered"].sum()
-
-
-def test_planted_labels_alone_are_above_chance_and_named(fitted):
-    found = flagged(fitted.found_, 30)
-    some = verdict(replace(found, mislabelled=np.arange(len(found.data)) < 30))
-    assert some["reasons"][0].startswith("0 of 240 samples")
-    assert some["reasons"][1].startswith("30 labels without such a pattern look planted")
-    assert not any("nothing above chance" in reason for reason in some["reasons"])
-
-
-def test_the_published_table_says_what_this_run_judged_even_where_settings_stayed_the_same(
-    fitted, source, tmp_path, monkeypatch
-):
-    # As another release of the rule would judge.
+def test_the_published_table_follows_what_is_flagged_in_this_run(fitted, source, tmp_path, monkeypatch):
+    # Label flow is computed outside of the stages that hold its log-probabilities: as another rule would.
     shutil.copytree(fitted.run_dir, tmp_path / "run")
-    marked, other = (np.arange(len(source)) == row for row in (5, 6))
-    odds = np.zeros((len(source), len(fitted.found_.data.class_names)))
+    flagged, excluded = (np.arange(len(source)) == row for row in (5, 6))
+    log_probs = np.zeros((len(source), 3))
     for rule in ("label_only_poison", "refitted_label_flow"):
-        monkeypatch.setattr(scanning, rule, lambda *_: LabelFlow(marked, other, odds))
-    again = Defender(GUIDE, tmp_path / "run", plan=PLAN).fit(source)
+        monkeypatch.setattr(computing, rule, lambda *_: LabelFlow(flagged, excluded, log_probs))
+    again = Defender(GUIDE, tmp_path / "run", config=CONFIG).fit(source)
     rows = read_table(tmp_path / "run" / "samples.parquet")
-    assert again.stages_["detect"].cached
-    assert "reprobe" in again.stages_
-    assert np.array_equal(rows["is_mislabelled"], marked)
-    assert np.array_equal(rows["is_doubted"], other & ~again.split_.triggered)
-    assert np.array_equal(rows["is_triggered"], again.split_.triggered)
-    assert not again.stages_["cure"].cached
+    assert {"trigger_detector", "label_flow"} <= set(cached(again))
+    assert {"label_flow_refit", "samples", "feature_separation", "unlearning"} <= set(computed(again))
+    assert np.array_equal(rows["reason"] == "label", flagged)
+    assert np.array_equal(rows["reason"] == "excluded", excluded & (rows["reason"] != "trigger"))
+    assert np.array_equal(rows["status"] == "flagged", again.partition_.flagged)
+    assert (tmp_path / "run" / FEATURES_FILE).exists()
+    # A later repair without flagged labels takes the table of the earlier one away.
+    monkeypatch.undo()
+    Defender(GUIDE, tmp_path / "run", config=CONFIG).fit(source)
+    assert not (tmp_path / "run" / FEATURES_FILE).exists()

@@ -5,30 +5,31 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from clipguard.defenses.own import Clipguard, Finetune, NoDefense, Retrain
 
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
 from clipguard.compute.training import Recipe
-from clipguard.defenses import DEFENSES, Case, Defense, Repaired, defense_factory, foreign_defense
+from clipguard.defenses import DEFENSES, Case, Defense, Repaired, controls, defense_factory, foreign_defense
+from clipguard.defenses.clipguard import Clipguard, fitted
+from clipguard.defenses.controls import Finetune, NoDefense, Retrain
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.seeds import Seed
-from tiny_runs import PLAN, poisoned_set
+from clipguard.types import State
+from tiny_runs import CONFIG, poisoned_set
 
-DATA, POISONED = poisoned_set(90)
+DATA, _ = poisoned_set(90)
 SPEC = ModelSpec(architecture="shallow-4", num_classes=3, input_size=(16, 16))
 RECIPE = Recipe(epochs=2, lr=0.05, batch_size=16, crop=0.0, flip=False)
+CLASSIFIER = ClassifierConfig(spec=SPEC, recipe=RECIPE, seed=Seed(5).child("victim"))
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder: Path = tmp_path_factory.mktemp("case")
-    schooling = ClassifierConfig(spec=SPEC, recipe=RECIPE, seed=Seed(5).child("victim"))
-    victim, _ = cached_classifier(schooling, DATA, folder)
+    victim, _ = cached_classifier(CLASSIFIER, DATA, folder)
     return Case(
         data=DATA,
         train_victim=lambda: victim,
@@ -51,46 +52,92 @@ def test_every_defence_in_the_list_keeps_the_protocol():
 
 def test_no_defence_gives_the_victim_back_and_every_other_leaves_it_as_it_was(case):
     before = state(case.victim)
-    assert NoDefense().defend(case).model is case.victim
-    for defense in (Clipguard(plan=PLAN), Retrain(plan=PLAN), Finetune(plan=PLAN)):
-        cured = defense.defend(case)
-        assert state(cured.model) != before, defense
-        assert all(spent >= 0 for spent in cured.seconds.values())
+    undefended = NoDefense().defend(case)
+    assert undefended.model is case.victim
+    assert undefended.seconds == {}
+    for defense in (Clipguard(config=CONFIG), Retrain(config=CONFIG), Finetune(config=CONFIG)):
+        repaired = defense.defend(case)
+        assert state(repaired.model) != before, defense
+        assert repaired.seconds, defense
     assert state(case.victim) == before
 
 
-def test_clipguard_and_retrain_tell_the_same_split_from_one_scan(case):
-    one, other = Clipguard(plan=PLAN).defend(case), Retrain(plan=PLAN).defend(case)
-    assert one.split is not None
-    assert other.split is not None
-    assert np.array_equal(one.split.triggered, other.split.triggered)
-    assert {"read", "suspect", "detect", "cure"} <= one.seconds.keys()
-    assert "retrain" in other.seconds
-    assert "cure" not in other.seconds
-    assert other.notes["dropped"] == one.split.triggered.sum()
+def test_clipguard_and_retrain_give_the_same_partition_from_one_scan(case):
+    one, other = Clipguard(config=CONFIG).defend(case), Retrain(config=CONFIG).defend(case)
+    assert one.partition is not None
+    assert other.partition is not None
+    assert one.partition.fingerprint == other.partition.fingerprint
+    assert one.entropy_map is not None
+    assert len(one.entropy_map.guide_nll) == len(DATA)
+    scan = ("read", "early_model", "trigger_detector", "label_flow", "trigger_inversion", "samples")
+    assert tuple(one.seconds) == (*scan, "unlearning")
+    assert tuple(other.seconds) == (*scan, "retraining")
+    assert {name: one.seconds[name] for name in scan} == {name: other.seconds[name] for name in scan}
+    assert one.notes == {"flagged": one.partition.flagged.sum()}
+    dropped = one.partition.has(State.TRIGGER, State.LABEL, State.EXCLUDED)
+    assert other.notes == {"dropped": dropped.sum()}
+    assert dropped.any()
     assert len(list(case.run_dir.iterdir())) == 1
 
 
-def test_retrain_asks_for_no_victim(case):
+def test_no_sample_is_held_out_of_a_victim_that_is_given(case):
+    partition = Clipguard(config=CONFIG).defend(case).partition
+    assert partition is not None
+    assert not partition.has(State.HELD_OUT).any()
+
+
+def test_retrain_needs_no_victim(case):
     def never() -> Normalized:
         pytest.fail("the victim was trained")
 
-    assert Retrain(plan=PLAN).defend(replace(case, train_victim=never)).split is not None
+    assert Retrain(config=CONFIG).defend(replace(case, train_victim=never)).partition is not None
 
 
 def test_retrain_learns_from_what_was_not_flagged_by_the_victims_recipe(case):
-    cured = Retrain(plan=PLAN).defend(case)
-    assert cured.split is not None
-    schooling = ClassifierConfig(spec=SPEC, recipe=RECIPE, seed=Seed(5).child("victim"))
-    alone, _ = cached_classifier(schooling, DATA, case.cache, ~cured.split.triggered)
-    assert state(cured.model) == state(alone)
+    repaired = Retrain(config=CONFIG).defend(case)
+    assert repaired.partition is not None
+    kept = repaired.partition.has(State.CLEAN, State.UNCERTAIN)
+    alone, _ = cached_classifier(CLASSIFIER, DATA, case.cache, kept)
+    everything, _ = cached_classifier(CLASSIFIER, DATA, case.cache)
+    assert state(repaired.model) == state(alone) != state(everything)
 
 
-def test_two_plans_of_one_case_have_folders_of_their_own(case, tmp_path):
-    moved = replace(case, run_dir=tmp_path)
-    stricter = replace(PLAN, detector=replace(PLAN.detector, triggered=0.99))
-    Clipguard(plan=PLAN).defend(moved)
-    Clipguard(plan=stricter).defend(moved)
+def test_finetuning_takes_as_many_samples_a_pass_as_unlearning_did(case, monkeypatch):
+    sizes, real = [], controls.fit
+
+    def recorded(model, images, choose, *rest):
+        def counted(epoch):
+            rows = choose(epoch)
+            sizes.append(len(set(rows.tolist())))
+            return rows
+
+        return real(model, images, counted, *rest)
+
+    monkeypatch.setattr(controls, "fit", recorded)
+    Finetune(config=CONFIG).defend(case)
+    history = fitted(case, CONFIG).history_
+    assert sizes == (history["clean"] + history["flagged"]).tolist()
+
+
+def test_progress_is_passed_on(case, tmp_path):
+    titles = set()
+    progress = replace(case, run_dir=tmp_path, progress=lambda title, done, total: titles.add(title))
+    Clipguard(config=CONFIG).defend(progress)
+    assert {"train the early-training model", "unlearn the flagged samples"} <= titles
+
+
+def test_the_seed_of_a_defence_is_that_of_its_case(case, tmp_path):
+    elsewhere = replace(case, run_dir=tmp_path)
+    one, other = (Clipguard(config=replace(CONFIG, seed=seed)).defend(elsewhere) for seed in (1, 2))
+    assert state(one.model) == state(other.model)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_two_configurations_of_one_case_have_folders_of_their_own(case, tmp_path):
+    elsewhere = replace(case, run_dir=tmp_path)
+    stricter = replace(CONFIG, trigger_detector=replace(CONFIG.trigger_detector, flagged=0.99))
+    Clipguard(config=CONFIG).defend(elsewhere)
+    Clipguard(config=stricter).defend(elsewhere)
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -15,13 +15,13 @@ import pytest
 
 from clipguard.cli import main
 from clipguard.cli.progress import Lines
-from clipguard.clip import embeddings as scoring
-from clipguard.clip.loading import load_clip
+from clipguard.clip import embeddings
+from clipguard.clip.model import load_clip
 from clipguard.data import ImageSource
+from clipguard.data.decode import Sizes
 from clipguard.data.writer import write_parquet
-from clipguard.runs import (
-    read_json,
-)
+from clipguard.pipeline.stages import TRIGGER_DETECTOR
+from clipguard.runs import read_json
 from clipguard.types import image_set
 from tiny_data import NAMES, CommandLine, few_steps, image_folder, pictures, tree
 
@@ -82,7 +82,7 @@ def scanned(clipguard, data, tmp_path):
 def published(run: Path) -> dict[str, bytes]:
     """Return the bytes of what a scan found."""
     names = ("samples.parquet", "stages/read/images.npy", "stages/read/embeddings.npy")
-    return {name: (run / name).read_bytes() for name in (*names, "stages/suspect/logits.npy")}
+    return {name: (run / name).read_bytes() for name in (*names, "stages/early_model/logits.npy")}
 
 
 @contextlib.contextmanager
@@ -134,12 +134,14 @@ def test_a_limit_on_file_sizes_is_one_line_and_lifting_it_resumes(scanned, whole
     assert published(tmp_path / "run") == whole
 
 
-def test_an_image_removed_while_scanning_is_skipped_and_told(clipguard, scanned, data, tmp_path, monkeypatch):
-    def remove_one(source: ImageSource) -> tuple[int, int]:
+def test_an_image_removed_while_scanning_is_skipped_and_reported(
+    clipguard, scanned, data, tmp_path, monkeypatch
+):
+    def remove_one(source: ImageSource) -> Sizes:
         (data / "cat/0000.png").unlink()
-        return (16, 16)
+        return Sizes(common=(16, 16), largest=(16, 16))
 
-    monkeypatch.setattr("clipguard.pipeline.scanning.thumbnail_size", remove_one)
+    monkeypatch.setattr("clipguard.pipeline.defender.common_size", remove_one)
     ran = scanned(tmp_path / "run")
     assert "1 images could not be read and were skipped, first 'cat/0000.png'" in ran.err
     (entry,) = read_json(tmp_path / "run/stages/read/unreadable.json")
@@ -151,8 +153,8 @@ def test_an_image_removed_while_scanning_is_skipped_and_told(clipguard, scanned,
 def test_a_parquet_file_removed_while_scanning_costs_no_finished_shard(clipguard, tmp_path, monkeypatch):
     file, aside = tmp_path / "data.parquet", tmp_path / "aside"
     write_parquet(image_set(pictures(N), np.arange(N) % 2, NAMES), file)
-    monkeypatch.setattr(scoring, "SHARD", 16)
-    shards, real = [], scoring._write_shard
+    monkeypatch.setattr(embeddings, "SHARD", 16)
+    shards, real = [], embeddings._write_shard
 
     def removing(source, rows, *rest):
         shards.append(rows.start)
@@ -160,7 +162,7 @@ def test_a_parquet_file_removed_while_scanning_costs_no_finished_shard(clipguard
             file.rename(aside)
         real(source, rows, *rest)
 
-    monkeypatch.setattr(scoring, "_write_shard", removing)
+    monkeypatch.setattr(embeddings, "_write_shard", removing)
     command = ("scan", file, "-o", tmp_path / "run", "--guide", "mini")
     ran = clipguard(*command)
     assert (ran.code, ran.out) == (2, "")
@@ -197,13 +199,12 @@ def test_a_signal_ends_a_run_in_one_line_and_the_same_command_resumes(
     # Whoever started the tests in the background may have switched Ctrl-C off.
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
-    told, real = [], Lines.__call__
+    real = Lines.__call__
 
-    def signalled(lines, stage, done, total):
-        told.append(stage)
-        if stage == "detect":
+    def signalled(lines, title, done, total):
+        if title == TRIGGER_DETECTOR.title:
             os.kill(os.getpid(), number)
-        real(lines, stage, done, total)
+        real(lines, title, done, total)
 
     with monkeypatch.context() as patch:
         patch.setattr(Lines, "__call__", signalled)
@@ -212,11 +213,11 @@ def test_a_signal_ends_a_run_in_one_line_and_the_same_command_resumes(
     assert (ran.code, ran.out) == (code, "")
     assert ran.err.splitlines()[-1].endswith("the same command resumes where it stopped")
     assert signal.getsignal(signal.SIGTERM) is before
-    heard = []
+    titles = set()
     with monkeypatch.context() as patch:
-        patch.setattr(Lines, "__call__", lambda lines, stage, done, total: heard.append(stage))
+        patch.setattr(Lines, "__call__", lambda lines, title, done, total: titles.add(title))
         scanned(tmp_path / "run")
-    assert set(heard) == {"fingerprint", "detect"}
+    assert titles == {"hash the data", TRIGGER_DETECTOR.title}
     assert published(tmp_path / "run") == whole
 
 
@@ -226,14 +227,14 @@ def torture(monkeypatch):
     import kill_torture
 
     yield kill_torture
-    scoring.SHARD = 1024
+    embeddings.SHARD = 1024
 
 
 @pytest.mark.slow
 def test_random_kills_change_no_byte(torture, tmp_path):
-    found = torture.torture(tmp_path, rounds=3, seed=0, limit=120)
-    assert found["rounds"] == found["identical"] == found["verified"] == 3
-    assert found["kills"] > 3
+    counts = torture.torture(tmp_path, rounds=3, seed=0, limit=120)
+    assert counts["rounds"] == counts["identical"] == counts["verified"] == 3
+    assert counts["kills"] > 3
 
 
 def test_a_round_of_kills_that_lost_something_would_be_seen(torture, tmp_path):

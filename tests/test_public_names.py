@@ -10,7 +10,7 @@ import clipguard
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
-from clipguard.pipeline import DefenseConfig
+from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
 
 ROOT = Path(__file__).parents[1]

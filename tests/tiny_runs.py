@@ -1,4 +1,4 @@
-"""A poisoned set of tiny images and a plan that defends it in some seconds."""
+"""A poisoned set of tiny images and a configuration that defends it in some seconds."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,37 +6,40 @@ from pathlib import Path
 import numpy as np
 
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.compute.cross_validation import SmallNetConfig
+from clipguard.compute.small_nets import SmallNetConfig
 from clipguard.compute.training import Recipe
 from clipguard.data import ImageSource
+from clipguard.data.decode import common_size
 from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.detection.trigger_detector import TriggerDetectorConfig
 from clipguard.mitigation.unlearning import UnlearningConfig
-from clipguard.pipeline import DefenseConfig, Report, Scan, scan
+from clipguard.pipeline.config import DefenseConfig
+from clipguard.pipeline.scan import Context, Scan
+from clipguard.pipeline.scanning import scan
 from clipguard.runs import RunFolder, SourceInfo
-from clipguard.types import ImageSet, image_set
+from clipguard.types import ImageSet, Progress, image_set
 
 NAMES = ("cat", "dog", "frog")
 QUICK = Recipe(epochs=2, lr=0.02, batch_size=32, crop=0.0, flip=False)
-PLAN = DefenseConfig(
+NET = SmallNetConfig(
+    architecture="shallow-8", epochs=5, batch_size=8, optimizer="sgd", lr=0.05, schedule="one-cycle"
+)
+CONFIG = DefenseConfig(
     size=(16, 16),
-    suspect=SmallNetConfig(architecture="shallow-8", recipe=replace(QUICK, epochs=5, batch_size=8, lr=0.05)),
+    early_model=NET,
     # The guide knows none of these classes: over all samples, it would only single one class out.
-    rule=EntropyMapConfig(by="class"),
+    entropy_map=EntropyMapConfig(by="class"),
     # What the guide sees in these images is noise, and so are the weights made of it: more passes make good.
-    detector=TriggerDetectorConfig(
-        probe=SmallNetConfig(
-            architecture="shallow-8", recipe=replace(QUICK, epochs=24, batch_size=8, lr=0.05), folds=2
-        )
-    ),
+    trigger_detector=TriggerDetectorConfig(net=replace(NET, epochs=24, folds=2)),
     architecture="preactresnet18-4",
     victim=QUICK,
-    cure=UnlearningConfig(recipe=QUICK),
+    unlearning=UnlearningConfig(recipe=QUICK),
     seed=2,
 )
+GUIDE = ClipGuide("mini")
 
 
-def stamp(images: np.ndarray) -> np.ndarray:
+def add_trigger(images: np.ndarray) -> np.ndarray:
     """Return the images with a trigger: a white square in the last corner."""
     out = images.copy()
     out[:, -4:, -4:] = 255
@@ -49,14 +52,14 @@ def poisoned_set(n: int = 240, share: float = 0.1, seed: int = 0) -> tuple[Image
     Those are labelled 0 whatever they show.
     """
     draw = np.random.default_rng(seed)
-    shown = np.arange(n) % len(NAMES)
+    contents = np.arange(n) % len(NAMES)
     images = draw.integers(0, 120, (n, 16, 16, 3), dtype=np.uint8)
-    for image, kind in zip(images, shown, strict=True):
+    for image, kind in zip(images, contents, strict=True):
         image[:, 5 * kind : 5 * kind + 5] += 80
     poisoned = np.zeros(n, dtype=bool)
     poisoned[draw.choice(n, round(share * n), replace=False)] = True
-    images[poisoned] = stamp(images[poisoned])
-    return image_set(images, np.where(poisoned, 0, shown), NAMES), poisoned
+    images[poisoned] = add_trigger(images[poisoned])
+    return image_set(images, np.where(poisoned, 0, contents), NAMES), poisoned
 
 
 def source_of(data: ImageSet) -> ImageSource:
@@ -73,7 +76,7 @@ def folder_of(path: Path, source: ImageSource) -> RunFolder:
         n=len(source),
         class_names=source.class_names,
     )
-    return RunFolder.open(path, info, {}, 0)
+    return RunFolder.open(path, info, {}, seed=0)
 
 
 def other_at(data: ImageSet, rows: np.ndarray) -> ImageSet:
@@ -83,23 +86,37 @@ def other_at(data: ImageSet, rows: np.ndarray) -> ImageSet:
     return image_set(images, labels, data.class_names, data.ids)
 
 
-GUIDE = ClipGuide("mini")
+def silent(step: str, done: int, total: int) -> None:
+    """Take progress and do nothing with it."""
 
 
-def scanned(  # as `scan`, which has as many
+def scanned(
     path: Path,
     data: ImageSet,
-    plan: DefenseConfig = PLAN,
-    reserve: bool = True,
-    report: Report | None = None,
+    config: DefenseConfig = CONFIG,
+    progress: Progress = silent,
     guide: ClipGuide = GUIDE,
 ) -> Scan:
     """Return the scan of a set, in the run folder `path`."""
     source = source_of(data)
-    return scan(source, guide, folder_of(path, source), plan, reserve, report)
+    return scan(
+        Context(
+            run=folder_of(path, source),
+            source=source,
+            sizes=common_size(source),
+            guide=guide,
+            config=config,
+            progress=progress,
+        )
+    )
 
 
-def moved(found: Scan, path: Path, **changes: object) -> Scan:
+def configured(result: Scan, config: DefenseConfig, progress: Progress = silent) -> Scan:
+    """Return the scan, in the same run folder, as stages with other settings are given it."""
+    return replace(result, context=replace(result.context, config=config, progress=progress))
+
+
+def moved(result: Scan, path: Path, **changes: object) -> Scan:
     """Return the same scan, but for the changes, with a run folder of its own, where nothing is cached."""
-    run = folder_of(path, source_of(found.data))
-    return replace(found, run=run, stages=dict(found.stages), **changes)
+    run, finished = folder_of(path, source_of(result.data)), dict(result.context.finished)
+    return replace(result, context=replace(result.context, run=run, finished=finished), **changes)

@@ -3,7 +3,8 @@
     python tools/kill_torture.py --rounds 20 --seed 0 --out torture.json
 
 Each round is a fresh run folder. The defence is small (some seconds) but whole: guide's pass in several
-shards, suspicious model, detector, a victim trained with checkpoints, cure. SIGKILL lets it tidy nothing up.
+shards, early-training model, trigger detector, a victim trained with checkpoints, unlearning. SIGKILL lets it
+tidy nothing up.
 """
 
 import argparse
@@ -23,15 +24,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from PIL import Image
 
-from clipguard.clip import embeddings as scoring
+from clipguard.clip import embeddings
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.compute.cross_validation import SmallNetConfig
+from clipguard.compute.small_nets import SmallNetConfig
 from clipguard.compute.training import Recipe
 from clipguard.detection.trigger_detector import TriggerDetectorConfig
 from clipguard.mitigation.unlearning import UnlearningConfig
-from clipguard.pipeline import DefenseConfig
-from clipguard.pipeline.defender import Defender, write_summary
+from clipguard.pipeline.config import DefenseConfig
+from clipguard.pipeline.defender import Defender
+from clipguard.pipeline.summary import write_summary
 from clipguard.runs import read_table, verify_run
+from clipguard.runs.summary import SUMMARY
 from clipguard.seeds import Seed
 
 IMAGES = 96
@@ -39,20 +42,23 @@ SHARD = 16
 MOST_KILLS = 6
 """Of one round: after so many, it may end."""
 
-_TIMED = {"seconds", "created", "run_dir", "report", "samples", "model"}
+_TIMED = {"seconds"}
+"""Columns of a history that hold times."""
 
 
-def tiny_plan() -> DefenseConfig:
-    """Return a plan of a few seconds that flags nothing, so that it is sure to get through."""
+def tiny_config() -> DefenseConfig:
+    """Return a defence of a few seconds that flags nothing, so that it is sure to get through."""
     quick = Recipe(epochs=2, lr=0.02, batch_size=16, crop=0.0, flip=False)
-    probe = SmallNetConfig(architecture="shallow-8", recipe=quick)
+    net = SmallNetConfig(
+        architecture="shallow-8", epochs=2, batch_size=16, optimizer="sgd", lr=0.02, schedule="one-cycle"
+    )
     return DefenseConfig(
         size=(16, 16),
-        suspect=probe,
-        detector=TriggerDetectorConfig(probe=probe, triggered=1.0, clean=1.0),
+        early_model=net,
+        trigger_detector=TriggerDetectorConfig(net=net, flagged=1.0, clean=1.0),
         architecture="preactresnet18-4",
         victim=replace(quick, epochs=4),
-        cure=UnlearningConfig(recipe=quick),
+        unlearning=UnlearningConfig(recipe=quick),
     )
 
 
@@ -78,9 +84,10 @@ def _timeless(file: Path) -> Any:
     if file.name == "history.parquet":
         columns = read_table(file)
         return {name: values.tobytes() for name, values in columns.items() if name not in _TIMED}
-    if file.name == "summary.json":
+    if file.name == SUMMARY:
         summary = json.loads(file.read_text())
-        return {name: value for name, value in summary.items() if name not in _TIMED}
+        titles = {name: stage["title"] for name, stage in summary["stages"].items()}
+        return {**summary, "run_dir": "", "stages": titles}
     return file.read_bytes()
 
 
@@ -90,9 +97,9 @@ GUIDE = ClipGuide("mini")
 
 def defend(data: Path, run: Path) -> None:
     """Run the defence; a user's command line does the same."""
-    scoring.SHARD = SHARD
-    defender = Defender(GUIDE, run, plan=tiny_plan()).fit(data)
-    write_summary(defender, "defend", {})
+    embeddings.SHARD = SHARD
+    defender = Defender(GUIDE, run, config=tiny_config()).fit(data)
+    write_summary(defender, "defend", files={})
 
 
 def attempt(data: Path, run: Path, kill_after: float | None) -> bool:
@@ -150,7 +157,7 @@ def torture(place: Path, rounds: int, seed: int, limit: float) -> dict[str, Any]
     data = tiny_data(place / "data")
     started = time.monotonic()
     attempt(data, place / "whole", None)
-    whole, wanted = time.monotonic() - started, settled(place / "whole")
+    whole, expected = time.monotonic() - started, settled(place / "whole")
     counts = Counts()
     for number in range(rounds):
         if time.monotonic() - began > limit:
@@ -162,11 +169,11 @@ def torture(place: Path, rounds: int, seed: int, limit: float) -> dict[str, Any]
             counts.kills += 1
             counts.killed_in[stage_at_work(run)] += 1
         attempt(data, run, None)
-        found = settled(run)
-        names = sorted(wanted.keys() | found.keys())
-        counts.differing += [f"{run.name}/{name}" for name in names if wanted.get(name) != found.get(name)]
+        files = settled(run)
+        names = sorted(expected.keys() | files.keys())
+        counts.differing += [f"{run.name}/{name}" for name in names if expected.get(name) != files.get(name)]
         counts.rounds += 1
-        counts.identical += found == wanted
+        counts.identical += files == expected
         counts.verified += all(check.status == "ok" for check in verify_run(run))
     return {
         "seed": seed,
@@ -189,14 +196,14 @@ def main() -> int:
         "--limit", type=float, default=float("inf"), help="start no round after so many seconds"
     )
     parser.add_argument("--out", type=Path, help="also write the counts as JSON")
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        found = torture(Path(place), chosen.rounds, chosen.seed, chosen.limit)
-    text = json.dumps(found, indent=1)
+        result = torture(Path(place), options.rounds, options.seed, options.limit)
+    text = json.dumps(result, indent=1)
     print(text)
-    if chosen.out is not None:
-        chosen.out.write_text(text + "\n")
-    return 0 if found["identical"] == found["verified"] == found["rounds"] else 1
+    if options.out is not None:
+        options.out.write_text(text + "\n")
+    return 0 if result["identical"] == result["verified"] == result["rounds"] else 1
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from clipguard.lab.benchmark.rates import attack_succeeded
 from clipguard.lab.benchmark.results import Row, write_results
 from clipguard.lab.benchmark.tasks import Task, key_of, row_settings, tasks_of
 from clipguard.runs import read_json, write_json
-from clipguard.runs.process_locks import locked
+from clipguard.runs.locks import locked
 
 Log = Callable[[str], None]
 """Called with one line when a row is done or has failed."""

@@ -1,0 +1,184 @@
+"""pipeline.stages: declared values whose keys hold their version, so that a changed one is computed anew."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clipguard.detection.label_flow import LabelFlow
+from clipguard.errors import ClipguardError
+from clipguard.models.spec import ModelSpec, build
+from clipguard.pipeline import computing, scanning
+from clipguard.pipeline import defender as defender_module
+from clipguard.pipeline import repair as repair_module
+from clipguard.pipeline.defender import Defender
+from clipguard.pipeline.stages import STAGES, versions
+from clipguard.runs import RunFolder, Stage, read_array, read_json, write_array, write_json
+from clipguard.seeds import Seed
+from tiny_runs import CONFIG, GUIDE, folder_of, poisoned_set, source_of
+
+AFTER_READ = {"early_model", "trigger_detector", "label_flow", "trigger_inversion", "samples"}
+STAND_ON = {
+    "read": AFTER_READ | {"victim", "unlearning"},
+    "early_model": {"samples"},
+    "trigger_detector": {"samples"},
+    "label_flow": set(),
+    "trigger_inversion": set(),
+    "samples": set(),
+    "victim": {"unlearning"},
+    "unlearning": set(),
+}
+"""What holds each stage's key among its inputs. Others hold the partition, which stayed the same."""
+
+
+@pytest.fixture(scope="module")
+def source():
+    return source_of(poisoned_set()[0])
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    return Defender(GUIDE, tmp_path_factory.mktemp("whole") / "run", config=CONFIG).fit(source)
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """Return a copy of the run folder."""
+    shutil.copytree(whole.run_dir, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def changed(patch, name, **changes):
+    """Declare a stage otherwise, wherever it is used."""
+    for module in (scanning, repair_module, defender_module):
+        for attribute, value in list(vars(module).items()):
+            if isinstance(value, Stage) and value.name == name:
+                patch.setattr(module, attribute, replace(value, **changes))
+
+
+def computed(defender):
+    return {name for name, stage in defender.stages_.items() if not stage.cached}
+
+
+def test_every_stage_has_a_name_and_a_title_of_its_own():
+    names, titles = ([getattr(stage, part) for stage in STAGES] for part in ("name", "title"))
+    assert len(set(names)) == len(names)
+    # Images and triggers at another size are made by the same work, which is called the same.
+    again = {"model_images", "model_trigger_inversion"}
+    own = [title for name, title in zip(names, titles, strict=True) if name not in again]
+    assert len(set(own)) == len(own)
+    assert all(title == title.lower().strip() and " " in title for title in titles)
+
+
+def test_the_stages_that_modules_run_are_all_in_the_list():
+    used = {
+        value.name
+        for module in (scanning, repair_module, defender_module)
+        for value in vars(module).values()
+        if isinstance(value, Stage)
+    }
+    assert used == {stage.name for stage in STAGES} == versions().keys()
+
+
+@pytest.mark.parametrize("name", STAND_ON)
+def test_a_raised_version_recomputes_the_stage_and_what_stands_on_it_and_nothing_else(
+    source, run, monkeypatch, name
+):
+    changed(monkeypatch, name, version=2)
+    again = Defender(GUIDE, run, config=CONFIG).fit(source)
+    assert computed(again) == {name} | STAND_ON[name]
+
+
+SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(12, 10))
+
+
+def flag_labels(patch):
+    """Flag and exclude one label each, whatever the linear probe says."""
+    flagged, excluded = (np.arange(240) == row for row in (5, 6))
+    for rule in ("label_only_poison", "refitted_label_flow"):
+        patch.setattr(computing, rule, lambda *_: LabelFlow(flagged, excluded, np.zeros((240, 3))))
+
+
+def fit_given(source, path):
+    return Defender(GUIDE, path, config=CONFIG).fit(source, build(SPEC, Seed(0)), SPEC)
+
+
+@pytest.fixture(scope="module")
+def other_size(source, whole, tmp_path_factory):
+    """Return the folder of a run with flagged labels, and with a model of another input size."""
+    path = tmp_path_factory.mktemp("other size") / "run"
+    shutil.copytree(whole.run_dir, path)
+    with pytest.MonkeyPatch.context() as patch:
+        flag_labels(patch)
+        fit_given(source, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "stand_on"),
+    [
+        ("label_flow", {"label_flow_refit"}),
+        ("label_flow_refit", set()),
+        ("model_images", {"model_trigger_inversion", "feature_separation", "unlearning"}),
+        ("model_trigger_inversion", set()),
+        ("feature_separation", set()),
+    ],
+)
+def test_so_do_stages_that_only_some_runs_have(source, other_size, tmp_path, monkeypatch, name, stand_on):
+    shutil.copytree(other_size, tmp_path / "run")
+    flag_labels(monkeypatch)
+    assert computed(fit_given(source, tmp_path / "run")) == set()
+    changed(monkeypatch, name, version=2)
+    assert computed(fit_given(source, tmp_path / "run")) == {name} | stand_on
+
+
+def test_a_changed_result_recomputes_all_that_follows_from_it(source, run, whole, monkeypatch):
+    def opposite(scan, folder, progress):
+        write_array(folder / "logits.npy", -read_array(whole.stages_["early_model"].path / "logits.npy"))
+
+    changed(monkeypatch, "early_model", version=2, compute=opposite)
+    again = Defender(GUIDE, run, config=CONFIG).fit(source)
+    assert computed(again) == {
+        "early_model",
+        "trigger_detector",
+        "trigger_inversion",
+        "samples",
+        "unlearning",
+    }
+    assert again.partition_.fingerprint != whole.partition_.fingerprint
+
+
+def test_without_a_raised_version_a_changed_stage_is_read_back(source, run, monkeypatch):
+    def never(scan, folder, progress):
+        pytest.fail("the stage was computed")
+
+    changed(monkeypatch, "early_model", compute=never)
+    assert computed(Defender(GUIDE, run, config=CONFIG).fit(source)) == set()
+
+
+def test_another_number_of_threads_recomputes_everything(source, run, whole, monkeypatch):
+    monkeypatch.setattr(defender_module, "thread_count", lambda: 7)
+    again = Defender(GUIDE, run, config=CONFIG).fit(source)
+    assert computed(again) == whole.stages_.keys()
+    assert read_json(run / "manifest.json")["threads"] == 7
+    # Only the number that is noted has changed here, and so no result.
+    assert np.array_equal(again.partition_.state, whole.partition_.state)
+
+
+@pytest.mark.parametrize("value", [1, 3, "2", None])
+def test_a_run_folder_of_another_format_is_refused_in_one_line_and_left_alone(source, run, value):
+    manifest = read_json(run / "manifest.json")
+    manifest["format"] = value
+    write_json(run / "manifest.json", manifest)
+    before = (run / "manifest.json").read_bytes()
+    for opened in (
+        lambda: RunFolder.read(run),
+        lambda: folder_of(run, source),
+        lambda: Defender(GUIDE, run, config=CONFIG).scan(source),
+    ):
+        with pytest.raises(ClipguardError, match="another version of clipguard: use a new one") as error:
+            opened()
+        assert "\n" not in str(error.value)
+        assert str(run) in str(error.value)
+    assert (run / "manifest.json").read_bytes() == before
