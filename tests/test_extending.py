@@ -1,4 +1,4 @@
-"""The worked example of docs/architecture.md: a new signal takes a module, a stage and a line of `SIGNALS`."""
+"""The example of docs/architecture.md: a new signal takes a module, a stage and a line of `SIGNALS`."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The language of the code: the field's terms, no earlier private ones, and tensors that stay in `compute`."""
+"""The language of the code: the field's terms, no private ones; and tensors that stay in `compute`."""
 
 import ast
 import io
