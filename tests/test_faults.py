@@ -134,7 +134,9 @@ def test_a_limit_on_file_sizes_is_one_line_and_lifting_it_resumes(scanned, whole
     assert published(tmp_path / "run") == whole
 
 
-def test_an_image_removed_while_scanning_is_skipped_and_reported(clipguard, scanned, data, tmp_path, monkeypatch):
+def test_an_image_removed_while_scanning_is_skipped_and_reported(
+    clipguard, scanned, data, tmp_path, monkeypatch
+):
     def remove_one(source: ImageSource) -> Sizes:
         (data / "cat/0000.png").unlink()
         return Sizes(common=(16, 16), largest=(16, 16))
