@@ -170,3 +170,25 @@ def test_a_refitted_probe_scores_what_it_leaves_out_and_explained_samples_have_n
     assert (second.flagged | second.excluded)[explained].mean() > 0.5
     third = refitted(embeddings, replace(view, unexplained=~explained), first)
     assert not (third.flagged | third.excluded)[explained].any()
+
+
+def test_labels_with_a_moderate_loss_count_as_clean_as_often_as_in_other_classes():
+    # Of 20 unflagged labels of class 0, 4 have a low loss; elsewhere, 3 of 4 correct ones have.
+    labels = np.repeat([0, 1], [35, 20])
+    flagged, low_loss = np.arange(55) < 15, np.isin(np.arange(55), [*range(15, 19), *range(35, 50)])
+    log_probs = np.full((55, 2), -9.0)
+    log_probs[np.arange(55), labels] = np.where(low_loss, -0.1, -2.0)
+    flow = LabelFlow(flagged, nobody(labels), log_probs)
+    after = with_label_flags(all_clean(labels, 2), labels, flow, CONFIG)
+    assert after.clean_share == pytest.approx([4 / 0.75 / 20, 1.0])
+
+
+def test_a_refitted_probe_has_a_bound_of_its_own():
+    embeddings, labels, _ = marked(150)
+    first, view = first_flow(embeddings, labels)
+    strict, loose = (
+        refitted(embeddings, view, first, replace(CONFIG, refit_flag_loss=b)) for b in (9.0, 2.0)
+    )
+    for bound, flow in ((9.0, strict), (2.0, loose)):
+        assert (-flow.log_probs[np.arange(len(labels)), labels][flow.flagged] > bound).all()
+    assert loose.flagged.sum() > strict.flagged.sum() > 0
