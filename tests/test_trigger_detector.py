@@ -245,12 +245,7 @@ def fifty_of_each():
 
 def test_where_all_goes_as_it_should_there_is_no_note():
     data, part = fifty_of_each()
-    assert (
-        trigger_scores(
-            data, part, equal_embeddings(data), replace(SHORT, flagged=0.0, clean=0.0), Seed(0)
-        ).notes
-        == ()
-    )
+    assert scores_of(data, part, replace(SHORT, flagged=0.0, clean=0.0)).notes == ()
 
 
 def test_samples_that_are_too_few_to_balance_are_noted_with_their_numbers():

@@ -17,6 +17,7 @@ from clipguard.types import (
     Partition,
     Scores,
     State,
+    array_digest,
     image_set,
     partition_of,
 )
@@ -252,6 +253,21 @@ def test_every_field_of_a_partition_changes_its_fingerprint(field, drawn):
 @given(states_and_seed)
 def test_equal_partitions_have_equal_fingerprints(drawn):
     assert a_partition(*drawn).fingerprint == a_partition(*drawn).fingerprint
+
+
+def test_equal_bytes_of_other_types_or_shapes_or_in_other_arrays_have_another_digest():
+    bytes_ = np.arange(6, dtype=np.uint8)
+    alike = [
+        (bytes_,),
+        (bytes_.view(np.int8),),
+        (bytes_.view(np.uint16),),
+        (bytes_.reshape(2, 3),),
+        (bytes_.reshape(3, 2),),
+        (bytes_[:3], bytes_[3:]),
+        (bytes_[:2], bytes_[2:]),
+        (bytes_, bytes_[:0]),
+    ]
+    assert len({array_digest(*arrays) for arrays in alike}) == len(alike)
 
 
 def test_numbers_that_lie_in_other_fields_have_another_fingerprint():
