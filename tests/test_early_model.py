@@ -21,7 +21,7 @@ from clipguard.models.spec import ModelSpec, build
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.seeds import Seed
 from clipguard.types import Scores, image_set
-from tiny_poison import poisoned_set
+from tiny_runs import poisoned_set
 
 N = 30
 TINY = SmallNetConfig(

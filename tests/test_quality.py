@@ -1,7 +1,7 @@
 """The method itself, with default settings: backdoors are found and removed, other data stay unflagged.
 
-These are what a changed default, or a change of the method, has to pass. They train real models with a real CLIP on
-real images, one thread, a minute or two together.
+A changed default, or a change of the method, has to pass them. They train real models with a real CLIP on
+real images, by one thread, in a minute or two.
 """
 
 from collections.abc import Iterator

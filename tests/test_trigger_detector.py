@@ -21,7 +21,7 @@ from clipguard.detection.trigger_detector import (
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 from clipguard.types import State, image_set, partition_of
-from tiny_poison import poisoned_set
+from tiny_runs import poisoned_set
 
 NET = SmallNetConfig(
     architecture="shallow-8",

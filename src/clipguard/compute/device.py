@@ -1,4 +1,4 @@
-"""How arrays become tensors and tensors arrays: the only place of the product that decides where they live."""
+"""How arrays become tensors and tensors arrays: the one place that decides where they live."""
 
 import numpy as np
 import torch

@@ -45,7 +45,7 @@ def fitted(case: Case, config: DefenseConfig) -> Defender:
 
 
 def _digest(config: DefenseConfig) -> str:
-    """Return a short name of the settings: two of them in one run folder would replace each other's stages."""
+    """Return a short name of the settings: in one run folder, two would replace each other's stages."""
     return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
