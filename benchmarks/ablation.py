@@ -108,7 +108,7 @@ def flagged_by_detectors(runner: CellRunner) -> Row:
     half = replace(usual, net=replace(usual.net, batch_size=64, lr=0.1, fewest_steps=300))
     ways = {
         "default": (usual, embeddings),
-        "one round": (replace(usual, second_round=0), embeddings),
+        "one round": (replace(usual, refinements=0), embeddings),
         "not balanced": (usual, np.zeros_like(embeddings)),
         "half the steps": (half, embeddings),
     }

@@ -106,8 +106,8 @@ def test_innocent_samples_that_are_flagged_at_random_stay_below_the_threshold():
 
 def test_uncertain_samples_are_scored_but_not_learnt_in_the_first_round(scored):
     data, poisoned, part, _ = scored
-    # The second round learns from what the first partition left open.
-    config = replace(CONFIG, second_round=0)
+    # A refinement learns from what the first partition left open.
+    config = replace(CONFIG, refinements=0)
     everyone = scores_of(data, part, config).probability
     away = np.random.default_rng(5).random(len(data)) < 0.3
     part = part.moved(away, State.UNCERTAIN)
@@ -128,7 +128,7 @@ def test_a_class_that_crowds_into_the_flagged_is_not_taken_for_a_trigger():
     easy = data.labels == 1
     flagged = draw < np.where(easy, 0.6, 0.05)
     part = partition(~flagged, flagged)
-    brief = replace(CONFIG, second_round=0, net=replace(NET, epochs=5))
+    brief = replace(CONFIG, refinements=0, net=replace(NET, epochs=5))
     without, balanced = (
         trigger_scores(data, part, embeddings, brief, Seed(0)).probability
         for embeddings in (equal_embeddings(data), embeddings_of(data.labels))
@@ -204,9 +204,9 @@ def test_a_regression_of_few_samples_gives_the_same_weights_as_one_of_many(monke
     assert np.abs(np.log(some / every)).max() < 0.3
 
 
-def test_the_second_round_acquits_what_only_looked_like_what_was_flagged(scored):
+def test_refinements_acquit_what_only_looked_like_what_was_flagged(scored):
     data, poisoned, part, probability = scored
-    once = scores_of(data, part, replace(CONFIG, second_round=0)).probability
+    once = scores_of(data, part, replace(CONFIG, refinements=0)).probability
     assert not np.array_equal(once, probability)
     gap = [np.median(scores[poisoned]) - scores[~poisoned].mean() for scores in (once, probability)]
     assert gap[1] > gap[0]
@@ -218,21 +218,21 @@ def test_labels_do_not_reach_the_detector(scored):
     assert np.array_equal(probability, scores_of(relabelled, part).probability)
 
 
-SHORT = replace(CONFIG, net=replace(NET, epochs=2), second_round=1)
+SHORT = replace(CONFIG, net=replace(NET, epochs=2), refinements=1)
 
 
 @pytest.mark.parametrize(
     ("threshold", "expected"),
-    [(0.0, [1, 2, 1, 2, 1, 1]), (1.0, [1, 2, 1, 2])],
+    [(0.0, [1, 2, 1, 2, 1, 2, 3, 1, 2, 3]), (1.0, [1, 2, 1, 2])],
     ids=["all flagged", "nobody"],
 )
-def test_the_hook_is_called_for_every_epoch_of_both_folds_and_of_a_second_round(threshold, expected):
+def test_the_hook_is_called_for_every_epoch_of_both_folds_and_of_a_refinement(threshold, expected):
     data, poisoned = poisoned_set(60)
     short = replace(SHORT, flagged=threshold, clean=0.0)
     epochs = []
     trigger_scores(data, rough_partition(poisoned), equal_embeddings(data), short, Seed(0), epochs.append)
     assert epochs == expected
-    assert short.total_epochs(60) == 6
+    assert short.total_epochs(60) == 10
 
 
 def fifty_of_each():
@@ -251,7 +251,7 @@ def test_where_all_goes_as_it_should_there_is_no_note():
 def test_samples_that_are_too_few_to_balance_are_noted_with_their_numbers():
     data, part = fifty_of_each()
     one_less = part.moved(np.flatnonzero(part.flagged)[:1], State.UNCERTAIN)
-    (note,) = scores_of(data, one_less, replace(SHORT, second_round=0)).notes
+    (note,) = scores_of(data, one_less, replace(SHORT, refinements=0)).notes
     assert note == (
         "the trigger detector could not balance contents: 60 clean and 49 flagged samples after the entropy "
         "map, 50 of each are needed"
@@ -259,9 +259,9 @@ def test_samples_that_are_too_few_to_balance_are_noted_with_their_numbers():
 
 
 @pytest.mark.parametrize("carrying", [0, 1, 9, 10])
-def test_a_second_round_that_flagged_samples_were_too_few_for_is_noted_unless_there_were_none(carrying):
+def test_a_refinement_that_flagged_samples_were_too_few_for_is_noted_unless_there_were_none(carrying):
     data, part = fifty_of_each()
-    once = scores_of(data, part, replace(SHORT, second_round=0))
+    once = scores_of(data, part, replace(SHORT, refinements=0))
     assert once.notes == ()
     # As many carry a trigger after the first round as score above the threshold.
     ordered = np.sort(once.probability)[::-1]
@@ -270,10 +270,7 @@ def test_a_second_round_that_flagged_samples_were_too_few_for_is_noted_unless_th
     took_place = not np.array_equal(scores.probability, once.probability)
     assert took_place == (carrying == 10)
     assert scores.notes == (
-        (
-            f"the trigger detector's second round was left out: its first flagged {carrying} samples, 10 are "
-            "needed",
-        )
+        (f"the trigger detector was not refined: it flags {carrying} samples, 10 are needed",)
         if carrying in (1, 9)
         else ()
     )
@@ -282,11 +279,11 @@ def test_a_second_round_that_flagged_samples_were_too_few_for_is_noted_unless_th
 def test_both_notes_may_be_given():
     data, poisoned = poisoned_set(60)
     part = rough_partition(poisoned)
-    once = scores_of(data, part, replace(SHORT, second_round=0)).probability
+    once = scores_of(data, part, replace(SHORT, refinements=0)).probability
     threshold = float(np.sort(once)[-2:].mean())
-    balance, second_round = scores_of(data, part, replace(SHORT, flagged=threshold, clean=0.0)).notes
+    balance, refinement = scores_of(data, part, replace(SHORT, flagged=threshold, clean=0.0)).notes
     assert "could not balance contents" in balance
-    assert "flagged 1 samples" in second_round
+    assert "flags 1 samples" in refinement
 
 
 rates = st.floats(0, 1)
@@ -312,6 +309,19 @@ def test_thresholds_that_put_a_sample_into_both_sets_are_refused(clean, flagged)
         TriggerDetectorConfig(clean=clean, flagged=flagged)
 
 
-def test_a_second_round_of_less_than_no_epoch_is_refused():
-    with pytest.raises(ClipguardError, match="second round of -1 epochs"):
-        TriggerDetectorConfig(second_round=-1)
+def test_fewer_refinements_than_none_are_refused():
+    with pytest.raises(ClipguardError, match="-1 refinements"):
+        TriggerDetectorConfig(refinements=-1)
+
+
+def test_refinements_end_where_the_flagged_set_settles(scored, monkeypatch):
+    data, _, part, _ = scored
+    epochs = []
+    monkeypatch.setattr(detector_module, "SETTLED", 1e9)
+    trigger_scores(data, part, equal_embeddings(data), CONFIG, Seed(0), epochs.append)
+    # Two nets go on once: any change counts as none.
+    assert len(epochs) == 2 * (CONFIG.net.total_epochs(len(data)) + detector_module.REFINEMENT_EPOCHS)
+    epochs.clear()
+    monkeypatch.setattr(detector_module, "SETTLED", -1.0)
+    trigger_scores(data, part, equal_embeddings(data), CONFIG, Seed(0), epochs.append)
+    assert len(epochs) == CONFIG.total_epochs(len(data))

@@ -8,7 +8,13 @@ from jaxtyping import Bool, Float64, Shaped
 from scipy.special import expit
 
 from clipguard.compute.cross_validation import fold_numbers, out_of_fold
-from clipguard.compute.small_nets import SmallNetConfig, binary_loss, continued, train_small_nets
+from clipguard.compute.small_nets import (
+    SmallNetConfig,
+    TrainedNets,
+    binary_loss,
+    continued,
+    train_small_nets,
+)
 from clipguard.compute.training import EpochHook
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed, Stream
@@ -35,14 +41,13 @@ class TriggerDetectorConfig:
 
     Attributes:
         net: the small net and its training.
-        second_round: epochs of the second round, in which the nets of the first go on at half their learning
-            rate; 0 turns it off.
+        refinements: rounds after the first, at most; 0 turns them off.
         flagged: above it, a sample is flagged.
         clean: above it, a sample is not learnt from either, until unlearning re-admits it.
     """
 
     net: SmallNetConfig = field(default_factory=_shallow)
-    second_round: int = 3
+    refinements: int = 3
     flagged: float = 0.8
     clean: float = 0.5
 
@@ -53,12 +58,13 @@ class TriggerDetectorConfig:
                 f"trigger detector thresholds clean {self.clean} and flagged {self.flagged}: "
                 "give 0 <= clean <= flagged <= 1"
             )
-        if self.second_round < 0:
-            raise ClipguardError(f"second round of {self.second_round} epochs: give 0 or more")
+        if self.refinements < 0:
+            raise ClipguardError(f"{self.refinements} refinements of the trigger detector: give 0 or more")
 
     def total_epochs(self, trainable: int) -> int:
-        """Return the epochs of both rounds and all their nets, for a number of samples to learn from."""
-        return (self.net.total_epochs(trainable) + self.second_round) * self.net.runs * self.net.folds
+        """Return the epochs of all rounds and nets, at most, for a number of samples to learn from."""
+        epochs = self.net.total_epochs(trainable) + self.refinements * REFINEMENT_EPOCHS
+        return epochs * self.net.runs * self.net.folds
 
 
 LARGEST_WEIGHT: Final = 10.0
@@ -71,10 +77,16 @@ MOST: Final = 10_000
 """Flagged samples, and clean ones, that one regression learns from: more only take time."""
 
 FEWEST: Final = 10
-"""Flagged samples that a second round can learn from; fewer are no lesson."""
+"""Flagged samples that a refinement can learn from; fewer are no lesson."""
+
+REFINEMENT_EPOCHS: Final = 3
+"""In a refinement, the nets of the round before go on at half the first learning rate."""
+
+SETTLED: Final = 0.02
+"""Share of the flagged samples by which a refinement changes their set at most where it is the last."""
 
 SHARE: Final = 0.2
-"""Least share of the flagged samples in the loss of the second round: about that of the first."""
+"""Least share of the flagged samples in the loss of a refinement: about that of the first round."""
 
 
 class TriggerScores(NamedTuple):
@@ -149,9 +161,10 @@ def trigger_scores(
     rate. What poison shares, its trigger, is nearly absent from the clean set: there the probability goes to
     one.
 
-    Second round: the nets go on with what the first round has flagged as one set, against all that it has
+    Refinements: the nets go on with what the round before has flagged as one set, against all that it has
     not, the innocent part of the first flagged set included. What was flagged by mistake then stands against
-    its likes.
+    its likes, and poison that was missed meets a cleaner lesson. A sample that was ever flagged and still is
+    likelier than not to carry a trigger is in neither set. The refinements end where the flagged set settles.
 
     `embeddings` balance the two sets, see `propensity_weights`.
     """
@@ -159,18 +172,38 @@ def trigger_scores(
     weights = propensity_weights(clean, flagged, embeddings, seed.child(Stream.PROPENSITY))
     notes = () if weights is not None else (_unbalanced(clean, flagged),)
     loss = binary_loss(flagged, np.ones(len(data)) if weights is None else weights)
-    first = train_small_nets(config.net, data.images, 1, loss, clean | flagged, seed, on_epoch)
-    probability: Float64[np.ndarray, " n"] = expit(first.logits[:, 0].astype(np.float64))
-    carrying = probability > config.flagged
-    if config.second_round == 0 or carrying.sum() < FEWEST:
-        return TriggerScores(probability, (*notes, *_single_round(config, int(carrying.sum()))))
-    rest = ~carrying & ~(flagged & (probability > config.clean))
+    nets = train_small_nets(config.net, data.images, 1, loss, clean | flagged, seed, on_epoch)
+    probability, ever = _probability(nets), flagged
+    for number in range(config.refinements):
+        carrying = probability > config.flagged
+        if carrying.sum() < FEWEST:
+            notes += _unrefined(int(carrying.sum())) if number == 0 else ()
+            break
+        rest, ever = ~carrying & ~(ever & (probability > config.clean)), ever | carrying
+        loss = binary_loss(carrying, _refinement_weights(rest, carrying, embeddings, seed))
+        again = continued(config.net, REFINEMENT_EPOCHS)
+        nets = train_small_nets(again, data.images, 1, loss, rest | carrying, seed, on_epoch, nets.nets)
+        probability = _probability(nets)
+        if (carrying ^ (probability > config.flagged)).sum() <= SETTLED * carrying.sum():
+            break
+    return TriggerScores(probability, notes)
+
+
+def _probability(nets: TrainedNets) -> Float64[np.ndarray, " n"]:
+    probability: Float64[np.ndarray, " n"] = expit(nets.logits[:, 0].astype(np.float64))
+    return probability
+
+
+def _refinement_weights(
+    rest: Bool[np.ndarray, "n"],
+    carrying: Bool[np.ndarray, "n"],
+    embeddings: Shaped[np.ndarray, "n d"],
+    seed: Seed,
+) -> Float64[np.ndarray, " n"]:
     weights = propensity_weights(rest, carrying, embeddings, seed.child(Stream.PROPENSITY_SECOND_ROUND))
-    weights = np.ones(len(data)) if weights is None else weights
+    weights = np.ones(len(rest)) if weights is None else weights
     weights[carrying] = max(1.0, SHARE / (1 - SHARE) * (rest.sum() / carrying.sum()))
-    again, loss = continued(config.net, config.second_round), binary_loss(carrying, weights)
-    second = train_small_nets(again, data.images, 1, loss, rest | carrying, seed, on_epoch, first.nets)
-    return TriggerScores(expit(second.logits[:, 0].astype(np.float64)), notes)
+    return weights
 
 
 def _unbalanced(clean: Bool[np.ndarray, "n"], flagged: Bool[np.ndarray, "n"]) -> str:
@@ -180,13 +213,10 @@ def _unbalanced(clean: Bool[np.ndarray, "n"], flagged: Bool[np.ndarray, "n"]) ->
     )
 
 
-def _single_round(config: TriggerDetectorConfig, carrying: int) -> tuple[str, ...]:
-    if config.second_round == 0 or carrying == 0:
+def _unrefined(carrying: int) -> tuple[str, ...]:
+    if carrying == 0:
         return ()
-    return (
-        f"the trigger detector's second round was left out: its first flagged {carrying} samples, {FEWEST} "
-        "are needed",
-    )
+    return (f"the trigger detector was not refined: it flags {carrying} samples, {FEWEST} are needed",)
 
 
 def refine(

@@ -66,7 +66,7 @@ EARLY_MODEL: Final = Stage[Scan](
 
 TRIGGER_DETECTOR: Final = Stage[Scan](
     name="trigger_detector",
-    version=1,
+    version=2,
     title="look for a trigger",
     config=lambda scan: {
         "detector": asdict(scan.context.config.trigger_detector),
