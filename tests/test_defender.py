@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from clipguard.clip.zero_shot import ClipGuide
+from clipguard.compute import classifiers
 from clipguard.compute.inference import classifier_logits
 from clipguard.data.decode import thumbnail
 from clipguard.detection.label_flow import LabelFlow
@@ -184,13 +185,13 @@ def test_a_fit_that_was_killed_goes_on_where_it_stood_and_ends_with_the_same_mod
 
 def recorded_rows(monkeypatch):
     """Return a list that fills with the rows of each training."""
-    rows_of_trainings, real = [], computing.fit
+    rows_of_trainings, real = [], classifiers.fit
 
     def recorded(model, images, rows, *rest):
         rows_of_trainings.append(set(rows.tolist()))
         return real(model, images, rows, *rest)
 
-    monkeypatch.setattr(computing, "fit", recorded)
+    monkeypatch.setattr(classifiers, "fit", recorded)
     return rows_of_trainings
 
 

@@ -16,7 +16,7 @@ import pytest
 from clipguard.cli import main
 from clipguard.cli.progress import Lines
 from clipguard.clip import embeddings
-from clipguard.clip.model import load_clip
+from clipguard.clip.loading import load_clip
 from clipguard.data import ImageSource
 from clipguard.data.decode import Sizes
 from clipguard.data.writer import write_parquet

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from clipguard.compute import training
+from clipguard.compute import classifiers, training
 from clipguard.detection.feature_separation import separated_by_features
 from clipguard.errors import ClipguardError
 from clipguard.mitigation.unlearning import unlearn
@@ -142,13 +142,13 @@ def test_the_history_of_unlearning_has_the_sizes_of_its_sets(elsewhere, result):
 
 @pytest.mark.parametrize("stage", [VICTIM, RETRAINING], ids=lambda stage: stage.name)
 def test_training_uses_exactly_the_rows_that_are_kept(elsewhere, result, monkeypatch, stage):
-    learnt_rows, real = [], computing.fit
+    learnt_rows, real = [], classifiers.fit
 
     def recorded(model, images, rows, *rest):
         learnt_rows.append(set(rows.tolist()))
         return real(model, images, rows, *rest)
 
-    monkeypatch.setattr(computing, "fit", recorded)
+    monkeypatch.setattr(classifiers, "fit", recorded)
     keep = result.partition.has(State.CLEAN, State.UNCERTAIN)
     finished = train(elsewhere("run"), keep, SPEC, stage)
     assert learnt_rows == [set(np.flatnonzero(keep))]
@@ -185,7 +185,7 @@ def test_a_training_that_ends_in_another_kind_of_model_leaves_nothing(elsewhere,
             model.network.head.weight.fill_(torch.nan)
         return history
 
-    monkeypatch.setattr(computing, "fit", spoilt)
+    monkeypatch.setattr(classifiers, "fit", spoilt)
     here = elsewhere("run")
     with pytest.raises(ClipguardError, match="NaN or Inf weights in 'head"):
         train(here, ~held_out(result), SPEC, VICTIM)
@@ -350,7 +350,7 @@ def test_the_victims_features_judge_quarantined_classes_before_unlearning_and_th
         unlearnt_partitions.append(args[2])
         return unlearn(*args, **more)
 
-    monkeypatch.setattr(computing, "activations", features)
+    monkeypatch.setattr(computing, "features_of", features)
     monkeypatch.setattr(computing, "unlearn", recorded)
     unlearnt(here)
     expected = separated_by_features(

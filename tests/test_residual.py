@@ -1,26 +1,25 @@
 """The residual early-training model as a stage of the scan: it depends on the guide's logits."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.detection.early_model import ResidualConfig
-from clipguard.pipeline import scan
-from tiny_runs import PLAN, folder_of, poisoned_set, source_of
+from tiny_runs import CONFIG, poisoned_set, scanned
 
 
 def test_a_residual_early_model_is_trained_anew_beside_another_guide(tmp_path):
-    source = source_of(poisoned_set()[0])
-    recipe = replace(PLAN.suspect.recipe, epochs=1)
-    plan = replace(PLAN, suspect=ResidualConfig(architecture="shallow-8", recipe=recipe))
+    data, _ = poisoned_set()
+    brief = replace(CONFIG.early_model, epochs=1, architecture="shallow-8")
+    config = replace(CONFIG, early_model=ResidualConfig(**asdict(brief)))
 
-    def scanned(template):
+    def scan_with(template):
         guide = ClipGuide("mini", templates=(template,))
-        return scan(source, guide, folder_of(tmp_path / "run", source), plan)
+        return scanned(tmp_path / "run", data, config, guide=guide)
 
-    once = scanned("a photo of a {}")
-    assert scanned("a photo of a {}").stages["suspect"].cached
-    again = scanned("a drawing of a {}")
-    assert not again.stages["suspect"].cached
+    once = scan_with("a photo of a {}")
+    assert scan_with("a photo of a {}").context.finished["early_model"].cached
+    again = scan_with("a drawing of a {}")
+    assert not again.context.finished["early_model"].cached
     assert not np.array_equal(once.entropy.early_nll, again.entropy.early_nll)

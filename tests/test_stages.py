@@ -21,8 +21,8 @@ from tiny_runs import CONFIG, GUIDE, folder_of, poisoned_set, source_of
 AFTER_READ = {"early_model", "trigger_detector", "label_flow", "trigger_inversion", "samples"}
 STAND_ON = {
     "read": AFTER_READ | {"victim", "unlearning"},
-    "early_model": {"samples"},
-    "trigger_detector": {"samples"},
+    "early_model": set(),
+    "trigger_detector": set(),
     "label_flow": set(),
     "trigger_inversion": set(),
     "samples": set(),

@@ -321,7 +321,14 @@ def test_refinements_end_where_the_flagged_set_settles(scored, monkeypatch):
     trigger_scores(data, part, equal_embeddings(data), CONFIG, Seed(0), epochs.append)
     # Two nets go on once: any change counts as none.
     assert len(epochs) == 2 * (CONFIG.net.total_epochs(len(data)) + detector_module.REFINEMENT_EPOCHS)
-    epochs.clear()
-    monkeypatch.setattr(detector_module, "SETTLED", -1.0)
-    trigger_scores(data, part, equal_embeddings(data), CONFIG, Seed(0), epochs.append)
-    assert len(epochs) == CONFIG.total_epochs(len(data))
+
+
+def test_a_further_refinement_that_flags_fewer_is_discarded(scored, monkeypatch):
+    data, _, part, _ = scored
+    once = scores_of(data, part, replace(CONFIG, refinements=1)).probability
+    # No set is settled, and every further one counts as smaller.
+    monkeypatch.setattr(detector_module, "SETTLED", -1e9)
+    assert np.array_equal(scores_of(data, part).probability, once)
+    monkeypatch.setattr(detector_module, "SETTLED", 0.0)
+    twice = scores_of(data, part, replace(CONFIG, refinements=2)).probability
+    assert (twice > CONFIG.flagged).sum() >= (once > CONFIG.flagged).sum()

@@ -83,7 +83,7 @@ REFINEMENT_EPOCHS: Final = 3
 """In a refinement, the nets of the round before go on at half the first learning rate."""
 
 SETTLED: Final = 0.02
-"""Share of the flagged samples by which a refinement changes their set at most where it is the last."""
+"""Share of the flagged: a refinement that changes fewer is the last one, one that loses more is discarded."""
 
 SHARE: Final = 0.2
 """Least share of the flagged samples in the loss of a refinement: about that of the first round."""
@@ -165,6 +165,7 @@ def trigger_scores(
     not, the innocent part of the first flagged set included. What was flagged by mistake then stands against
     its likes, and poison that was missed meets a cleaner lesson. A sample that was ever flagged and still is
     likelier than not to carry a trigger is in neither set. The refinements end where the flagged set settles.
+    A further one that flags fewer is discarded: it has begun to learn missed poison as clean.
 
     `embeddings` balance the two sets, see `propensity_weights`.
     """
@@ -183,7 +184,10 @@ def trigger_scores(
         loss = binary_loss(carrying, _refinement_weights(rest, carrying, embeddings, seed))
         again = continued(config.net, REFINEMENT_EPOCHS)
         nets = train_small_nets(again, data.images, 1, loss, rest | carrying, seed, on_epoch, nets.nets)
-        probability = _probability(nets)
+        refined = _probability(nets)
+        if number > 0 and (refined > config.flagged).sum() < (1 - SETTLED) * carrying.sum():
+            break
+        probability = refined
         if (carrying ^ (probability > config.flagged)).sum() <= SETTLED * carrying.sum():
             break
     return TriggerScores(probability, notes)

@@ -157,7 +157,6 @@ def _about_guide(guide: ClipGuide) -> dict[str, Any]:
         "sha256": guide.clip.fingerprint,
         "preprocessing_sha256": guide.clip.preprocessing_sha256,
         "weights_verified_by": guide.weights_verified_by,
-        "templates": guide.prompts,
     }
 
 
