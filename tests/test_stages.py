@@ -85,7 +85,7 @@ def test_the_stages_that_modules_run_are_all_in_the_list():
 def test_a_raised_version_recomputes_the_stage_and_what_stands_on_it_and_nothing_else(
     source, run, monkeypatch, name
 ):
-    changed(monkeypatch, name, version=2)
+    changed(monkeypatch, name, version=99)
     again = Defender(GUIDE, run, config=CONFIG).fit(source)
     assert computed(again) == {name} | STAND_ON[name]
 
@@ -129,7 +129,7 @@ def test_so_do_stages_that_only_some_runs_have(source, other_size, tmp_path, mon
     shutil.copytree(other_size, tmp_path / "run")
     flag_labels(monkeypatch)
     assert computed(fit_given(source, tmp_path / "run")) == set()
-    changed(monkeypatch, name, version=2)
+    changed(monkeypatch, name, version=99)
     assert computed(fit_given(source, tmp_path / "run")) == {name} | stand_on
 
 
