@@ -11,7 +11,7 @@ from clipguard.cli.outcome import Outcome, exit_code
 from clipguard.cli.poisoned import MODEL, READ_TEST_IMAGES, truth_beside
 from clipguard.cli.progress import warn, working
 from clipguard.cli.tables import show_run
-from clipguard.cli.text import channels_from, rows_from, size_from
+from clipguard.cli.text import channels_from, parsed, rows_from, size_from
 from clipguard.clip.zero_shot import ClipGuide, guide_from_name
 from clipguard.compute.training import VICTIM
 from clipguard.data import ImageSource
@@ -92,7 +92,7 @@ def run_demo(out: Path, seed: int, as_json: bool) -> Outcome:
 
 
 def _source(path: Path, options: ScanOptions) -> ImageSource:
-    rows = None if options.rows is None else rows_from(options.rows, "--rows")
+    rows = parsed(rows_from, options.rows, "--rows")
     source = ImageSource.open(path, classes=options.classes, rows=rows, limits=options.limits)
     # The run would be one more class of the folder the next time.
     if source.kind == "folder" and options.out.resolve().is_relative_to(path.resolve()):
@@ -108,7 +108,7 @@ def _guide(options: ScanOptions) -> ClipGuide:
 
 def _scan_config(options: ScanOptions) -> DefenseConfig:
     return DefenseConfig(
-        size=None if options.size is None else size_from(options.size, "--size"),
+        size=parsed(size_from, options.size, "--size"),
         early_model=early_model_named(options.early_model),
         entropy_map=EntropyMapConfig(by=options.rank_within),
         seed=options.seed,
@@ -164,31 +164,29 @@ def _given(options: DefendOptions) -> dict[str, Any]:
     Raises:
         ClipguardError: one of them makes no sense.
     """
-    given: dict[str, Any] = {}
-    if options.architecture is not None:
-        given["architecture"] = options.architecture
-    if options.input_size is not None:
-        given["input_size"] = size_from(options.input_size, "--input-size")
-    if options.mean is not None:
-        given["mean"] = channels_from(options.mean, "--mean")
-    if options.std is not None:
-        given["std"] = channels_from(options.std, "--std")
-        if min(given["std"]) <= 0:
-            raise ClipguardError(f"--std {options.std!r}: the numbers must be above 0")
-    return given
+    std = parsed(channels_from, options.std, "--std")
+    given = {
+        "architecture": options.architecture,
+        "input_size": parsed(size_from, options.input_size, "--input-size"),
+        "mean": parsed(channels_from, options.mean, "--mean"),
+        "std": std,
+    }
+    if std is not None and min(std) <= 0:
+        raise ClipguardError(f"--std {options.std!r}: the numbers must be above 0")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _finish(defender: Defender, command: str, measurement: Measurement | None) -> RunSummary:
     """Return the summary, now in the run folder together with the report."""
     run = Path(defender.run_dir)
-    published = {"report": "report.html", "samples": SAMPLES}
+    files = {"report": "report.html", "samples": SAMPLES}
     if measurement is not None:
-        published["model"] = MODEL
+        files["model"] = MODEL
     if "feature_separation" in defender.stages_:
-        published["labels"] = FEATURES_FILE
-    files = {name: str(run / file) for name, file in published.items()}
+        files["labels"] = FEATURES_FILE
+    places = {name: str(run / file) for name, file in files.items()}
     rates = {} if measurement is None else measurement._asdict()
-    summary = write_summary(defender, command, files=files, **rates)
+    summary = write_summary(defender, command, files=places, **rates)
     write_report(run)
     return summary
 

@@ -59,7 +59,13 @@ def open_test(
     """
 
     def opened(file: Path) -> ImageSource:
-        return _same_classes(ImageSource.open(file, classes=classes, limits=source.limits), source)
+        test = ImageSource.open(file, classes=classes, limits=source.limits)
+        if test.class_names != source.class_names:
+            raise ClipguardError(
+                f"test set {test.location} has the classes {_some(test.class_names)} but {source.location} "
+                f"has {_some(source.class_names)}: give both the same, or pass --classes"
+            )
+        return test
 
     if not is_attack_folder(path):
         return EvaluationSet(clean=opened(path))
@@ -74,15 +80,6 @@ def open_test(
             )
     mapping = read_target_mapping(path, len(clean.class_names))
     return EvaluationSet(clean=clean, triggered=triggered, target_mapping=mapping, truth=truth)
-
-
-def _same_classes(test: ImageSource, source: ImageSource) -> ImageSource:
-    if test.class_names != source.class_names:
-        raise ClipguardError(
-            f"test set {test.location} has the classes {_some(test.class_names)} but {source.location} has "
-            f"{_some(source.class_names)}: give both the same, or pass --classes"
-        )
-    return test
 
 
 def _some(names: tuple[str, ...]) -> str:
@@ -141,8 +138,10 @@ def measure(defender: Defender, test: EvaluationSet | None) -> Measurement:
 
 
 def _rates(model: Normalized, clean: ImageSet, triggered: ImageSet | None, test: EvaluationSet) -> Rates:
-    triggered_logits = None if triggered is None else classifier_logits(model, triggered.images)
-    target_labels = None if test.target_mapping is None else test.target_mapping[clean.labels]
-    clean_logits = classifier_logits(model, clean.images)
-    rates = evaluate(clean_logits, triggered_logits, clean.labels, target_labels)
+    rates = evaluate(
+        classifier_logits(model, clean.images),
+        None if triggered is None else classifier_logits(model, triggered.images),
+        clean.labels,
+        None if test.target_mapping is None else test.target_mapping[clean.labels],
+    )
     return Rates(measured_on=f"test set {test.clean.location}", **asdict(rates))

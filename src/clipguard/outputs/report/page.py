@@ -12,8 +12,7 @@ from markupsafe import Markup
 from clipguard.errors import one_line
 from clipguard.outputs.report.plot import entropy_map_svg
 from clipguard.outputs.report.summary import summarize
-from clipguard.outputs.summary_view import rate_rows
-from clipguard.outputs.text import VERDICTS, duration, percent
+from clipguard.outputs.text import VERDICTS, duration, percent, rate_rows
 from clipguard.runs import RunFolder, write_text
 from clipguard.runs.summary import RunSummary
 
