@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from clipguard.errors import one_line
-from clipguard.outputs.text import VERDICTS, duration, percent, rate_rows
+from clipguard.outputs.rates import rate_rows
+from clipguard.outputs.text import VERDICTS, duration, percent
 from clipguard.runs.summary import RunSummary
 
 TOP: Final = 5

@@ -10,9 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from clipguard.errors import one_line
+from clipguard.outputs.rates import rate_rows
 from clipguard.outputs.report.plot import entropy_map_svg
 from clipguard.outputs.report.summary import summarize
-from clipguard.outputs.text import VERDICTS, duration, percent, rate_rows
+from clipguard.outputs.text import VERDICTS, duration, percent
 from clipguard.runs import RunFolder, write_text
 from clipguard.runs.summary import RunSummary
 
