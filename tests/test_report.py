@@ -17,7 +17,7 @@ from PIL import Image
 
 from clipguard.outputs.rates import rate_rows
 from clipguard.outputs.report import entropy_map, entropy_map_svg, render, summarize, write_report
-from clipguard.outputs.report.page import visible
+from clipguard.outputs.report.templates import visible
 from clipguard.outputs.text import duration, percent
 from clipguard.runs import read_json
 from clipguard.runs.summary import Rates, plain
