@@ -109,9 +109,9 @@ def test_exit_codes_of_verdicts_are_none_of_an_error():
 def test_a_scan_exits_with_its_verdict(clipguard, monkeypatch, tmp_path, answer, code):
     finish = defence._finish
 
-    def with_answer(*args):
+    def with_answer(*args, **measured):
         verdict = Verdict(answer=answer, reasons=["so it is"])
-        return msgspec.structs.replace(finish(*args), verdict=verdict)
+        return msgspec.structs.replace(finish(*args, **measured), verdict=verdict)
 
     monkeypatch.setattr(defence, "_finish", with_answer)
     source = image_folder(tmp_path / "data", n=16)

@@ -51,18 +51,21 @@ def run_verify(
     return Outcome(value=value, show=partial(_show, value), as_json=as_json, code=0 if same else DIFFERS)
 
 
+def _recorded(run: Path, part: str) -> dict[str, Any]:
+    entry = RunFolder.read(run).manifest.get(part)
+    if not isinstance(entry, dict) or "sha256" not in entry:
+        raise ClipguardError(f"run folder {run} records no {part} file: leave --{part} out")
+    return entry
+
+
 def _check_model(run: Path, model: Path) -> Checked:
-    entry = RunFolder.read(run).manifest.get("model")
-    if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
-        raise ClipguardError(f"run folder {run} was given no model file: leave --model out")
-    return compared(str(model), model, {name: entry[name] for name in ("bytes", "sha256")})
+    entry = _recorded(run, "model")
+    return compared(str(model), model, {name: entry.get(name) for name in ("bytes", "sha256")})
 
 
 def _check_guide(run: Path, guide: Path) -> list[Checked]:
     """Return the status of the guide's weights, and of a folder's config."""
-    entry = RunFolder.read(run).manifest.get("guide")
-    if not isinstance(entry, dict) or "sha256" not in entry:
-        raise ClipguardError(f"run folder {run} does not say which guide it used: leave --guide out")
+    entry = _recorded(run, "guide")
     file = guide / WEIGHTS if guide.is_dir() else guide
     expected = {"bytes": file.stat().st_size if file.exists() else 0, "sha256": entry["sha256"]}
     checks = [compared(str(file), file, expected)]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -37,14 +37,6 @@ class EvaluationSet:
     triggered: ImageSource | None = None
     target_mapping: Int64[np.ndarray, "k"] | None = None
     truth: PoisonTruth | None = None
-
-
-class Measurement(NamedTuple):
-    """The rates of a model as given and repaired, and how the scan compares with the ground truth."""
-
-    before: Rates
-    after: Rates
-    detection: dict[str, Any] | None = None
 
 
 def open_test(
@@ -121,20 +113,24 @@ def _decoded(
     return clean.take(first), triggered.take(second)
 
 
-def measure(defender: Defender, test: EvaluationSet | None) -> Measurement:
-    """Return the rates of a fitted defender's models, on its own data without a test set.
+def measure(defender: Defender, test: EvaluationSet | None) -> dict[str, Any]:
+    """Return what `write_summary` takes of a fitted defender: `before` and `after`, the rates of its models.
+
+    Without a test set they are measured on its own data. With the ground truth, `detection` says how the scan
+    compares with it.
 
     Raises:
         ClipguardError: too many test images are unreadable.
     """
     if test is None:
-        return Measurement(*own_rates(defender))
+        return dict(zip(("before", "after"), own_rates(defender), strict=True))
     clean, triggered = _decoded(test, defender.spec_.input_size)
-    before, after = (_rates(model, clean, triggered, test) for model in (defender.before_, defender.model_))
+    models = {"before": defender.before_, "after": defender.model_}
+    measured: dict[str, Any] = {name: _rates(model, clean, triggered, test) for name, model in models.items()}
     scan, truth = defender.scan_, test.truth
-    if truth is None or len(truth.poisoned) != len(scan.data):
-        return Measurement(before, after)
-    return Measurement(before, after, detection(scan.entropy, defender.partition_, scan.data, truth))
+    if truth is not None and len(truth.poisoned) == len(scan.data):
+        measured["detection"] = detection(scan.entropy, defender.partition_, scan.data, truth)
+    return measured
 
 
 def _rates(model: Normalized, clean: ImageSet, triggered: ImageSet | None, test: EvaluationSet) -> Rates:

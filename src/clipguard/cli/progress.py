@@ -4,7 +4,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
 from rich.console import Console
@@ -15,6 +14,9 @@ from clipguard.errors import one_line
 from clipguard.outputs.text import duration
 from clipguard.types import Progress
 
+Clock = Callable[[], int | float]
+"""Seconds since any moment."""
+
 LINE_EVERY: Final = 60.0
 WORTH_A_LINE: Final = 1.0
 """Seconds that a step takes at least for its end to get a line."""
@@ -23,7 +25,7 @@ WORTH_A_LINE: Final = 1.0
 class _Pace:
     """Since when the running step runs, by the calls so far."""
 
-    def __init__(self, clock: Callable[[], int | float]) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock, self._step = clock, ""
         self.now = self._began = clock()
 
@@ -43,22 +45,11 @@ def _time(spent: int | float, done: int, total: int) -> str:
     return f"{duration(spent / done * (total - done))} left" if done else ""
 
 
-@dataclass(slots=True)
 class Lines:
-    """Progress as lines: at most one a minute while a step runs, and one when it ends, unless in no time.
+    """Progress as lines: at most one a minute while a step runs, and one when it ends, unless in no time."""
 
-    Attributes:
-        write: takes each line.
-        clock: seconds since any moment.
-    """
-
-    write: Callable[[str], object]
-    clock: Callable[[], int | float] = time.monotonic
-    _pace: _Pace = field(init=False)
-    _last_line: int | float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._pace = _Pace(self.clock)
+    def __init__(self, write: Callable[[str], object], clock: Clock = time.monotonic) -> None:
+        self._write, self._pace = write, _Pace(clock)
         self._last_line = self._pace.now
 
     def __call__(self, step: str, done: int, total: int) -> None:
@@ -70,10 +61,10 @@ class Lines:
         if ended and spent < WORTH_A_LINE:
             return
         took = f" {_time(spent, done, total)}" if ended else f", {_time(spent, done, total)}" if done else ""
-        self.write(f"clipguard: {step}: {done:,} of {total:,}{took}\n")
+        self._write(f"clipguard: {step}: {done:,} of {total:,}{took}\n")
 
 
-def bars(display: Display, clock: Callable[[], int | float] = time.monotonic) -> Progress:
+def bars(display: Display, clock: Clock = time.monotonic) -> Progress:
     """Return progress as one bar a step; whoever made the display starts and stops it."""
     pace, tasks = _Pace(clock), dict[str, TaskID]()
 

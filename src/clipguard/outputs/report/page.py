@@ -32,10 +32,11 @@ def render(summary: Mapping[str, Any]) -> str:
     """Return the HTML page of what `summarize` returned."""
     run: RunSummary = summary["run"]
     seconds = [stage.seconds for stage in run.stages.values()]
-    replaced = {"map": Markup(entropy_map_svg(summary["map"])), "manifest": _lines(summary["manifest"])}
     return rendered(
         "page.html.j2",
-        **summary | replaced,
+        **summary,
+        picture=Markup(entropy_map_svg(summary["map"])),
+        lines=_lines(summary["manifest"]),
         created=summary["manifest"]["created"],
         verdict=VERDICTS[run.verdict.answer],
         rates=rate_rows(run.before, run.after),
