@@ -44,13 +44,14 @@ def entropy_map_svg(drawn: Mapping[str, Any], title: str = "Entropy map") -> str
     """Return a standalone SVG picture of what `entropy_map` returned, for light and dark, without scripts."""
     counts = ", ".join(f"{int(np.sum(cells)):,} {status}" for status, cells in drawn["cells"].items())
     description = f"Samples by the guide's and the early-training model's rank of their label: {counts}."
-    shown = {
-        "title": title,
-        "description": description,
-        "paths": _paths(drawn["cells"]),
-        "opacities": _OPACITY,
-    }
-    return rendered("map.svg.j2", **drawn, **shown)
+    return rendered(
+        "map.svg.j2",
+        **drawn,
+        title=title,
+        description=description,
+        paths=_paths(drawn["cells"]),
+        opacities=_OPACITY,
+    )
 
 
 def _paths(cells: Mapping[str, Any]) -> list[tuple[str, float, Markup]]:
