@@ -6,7 +6,7 @@ VENV ?= .venv
 RUN ?= runs/demo
 BIN := $(VENV)/bin
 COVERED = $(addprefix tests/test_,$(addsuffix .py,sources sources_arrays catalog sources_parquet parquet_process tar writer \
-  decode decode_workers limits judging provenance faults store store_faults store_files))
+  decode decode_workers limits provenance faults locks run_folder run_folder_faults run_files))
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help

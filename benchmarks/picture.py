@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clipguard.outputs.report.plot import entropy_map, entropy_map_svg
-from clipguard.runs import read_table
+from clipguard.outputs.report import entropy_map, entropy_map_svg
+from clipguard.outputs.samples import read_samples
 from runners import runners
 
 MARKED = 150
@@ -22,14 +22,13 @@ def main() -> None:
     attack, seed = sys.argv[1], int(sys.argv[2])
     runner = next(r for r in runners("table") if (r.cell.attack.name, r.cell.seed) == (attack, seed))
     _, truth = runner.poisoned
-    samples = read_table(next(runner.case().run_dir.rglob("samples.parquet")))
+    samples, partition = read_samples(next(runner.case().run_dir.rglob("samples.parquet")).parent)
     poisoned = np.flatnonzero(truth.poisoned)
     marked = poisoned[:: max(1, len(poisoned) // MARKED)]
     drawn = entropy_map(
         samples["guide_rank"],
         samples["early_rank"],
-        samples["status"] == "trusted",
-        samples["status"] == "flagged",
+        partition,
         marked=marked,
         marked_as=f"{len(marked)} of the {len(poisoned)} poisoned samples",
     )

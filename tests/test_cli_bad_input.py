@@ -8,14 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipguard.data import ImageSource
-from clipguard.data.decode import read_images
-from clipguard.data.writer import write_parquet
 from clipguard.models.spec import ModelSpec, build, save
 from clipguard.runs import read_json
 from clipguard.seeds import Seed
-from clipguard.types import image_set
-from tiny_data import CommandLine, few_steps, image_folder, jpeg_header, npz, pictures, tree
+from tiny_data import CommandLine, few_steps, image_folder, jpeg_header, npz, pictures, refusing, tree
 
 MINI = ("--guide", "mini")
 
@@ -33,20 +29,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def refused(clipguard, tmp_path):
-    """Return what runs a command line that must fail in one line, after lines of what took its time."""
-
-    def run(*arguments, expected):
-        before = tree(tmp_path)
-        ran = clipguard(*arguments)
-        *progress, line = ran.err.splitlines()
-        assert (ran.code, ran.out) == (2, "")
-        assert all(" 20 of 20 in " in text for text in progress)
-        assert line.startswith("clipguard: ")
-        assert "Traceback" not in line
-        assert [word for word in expected if word not in line] == [], line
-        assert tree(tmp_path) == before
-
-    return run
+    return refusing(clipguard, tmp_path)
 
 
 def model_file(path, classes=2, size=(16, 16)):
@@ -56,7 +39,7 @@ def model_file(path, classes=2, size=(16, 16)):
 
 
 def foreign_model_file(path, classes=2):
-    """Return weights without the header that expected how the model is built."""
+    """Return weights without the header that says how the model is built."""
     state = load_file(model_file(path, classes))
     save_file(state, path)
     return path
@@ -271,95 +254,6 @@ def test_a_test_set_that_is_missing_costs_no_training(refused, data, tmp_path):
 def test_a_test_set_with_other_classes(refused, data, tmp_path):
     other = image_folder(tmp_path / "other", n=8, names=("cat", "cow"))
     refused("defend", data, "-o", tmp_path / "run", *MINI, "--test", other, expected=["cow", "dog"])
-
-
-def attacked(clipguard, data, out, *more):
-    ran = clipguard("attack", data, "-o", out, "--attack", "badnets", *more)
-    assert ran.code == 0, ran.err
-    return out
-
-
-def test_an_attack_folder_without_test_images(clipguard, refused, data, tmp_path):
-    out = attacked(clipguard, data, tmp_path / "out")
-    train = out / "train.parquet"
-    refused(
-        "defend", train, "-o", tmp_path / "run", *MINI, "--test", out, expected=["no test.parquet", "--test"]
-    )
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[]",
-        "{}",
-        '{"target_mapping": 0}',
-        '{"target_mapping": [0, true]}',
-        '{"target_mapping": [0, 2]}',
-        '{"target_mapping": [0]}',
-    ],
-)
-def test_an_attack_folder_with_a_damaged_description(clipguard, refused, data, tmp_path, text):
-    out = attacked(clipguard, data, tmp_path / "out", "--test", data)
-    (out / "attack.json").write_text(text)
-    expected = ["attack.json"]
-    refused("defend", out / "train.parquet", "-o", tmp_path / "run", *MINI, "--test", out, expected=expected)
-
-
-def test_triggered_images_that_are_not_the_test_images(clipguard, refused, data, tmp_path):
-    out = attacked(clipguard, data, tmp_path / "out", "--test", data)
-    test = read_images(ImageSource.open(out / "test.parquet"), (16, 16))[0]
-    mixed = image_set(test.images, test.labels[::-1].copy(), test.class_names, test.ids)
-    write_parquet(mixed, out / "test-triggered.parquet")
-    expected = ["differ in labels"]
-    refused("defend", out / "train.parquet", "-o", tmp_path / "run", *MINI, "--test", out, expected=expected)
-
-
-def test_an_attack_does_not_write_over_anything(clipguard, refused, data, tmp_path):
-    out = attacked(clipguard, data, tmp_path / "out")
-    expected = ["not an empty folder"]
-    refused("attack", data, "-o", out, "--attack", "badnets", expected=expected)
-    refused("attack", data, "-o", out / "attack.json", "--attack", "badnets", expected=expected)
-
-
-def test_an_attack_may_fill_an_empty_folder_and_what_a_killed_one_left_goes_away(clipguard, data, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / ".out.part").mkdir()
-    (tmp_path / ".out.part" / "half.parquet").write_bytes(b"half")
-    out = attacked(clipguard, data, tmp_path / "out")
-    assert sorted(path.name for path in out.iterdir()) == ["attack.json", "train.parquet", "truth.parquet"]
-    assert not (tmp_path / ".out.part").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--attack", "trojan"], "trojan"),
-        (["--attack", "badnets", "--rate", "1.5"], "outside (0, 1)"),
-        (["--attack", "badnets", "--rate", "nan"], "outside (0, 1)"),
-        (["--attack", "badnets", "--target", "2"], "labels 0 to 1"),
-        (["--attack", "badnets", "--target", "-1"], "labels 0 to 1"),
-        (["--attack", "badnets", "--test-rows", "0:2"], "--test"),
-    ],
-)
-def test_an_attack_that_cannot_be_done(refused, data, tmp_path, arguments, expected):
-    refused("attack", data, "-o", tmp_path / "out", *arguments, expected=[expected])
-
-
-def test_an_attack_with_too_few_candidates(refused, data, tmp_path):
-    attack = ("--attack", "sig", "--rate", "0.9")
-    refused("attack", data, "-o", tmp_path / "out", *attack, expected=["lower the rate"])
-
-
-def test_an_attack_that_would_poison_nothing(refused, data, tmp_path):
-    attack = ("--attack", "badnets", "--rate", "0.01")
-    refused("attack", data, "-o", tmp_path / "out", *attack, expected=["0.01 of 20 images is none"])
-
-
-def test_an_attack_on_test_images_of_other_classes(refused, data, tmp_path):
-    other = image_folder(tmp_path / "other", n=8, names=("cat", "cow"))
-    attack = ("--attack", "badnets", "--test", other)
-    refused("attack", data, "-o", tmp_path / "out", *attack, expected=["other classes"])
 
 
 def test_a_report_of_what_is_no_run(refused, tmp_path):

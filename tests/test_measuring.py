@@ -65,7 +65,7 @@ def test_a_rate_counts_the_rows_that_can_be_read_with_and_without_the_trigger(de
     kept = np.setdiff1d(np.arange(60), (*torn[0], *torn[1]))
     warnings = check_test(test)
     assert [text.split()[0] for text in warnings] == ([str(60 - len(kept))] if len(kept) < 60 else [])
-    rates = measure(defender, test).after
+    rates = measure(defender, test)["after"]
     plain = classifier_logits(defender.model_, images.images[kept]).argmax(1)
     attacked = classifier_logits(defender.model_, triggered[kept]).argmax(1)
     others = labels[kept] != 0

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,26 @@ class CommandLine:
         code = main([str(argument) for argument in arguments])
         captured = self.capsys.readouterr()
         return Ran(code, captured.out, captured.err)
+
+
+def refusing(clipguard: CommandLine, root: Path) -> Callable[..., None]:
+    """Return what runs a command line that must fail in one line, after lines of what took its time.
+
+    It must leave everything below `root` as it was.
+    """
+
+    def run(*arguments: object, expected: Sequence[str]) -> None:
+        before = tree(root)
+        ran = clipguard(*arguments)
+        *progress, line = ran.err.splitlines()
+        assert (ran.code, ran.out) == (2, "")
+        assert all(" 20 of 20 in " in text for text in progress)
+        assert line.startswith("clipguard: ")
+        assert "Traceback" not in line
+        assert [word for word in expected if word not in line] == [], line
+        assert tree(root) == before
+
+    return run
 
 
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """`verify`: every file of a run, and of the data it was made of, against the hashes that were recorded."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,56 +18,54 @@ if TYPE_CHECKING:
 DIFFERS: Final = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Originals:
-    """What a run was made of, to be compared with what it recorded; None leaves that out."""
-
-    data: Path | None = None
-    model: Path | None = None
-    guide: Path | None = None
-
-
-def run_verify(run: Path, given: Originals, as_json: bool) -> Outcome:
+def run_verify(
+    run: Path, data: Path | None, model: Path | None, guide: Path | None, as_json: bool
+) -> Outcome:
     """Return the status of each file; the exit code is 1 where one differs.
+
+    Args:
+        run: the run folder.
+        data: what it was made of, to be compared with what it recorded; None leaves that out, as below.
+        model: the weights that were repaired.
+        guide: the guide's weights, or the folder that holds them and its config.
+        as_json: print JSON.
 
     Raises:
         ClipguardError: no run folder, or one that lacks what is to be compared.
     """
     checks = {"artefacts": verify_run(run)}
-    if given.data is not None:
-        checks["inputs"] = check_inputs(run, given.data)
-    if given.model is not None:
-        checks["model"] = [_check_model(run, given.model)]
-    if given.guide is not None:
-        checks["guide"] = _check_guide(run, given.guide)
+    if data is not None:
+        checks["inputs"] = check_inputs(run, data)
+    if model is not None:
+        checks["model"] = [_check_model(run, model)]
+    if guide is not None:
+        checks["guide"] = _check_guide(run, guide)
     same = all(check.status == "ok" for part in checks.values() for check in part)
-    files = [
-        {"part": part, "path": check.path, "status": check.status}
-        for part, listed in checks.items()
-        for check in listed
-    ]
     value = {
         "run": str(run),
         "ok": same,
         "seal": described(run / SEAL)["sha256"],
         "counts": {part: dict(Counter(check.status for check in listed)) for part, listed in checks.items()},
-        "files": files,
+        "files": [{"part": part, **asdict(check)} for part, listed in checks.items() for check in listed],
     }
     return Outcome(value=value, show=partial(_show, value), as_json=as_json, code=0 if same else DIFFERS)
 
 
+def _recorded(run: Path, part: str) -> dict[str, Any]:
+    entry = RunFolder.read(run).manifest.get(part)
+    if not isinstance(entry, dict) or "sha256" not in entry:
+        raise ClipguardError(f"run folder {run} records no {part} file: leave --{part} out")
+    return entry
+
+
 def _check_model(run: Path, model: Path) -> Checked:
-    entry = RunFolder.read(run).manifest.get("model")
-    if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
-        raise ClipguardError(f"run folder {run} was given no model file: leave --model out")
-    return compared(str(model), model, {name: entry[name] for name in ("bytes", "sha256")})
+    entry = _recorded(run, "model")
+    return compared(str(model), model, {name: entry.get(name) for name in ("bytes", "sha256")})
 
 
 def _check_guide(run: Path, guide: Path) -> list[Checked]:
     """Return the status of the guide's weights, and of a folder's config."""
-    entry = RunFolder.read(run).manifest.get("guide")
-    if not isinstance(entry, dict) or "sha256" not in entry:
-        raise ClipguardError(f"run folder {run} does not say which guide it used: leave --guide out")
+    entry = _recorded(run, "guide")
     file = guide / WEIGHTS if guide.is_dir() else guide
     expected = {"bytes": file.stat().st_size if file.exists() else 0, "sha256": entry["sha256"]}
     checks = [compared(str(file), file, expected)]

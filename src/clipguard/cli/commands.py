@@ -1,6 +1,5 @@
 """The commands. Each imports what it needs when it runs, so that `--help` starts in a blink."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -19,10 +18,8 @@ from clipguard.cli.options import (
 )
 from clipguard.cli.outcome import ERROR, EXIT_CODES, Outcome
 
-_CODES = ", ".join(
-    f"{code} {answer}"
-    for code, answer in sorted([(ERROR, "error"), *((code, answer) for answer, code in EXIT_CODES.items())])
-)
+_NAMED = {**EXIT_CODES, "error": ERROR}
+_CODES = ", ".join(f"{_NAMED[name]} {name}" for name in sorted(_NAMED, key=_NAMED.__getitem__))
 
 Source = Annotated[
     Path,
@@ -31,6 +28,7 @@ Source = Annotated[
         "pattern such as data-{000..009}.tar."
     ),
 ]
+Run = Annotated[Path, Parameter(help="Run folder.")]
 
 app = App(
     name="clipguard",
@@ -58,6 +56,45 @@ def defend(source: Source, /, options: DefendOptions) -> Outcome:
 
 
 @app.command
+def demo(*, out: RunFolder = Path("runs/demo"), seed: Seed = 0, json: Json = False) -> Outcome:
+    """Poison 4,000 digits, train a model on them, scan, repair, report: offline, about two minutes."""
+    from clipguard.cli.defence import run_demo
+
+    return run_demo(out, seed, json)
+
+
+@app.command
+def report(run: Run, /, *, json: Json = False) -> Outcome:
+    """Write the page of a finished run once more."""
+    from clipguard.outputs.report import write_report
+
+    path = str(write_report(run))
+    return Outcome(
+        value={"report": path},
+        show=lambda console: console.print(path, soft_wrap=True, markup=False),
+        as_json=json,
+    )
+
+
+@app.command
+def verify(
+    run: Run,
+    /,
+    *,
+    data: Annotated[Path | None, Parameter(help="The data that the run was made of.")] = None,
+    model: Annotated[Path | None, Parameter(help="The weights that were given to defend.")] = None,
+    guide: Annotated[
+        Path | None, Parameter(help="The guide's weights, or the folder that holds them.")
+    ] = None,
+    json: Json = False,
+) -> Outcome:
+    """Compare the files of a run with their recorded hashes: exit code 0 if all agree, 1 if one differs."""
+    from clipguard.cli.checking import run_verify
+
+    return run_verify(run, data, model, guide, json)
+
+
+@app.command
 def attack(source: Source, /, options: AttackOptions) -> Outcome:
     """Poison a data set, to try a defence on it."""
     from clipguard.cli.poisoned import run_attack
@@ -75,40 +112,6 @@ def convert(
     from clipguard.cli.converted import run_convert
 
     return run_convert(record, options)
-
-
-@app.command
-def report(run: Annotated[Path, Parameter(help="Run folder.")], /, *, json: Json = False) -> Outcome:
-    """Write the page of a finished run once more."""
-    from clipguard.outputs.report import write_report
-
-    path = str(write_report(run))
-    return Outcome(
-        value={"report": path},
-        show=lambda console: console.print(path, soft_wrap=True, markup=False),
-        as_json=json,
-    )
-
-
-@app.command
-def verify(
-    run: Annotated[Path, Parameter(help="Run folder.")],
-    /,
-    *,
-    data: Annotated[
-        Path | None,
-        Parameter(help="The data that the run was made of, to compare each file with what was read."),
-    ] = None,
-    model: Annotated[Path | None, Parameter(help="The weights that were given to defend.")] = None,
-    guide: Annotated[
-        Path | None, Parameter(help="The guide's weights, or the folder that holds them and its config.")
-    ] = None,
-    json: Json = False,
-) -> Outcome:
-    """Compare the files of a run with their recorded hashes: exit code 0 if all agree, 1 if one differs."""
-    from clipguard.cli.checking import Originals, run_verify
-
-    return run_verify(run, Originals(data=data, model=model, guide=guide), json)
 
 
 @app.command
@@ -131,22 +134,3 @@ def bench_report(
     from clipguard.cli.bench import run_report
 
     return run_report(run, json)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoOptions:
-    """What `demo` takes."""
-
-    out: RunFolder = Path("runs/demo")
-    seed: Seed = 0
-    json: Json = False
-
-
-@app.command
-def demo(options: DemoOptions | None = None) -> Outcome:
-    """Poison 4,000 digits, train a model on them, scan, repair, report: offline, about two minutes."""
-    from clipguard.cli.defence import run_demo
-
-    chosen = options or DemoOptions()
-    return run_demo(chosen.out, chosen.seed, chosen.json)

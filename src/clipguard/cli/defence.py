@@ -5,13 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipguard.cli.measuring import EvaluationSet, Measurement, check_test, measure, open_test
+from clipguard.cli.measuring import EvaluationSet, check_test, measure, open_test
 from clipguard.cli.options import DefendOptions, ScanOptions
 from clipguard.cli.outcome import Outcome, exit_code
 from clipguard.cli.poisoned import MODEL, READ_TEST_IMAGES, truth_beside
 from clipguard.cli.progress import warn, working
 from clipguard.cli.tables import show_run
-from clipguard.cli.text import channels_from, rows_from, size_from
+from clipguard.cli.text import channels_from, parsed, rows_from, size_from
 from clipguard.clip.zero_shot import ClipGuide, guide_from_name
 from clipguard.compute.training import VICTIM
 from clipguard.data import ImageSource
@@ -42,7 +42,7 @@ def run_scan(path: Path, options: ScanOptions) -> Outcome:
         defender = Defender(_guide(options), options.out, config=config, progress=progress).scan(source)
         if (options.out / MODEL).exists():
             defender.warnings_.append(f"{options.out / MODEL} is of an earlier defend: a scan makes no model")
-        summary = _finish(defender, "scan", None)
+        summary = _finish(defender, "scan")
     return _outcome(defender, summary, options.json)
 
 
@@ -67,7 +67,7 @@ def run_defend(path: Path, options: DefendOptions) -> Outcome:
         defender = Defender(_guide(options), options.out, config=config, progress=progress)
         defender.fit(source, model=options.model, spec=spec)
         defender.warnings_ += notes
-        summary = _finish(defender, "defend", measure(defender, test))
+        summary = _finish(defender, "defend", **measure(defender, test))
     return _outcome(defender, summary, options.json)
 
 
@@ -87,12 +87,12 @@ def run_demo(out: Path, seed: int, as_json: bool) -> Outcome:
             target_mapping=digits.target_mapping,
             truth=digits.truth,
         )
-        summary = _finish(defender, "demo", measure(defender, test))
+        summary = _finish(defender, "demo", **measure(defender, test))
     return replace(_outcome(defender, summary, as_json), code=0)
 
 
 def _source(path: Path, options: ScanOptions) -> ImageSource:
-    rows = None if options.rows is None else rows_from(options.rows, "--rows")
+    rows = parsed(rows_from, options.rows, "--rows")
     source = ImageSource.open(path, classes=options.classes, rows=rows, limits=options.limits)
     # The run would be one more class of the folder the next time.
     if source.kind == "folder" and options.out.resolve().is_relative_to(path.resolve()):
@@ -108,7 +108,7 @@ def _guide(options: ScanOptions) -> ClipGuide:
 
 def _scan_config(options: ScanOptions) -> DefenseConfig:
     return DefenseConfig(
-        size=None if options.size is None else size_from(options.size, "--size"),
+        size=parsed(size_from, options.size, "--size"),
         early_model=early_model_named(options.early_model),
         entropy_map=EntropyMapConfig(by=options.rank_within),
         seed=options.seed,
@@ -147,7 +147,16 @@ def _spec(options: DefendOptions, classes: int) -> ModelSpec | None:
     """
     if options.model is None:
         return None
-    given = _given(options)
+    std = parsed(channels_from, options.std, "--std")
+    if std is not None and min(std) <= 0:
+        raise ClipguardError(f"--std {options.std!r}: the numbers must be above 0")
+    fields = {
+        "architecture": options.architecture,
+        "input_size": parsed(size_from, options.input_size, "--input-size"),
+        "mean": parsed(channels_from, options.mean, "--mean"),
+        "std": std,
+    }
+    given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     known = read_spec(options.model)
     if known is not None:
         return replace(known, **given)
@@ -158,37 +167,16 @@ def _spec(options: DefendOptions, classes: int) -> ModelSpec | None:
     return ModelSpec(num_classes=classes, **given)
 
 
-def _given(options: DefendOptions) -> dict[str, Any]:
-    """Return the fields of a `ModelSpec` that the options set.
-
-    Raises:
-        ClipguardError: one of them makes no sense.
-    """
-    given: dict[str, Any] = {}
-    if options.architecture is not None:
-        given["architecture"] = options.architecture
-    if options.input_size is not None:
-        given["input_size"] = size_from(options.input_size, "--input-size")
-    if options.mean is not None:
-        given["mean"] = channels_from(options.mean, "--mean")
-    if options.std is not None:
-        given["std"] = channels_from(options.std, "--std")
-        if min(given["std"]) <= 0:
-            raise ClipguardError(f"--std {options.std!r}: the numbers must be above 0")
-    return given
-
-
-def _finish(defender: Defender, command: str, measurement: Measurement | None) -> RunSummary:
+def _finish(defender: Defender, command: str, **measured: Any) -> RunSummary:
     """Return the summary, now in the run folder together with the report."""
     run = Path(defender.run_dir)
-    published = {"report": "report.html", "samples": SAMPLES}
-    if measurement is not None:
-        published["model"] = MODEL
+    files = {"report": "report.html", "samples": SAMPLES}
+    if measured:
+        files["model"] = MODEL
     if "feature_separation" in defender.stages_:
-        published["labels"] = FEATURES_FILE
-    files = {name: str(run / file) for name, file in published.items()}
-    rates = {} if measurement is None else measurement._asdict()
-    summary = write_summary(defender, command, files=files, **rates)
+        files["labels"] = FEATURES_FILE
+    places = {name: str(run / file) for name, file in files.items()}
+    summary = write_summary(defender, command, files=places, **measured)
     write_report(run)
     return summary
 

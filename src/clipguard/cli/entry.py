@@ -47,15 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted: the same command resumes where it stopped", INTERRUPTED)
     except _Terminated:
         return _fail("terminated by SIGTERM: the same command resumes where it stopped", TERMINATED)
-    except CycloptsError as error:
-        return _fail(f"{error} (see clipguard --help)")
-    except ClipguardError as error:
-        return _fail(str(error))
-    except OSError as error:
-        return _fail(fault_of(error))
     except Exception as error:
         # Python's own exit code for it, 1, is that of a suspicious data set.
-        return _internal(error)
+        if os.environ.get(DEBUG) and not isinstance(error, (CycloptsError, ClipguardError, OSError)):
+            traceback.print_exc()
+        return _fail(_fault(error))
 
 
 @contextlib.contextmanager
@@ -81,32 +77,33 @@ def _fail(text: str, code: int = ERROR) -> int:
     return code
 
 
-def _internal(error: Exception) -> int:
-    if os.environ.get(DEBUG):
-        traceback.print_exc()
-    if isinstance(error, MemoryError):
-        return _fail("out of memory: free some, take fewer --rows, or lower the --limits")
+def _fault(error: Exception) -> str:
+    match error:
+        case CycloptsError():
+            return f"{error} (see clipguard --help)"
+        case ClipguardError():
+            return str(error)
+        case OSError():
+            return fault_of(error)
+        case MemoryError():
+            return "out of memory: free some, take fewer --rows, or lower the --limits"
     name = type(error).__name__
-    return _fail(f"internal error, {name}: {error} (of clipguard or a model's code: {DEBUG}=1 shows where)")
+    return f"internal error, {name}: {error} (of clipguard or a model's code: {DEBUG}=1 shows where)"
 
 
 def _run(arguments: list[str]) -> int:
     if not arguments:
         # Not the help and 0: to a script, 0 says that a data set is clean.
-        raise ClipguardError(
-            "no command: give attack, bench, convert, defend, demo, report, scan or verify "
-            "(see clipguard --help)"
-        )
+        raise ClipguardError("no command: give one, such as scan (see clipguard --help)")
     command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
     outcome = command(*bound.args, **bound.kwargs)
     if not isinstance(outcome, Outcome):  # --help and --version print for themselves
         return 0
     if outcome.as_json:
         sys.stdout.write(json.dumps(outcome.value, allow_nan=False) + "\n")
-        sys.stdout.flush()
     else:
         from rich.console import Console
 
         outcome.show(Console(highlight=False))
-        sys.stdout.flush()
+    sys.stdout.flush()
     return outcome.code

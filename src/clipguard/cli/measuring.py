@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -39,14 +39,6 @@ class EvaluationSet:
     truth: PoisonTruth | None = None
 
 
-class Measurement(NamedTuple):
-    """The rates of a model as given and repaired, and how the scan compares with the ground truth."""
-
-    before: Rates
-    after: Rates
-    detection: dict[str, Any] | None = None
-
-
 def open_test(
     path: Path, source: ImageSource, classes: Path | None, truth: PoisonTruth | None
 ) -> EvaluationSet:
@@ -59,7 +51,13 @@ def open_test(
     """
 
     def opened(file: Path) -> ImageSource:
-        return _same_classes(ImageSource.open(file, classes=classes, limits=source.limits), source)
+        test = ImageSource.open(file, classes=classes, limits=source.limits)
+        if test.class_names != source.class_names:
+            raise ClipguardError(
+                f"test set {test.location} has the classes {_some(test.class_names)} but {source.location} "
+                f"has {_some(source.class_names)}: give both the same, or pass --classes"
+            )
+        return test
 
     if not is_attack_folder(path):
         return EvaluationSet(clean=opened(path))
@@ -74,15 +72,6 @@ def open_test(
             )
     mapping = read_target_mapping(path, len(clean.class_names))
     return EvaluationSet(clean=clean, triggered=triggered, target_mapping=mapping, truth=truth)
-
-
-def _same_classes(test: ImageSource, source: ImageSource) -> ImageSource:
-    if test.class_names != source.class_names:
-        raise ClipguardError(
-            f"test set {test.location} has the classes {_some(test.class_names)} but {source.location} has "
-            f"{_some(source.class_names)}: give both the same, or pass --classes"
-        )
-    return test
 
 
 def _some(names: tuple[str, ...]) -> str:
@@ -124,25 +113,31 @@ def _decoded(
     return clean.take(first), triggered.take(second)
 
 
-def measure(defender: Defender, test: EvaluationSet | None) -> Measurement:
-    """Return the rates of a fitted defender's models, on its own data without a test set.
+def measure(defender: Defender, test: EvaluationSet | None) -> dict[str, Any]:
+    """Return what `write_summary` takes of a fitted defender: `before` and `after`, the rates of its models.
+
+    Without a test set they are measured on its own data. With the ground truth, `detection` says how the scan
+    compares with it.
 
     Raises:
         ClipguardError: too many test images are unreadable.
     """
     if test is None:
-        return Measurement(*own_rates(defender))
+        return dict(zip(("before", "after"), own_rates(defender), strict=True))
     clean, triggered = _decoded(test, defender.spec_.input_size)
-    before, after = (_rates(model, clean, triggered, test) for model in (defender.before_, defender.model_))
+    models = {"before": defender.before_, "after": defender.model_}
+    measured: dict[str, Any] = {name: _rates(model, clean, triggered, test) for name, model in models.items()}
     scan, truth = defender.scan_, test.truth
-    if truth is None or len(truth.poisoned) != len(scan.data):
-        return Measurement(before, after)
-    return Measurement(before, after, detection(scan.entropy, defender.partition_, scan.data, truth))
+    if truth is not None and len(truth.poisoned) == len(scan.data):
+        measured["detection"] = detection(scan.entropy, defender.partition_, scan.data, truth)
+    return measured
 
 
 def _rates(model: Normalized, clean: ImageSet, triggered: ImageSet | None, test: EvaluationSet) -> Rates:
-    triggered_logits = None if triggered is None else classifier_logits(model, triggered.images)
-    target_labels = None if test.target_mapping is None else test.target_mapping[clean.labels]
-    clean_logits = classifier_logits(model, clean.images)
-    rates = evaluate(clean_logits, triggered_logits, clean.labels, target_labels)
+    rates = evaluate(
+        classifier_logits(model, clean.images),
+        None if triggered is None else classifier_logits(model, triggered.images),
+        clean.labels,
+        None if test.target_mapping is None else test.target_mapping[clean.labels],
+    )
     return Rates(measured_on=f"test set {test.clean.location}", **asdict(rates))

@@ -1,12 +1,21 @@
-"""The options of each command, as they are typed; their meaning is worked out where they are used."""
+"""The options of each command, as they are typed; their meaning is worked out where they are used.
+
+The command line takes its help from the docstrings.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from clipguard.lab.attack_names import ATTACK_CLASSES
 from clipguard.safety.limits import Limits
+
+if TYPE_CHECKING:
+    AttackName = str
+else:
+    AttackName = Literal[tuple(ATTACK_CLASSES)]
 
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON object and nothing else on stdout.")]
 Seed = Annotated[int, Parameter(help="Root of all randomness.")]
@@ -15,50 +24,36 @@ Classes = Annotated[
     Parameter(help="Class names: a .txt with one a line, or a .json list or object; default: the source's."),
 ]
 Rows = Annotated[str | None, Parameter(help="Keep the rows FIRST:END only, such as 0:12000.")]
-RunFolder = Annotated[
-    Path,
-    Parameter(name=("--out", "-o"), help="Run folder, created if needed; the same data resume there."),
-]
+Repeated = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
+Out = Annotated[Path, Parameter(name=("--out", "-o"))]
+RunFolder = Annotated[Out, Parameter(help="Run folder, created if needed; the same data resume there.")]
+NewFolder = Annotated[Out, Parameter(help="Folder to make; must be new or empty.")]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanOptions:
-    """What `scan` and `defend` share."""
+    """What `scan` and `defend` share.
+
+    Attributes:
+        guide: mini (embedded), NAME or NAME/TAG of open_clip, hf-hub:ORG/NAME or local-dir:FOLDER.
+        template: Prompt with {} for the class name; repeat to average.
+        logit_scale: Use the guide's own logit scale; without it, its probabilities are nearly uniform.
+        size: Pixels HxW or N at which the small nets, and a model trained here, see the images; default: the
+            commonest size, at most 64.
+        early_model: shallow, residual, reference, or an architecture.
+        rank_within: Rank samples among all (reference), or within their class.
+    """
 
     out: RunFolder
-    guide: Annotated[
-        str,
-        Parameter(
-            help="mini (embedded), NAME or NAME/TAG of open_clip, hf-hub:ORG/NAME or local-dir:FOLDER."
-        ),
-    ] = "ViT-B-32"
-    template: Annotated[
-        tuple[str, ...],
-        Parameter(
-            negative="", show_default=False, help="Prompt with {} for the class name; repeat to average."
-        ),
-    ] = ()
-    logit_scale: Annotated[
-        bool,
-        Parameter(help="Use the guide's own logit scale; without it, its probabilities are nearly uniform."),
-    ] = True
+    guide: str = "ViT-B-32"
+    template: Repeated = ()
+    logit_scale: bool = True
     classes: Classes = None
     rows: Rows = None
-    size: Annotated[
-        str | None,
-        Parameter(
-            help="Pixels HxW or N at which the small nets, and a model trained here, see the images; "
-            "default: the commonest size, at most 64."
-        ),
-    ] = None
-    early_model: Annotated[
-        str,
-        Parameter(help="shallow, residual, reference, or an architecture."),
-    ] = "shallow"
-    rank_within: Annotated[
-        Literal["class", "all"], Parameter(help="Rank samples among all (reference), or within their class.")
-    ] = "all"
+    size: str | None = None
+    early_model: str = "shallow"
+    rank_within: Literal["class", "all"] = "all"
     limits: Annotated[Limits, Parameter(group=Group("Limits on hostile input"))] = field(
         default_factory=Limits
     )
@@ -69,104 +64,62 @@ class ScanOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefendOptions(ScanOptions):
-    """What `defend` adds: the model, how it is repaired, what it is tested on."""
+    """What `defend` adds: the model, how it is repaired, what it is tested on.
 
-    model: Annotated[
-        Path | None,
-        Parameter(help="Weights to repair (.safetensors); without it, a model is trained here first."),
-    ] = None
-    architecture: Annotated[
-        str | None,
-        Parameter(
-            help="preactresnet18-WIDTH, a timm name or package.module:factory; default: preactresnet18-16."
-        ),
-    ] = None
-    input_size: Annotated[str | None, Parameter(help="Pixels HxW or N that the model of --model takes.")] = (
-        None
-    )
-    mean: Annotated[
-        str | None, Parameter(help="R,G,B that the model of --model subtracts from images in 0..1.")
-    ] = None
-    std: Annotated[str | None, Parameter(help="R,G,B that it divides by after that.")] = None
-    by: Annotated[
-        Literal["unlearn", "retrain"],
-        Parameter(help="Unlearn the flagged samples, or train from scratch without them."),
-    ] = "unlearn"
-    loss: Annotated[
-        Literal["unlikelihood", "reference"], Parameter(help="Unlearning loss; reference is the paper's.")
-    ] = "unlikelihood"
-    epochs: Annotated[int | None, Parameter(help="Of a model that is trained here; default: 25.")] = None
-    flip: Annotated[bool, Parameter(help="Mirror images at random in training; not for digits or text.")] = (
-        True
-    )
-    test: Annotated[
-        Path | None,
-        Parameter(help="Labelled test set, or a folder that `clipguard attack` wrote with --test."),
-    ] = None
+    Attributes:
+        model: Weights to repair (.safetensors); without it, a model is trained here first.
+        architecture: preactresnet18-WIDTH, a timm name or package.module:factory; default: preactresnet18-16.
+        input_size: Pixels HxW or N that the model of --model takes.
+        mean: R,G,B that the model of --model subtracts from images in 0..1.
+        std: R,G,B that it divides by after that.
+        by: Unlearn the flagged samples, or train from scratch without them.
+        loss: Unlearning loss; reference is the paper's.
+        epochs: Of a model that is trained here; default: 25.
+        flip: Mirror images at random in training; not for digits or text.
+        test: Labelled test set, or a folder that `clipguard attack` wrote with --test.
+    """
+
+    model: Path | None = None
+    architecture: str | None = None
+    input_size: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    by: Literal["unlearn", "retrain"] = "unlearn"
+    loss: Literal["unlikelihood", "reference"] = "unlikelihood"
+    epochs: int | None = None
+    flip: bool = True
+    test: Path | None = None
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttackOptions:
-    """What `attack` takes."""
+    """What `attack` takes.
 
-    out: Annotated[Path, Parameter(name=("--out", "-o"), help="Folder to make; must be new or empty.")]
-    attack: Annotated[
-        Literal[
-            "badnets",
-            "blended",
-            "wanet",
-            "bpp",
-            "ctrl",
-            "sig",
-            "lc",
-            "ssba",
-            "input-aware",
-            "flip",
-            "gcb",
-            "adap-blend",
-            "adap-patch",
-            "trojan-nn",
-            "lf",
-            "narcissus",
-            "none",
-            "flips",
-            "flips-to-one",
-        ],
-        Parameter(help="The attack; the last three are controls without a trigger."),
-    ]
-    rate: Annotated[
-        float | None,
-        Parameter(help="Fraction of all samples that are poisoned; default: the attack's own."),
-    ] = None
-    target: Annotated[int, Parameter(help="Label that the backdoor leads to.")] = 0
-    mapping: Annotated[
-        Literal["all-to-one", "all-to-all"] | None,
-        Parameter(help="Every class to --target, or each to the next one: badnets, blended, wanet, bpp."),
-    ] = None
-    option: Annotated[
-        tuple[str, ...],
-        Parameter(
-            negative="",
-            show_default=False,
-            help="A setting of the attack's own as NAME=VALUE, such as alpha=0.1; repeatable.",
-        ),
-    ] = ()
-    cache: Annotated[
-        Path | None,
-        Parameter(
-            help="Folder of fitted attacks: some train a net first; default: ~/.cache/clipguard/bench."
-        ),
-    ] = None
-    test: Annotated[
-        Path | None, Parameter(help="Labelled test set, to be written without and with the trigger.")
-    ] = None
-    test_rows: Annotated[str | None, Parameter(help="Keep these rows FIRST:END of the test set only.")] = None
+    Attributes:
+        attack: The attack; the last three are controls without a trigger.
+        rate: Fraction of all samples that are poisoned; default: the attack's own.
+        target: Label that the backdoor leads to.
+        mapping: Every class to --target, or each to the next one: badnets, blended, wanet, bpp.
+        option: A setting of the attack's own as NAME=VALUE, such as alpha=0.1; repeatable.
+        cache: Folder of fitted attacks: some train a net first; default: ~/.cache/clipguard/bench.
+        test: Labelled test set, to be written without and with the trigger.
+        test_rows: Keep these rows FIRST:END of the test set only.
+        size: Pixels HxW or N of the images written; default: the commonest size.
+    """
+
+    out: NewFolder
+    attack: AttackName
+    rate: float | None = None
+    target: int = 0
+    mapping: Literal["all-to-one", "all-to-all"] | None = None
+    option: Repeated = ()
+    cache: Path | None = None
+    test: Path | None = None
+    test_rows: str | None = None
     rows: Rows = None
     classes: Classes = None
-    size: Annotated[
-        str | None, Parameter(help="Pixels HxW or N of the images written; default: the commonest size.")
-    ] = None
+    size: str | None = None
     seed: Seed = 0
     json: Json = False
 
@@ -174,11 +127,16 @@ class AttackOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
-    """What `convert` takes."""
+    """What `convert` takes.
 
-    source: Annotated[Path, Parameter(help="Clean training set that the record was made from, in its order.")]
-    out: Annotated[Path, Parameter(name=("--out", "-o"), help="Folder to make; must be new or empty.")]
-    test: Annotated[Path | None, Parameter(help="Clean test set likewise.")] = None
+    Attributes:
+        source: Clean training set that the record was made from, in its order.
+        test: Clean test set likewise.
+    """
+
+    source: Path
+    out: NewFolder
+    test: Path | None = None
     classes: Classes = None
     json: Json = False
 
@@ -186,28 +144,21 @@ class ConvertOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """What `bench` takes beside its file."""
+    """What `bench` takes beside its file.
 
-    out: Annotated[Path, Parameter(name=("--out", "-o"), help="Folder of the benchmark; resumes there.")]
-    data: Annotated[
-        Path | None,
-        Parameter(
-            help="Folder of data sets known by name, as NAME/train.parquet; default: ~/.cache/clipguard/data."
-        ),
-    ] = None
-    download: Annotated[
-        bool, Parameter(negative="", help="Fetch data sets known by name that are not there.")
-    ] = False
-    cache: Annotated[
-        Path | None,
-        Parameter(
-            help="Folder of victims, fitted attacks and embeddings; default: ~/.cache/clipguard/bench."
-        ),
-    ] = None
-    only: Annotated[
-        tuple[str, ...], Parameter(help="Compute the rows of this label only, such as none; repeat for more.")
-    ] = ()
-    cells: Annotated[
-        str, Parameter(help="Compute only the cells whose name is like this pattern, such as '*-sig-*'.")
-    ] = "*"
+    Attributes:
+        out: Folder of the benchmark; resumes there.
+        data: Folder of data sets known by name, as NAME/train.parquet; default: ~/.cache/clipguard/data.
+        download: Fetch data sets known by name that are not there.
+        cache: Folder of victims, fitted attacks and embeddings; default: ~/.cache/clipguard/bench.
+        only: Compute the rows of this label only, such as none; repeat for more.
+        cells: Compute only the cells whose name is like this pattern, such as '*-sig-*'.
+    """
+
+    out: Out
+    data: Path | None = None
+    download: Annotated[bool, Parameter(negative="")] = False
+    cache: Path | None = None
+    only: Repeated = ()
+    cells: str = "*"
     json: Json = False

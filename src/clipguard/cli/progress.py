@@ -4,97 +4,77 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Display
-from rich.text import Text
 
 from clipguard.errors import one_line
 from clipguard.outputs.text import duration
 from clipguard.types import Progress
+
+Clock = Callable[[], int | float]
+"""Seconds since any moment."""
 
 LINE_EVERY: Final = 60.0
 WORTH_A_LINE: Final = 1.0
 """Seconds that a step takes at least for its end to get a line."""
 
 
-@dataclass(slots=True)
+class _Pace:
+    """Since when the running step runs, by the calls so far."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._step = clock, ""
+        self.now = self._began = clock()
+
+    def spent(self, step: str, done: int) -> int | float:
+        """Return the seconds that the step has taken."""
+        before, self.now = self.now, self._clock()
+        if step != self._step:
+            # A first call may come when a part is done already: the step began when the one before it ended.
+            self._step, self._began = step, before if done else self.now
+        return self.now - self._began
+
+
+def _time(spent: int | float, done: int, total: int) -> str:
+    """Return how long a step took, or will still take by its mean pace: a few epochs allow no better."""
+    if done >= total:
+        return f"in {duration(spent)}"
+    return f"{duration(spent / done * (total - done))} left" if done else ""
+
+
 class Lines:
-    """Progress as lines: at most one a minute while a step runs, and one when it ends, unless in no time.
+    """Progress as lines: at most one a minute while a step runs, and one when it ends, unless in no time."""
 
-    Attributes:
-        write: takes each line.
-        clock: seconds since any moment.
-    """
-
-    write: Callable[[str], object]
-    clock: Callable[[], int | float] = time.monotonic
-    _step: str = field(default="", init=False)
-    _began: int | float = field(default=0, init=False)
-    _due_since: int | float = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self._began = self._due_since = self.clock()
+    def __init__(self, write: Callable[[str], object], clock: Clock = time.monotonic) -> None:
+        self._write, self._pace = write, _Pace(clock)
+        self._last_line = self._pace.now
 
     def __call__(self, step: str, done: int, total: int) -> None:
         """Print a line if one is due."""
-        now = self.clock()
-        if step != self._step:
-            # A first call may come when a part is done already: the step began when the one before it ended.
-            self._step, self._began = step, now if done == 0 else self._due_since
-        spent = now - self._began
-        if done < total and now - self._due_since < LINE_EVERY:
+        spent, ended = self._pace.spent(step, done), done >= total
+        if not ended and self._pace.now - self._last_line < LINE_EVERY:
             return
-        self._due_since = now
-        if done >= total and spent < WORTH_A_LINE:
+        self._last_line = self._pace.now
+        if ended and spent < WORTH_A_LINE:
             return
-        left = f", {duration(spent / done * (total - done))} left" if 0 < done < total else ""
-        took = f" in {duration(spent)}" if done >= total else ""
-        self.write(f"clipguard: {step}: {done:,} of {total:,}{took}{left}\n")
+        took = f" {_time(spent, done, total)}" if ended else f", {_time(spent, done, total)}" if done else ""
+        self._write(f"clipguard: {step}: {done:,} of {total:,}{took}\n")
 
 
-class _TimeLeft(ProgressColumn):
-    """Time left by the mean pace since the step began: epochs are too few for a moving average."""
+def bars(display: Display, clock: Clock = time.monotonic) -> Progress:
+    """Return progress as one bar a step; whoever made the display starts and stops it."""
+    pace, tasks = _Pace(clock), dict[str, TaskID]()
 
-    def render(self, task: Task) -> Text:
-        if task.finished:
-            return Text(f"in {duration(task.finished_time or 0)}", style="dim")
-        if not task.completed or task.total is None:
-            return Text("")
-        left = task.fields["spent"] / task.completed * (task.total - task.completed)
-        since = (task.elapsed or 0) - task.fields["spent"]
-        return Text(f"{duration(left - since)} left", style="cyan")
+    def show(step: str, done: int, total: int) -> None:
+        if step not in tasks:
+            tasks[step] = display.add_task(step, total=total, left="")
+        left = _time(pace.spent(step, done), done, total)
+        display.update(tasks[step], completed=done, total=total, left=left)
 
-
-@dataclass(slots=True)
-class Bars:
-    """Progress as one bar a step.
-
-    Attributes:
-        bars: the display, started and stopped by whoever made it.
-    """
-
-    bars: Display
-    _tasks: dict[str, TaskID] = field(default_factory=dict, init=False)
-    _ended: float = field(default=0.0, init=False)
-
-    def __post_init__(self) -> None:
-        self._ended = self.bars.get_time()
-
-    def __call__(self, step: str, done: int, total: int) -> None:
-        """Move the step's bar."""
-        if step not in self._tasks:
-            self._tasks[step] = self.bars.add_task(step, total=total, spent=0.0)
-            self._task(step).start_time = self._ended if done else self.bars.get_time()
-        spent = self._task(step).elapsed or 0.0
-        self.bars.update(self._tasks[step], completed=done, total=total, spent=spent)
-        self._ended = self.bars.get_time()
-
-    def _task(self, step: str) -> Task:
-        return next(task for task in self.bars.tasks if task.id == self._tasks[step])
+    return show
 
 
 @contextlib.contextmanager
@@ -108,14 +88,11 @@ def working() -> Iterator[Progress]:
         if not console.is_terminal:
             yield Lines(sys.stderr.write)
             return
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _TimeLeft(),
+        step, left = (
+            TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[left]")
         )
-        with Display(*columns, console=console) as bars:
-            yield Bars(bars)
+        with Display(step, BarColumn(), MofNCompleteColumn(), left, console=console) as display:
+            yield bars(display)
 
 
 def warn(texts: list[str]) -> None:

@@ -2,11 +2,19 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from clipguard.errors import ClipguardError
 
 SMALLEST, LARGEST = 8, 4096
+
+T = TypeVar("T")
+
+
+def parsed(parse: Callable[[str, str], T], text: str | None, option: str) -> T | None:
+    """Return the value of an option that may be left out."""
+    return None if text is None else parse(text, option)
 
 
 def size_from(text: str, option: str) -> tuple[int, int]:

@@ -51,14 +51,10 @@ def read_samples(run: Path) -> tuple[Table, Partition]:
 
 
 def _states(samples: Table, path: Path) -> UInt8[np.ndarray, "n"]:
-    states = np.empty(len(samples["id"]), np.uint8)
-    for row, pair in enumerate(zip(samples["status"], samples["reason"], strict=True)):
-        words = (str(pair[0]), str(pair[1]))
-        if words not in _STATE_OF:
-            status, reason = (word[:50] for word in words)
-            raise ClipguardError(
-                f"{path} has a sample of unknown status {status!r}, reason {reason!r}: "
-                "delete the file and run again"
-            )
-        states[row] = _STATE_OF[words]
-    return states
+    named = list(zip(map(str, samples["status"]), map(str, samples["reason"]), strict=True))
+    for status, reason in set(named) - _STATE_OF.keys():
+        raise ClipguardError(
+            f"{path} has a sample of unknown status {status[:50]!r}, reason {reason[:50]!r}: "
+            "delete the file and run again"
+        )
+    return np.array([_STATE_OF[words] for words in named], np.uint8)

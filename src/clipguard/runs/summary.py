@@ -1,5 +1,6 @@
 """What a run says of itself: the one schema of summary.json, read by command line, page and exports."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -13,9 +14,9 @@ SUMMARY: Final = "summary.json"
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`answer` is clean, suspicious or undecided; `reasons` are sentences."""
+    """The answer, and its reasons as sentences."""
 
-    answer: str
+    answer: Literal["clean", "suspicious", "undecided"]
     reasons: list[str]
 
 
@@ -137,7 +138,7 @@ def plain(summary: RunSummary) -> dict[str, Any]:
 
 
 def read_summary(run: Path) -> RunSummary:
-    """Return the summary in a run folder, which may be anybody's.
+    """Return the summary in a run folder, which may be anybody's, with values that can all be shown.
 
     Raises:
         ClipguardError: it is missing, damaged, or of another version.
@@ -146,6 +147,8 @@ def read_summary(run: Path) -> RunSummary:
     if not path.is_file():
         raise ClipguardError(f"run folder {run} has no {SUMMARY}: the run is not finished, run it again")
     try:
-        return msgspec.convert(read_json(path), RunSummary)
-    except msgspec.ValidationError as error:
+        summary = msgspec.convert(read_json(path), RunSummary)
+        json.dumps(plain(summary), allow_nan=False)
+    except (msgspec.ValidationError, ValueError) as error:
         raise ClipguardError(f"{path} is damaged ({reason_of(error)}): delete it and run again") from error
+    return summary

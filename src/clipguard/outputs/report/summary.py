@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from clipguard.data.writer import png
 from clipguard.outputs.report.plot import entropy_map
 from clipguard.outputs.samples import Table, read_samples
-from clipguard.outputs.summary_view import read_checked_summary
 from clipguard.runs import RunFolder, read_image_set
+from clipguard.runs.summary import read_summary
 from clipguard.triggers.affine import AffineTrigger, read_triggers
 from clipguard.types import STATES, Images, Partition
 
@@ -29,7 +29,11 @@ EXAMPLES: Final = 6
 CLASSES: Final = 40
 """How many classes are listed, most flagged first."""
 
+_TEXTS: Final = ("id", "label_name", "guide_label_name", "status", "reason")
+_NUMBERS: Final = ("rank", "suspicion_score", "trigger_score", "trigger")
 _GREY: Final = 128.0
+
+Picture = UInt8[np.ndarray, "h w 3"]
 
 
 def summarize(run_dir: Path | str) -> dict[str, Any]:
@@ -43,9 +47,12 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
         ClipguardError: no run folder, a run that is not finished or of another version, or damaged files.
     """
     folder = RunFolder.read(run_dir)
-    run = read_checked_summary(folder.path)
+    run = read_summary(folder.path)
     samples, partition = read_samples(folder.path)
-    order = np.argsort(samples["rank"], kind="stable")[:TOP].astype(np.int64)
+    order = np.argsort(samples["rank"], kind="stable").astype(np.int64)
+    top, least = order[:TOP], order[partition.clean[order]][::-1][:EXAMPLES]
+    ids = [str(samples["id"][i]) for i in least]
+    images = _images({*ids, *(str(samples["id"][i]) for i in top)}, folder)
     return {
         "run": run,
         "manifest": folder.manifest,
@@ -56,11 +63,11 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
             samples["guide_rank"],
             samples["early_rank"],
             partition,
-            marked=order,
-            marked_as=f"the {len(order)} most suspicious samples",
+            marked=top,
+            marked_as=f"the {len(top)} most suspicious samples",
         ),
-        "top": _top(samples, order, folder),
-        "triggers": _triggers(samples, partition, folder, run.data.classes),
+        "top": [_sample(samples, i, images) for i in top.tolist()],
+        "triggers": _triggers([images[name] for name in ids if name in images], partition, folder),
     }
 
 
@@ -97,66 +104,49 @@ def _classes(samples: Table, partition: Partition, few_clean: Sequence[str]) -> 
     return {"listed": listed[:CLASSES], "others": max(0, len(listed) - CLASSES)}
 
 
-def _top(samples: Table, order: Int64[np.ndarray, " m"], folder: RunFolder) -> list[dict[str, Any]]:
-    pictures = _pictures([str(samples["id"][i]) for i in order], folder)
-    return [
-        {
-            "rank": int(samples["rank"][i]),
-            "id": str(samples["id"][i]),
-            "label": str(samples["label_name"][i]),
-            "guide_label": str(samples["guide_label_name"][i]),
-            "suspicion": _number(samples["suspicion_score"][i]),
-            "trigger_score": _number(samples["trigger_score"][i]),
-            "status": str(samples["status"][i]),
-            "reason": str(samples["reason"][i]),
-            "trigger": int(samples["trigger"][i]),
-            "thumbnail": picture,
-        }
-        for i, picture in zip(order, pictures, strict=True)
-    ]
-
-
-def _pictures(ids: list[str], folder: RunFolder) -> list[str | None]:
-    """Return a data URI for each id, or None for an image that the run folder no longer has."""
+def _images(ids: set[str], folder: RunFolder) -> dict[str, Picture]:
+    """Return those of the images that the run folder still has, by id."""
     stage = folder.finished("read")
     if stage is None:
-        return [None] * len(ids)
-    images = read_image_set(stage.path)
-    rows = _rows_of(set(ids), images.ids)
-    return [picture(images.images[rows[name]]) if name in rows else None for name in ids]
+        return {}
+    data = read_image_set(stage.path)
+    return {name: data.images[row] for row, name in enumerate(data.ids) if name in ids}
 
 
-def _rows_of(names: set[str], ids: Sequence[str]) -> dict[str, int]:
-    return {name: row for row, name in enumerate(ids) if name in names}
+def _sample(samples: Table, row: int, images: dict[str, Picture]) -> dict[str, Any]:
+    """Return what is shown of a sample, None for NaN, with its image as `thumbnail` if there is one."""
+    texts = {name: str(samples[name][row]) for name in _TEXTS}
+    numbers = {name: samples[name][row].item() for name in _NUMBERS}
+    image = images.get(texts["id"])
+    return {
+        **texts,
+        **{name: value if np.isfinite(value) else None for name, value in numbers.items()},
+        "thumbnail": None if image is None else picture(image),
+    }
 
 
-def _triggers(
-    samples: Table, partition: Partition, folder: RunFolder, class_names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return each reconstructed trigger alone and on the `EXAMPLES` least suspicious clean samples."""
-    read, inversion = folder.finished("read"), folder.finished("trigger_inversion")
-    if read is None or inversion is None:
+def _triggers(least: list[Picture], partition: Partition, folder: RunFolder) -> list[dict[str, Any]]:
+    """Return each reconstructed trigger alone and on the least suspicious clean samples."""
+    inversion = folder.finished("trigger_inversion")
+    if inversion is None or not least:
         return []
-    data = read_image_set(read.path)
-    clean = np.flatnonzero(partition.clean)
-    chosen = clean[np.argsort(-samples["rank"][clean], kind="stable")][:EXAMPLES]
-    ids = [str(samples["id"][i]) for i in chosen]
-    rows = _rows_of(set(ids), data.ids)
-    plain = data.images[[rows[name] for name in ids if name in rows]]
+    plain = np.stack(least)
     return [
-        {"number": number, "flagged": int((partition.trigger == number - 1).sum())}
-        | _trigger(trigger, plain, class_names)
+        {
+            "number": number,
+            "flagged": int((partition.trigger == number - 1).sum()),
+            **_trigger(trigger, plain),
+        }
         for number, trigger in enumerate(read_triggers(inversion.path), 1)
         # A run that was stopped may hold images of another size by now.
-        if len(plain) and trigger.scale.shape == data.images.shape[1:]
+        if trigger.scale.shape == plain.shape[1:]
     ]
 
 
-def _trigger(trigger: AffineTrigger, plain: Images, class_names: Sequence[str]) -> dict[str, Any]:
-    """Return one trigger alone and on images, and the class that it leads to, where that is known."""
-    triggered, label = trigger.apply(plain), trigger.label
+def _trigger(trigger: AffineTrigger, plain: Images) -> dict[str, Any]:
+    triggered = trigger.apply(plain)
     return {
-        "label": None if label is None or label >= len(class_names) else str(class_names[label]),
+        "label": trigger.label,
         "change": float(np.abs(triggered.astype(np.int16) - plain).mean()),
         "alone": picture(_on_grey(trigger)),
         "examples": [
@@ -165,22 +155,17 @@ def _trigger(trigger: AffineTrigger, plain: Images, class_names: Sequence[str]) 
     }
 
 
-def _on_grey(trigger: AffineTrigger) -> UInt8[np.ndarray, "h w 3"]:
+def _on_grey(trigger: AffineTrigger) -> Picture:
     """Return what the trigger does to a grey image, with its largest change stretched to full contrast."""
     change: Float[np.ndarray, "h w 3"] = trigger.scale * _GREY + trigger.shift - _GREY
     stretch = (_GREY - 1) / max(float(np.abs(change).max(initial=0)), 1e-6)
     return (_GREY + change * stretch).clip(0, 255).astype(np.uint8)
 
 
-def picture(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
+def picture(pixels: Picture) -> str:
     """Return the image as a PNG data URI, lossless up to `THUMBNAIL` pixels a side, else shrunk to that."""
     if max(pixels.shape[:2]) > THUMBNAIL:
         shrunk = Image.fromarray(np.ascontiguousarray(pixels))
         shrunk.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
         pixels = np.asarray(shrunk)
     return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
-
-
-def _number(value: Any) -> float | None:
-    number = float("nan") if value is None else float(value)
-    return number if np.isfinite(number) else None
