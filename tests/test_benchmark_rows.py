@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from clipguard.runs.process_locks import locked
 
 from clipguard.cli import main
 from clipguard.data.writer import write_parquet
@@ -22,6 +21,7 @@ from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, image_sets
 from clipguard.lab.benchmark.config import cells, read_config
 from clipguard.lab.benchmark.results import read_results
 from clipguard.lab.benchmark.tasks import key_of
+from clipguard.runs.locks import locked
 from tiny_bench import TinyBench, tiny_bench
 from tiny_data import CommandLine
 from tiny_runs import poisoned_set

@@ -1,26 +1,25 @@
 """The residual early-training model as a stage of the scan: it depends on the guide's logits."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.detection.early_model import ResidualConfig
-from clipguard.pipeline import scan
-from tiny_runs import PLAN, folder_of, poisoned_set, source_of
+from tiny_runs import CONFIG, poisoned_set, scanned
 
 
 def test_a_residual_early_model_is_trained_anew_beside_another_guide(tmp_path):
-    source = source_of(poisoned_set()[0])
-    recipe = replace(PLAN.suspect.recipe, epochs=1)
-    plan = replace(PLAN, suspect=ResidualConfig(architecture="shallow-8", recipe=recipe))
+    data, _ = poisoned_set()
+    early_model = ResidualConfig(**asdict(replace(CONFIG.early_model, epochs=1)))
+    config = replace(CONFIG, early_model=early_model)
 
-    def scanned(template):
-        guide = ClipGuide("mini", templates=(template,))
-        return scan(source, guide, folder_of(tmp_path / "run", source), plan)
+    def scanned_with(template):
+        return scanned(tmp_path / "run", data, config, guide=ClipGuide("mini", templates=(template,)))
 
-    once = scanned("a photo of a {}")
-    assert scanned("a photo of a {}").stages["suspect"].cached
-    again = scanned("a drawing of a {}")
-    assert not again.stages["suspect"].cached
-    assert not np.array_equal(once.entropy.early_nll, again.entropy.early_nll)
+    once = scanned_with("a photo of a {}")
+    again = scanned_with("a photo of a {}")
+    assert again.context.finished["early_model"].cached
+    other = scanned_with("a drawing of a {}")
+    assert not other.context.finished["early_model"].cached
+    assert not np.array_equal(once.entropy.early_nll, other.entropy.early_nll)

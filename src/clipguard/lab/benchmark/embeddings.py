@@ -12,29 +12,22 @@ import functools
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from clipguard.clip.model import IMAGE_CHUNK, Clip
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.lab.benchmark.machine import machine
 from clipguard.runs.files import replacing
 from clipguard.seeds import Seed
-from clipguard.types import Images
-
-SHARD: Final = 1024
-"""Images a file: what a killed pass loses at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class RememberingClip(Clip):
     """A CLIP whose image embeddings are kept in `folder`, in a sub-folder for its weights and this machine.
-
-    `foresee` announces the images of a pass, so that the unknown ones are embedded in full chunks.
 
     Attributes:
         intact: fingerprint of the model without degradation, under which its embeddings are kept.
@@ -46,28 +39,25 @@ class RememberingClip(Clip):
     folder: Path = Path()
     degrade: float = 0.0
     _known: dict[bytes, Float32[np.ndarray, "d"]] = field(default_factory=dict)
-    _coming: list[Images] = field(default_factory=list)
     _costs: list[tuple[int, float]] = field(default_factory=list)
 
     @property
-    def pace(self) -> float | None:
-        """Seconds an image when nothing is remembered, from the passes that filled the memory."""
-        images = sum(count for count, _ in self._costs)
-        return sum(seconds for _, seconds in self._costs) / images if images else None
-
-    def foresee(self, images: Images) -> None:
-        """Announce that embeddings of `images` will be needed; nothing is computed yet."""
-        self._coming[:] = [images]
+    def pace(self) -> float:
+        """Seconds an image when nothing is remembered, by the passes (at least one) that filled the memory."""
+        return sum(seconds for _, seconds in self._costs) / sum(count for count, _ in self._costs)
 
     def embed_crops(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:
         """Return one embedding for each of what `crop` gave, from memory, from disk or computed now."""
-        keys = [_digest(image) for image in crops]
+        keys = [hashlib.sha256(repr(crop.shape).encode() + crop.tobytes()).digest() for crop in crops]
         if not self._known:
             self._read()
-        if any(key not in self._known for key in keys):
-            self._embed_unknown([self.crop(image) for images in self._coming for image in images])
-            self._coming.clear()
-            self._embed_unknown(list(crops))
+        crop_of = dict(zip(keys, crops, strict=True))
+        if unknown := [key for key in crop_of if key not in self._known]:
+            images = [crop_of[key] for key in unknown]
+            copies = -len(images) % IMAGE_CHUNK
+            began = time.monotonic()
+            vectors = super().embed_crops(images + images[-1:] * copies)[: len(images)]
+            self._write(unknown, vectors, time.monotonic() - began)
         return degraded(np.stack([self._known[key] for key in keys]), keys, self.degrade)
 
     @functools.cached_property
@@ -76,18 +66,6 @@ class RememberingClip(Clip):
         if not self.degrade:
             return self.intact
         return hashlib.sha256(f"{self.intact} {self.degrade}".encode()).hexdigest()
-
-    def _embed_unknown(self, crops: list[UInt8[np.ndarray, "_ _ 3"]]) -> None:
-        """Embed what is unknown among `crops` and keep it."""
-        new = {_digest(image): image for image in crops}
-        unknown = [(key, image) for key, image in new.items() if key not in self._known]
-        for start in range(0, len(unknown), SHARD):
-            part = unknown[start : start + SHARD]
-            images = [image for _, image in part]
-            copies = -len(images) % IMAGE_CHUNK
-            began = time.monotonic()
-            vectors = super().embed_crops(images + images[-1:] * copies)[: len(part)]
-            self._write([key for key, _ in part], vectors, time.monotonic() - began)
 
     @property
     def _home(self) -> Path:
@@ -102,22 +80,18 @@ class RememberingClip(Clip):
                     self._known.update(zip(map(bytes, shard["keys"]), shard["vectors"], strict=True))
                     self._costs.append((len(shard["keys"]), float(shard["seconds"])))
             except (OSError, ValueError, KeyError) as error:
-                raise ClipguardError(f"{file} cannot be read ({error}): delete it and run again") from error
+                why = reason_of(error)
+                raise ClipguardError(f"{file} cannot be read ({why}): delete it and run again") from error
 
     def _write(self, keys: list[bytes], vectors: Float32[np.ndarray, "n d"], seconds: float) -> None:
-        home = self._home
-        home.mkdir(parents=True, exist_ok=True)
+        self._home.mkdir(parents=True, exist_ok=True)
         # Named by its contents, so that two processes never write different shards to one name.
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
-        with replacing(home / f"{name}.npz") as part, part.open("wb") as opened:
+        with replacing(self._home / f"{name}.npz") as part, part.open("wb") as opened:
             digests = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32)
             np.savez(opened, keys=digests, vectors=vectors, seconds=seconds)
         self._costs.append((len(keys), seconds))
         self._known.update(zip(keys, vectors, strict=True))
-
-
-def _digest(image: UInt8[np.ndarray, "_ _ 3"]) -> bytes:
-    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
 
 
 def degraded(
@@ -145,14 +119,5 @@ def degraded(
 
 def remembering(clip: Clip, folder: Path, degrade: float = 0.0) -> RememberingClip:
     """Return the same model with a memory in `folder`, degraded by a share of noise."""
-    return RememberingClip(
-        name=clip.name,
-        weights=clip.weights,
-        network=clip.network,
-        preprocess=clip.preprocess,
-        tokenizer=clip.tokenizer,
-        settings=clip.settings,
-        intact=clip.fingerprint,
-        folder=folder,
-        degrade=degrade,
-    )
+    own = {field.name: getattr(clip, field.name) for field in fields(Clip)}
+    return RememberingClip(**own, intact=clip.fingerprint, folder=folder, degrade=degrade)

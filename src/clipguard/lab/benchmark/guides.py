@@ -3,17 +3,19 @@
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
 from jaxtyping import Int64
 
 from clipguard.clip.loading import FOLDER_PREFIX
-from clipguard.clip.model import Clip
 from clipguard.clip.zero_shot import ClipGuide, guide_from_name
 from clipguard.lab.benchmark.config import GuideChoice
 from clipguard.lab.benchmark.embeddings import RememberingClip, remembering
 from clipguard.types import ImageSet
+
+SHARD: Final = 1024
+"""Images that are embedded and kept at once: what a killed pass loses at most."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +38,14 @@ class BenchGuide(ClipGuide):
         return super().name + (f" degraded by {self.degrade:g}" if self.degrade else "")
 
     @functools.cached_property
-    def clip(self) -> Clip:
+    def clip(self) -> RememberingClip:
         """The loaded model, with a memory."""
         return remembering(super().clip, self.memory, self.degrade)
 
     @property
     def weights_verified_by(self) -> str | None:
-        """Who vouches for the weights; None for a degraded guide, which nobody released."""
+        """Whose hash the weights have; None for a degraded guide, which nobody released."""
         return None if self.degrade else super().weights_verified_by
-
-    def foresee(self, data: ImageSet) -> None:
-        """Announce to the memory which images are coming."""
-        if isinstance(self.clip, RememberingClip):
-            self.clip.foresee(np.asarray(data.images))
-
-    def pass_seconds(self, n: int) -> float | None:
-        """Return the seconds that embedding n images takes without the memory; None if unknown."""
-        pace = self.clip.pace if isinstance(self.clip, RememberingClip) else None
-        return None if pace is None else pace * n
 
 
 def guide_of(choice: GuideChoice, memory: Path, beside: Path) -> BenchGuide:
@@ -62,12 +54,12 @@ def guide_of(choice: GuideChoice, memory: Path, beside: Path) -> BenchGuide:
     if name.startswith(FOLDER_PREFIX):
         folder = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
         name = f"{FOLDER_PREFIX}{beside / folder}"
-    plain: Any = guide_from_name(name, templates=choice.templates or None, use_logit_scale=choice.logit_scale)
+    plain = guide_from_name(name)
     return BenchGuide(
         plain.model,
         plain.pretrained,
-        templates=plain.templates,
-        use_logit_scale=plain.use_logit_scale,
+        templates=choice.templates or None,
+        use_logit_scale=choice.logit_scale,
         memory=memory,
         degrade=choice.degrade,
     )
@@ -75,5 +67,7 @@ def guide_of(choice: GuideChoice, memory: Path, beside: Path) -> BenchGuide:
 
 def accuracy(guide: BenchGuide, data: ImageSet, labels: Int64[np.ndarray, "n"]) -> float:
     """Return the share of images to which the guide gives their label of `labels`."""
-    scores = guide.logits(guide.clip.embed_images(np.asarray(data.images)), data.class_names)
+    starts = range(0, len(data), SHARD)
+    shards = [guide.clip.embed_images(np.asarray(data.images[start : start + SHARD])) for start in starts]
+    scores = guide.logits(np.concatenate(shards), data.class_names)
     return float(np.mean(scores.logits.argmax(1) == labels))

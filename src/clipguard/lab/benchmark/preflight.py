@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks import parts_of
 from clipguard.lab.benchmark.cells import BenchmarkPaths, attack_of, sources
@@ -26,19 +25,16 @@ def preflight(cells: Sequence[Cell], paths: BenchmarkPaths, guided: bool) -> Non
         ClipguardError: data or guide that cannot be had, train and test of other classes, a target that is no
             class, an unknown mapping or architecture; with the name of what is wrong.
     """
-    opened = {cell.data: cell for cell in cells}
-    classes = {data: _classes(sources(data, paths)[0]) for data in opened}
+    classes = {
+        data: len(sources(data, paths)[0].class_names) for data in dict.fromkeys(c.data for c in cells)
+    }
     for cell in cells:
         _check_target(cell, classes[cell.data])
-    for net in {cell.net.name: cell for cell in cells}.values():
-        spec = ModelSpec(architecture=net.net.name, num_classes=classes[net.data], input_size=(32, 32))
+    for cell in {cell.net: cell for cell in cells}.values():
+        spec = ModelSpec(architecture=cell.net, num_classes=classes[cell.data], input_size=(32, 32))
         build(spec, Seed(0))
-    for guide in {cell.guide: cell for cell in cells} if guided else ():
+    for guide in dict.fromkeys(cell.guide for cell in cells) if guided else ():
         _ = guide_of(guide, paths.cache / "embeddings", paths.beside).clip
-
-
-def _classes(train: ImageSource) -> int:
-    return len(train.class_names)
 
 
 def _check_target(cell: Cell, k: int) -> None:
