@@ -1,9 +1,10 @@
 """One cell: its data, attack, victim and defences, each made when a row first needs it."""
 
+import copy
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -11,22 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from clipguard.compute.classifiers import ClassifierConfig
+from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
+from clipguard.compute.training import EpochHook
 from clipguard.data import ImageSource
 from clipguard.data.catalog import NAMED, Part, open_named
 from clipguard.data.decode import common_size, read_images
 from clipguard.defenses import Case, Defense, Repaired
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import Attack, attack_named, fit_attack
+from clipguard.lab.attacks import Attack, attack_named, fit_attack, parts_of
 from clipguard.lab.benchmark.config import UNTOUCHED, Cell, DataChoice
 from clipguard.lab.benchmark.guides import BenchGuide, accuracy, guide_of
 from clipguard.lab.benchmark.longtail import long_tailed
 from clipguard.lab.benchmark.rates import TriggeredTest, rates_of, triggered_tests
 from clipguard.lab.benchmark.results import Row
-from clipguard.lab.benchmark.victims import LazyModel
 from clipguard.lab.evaluation import detection
 from clipguard.lab.ground_truth import PoisonTruth
-from clipguard.models.spec import ModelSpec, Normalized
+from clipguard.models.spec import ModelSpec, Normalized, build, weights_digest
 from clipguard.seeds import Seed, Stream
 from clipguard.types import ImageSet, Progress
 
@@ -114,6 +115,33 @@ def _source(choice: DataChoice, part: Part, paths: BenchmarkPaths) -> ImageSourc
     if choice.name in NAMED:
         classes = classes or NAMED[choice.name].names
     return ImageSource.open(paths.beside / Path(path).expanduser(), rows=rows, classes=classes)
+
+
+class LazyModel:
+    """A classifier of one set. It refers to that set and to nothing else of its cell.
+
+    A defence is given the method `copied`. From that it cannot come to the truth by accident, which the
+    cell's runner holds. Code that means harm can: it runs in this process.
+    """
+
+    def __init__(self, data: ImageSet, config: ClassifierConfig, cache: Path, on_epoch: EpochHook) -> None:
+        self.data, self.config, self.cache, self.on_epoch = data, config, cache, on_epoch
+        self.copies = 0
+
+    @functools.cached_property
+    def trained(self) -> tuple[Normalized, float]:
+        """The model itself, not to be changed, and the seconds of its training, also where a cache had it."""
+        return cached_classifier(self.config, self.data, self.cache, on_epoch=self.on_epoch)
+
+    @property
+    def digest(self) -> str | None:
+        """The hash of its weights; None where nothing has needed the model yet."""
+        return weights_digest(self.trained[0]) if "trained" in vars(self) else None
+
+    def copied(self) -> Normalized:
+        """Return a copy, and count it. A defence may change its own: other rows are of the model as it is."""
+        self.copies += 1
+        return copy.deepcopy(self.trained[0])
 
 
 class CellRunner:
@@ -228,6 +256,41 @@ class CellRunner:
             "cover": int(np.sum(truth.cover)),
             "fingerprint": data.fingerprint,
         }
+
+
+def preflight(cells: Sequence[Cell], paths: BenchmarkPaths, guided: bool) -> None:
+    """Check that every cell can begin. A cell checks by itself what depends on its data, such as the rate.
+
+    Args:
+        cells: those to compute.
+        paths: where data and guides are looked for.
+        guided: whether any row needs the guide, which is then loaded.
+
+    Raises:
+        ClipguardError: data or guide that cannot be had, train and test of other classes, a target that is no
+            class, an unknown mapping or architecture; with the name of what is wrong.
+    """
+    classes = {
+        data: len(sources(data, paths)[0].class_names) for data in dict.fromkeys(c.data for c in cells)
+    }
+    for cell in cells:
+        _check_target(cell, classes[cell.data])
+    for cell in {cell.net: cell for cell in cells}.values():
+        spec = ModelSpec(architecture=cell.net, num_classes=classes[cell.data], input_size=(32, 32))
+        build(spec, Seed(0))
+    for guide in dict.fromkeys(cell.guide for cell in cells) if guided else ():
+        _ = guide_of(guide, paths.cache / "embeddings", paths.beside).clip
+
+
+def _check_target(cell: Cell, k: int) -> None:
+    for part in parts_of(attack_of(cell)):
+        # All-to-all has other target labels than the target.
+        labels = part.target_labels(np.arange(k), k)
+        if labels is not None and not np.isin(labels, np.arange(k)).all():
+            raise ClipguardError(
+                f"target {part.target} of {cell.attack.name} is no class of {cell.data.name}: choose one of "
+                f"0 to {k - 1}"
+            )
 
 
 def _numbers(figures: Mapping[str, Any], what: str) -> dict[str, float | int]:

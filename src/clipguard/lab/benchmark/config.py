@@ -31,7 +31,7 @@ NAMED_LISTS: Final = ("data", "attacks", "guides", "nets", "defenses")
 """Lists of tables, in which a text stands for a table that has only a name."""
 
 Rate = Annotated[float, Meta(gt=0, lt=1)]
-Share = Annotated[float, Meta(ge=0, le=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
 Pixels = Annotated[int, Meta(ge=1)]
 AnySeed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """Of 64 bits, as tables hold it."""
@@ -99,7 +99,7 @@ class GuideChoice:
     """
 
     name: str
-    degrade: Share = 0.0
+    degrade: Fraction = 0.0
     templates: tuple[str, ...] = ()
     logit_scale: bool = True
 

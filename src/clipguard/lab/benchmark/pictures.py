@@ -3,7 +3,8 @@
 Needs matplotlib, which only the extra `bench` installs.
 """
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +36,8 @@ _PANELS: Final = {"attack_success": "attack success, %", "accuracy": "clean accu
 
 Place = Callable[[Group], float | None]
 """Where a group lies along the horizontal axis; None leaves it out."""
+Series = list[tuple[dict[str, Any], list[Group]]]
+"""What belongs together, with the style that it is drawn in."""
 
 
 def write_pictures(groups: list[Group], run: Path) -> list[Path]:
@@ -74,21 +77,19 @@ def _guide_accuracy(groups: list[Group]) -> Place:
 def _by_cell(groups: list[Group]) -> Figure:
     """Return one column a cell, one mark a row."""
     columns = {group.axes: group.rows[0] for group in groups}
-    labels, cells = _labels(groups), list(columns)
-    axes = varying_axes(list(columns.values()))
-    figure = Figure(figsize=(max(6.0, 2 + 0.9 * len(columns)), 7))
+    labels, cells = list(dict.fromkeys(group.label for group in groups)), list(columns)
 
     def place(group: Group) -> float:
         shift = labels.index(group.label) / max(1, len(labels) - 1) - 0.5
         return cells.index(group.axes) + 0.6 * shift
 
-    for number, name in enumerate(_PANELS):
-        panel = _panel(figure, (2, 1, number + 1), name)
-        for label in labels:
-            alike = [group for group in groups if group.label == label]
-            _marks(panel, name, alike, place, _style(label, labels) | {"linestyle": "none"})
+    figure = Figure(figsize=(max(6.0, 2 + 0.9 * len(columns)), 7))
+    series = {label: [group for group in groups if group.label == label] for label in labels}
+    styles = {label: _style(label, labels) | {"linestyle": "none"} for label in labels}
+    varying = varying_axes(list(columns.values()))
+    texts = [cell_text(row, varying) for row in columns.values()]
+    for panel in _panels(figure, (2, 1), [(styles[label], alike) for label, alike in series.items()], place):
         panel.set_xlim(-0.5, len(columns) - 0.5)
-        texts = [cell_text(row, axes) for row in columns.values()]
         panel.set_xticks(range(len(columns)), texts, rotation=30, ha="right", fontsize=8)
     # Above the panels, where no mark can lie under it.
     handles, words = figure.axes[1].get_legend_handles_labels()
@@ -98,21 +99,19 @@ def _by_cell(groups: list[Group]) -> Figure:
 
 def _against(groups: list[Group], place: Place, horizontal: str) -> Figure:
     """Return ASR and CA over a number, one line a row and attack."""
-    labels = _labels(groups)
+    labels = list(dict.fromkeys(group.label for group in groups))
+    lines: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    for group in groups:
+        lines[(group.label, group.rows[0]["attack"])].append(group)
+    series = []
+    for (label, attack), alike in lines.items():
+        style = _style(label, labels)
+        series.append((style | {"label": f"{style['label']}, {attack}"}, alike))
     figure = Figure(figsize=(11, 4.5))
-    for number, name in enumerate(_PANELS):
-        panel = _panel(figure, (1, 2, number + 1), name)
-        for label, attack in dict.fromkeys((group.label, group.rows[0]["attack"]) for group in groups):
-            alike = [g for g in groups if g.label == label and g.rows[0]["attack"] == attack]
-            style = _style(label, labels)
-            _marks(panel, name, alike, place, style | {"label": f"{style['label']}, {attack}"})
+    for panel in _panels(figure, (1, 2), series, place):
         panel.set_xlabel(horizontal)
     figure.axes[1].legend(fontsize=6)
     return figure
-
-
-def _labels(groups: Iterable[Group]) -> list[str]:
-    return list(dict.fromkeys(group.label for group in groups))
 
 
 def _style(label: str, labels: list[str]) -> dict[str, Any]:
@@ -124,27 +123,26 @@ def _style(label: str, labels: list[str]) -> dict[str, Any]:
     return {"label": _WORDS.get(label, label), "marker": mark, "color": colour, "fillstyle": filling}
 
 
-def _panel(figure: Figure, position: tuple[int, int, int], name: str) -> Axes:
-    panel: Axes = figure.add_subplot(*position)
-    panel.set_ylabel(_PANELS[name])
-    panel.grid(alpha=0.3)
-    if name == "attack_success":
-        # Linear below 1 %, so that zero has a place; the goals lie there.
-        panel.set_yscale("symlog", linthresh=1)
-        panel.set_ylim(-0.2, 130)
-        panel.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-    return panel
-
-
-def _marks(panel: Axes, name: str, groups: list[Group], place: Place, style: dict[str, Any]) -> None:
-    """Draw the mean of each group's values, with a bar from the least to the most."""
-    points = [
-        (x, np.mean(values), min(values), max(values))
-        for group in groups
-        if (values := group.values(name)) and (x := place(group)) is not None
-    ]
-    if points:
-        x, mean, least, most = np.array(sorted(points)).T * [[1], [100], [100], [100]]
-        # Rounding may leave the mean a hair outside the extremes.
-        bars = np.maximum(0, [mean - least, most - mean])
-        panel.errorbar(x, mean, yerr=bars, markersize=6, linewidth=1, capsize=2, **style)
+def _panels(figure: Figure, shape: tuple[int, int], series: Series, place: Place) -> Iterator[Axes]:
+    """Yield the panels: of each group the mean over seeds, with a bar from the least to the most."""
+    for number, (name, word) in enumerate(_PANELS.items()):
+        panel: Axes = figure.add_subplot(*shape, number + 1)
+        for style, groups in series:
+            points = [
+                (x, np.mean(values), min(values), max(values))
+                for group in groups
+                if (values := group.values(name)) and (x := place(group)) is not None
+            ]
+            if points:
+                x, mean, least, most = np.array(sorted(points)).T * [[1], [100], [100], [100]]
+                # Rounding may leave the mean a hair outside the extremes.
+                bars = np.maximum(0, [mean - least, most - mean])
+                panel.errorbar(x, mean, yerr=bars, markersize=6, linewidth=1, capsize=2, **style)
+        panel.set_ylabel(word)
+        panel.grid(alpha=0.3)
+        if name == "attack_success":
+            # Linear below 1 %, so that zero has a place; the goals lie there.
+            panel.set_yscale("symlog", linthresh=1)
+            panel.set_ylim(-0.2, 130)
+            panel.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+        yield panel

@@ -17,11 +17,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from clipguard.errors import ClipguardError, reason_of
-from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, cell_name
+from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, cell_name, preflight
 from clipguard.lab.benchmark.config import BenchConfig, Cell, cells, variants
 from clipguard.lab.benchmark.goals import OTHER_MODEL, STALE_SETTINGS, UNDEFENDED_ROW, percent
 from clipguard.lab.benchmark.machine import commit, machine, peak_memory, versions
-from clipguard.lab.benchmark.preflight import preflight
 from clipguard.lab.benchmark.rates import attack_succeeded
 from clipguard.lab.benchmark.results import Row, write_results
 from clipguard.lab.benchmark.tasks import Task, key_of, row_settings, tasks_of

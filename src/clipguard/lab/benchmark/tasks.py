@@ -66,11 +66,15 @@ def tasks_of(config: BenchConfig) -> Iterator[Task]:
 
 def row_settings(cell: Cell, task: Task) -> dict[str, Any]:
     """Return all that a row's figures depend on, but for the machine, as JSON values."""
+    code = {"benchmark": VERSION, "attack cache": cache.VERSION, "classifier cache": classifiers.VERSION}
+    # A new version of a stage leaves the rows of the victim and of the reference as they are.
+    if task.defended:
+        code |= {f"stage {name}": version for name, version in stages.versions().items()}
     return {
         "format": FORMAT,
-        "code": code_versions(defended=task.defended),
+        "code": code,
         "threads": torch.get_num_threads(),
-        "cell": json_of(asdict(cell), "cell"),
+        "cell": json_of(cell, "cell"),
         "attack": json_of(attack_of(cell), f"attack {cell.attack.name}"),
         "row": {"label": task.label, "defense": task.defense, "settings": task.settings},
     }
@@ -79,17 +83,6 @@ def row_settings(cell: Cell, task: Task) -> dict[str, Any]:
 def key_of(settings: dict[str, Any]) -> str:
     """Return the sha256 of settings as JSON with sorted keys."""
     return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def code_versions(*, defended: bool) -> dict[str, int]:
-    """Return the versions of the code that makes a row; those of the pipeline's stages where one is defended.
-
-    A new version of a stage leaves the rows of the victim and of the reference as they are.
-    """
-    versions = {"benchmark": VERSION, "attack cache": cache.VERSION, "classifier cache": classifiers.VERSION}
-    if defended:
-        versions |= {f"stage {name}": version for name, version in stages.versions().items()}
-    return versions
 
 
 def json_of(value: Any, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""lab.benchmark.embeddings and .guides: the same floats whatever is remembered; degraded guides."""
+"""lab.benchmark.guides: the same floats whatever is remembered; degraded guides."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,14 @@ import pytest
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.errors import ClipguardError
 from clipguard.lab.benchmark.config import GuideChoice
-from clipguard.lab.benchmark.embeddings import RememberingClip, degraded, remembering
-from clipguard.lab.benchmark.guides import BenchGuide, accuracy, guide_of
+from clipguard.lab.benchmark.guides import (
+    BenchGuide,
+    RememberingClip,
+    accuracy,
+    degraded,
+    guide_of,
+    remembering,
+)
 from clipguard.types import image_set
 from tiny_data import pictures
 
@@ -73,7 +79,7 @@ def test_the_pace_is_that_of_the_passes_that_filled_the_memory_also_when_read_ba
 def test_a_damaged_memory_is_named(tmp_path):
     clip = remembering(PLAIN, tmp_path)
     clip.embed_images(IMAGES[:1])
-    file = next(tmp_path.rglob("*.npz"))
+    file = next(tmp_path.rglob("*.npy"))
     file.write_bytes(b"nothing")
     with pytest.raises(ClipguardError, match=file.name):
         remembering(PLAIN, tmp_path).embed_images(IMAGES[:1])
