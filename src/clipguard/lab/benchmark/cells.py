@@ -270,10 +270,10 @@ def preflight(cells: Sequence[Cell], paths: BenchmarkPaths, guided: bool) -> Non
         ClipguardError: data or guide that cannot be had, train and test of other classes, a target that is no
             class, an unknown mapping or architecture; with the name of what is wrong.
     """
-    classes = {
-        data: len(sources(data, paths)[0].class_names) for data in dict.fromkeys(c.data for c in cells)
-    }
+    classes: dict[DataChoice, int] = {}
     for cell in cells:
+        if cell.data not in classes:
+            classes[cell.data] = len(sources(cell.data, paths)[0].class_names)
         _check_target(cell, classes[cell.data])
     for cell in {cell.net: cell for cell in cells}.values():
         spec = ModelSpec(architecture=cell.net, num_classes=classes[cell.data], input_size=(32, 32))

@@ -2,10 +2,11 @@
 
 import math
 import tomllib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Final, get_type_hints
 
@@ -66,6 +67,10 @@ class DataChoice:
     size: tuple[Pixels, Pixels] | None = None
     imbalance: Annotated[float, Meta(ge=1, le=1e6)] = 1.0
     classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.train is None) != (self.test is None):
+            raise ValueError(f"{self.name} has only one of train and test: give both or none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,16 +190,18 @@ def read_config(path: Path) -> BenchConfig:
     defenses = [*config.defenses, *(DefenseChoice(name=name) for name in ALWAYS if name not in names)]
     # The victim first: all other rows are held against it, by the name of its row.
     defenses.sort(key=lambda choice: choice.name != UNDEFENDED_ROW)
-    labels = [choice.name if choice.name == UNDEFENDED_ROW else choice.label for choice in defenses]
-    labelled = (
-        replace(choice, label=label or choice.name) for choice, label in zip(defenses, labels, strict=True)
-    )
-    config = replace(config, defenses=tuple(labelled))
+    config = replace(config, defenses=tuple(map(_labelled, defenses)))
     for fault in _faults(config):
         raise ClipguardError(f"{path}, {fault}")
     _check_attacks(config, path)
-    _check_defenses(config, path)
+    for choice in config.defenses:
+        defense_of(config, choice, f"{path}, key defenses, {choice.label}")
     return config
+
+
+def _labelled(choice: DefenseChoice) -> DefenseChoice:
+    has_own = choice.label and choice.name != UNDEFENDED_ROW
+    return choice if has_own else replace(choice, label=choice.name)
 
 
 def _toml(text: str) -> dict[str, Any]:
@@ -218,9 +225,10 @@ def _faults(config: BenchConfig) -> Iterator[str]:
         for number, entry in enumerate(entries):
             if entry in entries[:number]:
                 yield f"key {axis}: the list holds {entry!r} twice: remove one"
-    for data in config.data:
-        if (data.train is None) != (data.test is None):
-            yield f"key data: {data.name} has only one of train and test: give both or none"
+    labels = [REFERENCE_ROW, *(choice.label for choice in config.defenses)]
+    for label, count in Counter(labels).items():
+        if count > 1:
+            yield f"key defenses: two rows would be {label!r}: give each a label"
     if config.defense_config.seed != DefenseConfig().seed:
         yield "key defense_config: the seed is each cell's: remove it"
 
@@ -239,17 +247,6 @@ def _check_attacks(config: BenchConfig, path: Path) -> None:
             raise ClipguardError(
                 f"{where}: epochs, batch_size and lr of victim must be positive: correct them"
             )
-
-
-def _check_defenses(config: BenchConfig, path: Path) -> None:
-    labels = [REFERENCE_ROW]
-    for choice in config.defenses:
-        if choice.label in labels:
-            raise ClipguardError(
-                f"{path}, key defenses: two rows would be {choice.label!r}: give each a label"
-            )
-        labels.append(choice.label)
-        defense_of(config, choice, f"{path}, key defenses, {choice.label}")
 
 
 def defense_of(config: BenchConfig, choice: DefenseChoice, where: str = "defence") -> Defense:
@@ -303,6 +300,11 @@ def cells(config: BenchConfig) -> Iterator[Cell]:
             )
 
 
+_AXES = itemgetter(
+    "data.name", "attack.name", ".rate", "guide.name", "guide.degrade", ".net", "recipe.epochs"
+)
+
+
 def variants(config: BenchConfig) -> Iterator[tuple[Cell, str]]:
     """Yield every cell with what tells it from those of the same data, attack, rate, guide, net and epochs.
 
@@ -311,16 +313,11 @@ def variants(config: BenchConfig) -> Iterator[tuple[Cell, str]]:
     flat = [(cell, dict(_flat(asdict(cell)))) for cell in cells(config)]
     alike: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for _, settings in flat:
-        alike[_axes(settings)].append(settings)
+        alike[_AXES(settings)].append(settings)
     for cell, settings in flat:
-        others = alike[_axes(settings)]
+        others = alike[_AXES(settings)]
         differ = (key for key in settings if any(other.get(key) != settings[key] for other in others))
         yield cell, ", ".join(f"{key.rsplit('.', 1)[1]} {settings[key]}" for key in differ if key != ".seed")
-
-
-def _axes(settings: dict[str, str]) -> tuple[str, ...]:
-    axes = ("data.name", "attack.name", ".rate", "guide.name", "guide.degrade", ".net", "recipe.epochs")
-    return tuple(settings[axis] for axis in axes)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

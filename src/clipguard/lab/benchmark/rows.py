@@ -75,12 +75,8 @@ def run_bench(
             damaged.
     """
     chosen, tasks = _cells(config, pattern), _tasks(config, only)
-    missing = {
-        number: [task for task in tasks if not _is_present(cell, task, paths.run)]
-        for number, cell in enumerate(chosen)
-    }
-    guided = any(task.defended for of_cell in missing.values() for task in of_cell)
-    preflight([chosen[number] for number, of_cell in missing.items() if of_cell], paths, guided)
+    missing = [(cell, task) for cell in chosen for task in tasks if not _is_present(cell, task, paths.run)]
+    preflight([cell for cell, _ in missing], paths, guided=any(task.defended for _, task in missing))
     paths.run.mkdir(parents=True, exist_ok=True)
     computed = busy = 0
     for cell in chosen:
