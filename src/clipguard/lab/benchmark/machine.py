@@ -1,4 +1,4 @@
-"""What a figure depends on beside its settings: machine, versions, commit; and what it cost."""
+"""What a figure depends on beside its settings: machine and commit; and what it cost."""
 
 import functools
 import platform
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-
-from clipguard.runs.run_folder import versions_of
 
 _CODE: Final = Path(__file__).parents[1]
 
@@ -31,11 +29,6 @@ def _processor() -> str:
         text = ""
     name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
     return name[1] if name else platform.processor() or "unknown processor"
-
-
-def versions() -> dict[str, str | None]:
-    """Return the versions of what computes."""
-    return versions_of("clipguard", "numpy", "torch", "open_clip_torch", "timm", "scipy")
 
 
 def commit() -> str | None:

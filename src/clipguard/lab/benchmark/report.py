@@ -117,13 +117,13 @@ def _provenance(rows: list[Row]) -> list[str]:
 
 
 def _rates(all_groups: list[Group], axes: Sequence[str]) -> list[str]:
-    lines = _head(["cell", "row", *(f"{metric.title} %" for metric in METRICS), "seeds", "n", "goal"])
+    lines = [["cell", "row", *(f"{metric.title} %" for metric in METRICS), "seeds", "n", "goal"]]
     for group in all_groups:
         rates = [spread(group.values(metric.name)) for metric in METRICS]
         sizes = ", ".join(sorted({_size(row) for row in group.rows}))
         cell = cell_text(group.rows[0], axes)
-        lines.append(_line([cell, group.label, *rates, str(len(group.rows)), sizes, verdicts(group)]))
-    return lines
+        lines.append([cell, group.label, *rates, str(len(group.rows)), sizes, verdicts(group)])
+    return _table(lines)
 
 
 def _size(row: Row) -> str:
@@ -133,17 +133,15 @@ def _size(row: Row) -> str:
 
 
 def _detections(all_groups: list[Group], axes: Sequence[str]) -> list[str]:
-    columns = ["wrongly flagged, worst class", "poison left in clean", "seconds by stage"]
-    lines = _head(["cell", "row", *_DETECTION.values(), *columns])
+    last = ["wrongly flagged, worst class", "poison left in clean", "seconds by stage"]
+    lines = [["cell", "row", *_DETECTION.values(), *last]]
     for group in all_groups:
-        if not group.values("detection_poisoned"):
-            continue
-        figures = [spread(group.values(name), _PLAIN) for name in _DETECTION]
-        left = spread(group.values("detection_poison_in_clean"), _PLAIN)
-        total = spread(group.values("detection_poisoned"), _PLAIN)
-        figures += [_worst_class(group), f"{left} of {total}", _seconds(group)]
-        lines.append(_line([cell_text(group.rows[0], axes), group.label, *figures]))
-    return lines
+        if poisoned := group.values("detection_poisoned"):
+            figures = [spread(group.values(name), _PLAIN) for name in _DETECTION]
+            left = spread(group.values("detection_poison_in_clean"), _PLAIN)
+            figures += [_worst_class(group), f"{left} of {spread(poisoned, _PLAIN)}", _seconds(group)]
+            lines.append([cell_text(group.rows[0], axes), group.label, *figures])
+    return _table(lines)
 
 
 def _worst_class(group: Group) -> str:
@@ -163,12 +161,9 @@ def _seconds(group: Group) -> str:
     return ", ".join(f"{name} {fmean(values):.0f}" for name, values in seconds.items() if values)
 
 
-def _head(names: Sequence[str]) -> list[str]:
-    return [_line(names), "|" + "---|" * len(names)]
-
-
-def _line(entries: Sequence[str]) -> str:
-    return f"| {' | '.join(_escaped(entry) for entry in entries)} |"
+def _table(lines: list[list[str]]) -> list[str]:
+    head, *rows = (f"| {' | '.join(map(_escaped, line))} |" for line in lines)
+    return [head, "|" + "---|" * len(lines[0]), *rows]
 
 
 def _escaped(text: str) -> str:

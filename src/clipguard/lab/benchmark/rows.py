@@ -20,12 +20,13 @@ from clipguard.errors import ClipguardError, reason_of
 from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, cell_name, preflight
 from clipguard.lab.benchmark.config import BenchConfig, Cell, cells, variants
 from clipguard.lab.benchmark.goals import OTHER_MODEL, STALE_SETTINGS, UNDEFENDED_ROW, percent
-from clipguard.lab.benchmark.machine import commit, machine, peak_memory, versions
+from clipguard.lab.benchmark.machine import commit, machine, peak_memory
 from clipguard.lab.benchmark.rates import attack_succeeded
 from clipguard.lab.benchmark.results import Row, write_results
 from clipguard.lab.benchmark.tasks import Task, key_of, row_settings, tasks_of
 from clipguard.runs import read_json, write_json
 from clipguard.runs.locks import locked
+from clipguard.runs.run_folder import versions_of
 
 Log = Callable[[str], None]
 """Called with one line when a row is done or has failed."""
@@ -238,7 +239,7 @@ def _about(runner: CellRunner, task: Task, command: str) -> Row:
         "command": command,
         "commit": commit(),
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions_of("clipguard", "numpy", "torch", "open_clip_torch", "timm", "scipy"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
