@@ -46,4 +46,4 @@ def test_nothing_that_a_defence_is_given_leads_to_the_truth(tmp_path):
     assert not leads(case)
     # The walk can find it: by a method of the runner, and by a closure over one.
     assert leads(replace(case, train_victim=runner.undefended))
-    assert leads(replace(case, train_victim=lambda: runner.victim.model))
+    assert leads(replace(case, train_victim=lambda: runner.victim.trained[0]))

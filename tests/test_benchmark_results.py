@@ -1,6 +1,6 @@
 """results.parquet, goals, table and pictures: figures recomputed by hand from few rows."""
 
-import builtins
+import sys
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -8,9 +8,8 @@ import pytest
 
 from clipguard.errors import ClipguardError
 from clipguard.lab.benchmark.goals import ATTACK_FAILED, OTHER_MODEL, STALE_SETTINGS, goal, groups
-from clipguard.lab.benchmark.report import write_bench_report
+from clipguard.lab.benchmark.report import markdown, spread, verdicts, write_bench_report
 from clipguard.lab.benchmark.results import Row, read_results, write_results
-from clipguard.lab.benchmark.tables import markdown, spread, verdicts
 
 
 def row(label: str, accuracy: float, successes: list[float], seed: int = 0, **more: Any) -> Row:
@@ -152,8 +151,8 @@ def test_a_row_of_another_model_has_no_goal_and_no_part_in_the_spread(tmp_path):
     label = f"clipguard{STALE_SETTINGS}{OTHER_MODEL}"
     rows.append(rows[2] | {"row": label, "accuracy": 0.5})
     by_label = {group.label: group for group in groups(read_back(rows, tmp_path))}
-    assert by_label["clipguard"].goals == ("met",)
-    assert by_label[label].goals == ("",)
+    assert by_label["clipguard"].goals == ["met"]
+    assert by_label[label].goals == [""]
     assert "| clipguard (stale settings) (other model) | 50.00 |" in markdown(read_back(rows, tmp_path))
     write_bench_report(tmp_path)
 
@@ -213,37 +212,32 @@ def test_a_report_is_made_from_the_parquet_file_alone_with_a_picture_of_what_var
         more = {"rate": rate, "degrade": degrade, "guide_accuracy": 0.57 - degrade / 2}
         rows += [{**entry, **more} for entry in cell(row("clipguard", 0.75, [0.02]))]
     write_results(rows, tmp_path / "results.parquet")
-    written = write_bench_report(tmp_path)
-    assert [path.name for path in written.pictures] == [
+    written, _ = write_bench_report(tmp_path)
+    assert [path.name for path in written] == [
+        "results.md",
         "results.png",
         "results-rate.png",
         "results-guide.png",
     ]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written.pictures)
-    assert "10 %" in written.table.read_text()
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:])
+    assert "10 %" in written[0].read_text()
     one = tmp_path / "one"
     one.mkdir()
     # A published rate of its own is no curve: each attack has one point.
     other = [{**entry, "attack": "gcb", "rate": 0.01} for entry in cell(row("clipguard", 0.75, [0.02]))]
     write_results(cell(row("clipguard", 0.76, [0.01])) + other, one / "results.parquet")
-    assert [path.name for path in write_bench_report(one).pictures] == ["results.png"]
+    assert [path.name for path in write_bench_report(one)[0]] == ["results.md", "results.png"]
 
 
 def test_without_matplotlib_the_table_is_written_and_one_line_says_what_to_install(tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *rest, **more)
-
     write_results(cell(row("clipguard", 0.76, [0.01])), tmp_path / "results.parquet")
-    monkeypatch.setattr(builtins, "__import__", without)
-    written = write_bench_report(tmp_path)
-    assert written.missing is not None
-    assert 'pip install "clipguard[bench]"' in written.missing
-    assert written.table.exists()
-    assert written.pictures == ()
+    monkeypatch.delitem(sys.modules, "clipguard.lab.benchmark.pictures", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    written, missing = write_bench_report(tmp_path)
+    assert missing is not None
+    assert 'pip install "clipguard[bench]"' in missing
+    assert written == [tmp_path / "results.md"]
+    assert written[0].exists()
 
 
 def test_a_folder_without_results_and_a_damaged_file_are_refused(tmp_path):

@@ -27,7 +27,7 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
     from clipguard.data.catalog import data_folder
     from clipguard.lab.benchmark.cells import BenchmarkPaths
     from clipguard.lab.benchmark.config import read_config
-    from clipguard.lab.benchmark.rows import RowFilter, run_bench
+    from clipguard.lab.benchmark.rows import run_bench
 
     config = read_config(file)
     paths = BenchmarkPaths(
@@ -38,8 +38,8 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
         download=options.download,
         progress=Lines(sys.stderr.write),
     )
-    row_filter = RowFilter(only=options.only, cells=options.cells)
-    summary = run_bench(config, paths, f"clipguard bench {file} -o {options.out}", _log, row_filter)
+    command = f"clipguard bench {file} -o {options.out}"
+    summary = run_bench(config, paths, command, _log, options.only, options.cells)
     if summary.busy:
         warn([f"{summary.busy} cells are left to another process that works in {options.out}"])
     return _reported(options.out, asdict(summary), options.json, FAILED if summary.failed else 0)
@@ -61,15 +61,14 @@ def _log(line: str) -> None:
 def _reported(run: Path, counts: dict[str, Any], as_json: bool, code: int) -> Outcome:
     from clipguard.lab.benchmark.report import write_bench_report
 
-    written = write_bench_report(run)
-    if written.missing:
-        warn([written.missing])
-    value = {
-        **counts,
+    (table, *pictures), missing = write_bench_report(run)
+    warn([missing] if missing else [])
+    files = {
         "results": str(run / "results.parquet"),
-        "table": str(written.table),
-        "pictures": [str(path) for path in written.pictures],
+        "table": str(table),
+        "pictures": list(map(str, pictures)),
     }
+    value = {**counts, **files}
     return Outcome(value=value, show=partial(_show, value), as_json=as_json, code=code)
 
 

@@ -13,7 +13,7 @@ from clipguard.cli.progress import warn, working
 from clipguard.cli.tables import show_run
 from clipguard.cli.text import channels_from, parsed, rows_from, size_from
 from clipguard.clip.zero_shot import ClipGuide, guide_from_name
-from clipguard.compute.training import VICTIM
+from clipguard.compute.training import DEFAULT_RECIPE
 from clipguard.data import ImageSource
 from clipguard.detection.early_model import early_model_named
 from clipguard.detection.entropy_map import EntropyMapConfig
@@ -133,7 +133,7 @@ def _defend_config(options: DefendOptions) -> DefenseConfig:
     return replace(
         config,
         architecture=options.architecture or config.architecture,
-        victim=replace(VICTIM, epochs=options.epochs or VICTIM.epochs, flip=options.flip),
+        victim=replace(DEFAULT_RECIPE, epochs=options.epochs or DEFAULT_RECIPE.epochs, flip=options.flip),
         by=options.by,
         unlearning=replace(unlearning, recipe=replace(unlearning.recipe, flip=options.flip)),
     )

@@ -197,5 +197,5 @@ def cross_entropy(labels: Int64[np.ndarray, "n"]) -> LossFunction:
     return loss
 
 
-VICTIM = Recipe(epochs=25, lr=0.1)
+DEFAULT_RECIPE = Recipe(epochs=25, lr=0.1)
 """How a classifier is trained from scratch here (SGD, one cycle), also where it is the attack's victim."""

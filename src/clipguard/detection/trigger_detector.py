@@ -171,7 +171,7 @@ def trigger_scores(
     """
     clean, flagged = partition.clean, partition.has(State.TRIGGER)
     weights = propensity_weights(clean, flagged, embeddings, seed.child(Stream.PROPENSITY))
-    notes = () if weights is not None else (_unbalanced(clean, flagged),)
+    notes: tuple[str, ...] = () if weights is not None else (_unbalanced(clean, flagged),)
     loss = binary_loss(flagged, np.ones(len(data)) if weights is None else weights)
     nets = train_small_nets(config.net, data.images, 1, loss, clean | flagged, seed, on_epoch)
     probability, ever = _probability(nets), flagged

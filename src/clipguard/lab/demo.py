@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard.clip.zero_shot import DIGIT_NAMES, DIGIT_TEMPLATES, EMBEDDED, ClipGuide
-from clipguard.compute.training import VICTIM
+from clipguard.compute.training import DEFAULT_RECIPE
 from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.patterned import BadNets
@@ -104,7 +104,7 @@ def demo_config(seed: int) -> DefenseConfig:
     unlearning = UnlearningConfig()
     return DefenseConfig(
         architecture=ARCHITECTURE,
-        victim=replace(VICTIM, epochs=EPOCHS, flip=False),
+        victim=replace(DEFAULT_RECIPE, epochs=EPOCHS, flip=False),
         unlearning=replace(unlearning, recipe=replace(unlearning.recipe, flip=False)),
         seed=seed,
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clipguard.compute.small_nets import SmallNetConfig
-from clipguard.compute.training import VICTIM, Recipe
+from clipguard.compute.training import DEFAULT_RECIPE, Recipe
 from clipguard.detection.early_model import EARLY_MODELS
 from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.detection.feature_separation import FeatureSeparationConfig
@@ -39,7 +39,7 @@ class DefenseConfig:
     label_flow: LabelFlowConfig = field(default_factory=LabelFlowConfig)
     feature_separation: FeatureSeparationConfig = field(default_factory=FeatureSeparationConfig)
     architecture: str = "preactresnet18-16"
-    victim: Recipe = VICTIM
+    victim: Recipe = DEFAULT_RECIPE
     by: Literal["unlearn", "retrain"] = "unlearn"
     unlearning: UnlearningConfig = field(default_factory=UnlearningConfig)
     seed: int = 0

@@ -97,7 +97,7 @@ class RunFolder:
         manifest = {
             "format": FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": _versions(),
+            "versions": versions_of("clipguard", "numpy", "torch", "open_clip_torch"),
             "platform": platform.platform(),
             "source": asdict(source),
             "config": dict(config),
@@ -303,9 +303,10 @@ def _refuse_foreign(path: Path) -> None:
 
 
 @functools.cache
-def _versions() -> dict[str, str | None]:
+def versions_of(*packages: str) -> dict[str, str | None]:
+    """Return the versions of Python and of packages by name; None for one that is not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("clipguard", "numpy", "torch", "open_clip_torch"):
+    for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -1,34 +1,39 @@
 """One cell: its data, attack, victim and defences, each made when a row first needs it."""
 
+import copy
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipguard.compute.classifiers import ClassifierConfig
+from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
+from clipguard.compute.training import EpochHook
 from clipguard.data import ImageSource
 from clipguard.data.catalog import NAMED, Part, open_named
 from clipguard.data.decode import common_size, read_images
 from clipguard.defenses import Case, Defense, Repaired
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import Attack, attack_named, fit_attack
-from clipguard.lab.benchmark.config import UNTOUCHED, Cell, DataChoice, settings_of
+from clipguard.lab.attacks import Attack, attack_named, fit_attack, parts_of
+from clipguard.lab.benchmark.config import UNTOUCHED, Cell, DataChoice
 from clipguard.lab.benchmark.guides import BenchGuide, accuracy, guide_of
 from clipguard.lab.benchmark.longtail import long_tailed
 from clipguard.lab.benchmark.rates import TriggeredTest, rates_of, triggered_tests
 from clipguard.lab.benchmark.results import Row
-from clipguard.lab.benchmark.victims import LazyModel, train_victim_of
 from clipguard.lab.evaluation import detection
 from clipguard.lab.ground_truth import PoisonTruth
-from clipguard.models.spec import ModelSpec, Normalized
+from clipguard.models.spec import ModelSpec, Normalized, build, weights_digest
 from clipguard.seeds import Seed, Stream
 from clipguard.types import ImageSet, Progress
+
+
+def _quiet(step: str, done: int, total: int) -> None:
+    """Drop progress that nobody reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,16 +54,16 @@ class BenchmarkPaths:
     data: Path
     beside: Path
     download: bool = False
-    progress: Progress | None = field(default=None, compare=False)
+    progress: Progress = field(default=_quiet, compare=False)
 
 
 def cell_name(cell: Cell) -> str:
     """Return a readable name that no other cell has: it ends in a hash of all settings."""
-    words = [cell.data.name, cell.attack.name, f"{cell.rate:g}", cell.guide.name, cell.net.name]
+    words = [cell.data.name, cell.attack.name, f"{cell.rate:g}", cell.guide.name, cell.net]
     if cell.guide.degrade:
         words[3] += f"-{cell.guide.degrade:g}"
     plain = "".join(c if c.isalnum() or c in ".+-" else "-" for c in "_".join([*words, f"s{cell.seed}"]))
-    digest = sha256(json.dumps(settings_of(cell), sort_keys=True).encode()).hexdigest()[:8]
+    digest = sha256(json.dumps(asdict(cell), sort_keys=True).encode()).hexdigest()[:8]
     return f"{plain[:100]}-{digest}"
 
 
@@ -103,17 +108,40 @@ def image_sets(choice: DataChoice, paths: BenchmarkPaths) -> tuple[ImageSet, Ima
 
 
 def _source(choice: DataChoice, part: Part, paths: BenchmarkPaths) -> ImageSource:
-    path = choice.train if part == "train" else choice.test
-    rows = choice.train_rows if part == "train" else choice.test_rows
+    path, rows = {"train": (choice.train, choice.train_rows), "test": (choice.test, choice.test_rows)}[part]
+    classes = choice.classes or None
     if path is None:
-        return open_named(
-            choice.name, part, paths.data, download=paths.download, rows=rows, classes=choice.classes or None
-        )
-    return ImageSource.open(
-        paths.beside / Path(path).expanduser(),
-        rows=rows,
-        classes=choice.classes or (NAMED[choice.name].names if choice.name in NAMED else None),
-    )
+        return open_named(choice.name, part, paths.data, download=paths.download, rows=rows, classes=classes)
+    if choice.name in NAMED:
+        classes = classes or NAMED[choice.name].names
+    return ImageSource.open(paths.beside / Path(path).expanduser(), rows=rows, classes=classes)
+
+
+class LazyModel:
+    """A classifier of one set. It refers to that set and to nothing else of its cell.
+
+    A defence is given the method `copied`. From that it cannot come to the truth by accident, which the
+    cell's runner holds. Code that means harm can: it runs in this process.
+    """
+
+    def __init__(self, data: ImageSet, config: ClassifierConfig, cache: Path, on_epoch: EpochHook) -> None:
+        self.data, self.config, self.cache, self.on_epoch = data, config, cache, on_epoch
+        self.copies = 0
+
+    @functools.cached_property
+    def trained(self) -> tuple[Normalized, float]:
+        """The model itself, not to be changed, and the seconds of its training, also where a cache had it."""
+        return cached_classifier(self.config, self.data, self.cache, on_epoch=self.on_epoch)
+
+    @property
+    def digest(self) -> str | None:
+        """The hash of its weights; None where nothing has needed the model yet."""
+        return weights_digest(self.trained[0]) if "trained" in vars(self) else None
+
+    def copied(self) -> Normalized:
+        """Return a copy, and count it. A defence may change its own: other rows are of the model as it is."""
+        self.copies += 1
+        return copy.deepcopy(self.trained[0])
 
 
 class CellRunner:
@@ -154,17 +182,10 @@ class CellRunner:
         """The model trained on the poisoned set."""
         return self._model(self.poisoned[0], self.cell.seed, "train the victim")
 
-    @property
-    def victim_digest(self) -> str | None:
-        """The hash of the victim's weights; None where no row has needed the victim."""
-        return self.victim.digest if self.victim.is_trained else None
-
     @functools.cached_property
     def guide(self) -> BenchGuide:
-        """The guide, which knows the images that a defence will show it."""
-        made = guide_of(self.cell.guide, self.paths.cache / "embeddings", self.paths.beside)
-        made.foresee(self.poisoned[0])
-        return made
+        """The guide."""
+        return guide_of(self.cell.guide, self.paths.cache / "embeddings", self.paths.beside)
 
     @functools.cached_property
     def guide_accuracy(self) -> float:
@@ -176,17 +197,18 @@ class CellRunner:
         """Return the row of the victim."""
         # A trigger that changes nothing is refused before the victim is trained.
         _ = self.triggered_tests
-        rates = self._rates(self.victim.model)
-        return {**rates, "victim": self.victim_digest, "seconds": {"victim": self.victim.seconds}}
+        model, seconds = self.victim.trained
+        return {**self._rates(model), "victim": self.victim.digest, "seconds": {"victim": seconds}}
 
     def reference(self) -> Row:
         """Return the row of the same recipe without the poison, tested with this cell's triggers."""
-        reference = self._model(self.sets[0], self.reference_seed, "train the clean reference")
-        return {**self._rates(reference.model), "seconds": {"reference": reference.seconds}}
+        model, seconds = self._model(self.sets[0], self.reference_seed, "train the clean reference").trained
+        return {**self._rates(model), "seconds": {"reference": seconds}}
 
     def defended(self, defense: Defense) -> Row:
         """Return the row of a defence."""
-        copies_before = self.victim.copies
+        # Before the defence, so that every image is remembered: a defence may embed them in smaller portions.
+        guide_accuracy, copies_before = self.guide_accuracy, self.victim.copies
         result: object = defense.defend(self.case())
         if not isinstance(result, Repaired):
             raise ClipguardError(f"the defence returned {type(result).__name__}: return a Repaired")
@@ -194,19 +216,20 @@ class CellRunner:
             **self._rates(result.model),
             "seconds": _numbers(result.seconds, "seconds"),
             "notes": _numbers(result.notes, "notes"),
+            "victim": self.victim.digest if self.victim.copies > copies_before else None,
+            "guide_accuracy": guide_accuracy,
+            "guide_pass_seconds": self.guide.clip.pace * len(self.poisoned[0]),
         }
         if result.entropy_map is not None and result.partition is not None:
             row["detection"] = detection(result.entropy_map, result.partition, *self.poisoned)
-        row["victim"] = self.victim_digest if self.victim.copies > copies_before else None
-        row["guide_accuracy"] = self.guide_accuracy
-        return {**row, "guide_pass_seconds": self.guide.pass_seconds(len(self.poisoned[0]))}
+        return row
 
     def case(self) -> Case:
         """Return what a defence is given: nothing in it refers to the truth."""
         return Case(
             data=self.poisoned[0],
-            train_victim=train_victim_of(self.victim),
-            spec=self._spec(self.poisoned[0]),
+            train_victim=self.victim.copied,
+            spec=self.victim.config.spec,
             recipe=self.cell.recipe,
             guide=self.guide,
             seed=self.cell.seed,
@@ -215,30 +238,59 @@ class CellRunner:
             progress=self.paths.progress,
         )
 
-    def _progress(self, step: str) -> Callable[[int, int], None]:
-        """Return the progress function of one step."""
-        return functools.partial(self.paths.progress or _quiet, step)
-
     def _model(self, data: ImageSet, seed: int, step: str) -> LazyModel:
-        recipe = self.cell.recipe
-        config = ClassifierConfig(spec=self._spec(data), recipe=recipe, seed=Seed(seed).child("victim"))
-        return LazyModel(data, config, self.paths.cache, self._progress(step))
-
-    def _spec(self, data: ImageSet) -> ModelSpec:
+        recipe, progress = self.cell.recipe, self.paths.progress
         h, w = data.images.shape[1:3]
-        net = self.cell.net.name
-        return ModelSpec(architecture=net, num_classes=len(data.class_names), input_size=(h, w))
+        k = len(data.class_names)
+        spec = ModelSpec(architecture=self.cell.net, num_classes=k, input_size=(h, w))
+        config = ClassifierConfig(spec=spec, recipe=recipe, seed=Seed(seed).child("victim"))
+        return LazyModel(data, config, self.paths.cache, lambda done: progress(step, done, recipe.epochs))
 
     def _rates(self, model: Normalized) -> Row:
-        truth = self.poisoned[1]
+        data, truth = self.poisoned
         return {
             **rates_of(model, self.sets[1], self.triggered_tests),
-            "train_n": len(self.poisoned[0]),
+            "train_n": len(data),
             "unreadable": image_sets(self.cell.data, self.paths)[2],
             "poisoned": int(np.sum(truth.poisoned)),
             "cover": int(np.sum(truth.cover)),
-            "fingerprint": self.poisoned[0].fingerprint,
+            "fingerprint": data.fingerprint,
         }
+
+
+def preflight(cells: Sequence[Cell], paths: BenchmarkPaths, guided: bool) -> None:
+    """Check that every cell can begin. A cell checks by itself what depends on its data, such as the rate.
+
+    Args:
+        cells: those to compute.
+        paths: where data and guides are looked for.
+        guided: whether any row needs the guide, which is then loaded.
+
+    Raises:
+        ClipguardError: data or guide that cannot be had, train and test of other classes, a target that is no
+            class, an unknown mapping or architecture; with the name of what is wrong.
+    """
+    classes: dict[DataChoice, int] = {}
+    for cell in cells:
+        if cell.data not in classes:
+            classes[cell.data] = len(sources(cell.data, paths)[0].class_names)
+        _check_target(cell, classes[cell.data])
+    for cell in {cell.net: cell for cell in cells}.values():
+        spec = ModelSpec(architecture=cell.net, num_classes=classes[cell.data], input_size=(32, 32))
+        build(spec, Seed(0))
+    for guide in dict.fromkeys(cell.guide for cell in cells) if guided else ():
+        _ = guide_of(guide, paths.cache / "embeddings", paths.beside).clip
+
+
+def _check_target(cell: Cell, k: int) -> None:
+    for part in parts_of(attack_of(cell)):
+        # All-to-all has other target labels than the target.
+        labels = part.target_labels(np.arange(k), k)
+        if labels is not None and not np.isin(labels, np.arange(k)).all():
+            raise ClipguardError(
+                f"target {part.target} of {cell.attack.name} is no class of {cell.data.name}: choose one of "
+                f"0 to {k - 1}"
+            )
 
 
 def _numbers(figures: Mapping[str, Any], what: str) -> dict[str, float | int]:
@@ -257,7 +309,3 @@ def _numbers(figures: Mapping[str, Any], what: str) -> dict[str, float | int]:
             raise ClipguardError(f"the defence's {what} {str(name)!r} is {value!r:.50}: give a finite number")
         plain[str(name)] = int(number) if isinstance(value, int | np.integer) else number
     return plain
-
-
-def _quiet(step: str, done: int, total: int) -> None:
-    """Drop progress that nobody reads."""

@@ -2,12 +2,15 @@
 
 import math
 import tomllib
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Annotated, Any, Final, get_type_hints
+
+from msgspec import Meta
 
 from clipguard.compute.training import Recipe
 from clipguard.defenses import Defense, defense_factory, foreign_defense
@@ -18,12 +21,22 @@ from clipguard.lab.benchmark.reading import read_as
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.safety.limits import read_bounded
 
-VICTIM: Final = Recipe(epochs=25, lr=0.05, crop=0.0)
+BENCHMARK_RECIPE: Final = Recipe(epochs=25, lr=0.05, crop=0.0)
 """Flips but no crops: the usual zero-padded crops of 4 pixels mostly cut off a 3x3 patch in the corner.
 BadNets then does not succeed in 25 epochs."""
 
 TOML_BYTES: Final = 1 << 16
 TOML_DOTS: Final = 1000
+
+NAMED_LISTS: Final = ("data", "attacks", "guides", "nets", "defenses")
+"""Lists of tables, in which a text stands for a table that has only a name."""
+
+Rate = Annotated[float, Meta(gt=0, lt=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Pixels = Annotated[int, Meta(ge=1)]
+AnySeed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""Of 64 bits, as tables hold it."""
+NOT_EMPTY: Final = Meta(min_length=1)
 
 UNTOUCHED: Final = "none"
 """The attack that changes nothing, at whatever rate."""
@@ -51,25 +64,31 @@ class DataChoice:
     test: str | None = None
     train_rows: tuple[int, int] | None = None
     test_rows: tuple[int, int] | None = None
-    size: tuple[int, int] | None = None
-    imbalance: float = 1.0
+    size: tuple[Pixels, Pixels] | None = None
+    imbalance: Annotated[float, Meta(ge=1, le=1e6)] = 1.0
     classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.train is None) != (self.test is None):
+            raise ValueError(f"{self.name} has only one of train and test: give both or none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttackChoice:
-    """An attack by name; `options` are its own, `rate` and `seeds` replace the benchmark's."""
+    """An attack by name.
+
+    Attributes:
+        name: as for `attack`.
+        rate: replaces the benchmark's rates.
+        seeds: replace the benchmark's.
+        options: the attack's own settings.
+        victim: changes of the recipe, for attacks that need longer to succeed.
+    """
 
     name: str
-    rate: float | None = None
-    seeds: tuple[int, ...] | None = None
+    rate: Rate | None = None
+    seeds: Annotated[tuple[AnySeed, ...], NOT_EMPTY] | None = None
     options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttackEntry(AttackChoice):
-    """An attack in a file; `victim` changes the recipe, for attacks that need longer to succeed."""
-
     victim: dict[str, Any] = field(default_factory=dict)
 
 
@@ -85,7 +104,7 @@ class GuideChoice:
     """
 
     name: str
-    degrade: float = 0.0
+    degrade: Fraction = 0.0
     templates: tuple[str, ...] = ()
     logit_scale: bool = True
 
@@ -129,16 +148,16 @@ class BenchConfig:
             options may change them further.
     """
 
-    data: tuple[DataChoice, ...] = (_COMMON,)
-    attacks: tuple[AttackEntry, ...] = (AttackEntry(name="badnets"),)
-    rates: tuple[float, ...] = (0.05,)
+    data: Annotated[tuple[DataChoice, ...], NOT_EMPTY] = (_COMMON,)
+    attacks: Annotated[tuple[AttackChoice, ...], NOT_EMPTY] = (AttackChoice(name="badnets"),)
+    rates: Annotated[tuple[Rate, ...], NOT_EMPTY] = (0.05,)
     target: int = 0
-    guides: tuple[GuideChoice, ...] = (GuideChoice(name="mini"),)
-    nets: tuple[NetChoice, ...] = (NetChoice(name="preactresnet18-16"),)
-    seeds: tuple[int, ...] = (0,)
+    guides: Annotated[tuple[GuideChoice, ...], NOT_EMPTY] = (GuideChoice(name="mini"),)
+    nets: Annotated[tuple[NetChoice, ...], NOT_EMPTY] = (NetChoice(name="preactresnet18-16"),)
+    seeds: Annotated[tuple[AnySeed, ...], NOT_EMPTY] = (0,)
     defenses: tuple[DefenseChoice, ...] = (DefenseChoice(name="clipguard"),)
-    victim: Recipe = VICTIM
-    reference_seed: int = 0
+    victim: Recipe = BENCHMARK_RECIPE
+    reference_seed: AnySeed = 0
     defense_config: DefenseConfig = field(default_factory=DefenseConfig)
 
 
@@ -151,7 +170,7 @@ class Cell:
     rate: float
     target: int
     guide: GuideChoice
-    net: NetChoice
+    net: str
     recipe: Recipe
     seed: int
 
@@ -163,21 +182,26 @@ def read_config(path: Path) -> BenchConfig:
         ClipguardError: no TOML, an unknown key, a value of another type, or an empty or doubled list.
     """
     try:
-        given = _toml(read_bounded(path, TOML_BYTES).decode("utf-8"))
+        values = _toml(read_bounded(path, TOML_BYTES).decode("utf-8"))
     except (OSError, ValueError) as error:
         raise ClipguardError(f"benchmark {path} cannot be read as TOML: {reason_of(error)}") from error
-    config: BenchConfig = read_as(BenchConfig, given, str(path), BenchConfig())
-    named = {choice.name for choice in config.defenses}
-    missing = tuple(DefenseChoice(name=name) for name in ALWAYS if name not in named)
-    labelled = tuple(
-        # The victim's row is looked up by its name.
-        choice if choice.label and choice.name != UNDEFENDED_ROW else replace(choice, label=choice.name)
-        # The victim first: all other rows are held against it.
-        for choice in sorted(config.defenses + missing, key=lambda choice: choice.name != UNDEFENDED_ROW)
-    )
-    config = replace(config, defenses=labelled)
-    _check(config, path)
+    config = read_as(BenchConfig, values, str(path), BenchConfig())
+    names = {choice.name for choice in config.defenses}
+    defenses = [*config.defenses, *(DefenseChoice(name=name) for name in ALWAYS if name not in names)]
+    # The victim first: all other rows are held against it, by the name of its row.
+    defenses.sort(key=lambda choice: choice.name != UNDEFENDED_ROW)
+    config = replace(config, defenses=tuple(map(_labelled, defenses)))
+    for fault in _faults(config):
+        raise ClipguardError(f"{path}, {fault}")
+    _check_attacks(config, path)
+    for choice in config.defenses:
+        defense_of(config, choice, f"{path}, key defenses, {choice.label}")
     return config
+
+
+def _labelled(choice: DefenseChoice) -> DefenseChoice:
+    has_own = choice.label and choice.name != UNDEFENDED_ROW
+    return choice if has_own else replace(choice, label=choice.name)
 
 
 def _toml(text: str) -> dict[str, Any]:
@@ -186,31 +210,27 @@ def _toml(text: str) -> dict[str, Any]:
         if line.count(".") > TOML_DOTS:
             raise ValueError(f"line {number} has more than {TOML_DOTS} dots")
     try:
-        return tomllib.loads(text)
+        values = tomllib.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    for axis in NAMED_LISTS:
+        if isinstance(entries := values.get(axis), list):
+            values[axis] = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
+    return values
 
 
-def _check(config: BenchConfig, path: Path) -> None:
+def _faults(config: BenchConfig) -> Iterator[str]:
     for axis in ("data", "attacks", "rates", "guides", "nets", "seeds"):
         entries = getattr(config, axis)
-        doubled = [entry for number, entry in enumerate(entries) if entry in entries[:number]]
-        if not entries or doubled:
-            fault = f"holds {doubled[0]!r} twice" if doubled else "is empty"
-            raise ClipguardError(f"{path}, key {axis}: the list {fault}: correct it")
-    _check_numbers(config, path)
-    _check_data(config, path)
-    _check_attacks(config, path)
-    _check_defenses(config, path)
-
-
-def _check_data(config: BenchConfig, path: Path) -> None:
-    if wrong := [data.imbalance for data in config.data if not 1 <= data.imbalance < math.inf]:
-        raise ClipguardError(f"{path}, key data: imbalance {wrong[0]} is below 1: give first over last class")
-    if small := [data.size for data in config.data if data.size is not None and min(data.size) < 1]:
-        raise ClipguardError(f"{path}, key data: size {small[0]} is no size: give height and width in pixels")
-    if half := [data.name for data in config.data if (data.train is None) != (data.test is None)]:
-        raise ClipguardError(f"{path}, key data: {half[0]} has only one of train and test: give both or none")
+        for number, entry in enumerate(entries):
+            if entry in entries[:number]:
+                yield f"key {axis}: the list holds {entry!r} twice: remove one"
+    labels = [REFERENCE_ROW, *(choice.label for choice in config.defenses)]
+    for label, count in Counter(labels).items():
+        if count > 1:
+            yield f"key defenses: two rows would be {label!r}: give each a label"
+    if config.defense_config.seed != DefenseConfig().seed:
+        yield "key defense_config: the seed is each cell's: remove it"
 
 
 def _check_attacks(config: BenchConfig, path: Path) -> None:
@@ -229,64 +249,34 @@ def _check_attacks(config: BenchConfig, path: Path) -> None:
             )
 
 
-def _check_defenses(config: BenchConfig, path: Path) -> None:
-    if config.defense_config.seed != DefenseConfig().seed:
-        raise ClipguardError(f"{path}, key defense_config: the seed is each cell's: remove it")
-    labels = [choice.label for choice in config.defenses]
-    if taken := [label for label in labels if labels.count(label) > 1 or label == REFERENCE_ROW]:
-        raise ClipguardError(f"{path}, key defenses: two rows would be {taken[0]!r}: give each a label")
-    for choice in config.defenses:
-        try:
-            defense_of(config, choice, f"options of {choice.label!r}")
-        except ClipguardError as error:
-            raise ClipguardError(f"{path}, key defenses: {error}") from error
-
-
-def _check_numbers(config: BenchConfig, path: Path) -> None:
-    if seedless := [attack.name for attack in config.attacks if attack.seeds == ()]:
-        raise ClipguardError(f"{path}, key attacks: {seedless[0]} has an empty list of seeds: name one")
-    seeds = (
-        config.reference_seed,
-        *config.seeds,
-        *(seed for one in config.attacks for seed in one.seeds or ()),
-    )
-    if any(not -(1 << 63) <= seed < 1 << 63 for seed in seeds):
-        raise ClipguardError(f"{path}: a seed is beyond 64 bits, which no table holds: give a smaller one")
-    rates = (*config.rates, *(attack.rate for attack in config.attacks if attack.rate is not None))
-    if wrong := [rate for rate in rates if not 0 < rate < 1]:
-        raise ClipguardError(f"{path}: rate {wrong[0]} is outside (0, 1): give a fraction such as 0.05")
-    if wrong := [guide.degrade for guide in config.guides if not 0 <= guide.degrade <= 1]:
-        raise ClipguardError(f"{path}, key guides: degrade {wrong[0]} is outside [0, 1]: give a share")
-
-
 def defense_of(config: BenchConfig, choice: DefenseChoice, where: str = "defence") -> Defense:
     """Return the defence of a choice, its options read as a table where it is a dataclass.
 
     Raises:
         ClipguardError: no such defence, or it takes other options.
     """
-    factory: Any = defense_factory(choice.name)
-    if not (isinstance(factory, type) and is_dataclass(factory)):
-        return foreign_defense(choice.name, choice.options)
-    make: Callable[..., Any] = factory
+    try:
+        factory: Any = defense_factory(choice.name)
+        if not (isinstance(factory, type) and is_dataclass(factory)):
+            return foreign_defense(choice.name, choice.options)
+    except ClipguardError as error:
+        raise ClipguardError(f"{where}: {error}") from error
     # The common settings are the default of a field that takes them, whatever its name.
-    common = {
-        name: config.defense_config for name, kind in get_type_hints(factory).items() if kind is DefenseConfig
-    }
-    made = read_as(factory, choice.options, where, make(**common) if common else None)
+    hints = get_type_hints(factory)
+    common = {name: config.defense_config for name, kind in hints.items() if kind is DefenseConfig}
+    made: object = read_as(factory, choice.options, where, factory(**common) if common else None)
     if not isinstance(made, Defense):
         raise ClipguardError(f"{where}: {choice.name!r} has no method defend(case)")
     return made
 
 
-def recipe_of(config: BenchConfig, net: NetChoice, attack: AttackEntry, where: str = "recipe") -> Recipe:
+def recipe_of(config: BenchConfig, net: NetChoice, attack: AttackChoice, where: str = "recipe") -> Recipe:
     """Return how a net is trained on an attack's data: what the attack asks for goes first.
 
     Raises:
         ClipguardError: an unknown key.
     """
-    recipe: Recipe = read_as(Recipe, net.victim | attack.victim, where, config.victim)
-    return recipe
+    return read_as(Recipe, net.victim | attack.victim, where, config.victim)
 
 
 def cells(config: BenchConfig) -> Iterator[Cell]:
@@ -304,15 +294,15 @@ def cells(config: BenchConfig) -> Iterator[Cell]:
                 rate=rate,
                 target=config.target,
                 guide=guide,
-                net=net,
+                net=net.name,
                 recipe=recipe_of(config, net, attack),
                 seed=seed,
             )
 
 
-def settings_of(cell: Cell) -> dict[str, Any]:
-    """Return all settings of a cell as plain values: what its name and its rows' keys are made of."""
-    return asdict(cell)
+_AXES = itemgetter(
+    "data.name", "attack.name", ".rate", "guide.name", "guide.degrade", ".net", "recipe.epochs"
+)
 
 
 def variants(config: BenchConfig) -> Iterator[tuple[Cell, str]]:
@@ -320,23 +310,14 @@ def variants(config: BenchConfig) -> Iterator[tuple[Cell, str]]:
 
     That is the text of the settings in which they differ, but for the seed; "" where there are none.
     """
-    flat = [(cell, dict(_flat(settings_of(cell)))) for cell in cells(config)]
+    flat = [(cell, dict(_flat(asdict(cell)))) for cell in cells(config)]
     alike: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for _, settings in flat:
-        alike[_axes(settings)].append(settings)
+        alike[_AXES(settings)].append(settings)
     for cell, settings in flat:
-        others = alike[_axes(settings)]
-        differ = [
-            key
-            for key in settings
-            if key != ".seed" and any(other.get(key) != settings[key] for other in others)
-        ]
-        yield cell, ", ".join(f"{key.rsplit('.', 1)[1]} {settings[key]}" for key in differ)
-
-
-def _axes(settings: dict[str, str]) -> tuple[str, ...]:
-    axes = ("data.name", "attack.name", ".rate", "guide.name", "guide.degrade", "net.name", "recipe.epochs")
-    return tuple(settings[axis] for axis in axes)
+        others = alike[_AXES(settings)]
+        differ = (key for key in settings if any(other.get(key) != settings[key] for other in others))
+        yield cell, ", ".join(f"{key.rsplit('.', 1)[1]} {settings[key]}" for key in differ if key != ".seed")
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -40,20 +40,16 @@ AXES: Final = ("data", "attack", "rate", "guide", "degrade", "net", "epochs", "v
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The rows of one label over all seeds of otherwise equal cells."""
+    """The rows of one label over all seeds of otherwise equal cells, and what each of them misses."""
 
     axes: tuple[Any, ...]
     label: str
-    rows: tuple[Row, ...]
-    goals: tuple[str, ...]
+    rows: list[Row]
+    goals: list[str]
 
     def values(self, name: str) -> list[float]:
         """Return a figure of every seed that has it."""
         return [row[name] for row in self.rows if row.get(name) is not None]
-
-    def axis(self, name: str) -> Any:
-        """Return the value of one of `AXES`."""
-        return self.axes[AXES.index(name)]
 
 
 def groups(rows: list[Row]) -> list[Group]:
@@ -62,18 +58,19 @@ def groups(rows: list[Row]) -> list[Group]:
     cells: dict[tuple[Any, ...], dict[str, Row]] = defaultdict(dict)
     for row in rows:
         if row["error"] is None:
-            axes = tuple(row[name] for name in AXES)
-            by_label[(*axes, row["row"])].append(row)
-            cells[(*axes, row["seed"])][row["row"]] = row
+            axes = _axes(row)
+            by_label[(axes, row["row"])].append(row)
+            cells[(axes, row["seed"])][row["row"]] = row
     return [
         Group(
-            axes=key[:-1],
-            label=key[-1],
-            rows=tuple(of_label),
-            goals=tuple(goal(row, cells[(*key[:-1], row["seed"])]) for row in of_label),
+            axes=axes, label=label, rows=alike, goals=[goal(row, cells[(axes, row["seed"])]) for row in alike]
         )
-        for key, of_label in by_label.items()
+        for (axes, label), alike in by_label.items()
     ]
+
+
+def _axes(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in AXES)
 
 
 def goal(row: Row, cell: dict[str, Row]) -> str:
@@ -111,20 +108,16 @@ def percent(rate: float) -> str:
     return f"{100 * rate:.2f}"
 
 
-def varying_axes(axes: list[tuple[Any, ...]]) -> list[str]:
-    """Return the axes that take more than one value, and always the attack."""
-    return [
-        name
-        for number, name in enumerate(AXES)
-        if name == "attack" or len({values[number] for values in axes}) > 1
-    ]
+def varying_axes(rows: list[Row]) -> list[str]:
+    """Return those of `AXES` that take more than one value."""
+    return [name for name in AXES if len({row[name] for row in rows}) > 1]
 
 
-def axis_text(values: tuple[Any, ...], axes: Sequence[str]) -> str:
-    """Return the values of some of `AXES` in words; data without an attack have no rate."""
-    by_name = dict(zip(AXES, values, strict=True))
-    untouched = by_name["attack"] == "none"
-    words = (axis_word(name, by_name[name]) for name in axes if not (untouched and name == "rate"))
+def cell_text(row: Row, axes: Sequence[str]) -> str:
+    """Return a row's attack and its values of some of `AXES` in words; without an attack there is no rate."""
+    names = [name for name in AXES if name == "attack" or name in axes]
+    untouched = row["attack"] == "none"
+    words = (axis_word(name, row[name]) for name in names if not (untouched and name == "rate"))
     return ", ".join(word for word in words if word)
 
 

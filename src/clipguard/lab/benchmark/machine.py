@@ -1,8 +1,8 @@
-"""What a figure depends on beside its settings: machine, versions, commit; and what it cost."""
+"""What a figure depends on beside its settings: machine and commit; and what it cost."""
 
 import functools
-import importlib.metadata
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -12,7 +12,6 @@ from typing import Final
 import torch
 
 _CODE: Final = Path(__file__).parents[1]
-_PACKAGES: Final = ("clipguard", "numpy", "torch", "open_clip_torch", "timm", "scipy")
 
 
 def machine() -> str:
@@ -25,23 +24,11 @@ def machine() -> str:
 @functools.cache
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown processor"
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Return the versions of what computes."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+        text = ""
+    name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return name[1] if name else platform.processor() or "unknown processor"
 
 
 def commit() -> str | None:

@@ -1,6 +1,5 @@
 """Rates of one model on one test set, with every trigger of the cell."""
 
-from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -9,30 +8,22 @@ from jaxtyping import Int64
 from clipguard.compute.inference import classifier_logits
 from clipguard.lab.attacks import Attack, parts_of, triggered
 from clipguard.lab.benchmark.results import Row
-from clipguard.lab.evaluation import EvalResult, evaluate
+from clipguard.lab.evaluation import evaluate
 from clipguard.models.spec import Normalized
+from clipguard.runs.summary import METRICS
 from clipguard.types import Images, ImageSet
 
 SUCCESS: Final = 0.8
 """Attack success of the undefended victim from which on defences are scored."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TriggeredTest:
-    """The test images with one trigger on them, and the classes that it is to send them to."""
-
-    images: Images | None
-    target_labels: Int64[np.ndarray, "n"] | None
+TriggeredTest = tuple[Images | None, Int64[np.ndarray, "n"] | None]
+"""The test images with one trigger on them, and the classes that it is to send them to."""
 
 
 def triggered_tests(attack: Attack, test: ImageSet) -> tuple[TriggeredTest, ...]:
     """Return one triggered test a trigger: several where several attackers act together."""
-    k = len(test.class_names)
-    images = np.asarray(test.images)
-    return tuple(
-        TriggeredTest(images=triggered(part, images), target_labels=part.target_labels(test.labels, k))
-        for part in parts_of(attack)
-    )
+    k, images = len(test.class_names), np.asarray(test.images)
+    return tuple((triggered(part, images), part.target_labels(test.labels, k)) for part in parts_of(attack))
 
 
 def rates_of(model: Normalized, test: ImageSet, triggered_sets: tuple[TriggeredTest, ...]) -> Row:
@@ -42,32 +33,23 @@ def rates_of(model: Normalized, test: ImageSet, triggered_sets: tuple[TriggeredT
     each class, None for a class without a test image.
     """
     clean = classifier_logits(model, test.images)
-    results = []
-    for one in triggered_sets:
-        attacked = None if one.images is None else classifier_logits(model, one.images)
-        results.append(evaluate(clean, attacked, test.labels, one.target_labels))
-    hits = clean.argmax(1) == test.labels
-    classes = (hits[test.labels == label] for label in range(len(test.class_names)))
-    successes = [result.attack_success for result in results if result.attack_success is not None]
-    return {
-        **asdict(_worst(results)),
-        "attack_successes": successes,
-        "class_recalls": [float(of_class.mean()) if len(of_class) else None for of_class in classes],
-    }
+    results = [
+        evaluate(clean, None if images is None else classifier_logits(model, images), test.labels, targets)
+        for images, targets in triggered_sets
+    ]
 
-
-def _worst(results: list[EvalResult]) -> EvalResult:
     def known(name: str) -> list[Any]:
         return [value for value in (getattr(result, name) for result in results) if value is not None]
 
-    return EvalResult(
-        accuracy=results[0].accuracy,
-        target_recall=min(known("target_recall"), default=None),
-        attack_success=max(known("attack_success"), default=None),
-        robust_accuracy=min(known("robust_accuracy"), default=None),
-        n=results[0].n,
-        attack_n=min(known("attack_n"), default=None),
-    )
+    hits = clean.argmax(1) == test.labels
+    classes = (hits[test.labels == label] for label in range(len(test.class_names)))
+    return {
+        **{metric.name: metric.worst(known(metric.name)) for metric in METRICS},
+        "n": len(test),
+        "attack_n": min(known("attack_n"), default=None),
+        "attack_successes": known("attack_success"),
+        "class_recalls": [float(of_class.mean()) if len(of_class) else None for of_class in classes],
+    }
 
 
 def attack_succeeded(successes: list[float]) -> bool | None:

@@ -1,101 +1,56 @@
-"""TOML values to frozen dataclasses: unknown keys and wrong types are refused, never ignored."""
+"""TOML values to frozen dataclasses by msgspec: unknown keys and wrong types are refused, never ignored."""
 
-import types
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass, replace
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+import re
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_type_hints
 
-from clipguard.errors import ClipguardError
+import msgspec
+
+from clipguard.errors import ClipguardError, reason_of
+
+Kind = TypeVar("Kind")
 
 
-def read_as(kind: Any, value: Any, where: str, default: Any = None) -> Any:
-    """Return a TOML value as `kind`: a number, text, `Literal`, tuple, dataclass, or one of several of them.
-
-    A table is a dataclass whose missing keys come from `default`, or else from the fields' own defaults; a
-    text stands for a table that has only a `name`.
+def read_as(kind: type[Kind], values: dict[str, Any], where: str, default: Kind | None = None) -> Kind:
+    """Return a TOML table as the dataclass `kind`; missing keys come from `default`, or its own defaults.
 
     Raises:
         ClipguardError: an unknown or missing key, or a value of another type; `where` is named.
     """
-    if isinstance(kind, type) and is_dataclass(kind):
-        return _table(kind, value, where, default)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return _one_of(arguments, value, where, default)
-    if origin is tuple:
-        return _tuple(arguments, value, where)
-    if origin is Literal:
-        return _literal(arguments, value, where)
-    if kind is Any or (origin is dict and isinstance(value, dict)):
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ClipguardError(f"{where}: {value!r} is no {_kind_word(kind)}: {_example(kind)}")
-    return value
+    merged = values if default is None else _merged(asdict(default), values)  # type: ignore[call-overload]
+    try:
+        read = msgspec.convert(merged, kind)
+    except msgspec.ValidationError as error:
+        raise ClipguardError(f"{where}: {reason_of(error)}{_choices(kind, str(error))}") from error
+    _refuse_unknown(values, read, where)
+    return read
 
 
-def _table(kind: Any, value: Any, where: str, default: Any) -> Any:
-    known = {field.name: field for field in fields(kind) if field.init}
-    if isinstance(value, str) and "name" in known:
-        value = {"name": value}
-    if not isinstance(value, Mapping):
-        raise ClipguardError(f"{where}: {value!r} is no table: give {', '.join(known)}")
-    if unknown := sorted(value.keys() - known.keys()):
-        raise ClipguardError(f"{where}: unknown key {unknown[0]!r}: give one of {', '.join(known)}")
-    hints = get_type_hints(kind)
-    given = {
-        key: read_as(hints[key], entry, f"{where}, key {key}", _default(known[key], default))
-        for key, entry in value.items()
+def _merged(default: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the default with what `values` change; tables within are merged likewise."""
+    pairs = {key: (default.get(key), value) for key, value in values.items()}
+    return default | {
+        key: _merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+        for key, (old, new) in pairs.items()
     }
-    if default is not None:
-        return replace(default, **given)
-    needed = [key for key, field in known.items() if key not in given and _default(field, None) is MISSING]
-    if needed:
-        raise ClipguardError(f"{where}: key {needed[0]!r} is missing: add it")
-    return kind(**given)
 
 
-def _default(field: "Field[Any]", whole: Any) -> Any:
-    """Return the default of a field: the table's own, or else the class's."""
-    if whole is not None:
-        return getattr(whole, field.name)
-    if field.default_factory is not MISSING:
-        return field.default_factory()
-    return field.default
+def _refuse_unknown(values: Any, read: Any, where: str) -> None:
+    """Refuse the keys that msgspec has passed over, which it does for dataclasses."""
+    if is_dataclass(read):
+        names = [field.name for field in fields(read)]
+        for key, value in values.items():
+            if key not in names:
+                raise ClipguardError(f"{where}: unknown key {key!r}: give one of {', '.join(names)}")
+            _refuse_unknown(value, getattr(read, key), f"{where}, key {key}")
+    elif isinstance(read, tuple):
+        for number, (value, entry) in enumerate(zip(values, read, strict=True)):
+            _refuse_unknown(value, entry, f"{where}[{number}]")
 
 
-def _one_of(kinds: tuple[Any, ...], value: Any, where: str, default: Any) -> Any:
-    real = [kind for kind in kinds if kind is not type(None)]
-    for kind in real[:-1]:
-        try:
-            return read_as(kind, value, where, default)
-        except ClipguardError:
-            continue
-    return read_as(real[-1], value, where, default)
-
-
-def _tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise ClipguardError(f"{where}: {value!r} is no list: write [...]")
-    if kinds[-1] is Ellipsis:
-        kinds = (kinds[0],) * len(value)
-    if len(kinds) != len(value):
-        raise ClipguardError(f"{where}: {value!r} has {len(value)} entries, not {len(kinds)}")
-    pairs = enumerate(zip(kinds, value, strict=True))
-    return tuple(read_as(kind, entry, f"{where}[{number}]") for number, (kind, entry) in pairs)
-
-
-def _literal(choices: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value not in choices:
-        raise ClipguardError(f"{where}: {value!r} is none of {', '.join(map(str, choices))}")
-    return value
-
-
-def _kind_word(kind: Any) -> str:
-    return {float: "number", int: "whole number", str: "text", bool: "truth value"}.get(kind, "table")
-
-
-def _example(kind: Any) -> str:
-    examples = {float: "such as 0.05", int: "such as 3", str: 'such as "text"', bool: "true or false"}
-    return "write a value " + examples.get(kind, "{key = value}")
+def _choices(kind: Any, message: str) -> str:
+    """Return what a `Literal` allows, which msgspec does not say."""
+    path = re.fullmatch(r"Invalid enum value .* - at `\$\.([\w.]+)`", message)
+    for name in path[1].split(".") if path else ():
+        kind = get_type_hints(kind)[name]
+    return f": give one of {', '.join(map(str, get_args(kind)))}" if path else ""

@@ -1,26 +1,51 @@
-"""results.parquet -> results.md and pictures; reads nothing else, and needs no torch."""
+"""results.parquet to Markdown and pictures: rates with their spread over seeds, goals, detection, failures.
 
-from dataclasses import dataclass
+Reads nothing else, and needs no torch.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Final
 
-from clipguard.errors import ClipguardError
-from clipguard.lab.benchmark.pictures import write_pictures
-from clipguard.lab.benchmark.results import read_results
-from clipguard.lab.benchmark.tables import markdown
+from clipguard.lab.benchmark.goals import (
+    ATTACK_FAILED,
+    AXES,
+    GOALS,
+    Group,
+    axis_word,
+    cell_text,
+    groups,
+    percent,
+    varying_axes,
+)
+from clipguard.lab.benchmark.results import Row, read_results
 from clipguard.runs.files import write_text
+from clipguard.runs.summary import METRICS
+
+_TIME: Final = (
+    "Seconds of one process on the machine named above. A defence finds its image embeddings in a cache, so "
+    "that reading looks fast. *Guide pass* is the time to embed all images without that cache."
+)
+
+_ABOUT_RATES: Final = (
+    "Mean over seeds ± standard deviation. *n* is the number of test images of a seed, then the number of "
+    "attacked ones. The reference is one training, and all seeds are held against it."
+)
+
+_DETECTION: Final = {
+    "detection_auroc_guide": "AUROC guide",
+    "detection_auroc_early": "AUROC early model",
+    "detection_auroc_suspicion": "AUROC suspicion",
+    "detection_flagged_recall": "recall",
+    "detection_flagged_precision": "precision",
+}
+
+_PLAIN: Final = "{:.2f}".format
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """The files of a report; `missing` says in one line why there are no pictures."""
-
-    table: Path
-    pictures: tuple[Path, ...]
-    missing: str | None
-
-
-def write_bench_report(run: Path) -> Written:
-    """Return what was written into `run` from its results.parquet alone.
+def write_bench_report(run: Path) -> tuple[list[Path], str | None]:
+    """Return the files written into `run` from its results.parquet, and why there are no pictures, if so.
 
     Raises:
         ClipguardError: there is no such file, or it is damaged.
@@ -29,6 +54,118 @@ def write_bench_report(run: Path) -> Written:
     table = run / "results.md"
     write_text(table, markdown(rows))
     try:
-        return Written(table=table, pictures=tuple(write_pictures(rows, run)), missing=None)
-    except ClipguardError as error:
-        return Written(table=table, pictures=(), missing=str(error))
+        from clipguard.lab.benchmark.pictures import write_pictures
+    except ImportError:
+        return [table], 'pictures of a benchmark need matplotlib: pip install "clipguard[bench]"'
+    return [table, *write_pictures(groups(rows), run)], None
+
+
+def markdown(rows: list[Row]) -> str:
+    """Return the whole report of a benchmark's rows."""
+    all_groups = groups(rows)
+    axes = varying_axes([group.rows[0] for group in all_groups])
+    lines = ["# Results", "", f"Goal: {GOALS}.", "", *_provenance(rows), ""]
+    lines += ["## Rates", "", _ABOUT_RATES, "", *_rates(all_groups, axes), ""]
+    lines += ["## Detection and time", "", _TIME, "", *_detections(all_groups, axes), ""]
+    failed = [
+        f"* {row['data']}, {row['attack']}, seed {row['seed']}, {row['row']}: {_escaped(str(row['error']))}"
+        for row in rows
+        if row["error"] is not None
+    ]
+    return "\n".join([*lines, "## Not computed", "", *failed, ""] if failed else lines)
+
+
+def verdicts(group: Group) -> str:
+    """Return the goal of a group in one line: how many seeds met it, and what the others missed."""
+    scored = [text for text in group.goals if text]
+    if not scored:
+        return ""
+    if set(scored) == {ATTACK_FAILED}:
+        return ATTACK_FAILED
+    pairs = zip(group.rows, group.goals, strict=True)
+    misses = [f"seed {row['seed']}: {text}" for row, text in pairs if text not in ("met", "")]
+    if not misses:
+        return f"met ({len(scored)} of {len(scored)})"
+    return f"missed by {len(misses)} of {len(scored)}: " + " / ".join(misses)
+
+
+def spread(values: Sequence[float], text: Callable[[float], str] = percent) -> str:
+    """Return mean ± standard deviation as `text` writes them; – for no value, no deviation for one."""
+    if not values:
+        return "–"
+    mean = text(fmean(values))
+    return mean if len(values) == 1 else f"{mean} ± {text(stdev(values))}"
+
+
+def _provenance(rows: list[Row]) -> list[str]:
+    """Return what is the same for all rows, and the commands, commits and machines that made them."""
+
+    def distinct(name: str) -> str:
+        texts = sorted({str(row[name]) for row in rows if row.get(name) is not None})
+        return ", ".join(f"`{_escaped(text)}`" for text in texts) or "unknown"
+
+    same = {name: rows[0][name] for name in AXES if rows and name not in varying_axes(rows)}
+    words = [
+        _escaped(word if name in ("epochs", "variant", "degrade") else f"{name} {word}")
+        for name, value in same.items()
+        if value and (word := axis_word(name, value))
+    ]
+    return [
+        f"The same for all rows: {', '.join(words)}." if words else "",
+        f"Command: {distinct('command')}. Commit: {distinct('commit')}. Machine: {distinct('machine')}.",
+    ]
+
+
+def _rates(all_groups: list[Group], axes: Sequence[str]) -> list[str]:
+    lines = [["cell", "row", *(f"{metric.title} %" for metric in METRICS), "seeds", "n", "goal"]]
+    for group in all_groups:
+        rates = [spread(group.values(metric.name)) for metric in METRICS]
+        sizes = ", ".join(sorted({_size(row) for row in group.rows}))
+        cell = cell_text(group.rows[0], axes)
+        lines.append([cell, group.label, *rates, str(len(group.rows)), sizes, verdicts(group)])
+    return _table(lines)
+
+
+def _size(row: Row) -> str:
+    """Return how many test images the clean accuracy and, if anything was attacked, its success are of."""
+    attacked = row["attack_n"]
+    return f"{row['n']:,}" if attacked is None else f"{row['n']:,}; {int(attacked):,}"
+
+
+def _detections(all_groups: list[Group], axes: Sequence[str]) -> list[str]:
+    last = ["wrongly flagged, worst class", "poison left in clean", "seconds by stage"]
+    lines = [["cell", "row", *_DETECTION.values(), *last]]
+    for group in all_groups:
+        if poisoned := group.values("detection_poisoned"):
+            figures = [spread(group.values(name), _PLAIN) for name in _DETECTION]
+            left = spread(group.values("detection_poison_in_clean"), _PLAIN)
+            figures += [_worst_class(group), f"{left} of {spread(poisoned, _PLAIN)}", _seconds(group)]
+            lines.append([cell_text(group.rows[0], axes), group.label, *figures])
+    return _table(lines)
+
+
+def _worst_class(group: Group) -> str:
+    """Return the largest share of a class that is flagged without being poison, where rows hold it."""
+    shares = [
+        max(wrong / max(1, size) for wrong, size in zip(wrongly, row["detection_class_sizes"], strict=True))
+        for row in group.rows
+        if (wrongly := row["detection_class_wrongly_flagged"]) is not None
+    ]
+    return spread(shares) + (" %" if shares else "")
+
+
+def _seconds(group: Group) -> str:
+    names = dict.fromkeys(name for row in group.rows for name in row if name.startswith("seconds_"))
+    seconds = {"guide pass": group.values("guide_pass_seconds")}
+    seconds |= {name.removeprefix("seconds_"): group.values(name) for name in names}
+    return ", ".join(f"{name} {fmean(values):.0f}" for name, values in seconds.items() if values)
+
+
+def _table(lines: list[list[str]]) -> list[str]:
+    head, *rows = (f"| {' | '.join(map(_escaped, line))} |" for line in lines)
+    return [head, "|" + "---|" * len(lines[0]), *rows]
+
+
+def _escaped(text: str) -> str:
+    """Return text that cannot end its table cell or line."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.runs.files import replacing
+from clipguard.runs.summary import METRICS
 
 Row = dict[str, Any]
 """Figures and settings of one cell and defence, by name."""
@@ -16,9 +17,14 @@ _TEXTS: Final = ("settings", "versions")
 
 _FIRST: Final = (
     *("data", "attack", "rate", "target", "guide", "degrade", "net", "epochs", "variant"),
-    *("seed", "row", "defense", "error"),
-    *("attack_succeeded", "accuracy", "attack_success", "robust_accuracy", "target_recall", "n", "attack_n"),
-    *("attack_successes", "class_recalls", "train_n", "poisoned", "cover", "guide_accuracy"),
+    *("seed", "row", "defense", "error", "attack_succeeded"),
+    *(metric.name for metric in METRICS),
+    *("n", "attack_n", "attack_successes", "class_recalls"),
+    *("train_n", "poisoned", "cover", "guide_accuracy", "guide_pass_seconds"),
+    *("detection_poisoned", "detection_poison_in_clean"),
+    *("detection_auroc_guide", "detection_auroc_early", "detection_auroc_suspicion"),
+    *("detection_flagged_recall", "detection_flagged_precision"),
+    *("detection_class_sizes", "detection_class_wrongly_flagged"),
 )
 """Columns that are always there, in this order; the others follow as they come."""
 
@@ -52,8 +58,9 @@ def read_results(run: Path) -> list[Row]:
         with pq.ParquetFile(path) as file:
             rows: list[Row] = file.read().to_pylist()
     except (OSError, pa.ArrowException) as error:
-        line = " ".join(str(error).split())
-        raise ClipguardError(f"{path} cannot be read ({line}): run clipguard bench again") from error
+        raise ClipguardError(
+            f"{path} cannot be read ({reason_of(error)}): run clipguard bench again"
+        ) from error
     if missing := [name for name in _FIRST if rows and name not in rows[0]]:
         raise ClipguardError(
             f"{path} lacks the column {missing[0]!r}: this version of clipguard bench has not written it"
@@ -67,8 +74,8 @@ def _flat(row: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, json.dumps(value, sort_keys=True)
         elif isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}_")
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            yield prefix + name, value
-        else:
+        elif prefix and type(value) in (int, float):
             # Whole numbers where others are fractions would make a column of two types.
-            yield prefix + name, float(value) if prefix else value
+            yield prefix + name, float(value)
+        else:
+            yield prefix + name, value

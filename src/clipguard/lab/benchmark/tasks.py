@@ -2,19 +2,23 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from hashlib import sha256
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import torch
 
-from clipguard.defenses import Defense
+from clipguard.compute import classifiers
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks import cache
 from clipguard.lab.benchmark.cells import CellRunner, attack_of
-from clipguard.lab.benchmark.config import BenchConfig, Cell, defense_of, settings_of
+from clipguard.lab.benchmark.config import BenchConfig, Cell, defense_of
 from clipguard.lab.benchmark.goals import REFERENCE_ROW, UNDEFENDED_ROW
 from clipguard.lab.benchmark.results import Row
+from clipguard.pipeline import stages
 
 FORMAT: Final = 2
 """Raise it when a column gets another name or meaning."""
@@ -56,20 +60,21 @@ def tasks_of(config: BenchConfig) -> Iterator[Task]:
             made: Any = defense_of(config, choice)
             # A dataclass holds all its settings, defaults included. Of anything else, the options are known.
             settings = json_of(made if is_dataclass(made) else asdict(choice), f"defence {choice.label!r}")
-            yield Task(label=choice.label, defense=choice.name, settings=settings, compute=_defended(made))
-
-
-def _defended(defense: Defense) -> Callable[[CellRunner], Row]:
-    return lambda runner: runner.defended(defense)
+            compute = methodcaller("defended", made)
+            yield Task(label=choice.label, defense=choice.name, settings=settings, compute=compute)
 
 
 def row_settings(cell: Cell, task: Task) -> dict[str, Any]:
     """Return all that a row's figures depend on, but for the machine, as JSON values."""
+    code = {"benchmark": VERSION, "attack cache": cache.VERSION, "classifier cache": classifiers.VERSION}
+    # A new version of a stage leaves the rows of the victim and of the reference as they are.
+    if task.defended:
+        code |= {f"stage {name}": version for name, version in stages.versions().items()}
     return {
         "format": FORMAT,
-        "code": code_versions(defended=task.defended),
+        "code": code,
         "threads": torch.get_num_threads(),
-        "cell": json_of(settings_of(cell), "cell"),
+        "cell": json_of(cell, "cell"),
         "attack": json_of(attack_of(cell), f"attack {cell.attack.name}"),
         "row": {"label": task.label, "defense": task.defense, "settings": task.settings},
     }
@@ -80,41 +85,21 @@ def key_of(settings: dict[str, Any]) -> str:
     return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def code_versions(*, defended: bool) -> dict[str, int]:
-    """Return the versions of the code that makes a row; those of the pipeline's stages where one is defended.
-
-    A new version of a stage leaves the rows of the victim and of the reference as they are.
-    """
-    from clipguard.compute import classifiers
-    from clipguard.lab.attacks import cache
-    from clipguard.pipeline import stages
-
-    versions = {"benchmark": VERSION, "attack cache": cache.VERSION, "classifier cache": classifiers.VERSION}
-    if defended:
-        versions |= {f"stage {name}": version for name, version in stages.versions().items()}
-    return versions
-
-
 def json_of(value: Any, where: str) -> Any:
-    """Return settings as JSON values: a dataclass as its name and its fields, None left out.
-
-    An attack that is not fitted has None where its fitted state goes, so that no state is part of it.
+    """Return settings as JSON values; of an attack that is not fitted, None stands where its state goes.
 
     Raises:
         ClipguardError: something else is among them, of which no stable text exists.
     """
-    if is_dataclass(value) and not isinstance(value, type):
-        inner = {field.name: getattr(value, field.name) for field in fields(value)}
-        return {"class": type(value).__name__, **json_of(inner, where)}
-    if isinstance(value, dict):
-        known = {str(key): entry for key, entry in value.items() if entry is not None}
-        return {key: json_of(entry, f"{where}, {key}") for key, entry in known.items()}
-    if isinstance(value, list | tuple):
-        return [json_of(entry, where) for entry in value]
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
+    try:
+        return msgspec.to_builtins(value, str_keys=True, enc_hook=_text_of)
+    except TypeError as error:
+        raise ClipguardError(
+            f"{where}: {error} cannot be part of a row's key: use numbers, texts and lists"
+        ) from error
+
+
+def _text_of(value: Any) -> str:
     if isinstance(value, Path):
         return str(value)
-    raise ClipguardError(
-        f"{where}: {value!r:.50} cannot be part of a row's key: use numbers, texts and lists"
-    )
+    raise TypeError(f"{value!r:.50}")

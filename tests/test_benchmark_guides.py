@@ -1,4 +1,4 @@
-"""lab.benchmark.embeddings and .guides: the same floats whatever is remembered; degraded guides."""
+"""lab.benchmark.guides: the same floats whatever is remembered; degraded guides."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,14 @@ import pytest
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.errors import ClipguardError
 from clipguard.lab.benchmark.config import GuideChoice
-from clipguard.lab.benchmark.embeddings import RememberingClip, degraded, remembering
-from clipguard.lab.benchmark.guides import BenchGuide, accuracy, guide_of
+from clipguard.lab.benchmark.guides import (
+    BenchGuide,
+    RememberingClip,
+    accuracy,
+    degraded,
+    guide_of,
+    remembering,
+)
 from clipguard.types import image_set
 from tiny_data import pictures
 
@@ -50,12 +56,10 @@ def test_embeddings_are_those_of_full_chunks_whatever_came_before(tmp_path, embe
     assert np.array_equal(remembering(PLAIN, tmp_path).embed_images(list(IMAGES)), embedded)
 
 
-def test_what_is_foreseen_is_embedded_at_once_and_only_what_is_unknown(counted, tmp_path):
+def test_only_what_is_unknown_is_embedded_also_when_the_memory_is_read_back(counted, tmp_path):
     clip, embedded_now = counted
-    clip.foresee(IMAGES[:20])
-    assert embedded_now == []
-    clip.embed_images(IMAGES[:3])
     clip.embed_images(IMAGES[:20])
+    clip.embed_images(IMAGES[:3])
     assert embedded_now == [20]
     other = remembering(PLAIN, tmp_path)
     changed = IMAGES[:20].copy()
@@ -66,7 +70,6 @@ def test_what_is_foreseen_is_embedded_at_once_and_only_what_is_unknown(counted, 
 
 def test_the_pace_is_that_of_the_passes_that_filled_the_memory_also_when_read_back(tmp_path):
     clip = remembering(PLAIN, tmp_path)
-    assert clip.pace is None
     clip.embed_images(IMAGES[:2])
     again = remembering(PLAIN, tmp_path)
     again.embed_images(IMAGES[:2])
@@ -76,7 +79,7 @@ def test_the_pace_is_that_of_the_passes_that_filled_the_memory_also_when_read_ba
 def test_a_damaged_memory_is_named(tmp_path):
     clip = remembering(PLAIN, tmp_path)
     clip.embed_images(IMAGES[:1])
-    file = next(tmp_path.rglob("*.npz"))
+    file = next(tmp_path.rglob("*.npy"))
     file.write_bytes(b"nothing")
     with pytest.raises(ClipguardError, match=file.name):
         remembering(PLAIN, tmp_path).embed_images(IMAGES[:1])
@@ -151,6 +154,19 @@ def test_a_guides_accuracy_is_the_share_of_images_that_it_gives_their_label(tmp_
     data = image_set(IMAGES, opinion, NAMES)
     assert accuracy(made, data, opinion) == 1.0
     assert accuracy(made, data, wrong) == 0.75
+
+
+def test_a_guides_accuracy_is_the_same_in_small_shards_and_remembers_all_images(
+    counted, monkeypatch, tmp_path
+):
+    clip, embedded_now = counted
+    made = guide(tmp_path, 0.0)
+    made.__dict__["clip"] = clip
+    data = image_set(IMAGES, np.arange(40) % 3, NAMES)
+    whole = accuracy(made, data, data.labels)
+    monkeypatch.setattr("clipguard.lab.benchmark.guides.SHARD", 16)
+    assert accuracy(made, data, data.labels) == whole
+    assert embedded_now == [40]
 
 
 def test_a_local_folder_starts_from_the_benchmarks_own(tmp_path):
