@@ -1,5 +1,6 @@
 """The cases of `golden.py` by the present layout; `golden_case.py` has the base's."""
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,9 +87,22 @@ def repair_values(defender: Any, api: SimpleNamespace) -> dict[str, str]:
     return out
 
 
+def folds_of_the_base(n: int, folds: int, draw: np.random.Generator) -> np.ndarray:
+    """Return folds as the base drew them; the present ones are scikit-learn's."""
+    return draw.permutation(np.arange(n) % folds)
+
+
+def with_the_folds_of_the_base() -> None:
+    """Let everything that needs folds draw them as the base did."""
+    users = ("compute.small_nets", "detection.trigger_detector", "detection.label_flow")
+    for name in (*users, "detection.feature_separation"):
+        importlib.import_module(f"clipguard.{name}").fold_numbers = folds_of_the_base
+
+
 def values(case: str, data: Path, victim: Path, scratch: Path) -> dict[str, str]:
     """Return the hashes of a case; the victim to repair is the one that the base has trained."""
     api = base.names(PRESENT)
+    with_the_folds_of_the_base()
     source, guide, config = base.poisoned(case, data, api)
     # Since then, the detector refines itself up to three times; the base did so once.
     detector = replace(config.trigger_detector, refinements=1)

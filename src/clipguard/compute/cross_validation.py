@@ -11,7 +11,13 @@ ScoreFold = Callable[[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]], Shaped[np.n
 
 def fold_numbers(n: int, folds: int, draw: np.random.Generator) -> Int64[np.ndarray, "n"]:
     """Return a fold 0..folds - 1 for each of n samples, at random; sizes differ by at most one."""
-    numbers: Int64[np.ndarray, " n"] = draw.permutation(np.arange(n) % folds)
+    from sklearn.model_selection import KFold
+
+    numbers = np.arange(n) % folds
+    if 1 < folds <= n:
+        split = KFold(folds, shuffle=True, random_state=int(draw.integers(2**31))).split(numbers)
+        for number, (_, inside) in enumerate(split):
+            numbers[inside] = number
     return numbers
 
 
