@@ -155,7 +155,8 @@ def test_a_process_that_has_been_taken_over_is_not_believed(table, lie):
         f"os.write(1, HANDSHAKE + {lie}); import time; time.sleep(1000)"
     )
     liar = Role("Parquet reader", code)
-    assert "Parquet reader: protocol error" in refused(table, "x", Limits(), liar)[0]
+    with pytest.raises(ClipguardError, match="Parquet reader: protocol error"):
+        sandboxed_shard(table, "x", Limits(), liar)
 
 
 def test_a_process_that_falls_silent_but_lives_is_not_waited_for(table, monkeypatch):

@@ -27,7 +27,7 @@ from clipguard.data.class_names import GTSRB_NAMES
 from clipguard.data.source import ImageSource
 from clipguard.data.wordnet import short_names
 from clipguard.errors import ClipguardError, reason_of
-from clipguard.safety.network import answers, head_status
+from clipguard.safety.network import answers
 
 Part = Literal["train", "test"]
 _CIFAR = "https://www.cs.toronto.edu/~kriz"
@@ -171,7 +171,7 @@ def _fetched(archive: Archive, home: Path, name: str) -> Path:
         return path
     if path.exists():
         raise ClipguardError(f"{path} is not the file with MD5 {archive.md5}: delete it and run again")
-    if not answers(partial(head_status, archive.url)):
+    if not answers(archive.url):
         host = archive.url.split("/")[2]
         raise ClipguardError(
             f"data set {name}: {host} does not answer; copy {archive.file} into {home} from another machine, "
