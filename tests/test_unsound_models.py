@@ -15,7 +15,7 @@ from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, loa
 from clipguard.pipeline.defender import Defender
 from clipguard.seeds import Seed
 from tiny_data import CommandLine, few_steps, image_folder
-from tiny_runs import PLAN, poisoned_set, source_of
+from tiny_runs import CONFIG, poisoned_set, source_of
 
 SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
 
@@ -158,7 +158,7 @@ def test_what_is_no_classifier_of_these_classes_is_refused_in_one_line(broken, n
 @pytest.mark.parametrize("by", ["unlearn", "retrain"])
 @pytest.mark.parametrize("name", [name for name, _ in UNSOUND])
 def test_a_model_that_cannot_be_trained_here_is_refused_before_the_scan(broken, tmp_path, name, by):
-    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=replace(PLAN, architecture=name, by=by))
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=replace(CONFIG, architecture=name, by=by))
     with pytest.raises(ClipguardError):
         defender.fit(source_of(poisoned_set()[0]))
     assert not (tmp_path / "run").exists()
@@ -166,7 +166,7 @@ def test_a_model_that_cannot_be_trained_here_is_refused_before_the_scan(broken, 
 
 @pytest.mark.parametrize("factory", [more_classes, gives_a_dict, gives_nan, wants_larger_images])
 def test_a_module_that_is_no_classifier_is_refused_before_the_scan(tmp_path, factory):
-    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=PLAN)
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=CONFIG)
     with pytest.raises(ClipguardError):
         defender.fit(source_of(poisoned_set()[0]), factory(3), SPEC)
     assert not (tmp_path / "run").exists()
@@ -179,7 +179,7 @@ def test_finite_weights_that_overflow_are_refused_before_the_scan(tmp_path):
         for name, value in load_file(tmp_path / "m.safetensors").items()
     }
     save_file(state, tmp_path / "huge.safetensors")
-    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=PLAN)
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=CONFIG)
     with pytest.raises(ClipguardError, match="gives NaN or Inf logits"):
         defender.fit(source_of(poisoned_set()[0]), tmp_path / "huge.safetensors", SPEC)
     assert not (tmp_path / "run").exists()
@@ -217,7 +217,7 @@ class CastsInside(nn.Module):
 
 
 def test_a_model_that_computes_in_bfloat16_is_repaired(tmp_path):
-    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=PLAN).fit(
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=CONFIG).fit(
         source_of(poisoned_set()[0]), CastsInside(), SPEC
     )
     assert defender.model_.network.head.weight.dtype == torch.bfloat16

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from clipguard.data.listing import Listing, fault, printable
-from clipguard.errors import ClipguardError, reason_of
+from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits, parse_json, read_bounded
 
 Classes = str | Path | Sequence[str] | Mapping[str, str]
@@ -15,10 +15,8 @@ def _read(path: Path, limits: Limits) -> Any:
     try:
         text = read_bounded(path, limits.json_bytes).decode("utf-8-sig")
         return parse_json(text, limits) if path.suffix.lower() == ".json" else text.strip().splitlines()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ClipguardError(f"class names {path} cannot be read: {fault(error)}") from error
-    except ValueError as error:
-        raise ClipguardError(f"class names {path} cannot be read: {reason_of(error)}") from error
 
 
 def _mapped(names: Mapping[Any, Any], keys: tuple[str, ...] | None, origin: str) -> list[Any]:
@@ -51,12 +49,12 @@ def class_names(listing: Listing, classes: Classes | None, limits: Limits) -> tu
     origin = f"class names {classes}" if from_file else "classes"
     names = _read(Path(str(classes)), limits) if from_file else classes
     if isinstance(names, Mapping):
-        names = _mapped(names, listing.keys, origin)
+        names = _mapped(names, listing.keys or listing.names, origin)
     if not isinstance(names, Sequence) or not all(isinstance(name, str) and name.strip() for name in names):
         raise ClipguardError(f"{origin} must be a list of names, none of them blank")
-    if listing.keys is not None and len(names) != len(listing.keys):
+    if listing.names is not None and len(names) != len(listing.names):
         raise ClipguardError(
-            f"{origin} has {len(names)} names but {listing.location} has {len(listing.keys)} classes"
+            f"{origin} has {len(names)} names but {listing.location} has {len(listing.names)} classes"
         )
     return _bounded([printable(name.strip()) for name in names], origin, limits)
 

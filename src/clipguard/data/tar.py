@@ -186,8 +186,6 @@ def list_tar(files: list[Path], location: Path, limits: Limits) -> Listing:
         location=str(location),
         labels=np.array(labels, np.int64),
         ids=unique_ids(ids),
-        keys=None,
-        names=None,
         reader=TarReader(tuple(files), np.array(places, np.int64), limits),
         refused=tuple(refused),
     )

@@ -64,9 +64,6 @@ class Decoder:
         Raises:
             ClipguardError: too many workers died or were stopped, or none can be started.
         """
-        if not sandboxes(self.limits):
-            yield from (decoded(request, item, self.limits) for item in items)
-            return
         waiting: deque[Iterator[Decoded]] = deque()
         for batch in _batches(items):
             if len(waiting) == self.most:
@@ -78,7 +75,7 @@ class Decoder:
 
     def _batch_results(self, request: Request, batch: list[Item]) -> Iterator[Decoded]:
         """Send a batch, which is the first step and yields nothing of use; then return its results."""
-        if not any(isinstance(item, bytes) for item in batch):
+        if not (sandboxes(self.limits) and any(isinstance(item, bytes) for item in batch)):
             yield ""
             yield from (decoded(request, item, self.limits) for item in batch)
             return
