@@ -65,7 +65,7 @@ def sandboxed_shard(path: Path, name: str, limits: Limits, role: Role = ROLE) ->
         ClipguardError: as there; or the file made the worker crash or hang.
     """
     with _reader(path, name, None, limits, role) as worker:
-        # No honest answer is larger than the memory of the one who gives it.
+        # No true answer is larger than the memory of the one who gives it.
         listed: Listed = worker.read(Listed | Fault, limits.memory, PATIENCE * PATIENCE * limits.seconds)
         worker.finish()
         count, odd = divmod(len(listed.labels), 8)
