@@ -28,9 +28,8 @@ from tiny_runs import CONFIG
 N = 20
 NET = replace(CONFIG.early_model, epochs=1)
 # Thresholds that flag nothing, for tests that are not about what is found.
-QUICKEST = replace(
-    CONFIG, early_model=NET, trigger_detector=TriggerDetectorConfig(net=NET, flagged=1.0, clean=1.0)
-)
+DETECTOR = TriggerDetectorConfig(net=NET, flagged=1.0, clean=1.0)
+QUICKEST = replace(CONFIG, early_model=NET, trigger_detector=DETECTOR)
 ARTEFACTS = (
     "samples.parquet",
     "model.safetensors",
@@ -217,13 +216,9 @@ def root(finished, tmp_path):
 def test_the_manifest_pins_guide_and_model(root):
     manifest = read_json(root / "run/manifest.json")
     mini = ClipGuide("mini")
-    assert manifest["guide"] == {
-        "name": "mini",
-        "sha256": EMBEDDED_SHA256,
-        "weights_verified_by": "embedded",
-        "preprocessing_sha256": mini.clip.preprocessing_sha256,
-        "templates": list(mini.prompts),
-    }
+    guide = {"name": "mini", "sha256": EMBEDDED_SHA256, "weights_verified_by": "embedded"}
+    guide |= {"preprocessing_sha256": mini.clip.preprocessing_sha256, "templates": list(mini.prompts)}
+    assert manifest["guide"] == guide
     assert manifest["model"]["sha256"] == sha256(root / "model.safetensors")
     assert manifest["source"]["fingerprint"] == ImageSource.open(root / "data").fingerprint
 
