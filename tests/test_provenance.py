@@ -47,8 +47,7 @@ def sha256(file):
 def listed(folder):
     """Return path -> (bytes, sha256) of an input list."""
     table = read_table(folder / "inputs.parquet")
-    pairs = zip(table["bytes"].tolist(), table["sha256"], strict=True)
-    return dict(zip(table["path"], pairs, strict=True))
+    return dict(zip(table["path"], zip(table["bytes"].tolist(), table["sha256"], strict=True), strict=True))
 
 
 @pytest.fixture
@@ -377,24 +376,20 @@ def test_a_run_that_was_given_no_model_has_none_to_compare(clipguard, root):
 
 def test_the_embedded_guide_is_the_released_one_and_a_foreign_folder_is_not_known(tmp_path):
     mini = ClipGuide("mini")
-    assert mini.weights_verified_by == "embedded"
-    assert mini.clip.fingerprint == EMBEDDED_SHA256
+    assert (mini.weights_verified_by, mini.clip.fingerprint) == ("embedded", EMBEDDED_SHA256)
     shutil.copytree(mini.clip.weights.parent, tmp_path / "guide")
     assert ClipGuide(f"local-dir:{tmp_path / 'guide'}").weights_verified_by is None
 
 
 def test_weights_that_are_not_what_their_cache_calls_them_are_refused(tmp_path, monkeypatch):
-    mini = ClipGuide("mini").clip
-    for name, fits in ((EMBEDDED_SHA256, True), ("0" * 64, False)):
-        blob = tmp_path / name
-        shutil.copyfile(mini.weights, blob)
-        guide = ClipGuide("hf-hub:some/guide")
-        monkeypatch.setitem(vars(guide), "clip", replace(mini, weights=blob))
-        if fits:
-            assert guide.weights_verified_by == "hub"
-            continue
-        with pytest.raises(ClipguardError, match="is not what was released"):
-            _ = guide.weights_verified_by
+    guide, mini = ClipGuide("hf-hub:some/guide"), ClipGuide("mini").clip
+    for name in (EMBEDDED_SHA256, "0" * 64):
+        shutil.copyfile(mini.weights, tmp_path / name)
+    monkeypatch.setitem(vars(guide), "clip", replace(mini, weights=tmp_path / EMBEDDED_SHA256))
+    assert guide.weights_verified_by == "hub"
+    monkeypatch.setitem(vars(guide), "clip", replace(mini, weights=tmp_path / ("0" * 64)))
+    with pytest.raises(ClipguardError, match="is not what was released"):
+        _ = guide.weights_verified_by
 
 
 def test_a_scan_with_a_guide_of_unverified_weights_warns(finished, tmp_path, monkeypatch):
