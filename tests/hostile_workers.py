@@ -5,8 +5,8 @@ from clipguard.safety.sandbox import Role
 PRELUDE = """
 import os, signal, sys, time
 sys.path[:] = sys.argv[2:]
-from clipguard.data.decode import pixels, worker
-real = pixels.decoded
+from clipguard.data.decode import decoder as worker
+real = worker.decoded
 items = []
 def decoded(request, item, limits):
     items.append(item)

@@ -173,7 +173,7 @@ def test_shards_in_several_folders_are_refused_and_odd_names_are_none(tmp_path):
 
 
 def test_what_is_not_there_is_not_fetched_unless_allowed(tmp_path, monkeypatch):
-    monkeypatch.setattr(named, "answers", lambda status: pytest.fail("the network was used"))
+    monkeypatch.setattr(named, "answers", lambda url: pytest.fail("the network was used"))
     with pytest.raises(ClipguardError, match=r"train\.parquet.*cifar-10-binary\.tar\.gz.*--download"):
         open_named("cifar10", "train", tmp_path)
     assert list(tmp_path.iterdir()) == []

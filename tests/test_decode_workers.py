@@ -17,8 +17,7 @@ from clipguard.data.decode.decoder import ROLE
 from clipguard.data.listing import Item
 from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits
-from clipguard.safety.pool import idle_workers
-from clipguard.safety.sandbox import Role
+from clipguard.safety.sandbox import Role, idle_workers
 from hostile_workers import ABSENT, FAULTY, LIAR
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -159,33 +158,50 @@ def test_an_idle_worker_that_has_died_is_replaced_and_no_image_is_blamed():
     worker.process.wait()
     decoder = Decoder(QUICK, role)
     assert [result.shape for result in decoder.results("pixels", [png(1)])] == [(5, 4, 3)]
-    assert decoder._pool.deaths == 0
+    assert decoder.deaths == 0
 
 
 @pytest.mark.parametrize(
     "lie",
     [
-        "(END, 0, b'')",
-        "(SIZE, 8, SIDES.pack(5, 0))",
-        "(SIZE, 8, SIDES.pack(1 << 31, 1 << 31))",
-        "(SIZE, 4, b'1234')",
-        "(SIZE, 8, SIDES.pack(5, 4)), (PIXELS, 59, bytes(59))",
-        "(SIZE, 8, SIDES.pack(5, 4)), (PIXELS, 61, bytes(61))",
-        "(SIZE, 8, SIDES.pack(5, 4)), (REASON, 1, b'x')",
-        "(REASON, 1 << 40, b'')",
-        "(FAULT, 6, bytes(4) + b'no')",
+        "End()",
+        "Fault('no', 0)",
+        "[Result()]",
+        "Result(height=5, width=0)",
+        "Result(height=-5, width=-4, pixels=bytes(60))",
+        "Result(height=1 << 31, width=1 << 31)",
+        "Result(height=5, width=4, pixels=bytes(59))",
+        "Result(height=5, width=4, pixels=bytes(61))",
+        "Result(height=5, width='4', pixels=bytes(60))",
+        "Result(reason=2001 * 'x')",
+        "Encoded('pixels', b'')",
+        "{'type': 'Result', 'other': 5}",
+        "Raw(b'\\x91' * 100_000)",
+        "Raw(b'\\x83\\xa4type\\xa6Result\\xa1x' + b'\\x91' * 100_000)",
+        "Raw(b'\\xc1')",
+        "Raw(b'')",
     ],
 )
 def test_a_worker_that_breaks_the_protocol_is_not_believed(lie):
+    assert results([png(0)], liar(f"_framed({lie})"), Limits()) == ["decoder: protocol error"]
+
+
+@pytest.mark.parametrize("count", [(1 << 40), 3 * 89_478_485 + 2001])
+def test_a_message_above_its_limit_is_not_even_received(count):
+    assert results([png(0)], liar(f"LENGTH.pack({count})"), Limits()) == ["decoder: protocol error"]
+
+
+def liar(sent: str) -> Role:
+    """Return a worker that sends bytes whatever it is given."""
     code = (
         "import os, sys; sys.path[:] = sys.argv[2:]\n"
-        "from clipguard.data.decode.worker import *\n"
-        "from clipguard.safety.sandbox import END, FAULT, HEADER\n"
-        "os.write(1, b'clipguard')\n"
-        f"for kind, length, content in ({lie},): os.write(1, HEADER.pack(kind, length) + content)\n"
+        "from msgspec import Raw\n"
+        "from clipguard.data.decode.decoder import Encoded, Result\n"
+        "from clipguard.safety.sandbox import LENGTH, End, Fault, _framed\n"
+        f"os.write(1, b'clipguard' + {sent})\n"
         "import time; time.sleep(1000)"
     )
-    assert results([png(0)], Role("decoder", code), Limits()) == ["decoder: protocol error"]
+    return Role("decoder", code)
 
 
 def test_a_worker_that_reads_nothing_is_not_waited_for(monkeypatch):
@@ -202,7 +218,7 @@ def test_processes_end_with_the_one_that_started_them_and_find_nothing_in_the_wo
         "from clipguard.data.decode import Decoder\n"
         "from clipguard.data.decode.decoder import ROLE\n"
         "from clipguard.safety.limits import Limits\n"
-        "from clipguard.safety.pool import idle_workers\n"
+        "from clipguard.safety.sandbox import idle_workers\n"
         "print(list(Decoder(Limits()).results('pixels', [b'', b'x'])))\n"
         "print(idle_workers(ROLE, Limits())[0].process.pid)"
     )
@@ -237,7 +253,7 @@ def running(pid: int) -> bool:
 
 def test_a_decoding_process_loads_neither_torch_nor_parquet():
     code = (
-        "import clipguard.data.decode.worker, sys; print(sorted({n.partition('.')[0] for n in sys.modules}))"
+        "import clipguard.data.decode.decoder, sys; print(sorted({n.partition('.')[0] for n in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "numpy" in done.stdout

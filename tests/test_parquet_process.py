@@ -13,14 +13,13 @@ from clipguard.data.parquet_file import list_shard, read_cells
 from clipguard.data.parquet_sandbox import ROLE, sandboxed_cells, sandboxed_shard
 from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits
-from clipguard.safety.pool import idle_workers
-from clipguard.safety.sandbox import Role
+from clipguard.safety.sandbox import Role, idle_workers
 from hostile.tables import PARQUET, whole_table
 
 PRELUDE = """
 import os, signal, sys, time
 sys.path[:] = sys.argv[2:]
-from clipguard.data import parquet_worker as worker
+from clipguard.data import parquet_sandbox as worker
 def fault(what):
     if 'crash' in what:
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -121,64 +120,48 @@ def test_what_a_library_prints_disturbs_nothing(table):
     assert len(list(sandboxed_cells(table, "noise", np.arange(12), SHORT, FAULTY))) == 12
 
 
-FRAMES = (
-    "from clipguard.data.parquet_worker import *; from clipguard.safety.sandbox import *; import os; "
-    "os.write(1, HANDSHAKE); "
-)
-
-
-def listing(label_bytes: int, texts: bytes) -> str:
-    """Return code that answers a listing."""
-    expression = f"bytes.fromhex('{texts[:80].hex()}') + b'[' * {len(texts) - 80}"
-    return (
-        f"texts = {expression}; os.write(1, HEADER.pack(LABELS, {label_bytes}) + bytes({label_bytes}) "
-        "+ HEADER.pack(TEXTS, len(texts)) + texts + HEADER.pack(END, 0)); import time; time.sleep(1000)"
-    )
+LISTED = "{'type': 'Listed', 'labels': bytes(8), 'paths': None, 'names': None, **%s}"
 
 
 @pytest.mark.parametrize(
     "lie",
     [
-        "os.write(1, bytes(range(1, 255)) * 9)",
-        "os.write(1, HEADER.pack(LABELS, 1 << 60))",
-        "os.write(1, HEADER.pack(CELL, 1) + b'x')",
-        "os.write(1, HEADER.pack(FAULT, 3) + b'123')",
-        listing(8, b'{"paths": 55,"names":null}'),
-        listing(7, b'{"paths":null,"names":null}'),
-        listing(8, b'{"paths":null,"names":[null]}'),
-        listing(8, b'{"paths":["a","b"],"names":null}'),
-        listing(8, b'{"paths":[5],"names":null}'),
-        listing(8, b'{"paths":null}'),
-        listing(8, b"[]"),
-        listing(8, b"{"),
-        listing(8, b"[" * 100_000),
-        listing(8, b"null"),
-    ],
-    ids=[
-        "noise",
-        "huge",
-        "not a listing",
-        "no fault",
-        "no paths",
-        "no labels",
-        "no names",
-        "too many paths",
-        "paths of numbers",
-        "half",
-        "a list",
-        "no JSON",
-        "deep JSON",
-        "null",
+        "bytes(range(1, 255)) * 9",
+        "LENGTH.pack(1 << 60)",
+        "_framed(Cell(b'x'))",
+        "_framed({'type': 'Fault', 'text': 3, 'errno': 0})",
+        *(
+            f"_framed({LISTED % change}) + _framed(End())"
+            for change in (
+                "{'paths': 55}",
+                "{'labels': bytes(7)}",
+                "{'names': [None]}",
+                "{'paths': ['a', 'b']}",
+                "{'paths': [5]}",
+                "{'other': None}",
+            )
+        ),
+        "_framed({'type': 'Listed', 'labels': bytes(8)})",
+        "_framed([])",
+        "_framed(None)",
+        "_framed(Raw(b'\\x91' * 100_000))",
     ],
 )
 def test_a_process_that_has_been_taken_over_is_not_believed(table, lie):
-    liar = Role("Parquet reader", "import sys; sys.path[:] = sys.argv[2:]; " + FRAMES + lie)
-    assert "Parquet reader: protocol error" in refused(table, "x", Limits(), liar)[0]
+    code = (
+        "import os, sys; sys.path[:] = sys.argv[2:]; from msgspec import Raw; "
+        "from clipguard.data.parquet_sandbox import Cell; "
+        "from clipguard.safety.sandbox import HANDSHAKE, LENGTH, End, _framed; "
+        f"os.write(1, HANDSHAKE + {lie}); import time; time.sleep(1000)"
+    )
+    liar = Role("Parquet reader", code)
+    with pytest.raises(ClipguardError, match="Parquet reader: protocol error"):
+        sandboxed_shard(table, "x", Limits(), liar)
 
 
 def test_a_process_that_falls_silent_but_lives_is_not_waited_for(table, monkeypatch):
     monkeypatch.setattr("clipguard.safety.sandbox.PATIENCE", 1)
-    code = "import os, time; os.write(1, b'clipguard'); os.close(1); time.sleep(1000)"
+    code = "import os, time; os.write(1, b'clipguard'); os.close(0); os.close(1); time.sleep(1000)"
     silent = Role("Parquet reader", code)
     with pytest.raises(ClipguardError, match="Parquet reader: protocol error"):
         sandboxed_shard(table, "x", SHORT, silent)

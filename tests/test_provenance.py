@@ -16,23 +16,25 @@ from clipguard.data.writer import write_parquet
 from clipguard.detection.trigger_detector import TriggerDetectorConfig
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, build, save
-from clipguard.pipeline.defender import Defender, write_summary
+from clipguard.pipeline.defender import Defender
+from clipguard.pipeline.summary import write_summary
 from clipguard.runs import read_json, read_table, write_json
 from clipguard.safety.limits import Limits
 from clipguard.seeds import Seed
 from clipguard.types import image_set
 from tiny_data import NAMES, CommandLine, few_steps, image_folder, npz, pictures, tree
-from tiny_runs import PLAN
+from tiny_runs import CONFIG
 
 N = 20
-PROBE = replace(PLAN.suspect, recipe=replace(PLAN.victim, epochs=1))
+NET = replace(CONFIG.early_model, epochs=1)
 # Thresholds that flag nothing, for tests that are not about what is found.
-QUICKEST = replace(PLAN, suspect=PROBE, detector=TriggerDetectorConfig(probe=PROBE, triggered=1.0, clean=1.0))
+DETECTOR = TriggerDetectorConfig(net=NET, flagged=1.0, clean=1.0)
+QUICKEST = replace(CONFIG, early_model=NET, trigger_detector=DETECTOR)
 ARTEFACTS = (
     "samples.parquet",
     "model.safetensors",
     "manifest.json",
-    "stages/cure/manifest.json",
+    "stages/unlearning/manifest.json",
     "stages/read/images.npy",
     "stages/read/inputs.parquet",
 )
@@ -45,8 +47,7 @@ def sha256(file):
 def listed(folder):
     """Return path -> (bytes, sha256) of an input list."""
     table = read_table(folder / "inputs.parquet")
-    pairs = zip(table["bytes"].tolist(), table["sha256"], strict=True)
-    return dict(zip(table["path"], pairs, strict=True))
+    return dict(zip(table["path"], zip(table["bytes"].tolist(), table["sha256"], strict=True), strict=True))
 
 
 @pytest.fixture
@@ -200,9 +201,9 @@ def finished(tmp_path_factory):
     image_folder(root / "data", n=60)
     spec = ModelSpec(architecture="preactresnet18-4", num_classes=2, input_size=(16, 16))
     save(build(spec, Seed(0)), spec, root / "model.safetensors")
-    defender = Defender(ClipGuide("mini"), root / "run", plan=QUICKEST)
+    defender = Defender(ClipGuide("mini"), root / "run", config=QUICKEST)
     defender.fit(root / "data", model=root / "model.safetensors")
-    write_summary(defender, "defend", {})
+    write_summary(defender, "defend", files={})
     return root
 
 
@@ -213,8 +214,10 @@ def root(finished, tmp_path):
 
 def test_the_manifest_pins_guide_and_model(root):
     manifest = read_json(root / "run/manifest.json")
+    mini = ClipGuide("mini")
     guide = {"name": "mini", "sha256": EMBEDDED_SHA256, "weights_verified_by": "embedded"}
-    assert manifest["guide"] == {**guide, "preprocessing_sha256": ClipGuide("mini").clip.preprocessing_sha256}
+    guide |= {"preprocessing_sha256": mini.clip.preprocessing_sha256, "templates": list(mini.prompts)}
+    assert manifest["guide"] == guide
     assert manifest["model"]["sha256"] == sha256(root / "model.safetensors")
     assert manifest["source"]["fingerprint"] == ImageSource.open(root / "data").fingerprint
 
@@ -294,7 +297,7 @@ def test_an_added_file_is_listed_wherever_it_lies(clipguard, root, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["samples.parquet", "stages/cure/manifest.json", "stages/read/inputs.parquet"]
+    "name", ["samples.parquet", "stages/unlearning/manifest.json", "stages/read/inputs.parquet"]
 )
 def test_a_pipe_in_place_of_a_file_is_listed_and_not_waited_for(clipguard, root, name):
     (root / "run" / name).unlink()
@@ -320,15 +323,15 @@ def test_a_list_of_inputs_that_is_no_list_is_an_error_in_one_line(clipguard, roo
 
 @pytest.mark.parametrize("entry", [5, {}, {"bytes": "4"}, {"bytes": 0, "sha256": "x"}])
 def test_a_stage_that_records_damaged_entries_or_a_device_is_listed(clipguard, root, entry):
-    manifest = root / "run/stages/cure/manifest.json"
+    manifest = root / "run/stages/unlearning/manifest.json"
     files = {"../../report.html": entry, "../../../../../../../dev/zero": entry, "a\0b": entry}
     write_json(manifest, read_json(manifest) | {"files": files})
     ran = clipguard("verify", root / "run", "--json")
     assert ran.code == 1
     odd = {f["path"]: f["status"] for f in ran.json["files"] if f["status"] != "ok"}
-    assert odd["stages/cure/manifest.json"] == "changed"
+    assert odd["stages/unlearning/manifest.json"] == "changed"
     # The entries themselves prove nothing, wherever they point.
-    assert all(odd[f"stages/cure/{name}"] != "ok" for name in files)
+    assert all(odd[f"stages/unlearning/{name}"] != "ok" for name in files)
 
 
 def test_a_changed_or_exchanged_guide_is_listed(clipguard, root):
@@ -373,28 +376,24 @@ def test_a_run_that_was_given_no_model_has_none_to_compare(clipguard, root):
 
 def test_the_embedded_guide_is_the_released_one_and_a_foreign_folder_is_not_known(tmp_path):
     mini = ClipGuide("mini")
-    assert mini.weights_verified_by == "embedded"
-    assert mini.clip.fingerprint == EMBEDDED_SHA256
+    assert (mini.weights_verified_by, mini.clip.fingerprint) == ("embedded", EMBEDDED_SHA256)
     shutil.copytree(mini.clip.weights.parent, tmp_path / "guide")
     assert ClipGuide(f"local-dir:{tmp_path / 'guide'}").weights_verified_by is None
 
 
 def test_weights_that_are_not_what_their_cache_calls_them_are_refused(tmp_path, monkeypatch):
-    mini = ClipGuide("mini").clip
-    for name, fits in ((EMBEDDED_SHA256, True), ("0" * 64, False)):
-        blob = tmp_path / name
-        shutil.copyfile(mini.weights, blob)
-        guide = ClipGuide("hf-hub:some/guide")
-        monkeypatch.setitem(vars(guide), "clip", replace(mini, weights=blob))
-        if fits:
-            assert guide.weights_verified_by == "hub"
-            continue
-        with pytest.raises(ClipguardError, match="is not what was released"):
-            _ = guide.weights_verified_by
+    guide, mini = ClipGuide("hf-hub:some/guide"), ClipGuide("mini").clip
+    for name in (EMBEDDED_SHA256, "0" * 64):
+        shutil.copyfile(mini.weights, tmp_path / name)
+    monkeypatch.setitem(vars(guide), "clip", replace(mini, weights=tmp_path / EMBEDDED_SHA256))
+    assert guide.weights_verified_by == "hub"
+    monkeypatch.setitem(vars(guide), "clip", replace(mini, weights=tmp_path / ("0" * 64)))
+    with pytest.raises(ClipguardError, match="is not what was released"):
+        _ = guide.weights_verified_by
 
 
 def test_a_scan_with_a_guide_of_unverified_weights_warns(finished, tmp_path, monkeypatch):
     shutil.copytree(finished / "run", tmp_path / "run")
     monkeypatch.setattr(ClipGuide, "weights_verified_by", None)
-    defender = Defender(ClipGuide("mini"), tmp_path / "run", plan=QUICKEST).scan(finished / "data")
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=QUICKEST).scan(finished / "data")
     assert [EMBEDDED_SHA256 in line for line in defender.warnings_].count(True) == 1

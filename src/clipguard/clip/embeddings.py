@@ -1,7 +1,6 @@
 """The embedding pass: images to thumbnails and CLIP embeddings, shard by shard."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +25,11 @@ SHARD = 1024
 _BATCH = 64
 
 
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    """The files of one shard; `unreadable` is written last and says that the others are whole."""
-
-    images: Path
-    embeddings: Path
-    rows: Path
-    unreadable: Path
-
-
-def _shard(folder: Path, number: int) -> _Shard:
-    names = ("images.npy", "embeddings.npy", "rows.npy", "unreadable.json")
-    return _Shard(*(folder / f"shard-{number:06d}-{name}" for name in names))
-
-
 def _write_shard(
-    source: ImageSource, rows: range, clip: Clip, size: tuple[int, int], shard: _Shard, decoder: Decoder
+    source: ImageSource, rows: range, clip: Clip, size: tuple[int, int], shard: Path, decoder: Decoder
 ) -> None:
+    """Write the files of one shard; `unreadable.json` comes last and says that the others are whole."""
+    shard.mkdir(exist_ok=True)
     bad: list[Unreadable] = []
     kept: list[int] = []
     crops: list[np.ndarray] = []
@@ -61,10 +47,11 @@ def _write_shard(
             crops = []
     if crops:
         embeddings.append(clip.embed_crops(crops))
-    write_array(shard.images, np.array(images, dtype=np.uint8).reshape(-1, *size, 3))
-    write_array(shard.embeddings, np.concatenate(embeddings) if embeddings else np.zeros((0, 1), np.float32))
-    write_array(shard.rows, np.array(kept, dtype=np.int64))
-    write_json(shard.unreadable, [[entry.id, entry.reason] for entry in bad])
+    write_array(shard / "images.npy", np.array(images, dtype=np.uint8).reshape(-1, *size, 3))
+    merged = np.concatenate(embeddings) if embeddings else np.zeros((0, 1), np.float32)
+    write_array(shard / "embeddings.npy", merged)
+    write_array(shard / "rows.npy", np.array(kept, dtype=np.int64))
+    write_json(shard / "unreadable.json", [[entry.id, entry.reason] for entry in bad])
 
 
 def embed_source(
@@ -90,27 +77,29 @@ def embed_source(
         ClipguardError: too many images are unreadable.
     """
     kept = resume_folder(folder)
-    shards = [_shard(kept, number) for number in range(-(-len(source) // SHARD))]
+    shards = [kept / f"shard-{number:06d}" for number in range(-(-len(source) // SHARD))]
     decoder = Decoder(source.limits)
     for number, shard in enumerate(shards):
         rows = range(number * SHARD, min((number + 1) * SHARD, len(source)))
-        if not shard.unreadable.exists():
+        if not (shard / "unreadable.json").exists():
             _write_shard(source, rows, clip, size, shard, decoder)
         if progress is not None:
             progress(rows.stop, len(source))
     _merge(source, shards, folder)
 
 
-def _merge(source: ImageSource, shards: list[_Shard], folder: Path) -> None:
-    bad = tuple(Unreadable(*entry) for shard in shards for entry in read_json(shard.unreadable))
+def _merge(source: ImageSource, shards: list[Path], folder: Path) -> None:
+    bad = tuple(Unreadable(*entry) for shard in shards for entry in read_json(shard / "unreadable.json"))
     check_readable(source, bad)
-    rows = np.concatenate([read_array(shard.rows) for shard in shards])
+    rows = np.concatenate([read_array(shard / "rows.npy") for shard in shards])
     kept = source.take(rows)
-    full = [shard for shard in shards if len(read_array(shard.rows))]
-    parts = [read_array(shard.images, mmap=True) for shard in full]
+    full = [shard for shard in shards if len(read_array(shard / "rows.npy"))]
+    parts = [read_array(shard / "images.npy", mmap=True) for shard in full]
     write_pieces(folder / "images.npy", (len(rows), *parts[0].shape[1:]), parts[0].dtype, parts)
     images = read_array(folder / "images.npy", mmap=True)
     write_image_set(folder, image_set(images, kept.labels, kept.class_names, kept.ids))
-    write_array(folder / "embeddings.npy", np.concatenate([read_array(shard.embeddings) for shard in full]))
+    write_array(
+        folder / "embeddings.npy", np.concatenate([read_array(shard / "embeddings.npy") for shard in full])
+    )
     listed = [{"id": entry.id, "reason": entry.reason} for entry in (*source.refused, *bad)]
     write_json(folder / "unreadable.json", listed)

@@ -191,12 +191,11 @@ def _cached(repository: str, file: str) -> Path | None:
 
 
 def _require_network(name: str, repository: str, file: str) -> None:
-    """Ask the hub once before its client retries, by that client and so by the user's proxies."""
-    from huggingface_hub import get_session, hf_hub_url
+    """Ask the hub once before its client retries."""
+    from huggingface_hub import hf_hub_url
 
-    url = hf_hub_url(repository, file)
     seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or PATIENCE)
-    if not answers(lambda: int(get_session().head(url, timeout=seconds).status_code), seconds):
+    if not answers(hf_hub_url(repository, file), seconds):
         raise _unreachable(name, repository)
 
 

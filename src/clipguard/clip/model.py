@@ -101,16 +101,7 @@ class Clip:
         Raises:
             ClipguardError: the model returns NaN or Inf.
         """
-        import torch
-
-        from clipguard.compute.device import array
-
-        out = []
-        with torch.inference_mode():
-            for start in range(0, len(crops), IMAGE_CHUNK):
-                pixels = self._pixels(crops[start : start + IMAGE_CHUNK])
-                out.append(array(self.network.encode_image(pixels, normalize=True).float()))
-        return self._finite(np.concatenate(out))
+        return self._embedded(self.network.encode_image, self._pixels, crops, IMAGE_CHUNK)
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "m d"]:
         """Return one embedding a text, at least one text; tokens beyond the context length are cut off.
@@ -118,16 +109,9 @@ class Clip:
         Raises:
             ClipguardError: the model returns NaN or Inf.
         """
-        import torch
-
-        from clipguard.compute.device import array
-
-        out = []
-        with torch.inference_mode():
-            for start in range(0, len(texts), TEXT_CHUNK):
-                tokens = self.tokenizer(list(texts[start : start + TEXT_CHUNK]))
-                out.append(array(self.network.encode_text(tokens, normalize=True).float()))
-        return self._finite(np.concatenate(out))
+        return self._embedded(
+            self.network.encode_text, lambda chunk: self.tokenizer(list(chunk)), texts, TEXT_CHUNK
+        )
 
     def _pixels(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Any:
         """Return what `preprocess` gives; its last two steps run once a batch, which is faster."""
@@ -137,7 +121,20 @@ class Clip:
         # A view in channels-last order, in which these networks run faster.
         return normalize(tensor(np.stack(crops)).permute(0, 3, 1, 2).float().div(255))
 
-    def _finite(self, embeddings: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    def _embedded(
+        self, encode: Callable[..., Any], prepare: Callable[[Any], Any], items: Sequence[Any], chunk: int
+    ) -> Float32[np.ndarray, "n d"]:
+        import torch
+
+        from clipguard.compute.device import array
+
+        with torch.inference_mode():
+            embeddings = np.concatenate(
+                [
+                    array(encode(prepare(items[start : start + chunk]), normalize=True).float())
+                    for start in range(0, len(items), chunk)
+                ]
+            )
         if not np.isfinite(embeddings).all():
             raise ClipguardError(
                 f"guide {self.name} returns NaN or Inf: get its weights {self.weights} again"

@@ -53,7 +53,6 @@ def list_arrays(
         location=location,
         labels=numbers,
         ids=tuple(str(row) for row in range(len(numbers))),
-        keys=names,
         names=names,
         reader=ArrayReader(pixels),
     )

@@ -16,7 +16,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -27,14 +27,14 @@ from clipguard.data.class_names import GTSRB_NAMES
 from clipguard.data.source import ImageSource
 from clipguard.data.wordnet import short_names
 from clipguard.errors import ClipguardError, reason_of
-from clipguard.safety.network import answers, head_status
+from clipguard.safety.network import answers
 
 Part = Literal["train", "test"]
 _CIFAR = "https://www.cs.toronto.edu/~kriz"
 _SIGNS = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Archive:
     """A file as its authors publish it."""
 
@@ -65,7 +65,7 @@ class Members:
         return _opened(self.archive).read(self.names[row]), self.targets[row]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class NamedSet:
     """What is known by one name.
 
@@ -107,13 +107,13 @@ def open_named(
             f"unknown data set {name!r}: choose one of {', '.join(NAMED)}, or give its files"
         )
     known, home = NAMED[name], folder / name
-    local = _local(home, part)
-    if local is None and not any((home / archive.file).is_file() for archive in known.archives[part]):
+    archives = known.archives[part]
+    missing = [archive for archive in archives if not (home / archive.file).is_file()]
+    local = next((path for path in (home / f"{part}.parquet", home / part) if path.exists()), None)
+    if local is None and len(missing) == len(archives):
         local = _shards(home, part)
     if local is not None:
         return ImageSource.open(local, classes=classes or known.names, rows=rows)
-    archives = known.archives[part]
-    missing = [archive for archive in archives if not (home / archive.file).is_file()]
     if missing and not download:
         hosts = missing[0].url.split("/")[2]
         raise ClipguardError(
@@ -132,12 +132,6 @@ def open_named(
 def data_folder() -> Path:
     """Return where data sets known by name are looked for by default."""
     return Path(os.environ.get("CLIPGUARD_DATA", "~/.cache/clipguard/data")).expanduser()
-
-
-def _local(home: Path, part: Part) -> Path | None:
-    if (home / f"{part}.parquet").is_file():
-        return home / f"{part}.parquet"
-    return home / part if (home / part).is_dir() else None
 
 
 def _shards(home: Path, part: Part) -> Path | None:
@@ -177,7 +171,7 @@ def _fetched(archive: Archive, home: Path, name: str) -> Path:
         return path
     if path.exists():
         raise ClipguardError(f"{path} is not the file with MD5 {archive.md5}: delete it and run again")
-    if not answers(partial(head_status, archive.url)):
+    if not answers(archive.url):
         host = archive.url.split("/")[2]
         raise ClipguardError(
             f"data set {name}: {host} does not answer; copy {archive.file} into {home} from another machine, "
@@ -192,11 +186,17 @@ def _fetched(archive: Archive, home: Path, name: str) -> Path:
 
 
 def _cifar(
-    files: Sequence[Path], part: Part, members: dict[Part, tuple[str, ...]], names: str, labels: int
+    files: Sequence[Path],
+    part: Part,
+    *,
+    train: Sequence[str],
+    test: Sequence[str],
+    names: str,
+    labels: int = 1,
 ) -> tuple[Any, tuple[str, ...]]:
     """Return images and labels of CIFAR's binary version: `labels` label bytes and 3,072 pixels a record."""
     with tarfile.open(files[0], "r:gz") as archive:
-        raw = b"".join(_member(archive, member) for member in members[part])
+        raw = b"".join(_member(archive, member) for member in (train if part == "train" else test))
         text = _member(archive, names).decode()
     records = np.frombuffer(raw, np.uint8).reshape(-1, labels + 3 * 32 * 32)
     pixels = records[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -213,14 +213,8 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return opened.read()
 
 
-_archives: dict[Path, zipfile.ZipFile] = {}
-
-
-def _opened(path: Path) -> zipfile.ZipFile:
-    """Return the archive, opened once: its directory alone has a hundred thousand entries."""
-    if path not in _archives:
-        _archives[path] = zipfile.ZipFile(path)
-    return _archives[path]
+_opened = cache(zipfile.ZipFile)
+"""The archive of a path, opened once: its directory alone has a hundred thousand entries."""
 
 
 def _gtsrb(files: Sequence[Path], part: Part) -> tuple[Any, tuple[str, ...]]:
@@ -260,51 +254,43 @@ def _both(archive: Archive) -> dict[Part, tuple[Archive, ...]]:
     return {"train": (archive,), "test": (archive,)}
 
 
-_BATCHES = tuple(f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6))
+_SIGNS_TEST = (
+    Archive(f"{_SIGNS}/GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185"),
+    Archive(f"{_SIGNS}/GTSRB_Final_Test_GT.zip", "fe31e9c9270bbcd7b84b7f21a9d9d9e5"),
+)
 
 NAMED: Final[dict[str, NamedSet]] = {
     "cifar10": NamedSet(
-        archives=_both(
-            Archive(url=f"{_CIFAR}/cifar-10-binary.tar.gz", md5="c32a1d4ab5d03f1284b67883e8d87530")
-        ),
-        read=partial(
+        _both(Archive(f"{_CIFAR}/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")),
+        partial(
             _cifar,
-            members={"train": _BATCHES, "test": ("cifar-10-batches-bin/test_batch.bin",)},
+            train=[f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)],
+            test=["cifar-10-batches-bin/test_batch.bin"],
             names="cifar-10-batches-bin/batches.meta.txt",
-            labels=1,
         ),
     ),
     "cifar100": NamedSet(
-        archives=_both(
-            Archive(url=f"{_CIFAR}/cifar-100-binary.tar.gz", md5="03b5dce01913d631647c71ecec9e9cb8")
-        ),
-        read=partial(
+        _both(Archive(f"{_CIFAR}/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8")),
+        partial(
             _cifar,
-            members={"train": ("cifar-100-binary/train.bin",), "test": ("cifar-100-binary/test.bin",)},
+            train=["cifar-100-binary/train.bin"],
+            test=["cifar-100-binary/test.bin"],
             names="cifar-100-binary/fine_label_names.txt",
             labels=2,
         ),
     ),
     "gtsrb": NamedSet(
-        archives={
-            "train": (
-                Archive(url=f"{_SIGNS}/GTSRB-Training_fixed.zip", md5="513f3c79a4c5141765e10e952eaa2478"),
-            ),
-            "test": (
-                Archive(url=f"{_SIGNS}/GTSRB_Final_Test_Images.zip", md5="c7e4e6327067d32654124b0fe9e82185"),
-                Archive(url=f"{_SIGNS}/GTSRB_Final_Test_GT.zip", md5="fe31e9c9270bbcd7b84b7f21a9d9d9e5"),
-            ),
+        {
+            "train": (Archive(f"{_SIGNS}/GTSRB-Training_fixed.zip", "513f3c79a4c5141765e10e952eaa2478"),),
+            "test": _SIGNS_TEST,
         },
-        read=_gtsrb,
+        _gtsrb,
         names=GTSRB_NAMES,
     ),
     "tiny-imagenet": NamedSet(
-        archives=_both(
-            Archive(
-                url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-                md5="90528d7ca1a48142e341f4ef8d21d0de",
-            )
+        _both(
+            Archive("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de")
         ),
-        read=_tiny_imagenet,
+        _tiny_imagenet,
     ),
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from clipguard.data.listing import Listing, fault, printable
-from clipguard.errors import ClipguardError, reason_of
+from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits, parse_json, read_bounded
 
 Classes = str | Path | Sequence[str] | Mapping[str, str]
@@ -15,10 +15,8 @@ def _read(path: Path, limits: Limits) -> Any:
     try:
         text = read_bounded(path, limits.json_bytes).decode("utf-8-sig")
         return parse_json(text, limits) if path.suffix.lower() == ".json" else text.strip().splitlines()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ClipguardError(f"class names {path} cannot be read: {fault(error)}") from error
-    except ValueError as error:
-        raise ClipguardError(f"class names {path} cannot be read: {reason_of(error)}") from error
 
 
 def _mapped(names: Mapping[Any, Any], keys: tuple[str, ...] | None, origin: str) -> list[Any]:
@@ -51,12 +49,12 @@ def class_names(listing: Listing, classes: Classes | None, limits: Limits) -> tu
     origin = f"class names {classes}" if from_file else "classes"
     names = _read(Path(str(classes)), limits) if from_file else classes
     if isinstance(names, Mapping):
-        names = _mapped(names, listing.keys, origin)
+        names = _mapped(names, listing.keys or listing.names, origin)
     if not isinstance(names, Sequence) or not all(isinstance(name, str) and name.strip() for name in names):
         raise ClipguardError(f"{origin} must be a list of names, none of them blank")
-    if listing.keys is not None and len(names) != len(listing.keys):
+    if listing.names is not None and len(names) != len(listing.names):
         raise ClipguardError(
-            f"{origin} has {len(names)} names but {listing.location} has {len(listing.keys)} classes"
+            f"{origin} has {len(names)} names but {listing.location} has {len(listing.names)} classes"
         )
     return _bounded([printable(name.strip()) for name in names], origin, limits)
 
@@ -74,49 +72,5 @@ def _bounded(names: list[str], origin: str, limits: Limits) -> tuple[str, ...]:
     return tuple(names)
 
 
-GTSRB_NAMES: Final = (
-    "red circle with the number 20, speed limit 20",
-    "red circle with the number 30, speed limit 30",
-    "red circle with the number 50, speed limit 50",
-    "red circle with the number 60, speed limit 60",
-    "red circle with the number 70, speed limit 70",
-    "red circle with the number 80, speed limit 80",
-    "grey sign with the number 80 crossed out, end of the speed limit",
-    "red circle with the number 100, speed limit 100",
-    "red circle with the number 120, speed limit 120",
-    "red circle with a red car beside a black car, no overtaking",
-    "red circle with a red truck beside a black car, no overtaking by trucks",
-    "red triangle with a thick arrow crossing a thin line, right of way at the next junction",
-    "yellow diamond with a white border, priority road",
-    "white triangle pointing down with a red border, give way",
-    "red octagon with the word STOP, stop sign",
-    "empty white circle with a red border, no vehicles",
-    "red circle with a black truck, no trucks",
-    "red disc with a white horizontal bar, no entry",
-    "red triangle with an exclamation mark, general danger",
-    "red triangle with an arrow bent to the left, curve to the left",
-    "red triangle with an arrow bent to the right, curve to the right",
-    "red triangle with a winding arrow, double curve",
-    "red triangle with two bumps, uneven road",
-    "red triangle with a skidding car, slippery road",
-    "red triangle with two lines that come together on the right, road narrows",
-    "red triangle with a digging worker, road works",
-    "red triangle with a traffic light, signals ahead",
-    "red triangle with a walking person, pedestrians",
-    "red triangle with two running children, children crossing",
-    "red triangle with a bicycle, cyclists crossing",
-    "red triangle with a snowflake, ice and snow",
-    "red triangle with a jumping deer, wild animals",
-    "grey sign with a plain diagonal band, end of all limits",
-    "blue disc with a white arrow bent to the right, turn right ahead",
-    "blue disc with a white arrow bent to the left, turn left ahead",
-    "blue disc with a white arrow straight up, straight ahead only",
-    "blue disc with white arrows up and to the right, straight or right",
-    "blue disc with white arrows up and to the left, straight or left",
-    "blue disc with a white arrow down to the right, keep right",
-    "blue disc with a white arrow down to the left, keep left",
-    "blue disc with three white arrows in a circle, roundabout",
-    "grey sign with two cars crossed out, overtaking allowed again",
-    "grey sign with a truck and a car crossed out, trucks may overtake again",
-)
+GTSRB_NAMES: Final = tuple(Path(__file__).with_name("gtsrb_names.txt").read_text().splitlines())
 """The 43 classes of GTSRB in words that a guide can read: what the sign looks like, and what it means."""

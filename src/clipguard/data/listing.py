@@ -48,9 +48,9 @@ class Listing:
         location: what a message calls the source.
         labels: as given, possibly outside the names.
         ids: one a row, unique.
-        keys: what the source itself calls its classes; None when it does not say.
-        names: the same made readable.
         reader: fetches the images.
+        names: what the source calls its classes; None when it does not say.
+        keys: the same as the source spells it, where the names were made readable.
         refused: what was found and cannot even become a row; it counts as unreadable.
     """
 
@@ -58,9 +58,9 @@ class Listing:
     location: str
     labels: Int64[np.ndarray, "n"]
     ids: tuple[str, ...]
-    keys: tuple[str, ...] | None
-    names: tuple[str, ...] | None
     reader: Reader
+    names: tuple[str, ...] | None = None
+    keys: tuple[str, ...] | None = None
     refused: tuple[Unreadable, ...] = ()
 
 
@@ -84,9 +84,9 @@ def as_labels(values: object, location: str) -> Int64[np.ndarray, "n"]:
     return array.astype(np.int64)
 
 
-def fault(error: OSError) -> str:
+def fault(error: OSError | ValueError) -> str:
     """Return what the system, or `read_bounded`, says about a file, without its path."""
-    return error.strerror or reason_of(error)
+    return getattr(error, "strerror", None) or reason_of(error)
 
 
 def printable(text: str) -> str:

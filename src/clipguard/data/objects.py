@@ -84,7 +84,6 @@ def list_pairs(data: Any) -> Listing:
         location=location,
         labels=labels,
         ids=tuple(str(row) for row in range(len(labels))),
-        keys=names,
         names=names,
         reader=PairReader(data),
     )
@@ -111,7 +110,7 @@ class DatasetsReader:
         try:
             return read_bounded(Path(entry["path"]), self.limits.file_bytes)
         except (OSError, ValueError) as error:  # The latter for a path with a NUL in it.
-            return Failed(fault(error) if isinstance(error, OSError) else reason_of(error))
+            return Failed(fault(error))
 
 
 def _only(columns: list[str], usual: str, what: str) -> str:
@@ -152,7 +151,6 @@ def list_datasets(data: Any, limits: Limits) -> Listing:
         location=location,
         labels=as_labels(plain[label][:], location),
         ids=tuple(str(row) for row in range(len(data))),
-        keys=names,
         names=names,
         reader=DatasetsReader(
             plain.select_columns([image]).cast_column(image, ImageFeature(decode=False)), image, limits

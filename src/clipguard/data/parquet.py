@@ -83,7 +83,6 @@ def list_parquet(files: list[Path], location: Path, limits: Limits) -> Listing:
         location=str(location),
         labels=labels,
         ids=_ids(files, shards),
-        keys=names,
         names=names,
         reader=ParquetReader(tuple(files), tuple(int(start) for start in starts), limits),
     )

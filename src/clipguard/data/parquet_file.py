@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.data.listing import Failed, as_labels
+from clipguard.data.listing import Failed, as_labels, printable
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.safety.limits import MIB, Limits, parse_json
 
@@ -156,7 +156,7 @@ def _metadata_names(opened: "pq.ParquetFile", limits: Limits) -> tuple[str, ...]
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
-    return tuple(names)
+    return tuple(printable(name) for name in names)
 
 
 def list_shard(path: Path, name: str, limits: Limits) -> Shard:

@@ -1,35 +1,61 @@
-"""Parquet files read by a sandboxed worker, `parquet_worker`."""
+"""Parquet files read by a sandboxed worker: it may crash, and only that file is refused."""
 
-import json
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 from jaxtyping import Int64
+from msgspec import Meta
 
 from clipguard.data.listing import Failed
-from clipguard.data.parquet_file import Shard
-from clipguard.data.parquet_worker import CELL, FILE, LABELS, REASON, ROWS, TEXTS
+from clipguard.data.parquet_file import Shard, list_shard, read_cells
 from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits
-from clipguard.safety.pool import lent_worker
 from clipguard.safety.sandbox import (
-    END,
-    FAULT,
     PATIENCE,
     REASON_BYTES,
-    Frame,
+    Fault,
+    Message,
     Role,
     Worker,
     WorkerDied,
-    reason_of,
+    lent_worker,
+    limit_time,
     role_of,
+    serve,
 )
 
-ROLE: Final = role_of("Parquet reader", "clipguard.data.parquet_worker")
+ROLE: Final = role_of("Parquet reader", "clipguard.data.parquet_sandbox")
+
+
+class Request(Message):
+    """A file, what messages call it, and the rows (int64) whose cells are needed; without rows, its listing.
+
+    Paths are bytes, since they need not be UTF-8.
+    """
+
+    path: bytes
+    name: bytes
+    rows: bytes | None = None
+
+
+class Listed(Message):
+    """A `Shard`; its labels are int64."""
+
+    labels: bytes
+    paths: list[str | None] | None
+    names: tuple[str, ...] | None
+
+
+class Cell(Message):
+    """The bytes of an image, or why there are none."""
+
+    content: bytes = b""
+    reason: Annotated[str, Meta(max_length=REASON_BYTES)] = ""
 
 
 def sandboxed_shard(path: Path, name: str, limits: Limits, role: Role = ROLE) -> Shard:
@@ -38,18 +64,14 @@ def sandboxed_shard(path: Path, name: str, limits: Limits, role: Role = ROLE) ->
     Raises:
         ClipguardError: as there; or the file made the worker crash or hang.
     """
-    with _reader(name, limits, role) as worker:
-        worker.send([_file(path, name)])
-        # No honest answer is larger than the memory of the one who gives it.
-        most = limits.memory
-        # After the first byte, the rest follows at once.
-        _, labels = worker.read({LABELS: most, FAULT: most}, PATIENCE * PATIENCE * limits.seconds)
-        _, texts = worker.read({TEXTS: most})
-        worker.read({END: 0})
-        shard = _shard(labels, texts)
-        if shard is None:
+    with _reader(path, name, None, limits, role) as worker:
+        # No true answer is larger than the memory of the one who gives it.
+        listed: Listed = worker.read(Listed | Fault, limits.memory, PATIENCE * PATIENCE * limits.seconds)
+        worker.finish()
+        count, odd = divmod(len(listed.labels), 8)
+        if odd or len(listed.paths or ()) not in (0, count):
             raise worker.protocol_error()
-        return shard
+        return Shard(np.frombuffer(listed.labels, np.int64), listed.paths, listed.names)
 
 
 def sandboxed_cells(
@@ -60,39 +82,41 @@ def sandboxed_cells(
     Raises:
         ClipguardError: as there; or the file made the worker crash or hang.
     """
-    expected = {CELL: limits.file_bytes, REASON: REASON_BYTES, FAULT: limits.memory}
-    with _reader(name, limits, role) as worker:
-        worker.send([_file(path, name), (ROWS, rows.astype(np.int64).tobytes())])
+    with _reader(path, name, rows.astype(np.int64).tobytes(), limits, role) as worker:
         for _ in rows:
-            kind, content = worker.read(expected)
-            yield bytes(content) if kind == CELL else Failed(reason_of(content))
-        worker.read({END: 0})
-
-
-def _file(path: Path, name: str) -> Frame:
-    # Absolute, since the worker may have started in another working folder than there is now.
-    return FILE, json.dumps({"path": os.path.abspath(path), "name": name}).encode()
+            cell: Cell = worker.read(Cell | Fault, limits.file_bytes + REASON_BYTES)
+            yield Failed(cell.reason) if cell.reason else cell.content
+        worker.finish()
 
 
 @contextmanager
-def _reader(name: str, limits: Limits, role: Role) -> Iterator[Worker]:
+def _reader(path: Path, name: str, rows: bytes | None, limits: Limits, role: Role) -> Iterator[Worker]:
     try:
         with lent_worker(role, limits) as worker:
+            # Absolute, since the worker may have started in another working folder than there is now.
+            worker.send([Request(os.fsencode(os.path.abspath(path)), os.fsencode(name), rows)])
             yield worker
     except WorkerDied as died:
         raise ClipguardError(f"{name} cannot be read as Parquet: {died}: do not use it") from died
 
 
-def _shard(labels: bytearray, texts: bytearray) -> Shard | None:
-    """Return the contents of a listing; None where they are not of the form that a listing has."""
-    n, odd = divmod(len(labels), 8)
-    try:
-        value = json.loads(texts)
-        paths, names = value["paths"], value["names"]
-        lists = all(isinstance(part, list | None) for part in (paths, names))
-        textual = all(isinstance(text, str | None) for text in (*(paths or ()), *(names or ())))
-    except (ValueError, RecursionError, LookupError, TypeError):
-        return None
-    if odd or not (lists and textual) or len(paths or ()) not in (0, n) or None in (names or ()):
-        return None
-    return Shard(np.frombuffer(labels, np.int64), paths, None if names is None else tuple(names))
+def main(fields: str) -> None:
+    """Read in this process, the worker, until the parent goes; `fields` are those of `Limits` as JSON."""
+    # Arrow's own allocators reserve address space in advance, of which there is little here.
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
+    # Now, since no file is to blame for the time that this takes.
+    import_module("pyarrow.compute")
+    import_module("pyarrow.parquet")
+    serve(fields, Request, _answer)
+
+
+def _answer(request: Request, limits: Limits) -> Iterator[Message]:
+    path, name = Path(os.fsdecode(request.path)), os.fsdecode(request.name)
+    if request.rows is None:
+        limit_time(PATIENCE * limits.seconds)
+        shard = list_shard(path, name, limits)
+        labels = np.ascontiguousarray(shard.labels, np.int64).tobytes()
+        yield Listed(labels, shard.paths, shard.names)
+        return
+    for item in read_cells(path, name, np.frombuffer(request.rows, np.int64), limits):
+        yield Cell(content=item) if isinstance(item, bytes) else Cell(reason=item.reason)

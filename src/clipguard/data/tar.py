@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -67,22 +67,11 @@ class TarReader:
         return content if len(content) == size else Failed("cut short")
 
 
-@dataclass(frozen=True, slots=True)
-class _Samples:
-    """The samples of the shards so far, and the members that were refused."""
-
-    keys: list[str]
-    labels: list[int]
-    places: list[tuple[int, int, int]]
-    refused: list[Unreadable]
-
-
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    path: Path
-    number: int
-    descriptor: int
-    limits: Limits
+class _Sample(NamedTuple):
+    key: str
+    label: int
+    offset: int
+    size: int
 
 
 def _parts(member: Member) -> tuple[str, str]:
@@ -108,7 +97,7 @@ def _refusal(member: Member) -> str:
     return "a pickle, which is never loaded" if _last(_parts(member)[1]) in PICKLES else ""
 
 
-def _label(shard: _Shard, member: Member) -> int:
+def _label(descriptor: int, member: Member, limits: Limits) -> int:
     """Return the label that a .cls (an integer) or .json file (its `label` or `cls`) holds.
 
     Raises:
@@ -116,58 +105,55 @@ def _label(shard: _Shard, member: Member) -> int:
     """
     if member.size > LABEL_BYTES:
         raise ValueError(f"{member.size} bytes")
-    content = os.pread(shard.descriptor, member.size, member.offset)
+    content = os.pread(descriptor, member.size, member.offset)
     if _parts(member)[1] == "cls":
         digits = content.strip()
         if not (digits.isdigit() and len(digits) < 10):
             raise ValueError("no integer")
         return int(digits)
-    value = parse_json(content, shard.limits)
+    value = parse_json(content, limits)
     label = value.get("label", value.get("cls")) if isinstance(value, dict) else None
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < 10**9:
         raise ValueError("no integer called label or cls")
     return label
 
 
-def _add_sample(samples: _Samples, shard: _Shard, key: str, group: list[Member]) -> None:
-    parts: dict[str, Member] = {}
-    for member in group:
-        if reason := _refusal(member):
-            samples.refused.append(Unreadable(printable(f"{shard.path.name}/{member.name}"), reason))
-        elif _parts(member)[1] in parts:
-            raise ClipguardError(f"{shard.path} holds {member.name!r} twice: remove one")
-        else:
-            parts[_parts(member)[1]] = member
+def _samples(path: Path, limits: Limits) -> Iterator[_Sample | Unreadable]:
+    """Return the samples of a shard in order, and the members that were refused."""
+    try:
+        with opened_regular(path) as opened:
+            for key, group in groupby(_visible(members(path, limits)), lambda member: _parts(member)[0]):
+                parts: dict[str, Member] = {}
+                for member in group:
+                    if reason := _refusal(member):
+                        yield Unreadable(printable(f"{path.name}/{member.name}"), reason)
+                    elif _parts(member)[1] in parts:
+                        raise ClipguardError(f"{path} holds {member.name!r} twice: remove one")
+                    else:
+                        parts[_parts(member)[1]] = member
+                yield from _sample(path, opened.fileno(), key, parts, limits)
+    except OSError as error:
+        raise ClipguardError(f"{path} cannot be read as tar: {fault(error)}") from error
+
+
+def _sample(
+    path: Path, descriptor: int, key: str, parts: dict[str, Member], limits: Limits
+) -> Iterator[_Sample]:
+    """Return the sample of the members with one key, by ending; nothing where none is an image."""
     images = [ending for ending in parts if "." + _last(ending) in IMAGE_SUFFIXES]
     if not images:
         return
     if len(images) > 1:
-        raise ClipguardError(f"sample {key!r} of {shard.path} has {len(images)} images: keep one of each")
-    label = next((parts[ending] for ending in LABELS if ending in parts), None)
-    if label is None:
-        raise ClipguardError(
-            f"sample {key!r} of {shard.path} has no label: give each image KEY.cls or KEY.json"
-        )
+        raise ClipguardError(f"sample {key!r} of {path} has {len(images)} images: keep one of each")
+    member = next((parts[ending] for ending in LABELS if ending in parts), None)
+    if member is None:
+        raise ClipguardError(f"sample {key!r} of {path} has no label: give each image KEY.cls or KEY.json")
     try:
-        samples.labels.append(_label(shard, label))
+        label = _label(descriptor, member, limits)
     except ValueError as error:
-        raise ClipguardError(
-            f"label {label.name!r} of {shard.path} cannot be read: {reason_of(error)}"
-        ) from error
-    samples.keys.append(key)
-    samples.places.append((shard.number, parts[images[0]].offset, parts[images[0]].size))
-
-
-def _add_shard(samples: _Samples, path: Path, number: int, limits: Limits) -> None:
-    try:
-        with opened_regular(path) as opened:
-            shard = _Shard(path, number, opened.fileno(), limits)
-            for key, group in groupby(_visible(members(path, limits)), lambda member: _parts(member)[0]):
-                _add_sample(samples, shard, key, list(group))
-                if len(samples.keys) > limits.members:
-                    raise ClipguardError(f"{path} goes above the limit of {limits.members} samples")
-    except OSError as error:
-        raise ClipguardError(f"{path} cannot be read as tar: {fault(error)}") from error
+        raise ClipguardError(f"label {member.name!r} of {path} cannot be read: {reason_of(error)}") from error
+    image = parts[images[0]]
+    yield _Sample(key, label, image.offset, image.size)
 
 
 def list_tar(files: list[Path], location: Path, limits: Limits) -> Listing:
@@ -176,23 +162,30 @@ def list_tar(files: list[Path], location: Path, limits: Limits) -> Listing:
     Raises:
         ClipguardError: a damaged archive, no images, or a sample with several images or without a label.
     """
-    samples = _Samples([], [], [], [])
+    ids: list[str] = []
+    labels: list[int] = []
+    places: list[tuple[int, int, int]] = []
+    refused: list[Unreadable] = []
     for number, path in enumerate(files):
-        _add_shard(samples, path, number, limits)
-    if not samples.keys:
-        kept_out = f", {len(samples.refused)} files were refused" if samples.refused else ""
+        for sample in _samples(path, limits):
+            if isinstance(sample, Unreadable):
+                refused.append(sample)
+                continue
+            ids.append(sample.key)
+            labels.append(sample.label)
+            places.append((number, sample.offset, sample.size))
+            if len(ids) > limits.members:
+                raise ClipguardError(f"{path} goes above the limit of {limits.members} samples")
+    if not ids:
+        kept_out = f", {len(refused)} files were refused" if refused else ""
         raise ClipguardError(f"no images found in {location}: expected KEY.jpg and KEY.cls{kept_out}")
-    ids = samples.keys
     if len(set(ids)) < len(ids):
-        places = zip(ids, samples.places, strict=True)
-        ids = [f"{files[shard].name}/{key}" for key, (shard, _, _) in places]
+        ids = [f"{files[place[0]].name}/{key}" for key, place in zip(ids, places, strict=True)]
     return Listing(
         kind="tar",
         location=str(location),
-        labels=np.array(samples.labels, np.int64),
+        labels=np.array(labels, np.int64),
         ids=unique_ids(ids),
-        keys=None,
-        names=None,
-        reader=TarReader(tuple(files), np.array(samples.places, np.int64), limits),
-        refused=tuple(samples.refused),
+        reader=TarReader(tuple(files), np.array(places, np.int64), limits),
+        refused=tuple(refused),
     )

@@ -68,8 +68,7 @@ class Normalized(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-_OWN: dict[str, Callable[[int, int], nn.Module]] = {"preactresnet18": PreActResNet18, "shallow": ShallowNet}
-_USUAL_WIDTH = {"preactresnet18": 64, "shallow": 32}
+_OWN: dict[str, Callable[..., nn.Module]] = {"preactresnet18": PreActResNet18, "shallow": ShallowNet}
 
 LARGEST_SIDE = 4096
 LARGEST_WIDTH = 4096
@@ -80,7 +79,9 @@ def _own(name: str) -> Callable[[int], nn.Module] | None:
     stem, _, width = name.partition("-")
     if stem not in _OWN or not (width or "64").isdecimal():
         return None
-    channels = int(width or _USUAL_WIDTH[stem])
+    if not width:
+        return _OWN[stem]
+    channels = int(width)
     if channels < 1:
         raise ClipguardError(f"model {name!r} would have no channels: give a width of at least 1")
     if channels > LARGEST_WIDTH:

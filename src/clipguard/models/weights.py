@@ -1,6 +1,8 @@
 """Weights files (safetensors): the header is read before anything of its size is built; never unpickled."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +17,15 @@ if TYPE_CHECKING:
 SAFETENSORS_ERRORS = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError)
 
 
-def _refused(path: Path, error: BaseException) -> ClipguardError:
-    return ClipguardError(f"model {path} cannot be read as safetensors: {reason_of(error)}")
-
-
-def _check_regular(path: Path) -> None:
-    # Opening a pipe that nobody writes to never ends.
-    if path.exists() and not path.is_file():
-        raise ClipguardError(f"model {path} cannot be read as safetensors: it is no regular file")
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        # Opening a pipe that nobody writes to never ends.
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")
+        yield
+    except SAFETENSORS_ERRORS as error:
+        raise ClipguardError(f"model {path} cannot be read as safetensors: {reason_of(error)}") from error
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -31,12 +34,8 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         ClipguardError: not a whole safetensors file.
     """
-    _check_regular(path)
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  # no mapping: it has keys() alone
-    except SAFETENSORS_ERRORS as error:
-        raise _refused(path, error) from error
+    with _reading(path), safe_open(path, framework="pt") as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  # no mapping: it has keys() alone
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -45,12 +44,8 @@ def metadata(path: Path) -> dict[str, str]:
     Raises:
         ClipguardError: not a whole safetensors file.
     """
-    _check_regular(path)
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return dict(opened.metadata() or {})
-    except SAFETENSORS_ERRORS as error:
-        raise _refused(path, error) from error
+    with _reading(path), safe_open(path, framework="pt") as opened:
+        return dict(opened.metadata() or {})
 
 
 def state(path: Path) -> "dict[str, Tensor]":
@@ -61,12 +56,9 @@ def state(path: Path) -> "dict[str, Tensor]":
     """
     from safetensors.torch import load_file
 
-    _check_regular(path)
-    try:
+    with _reading(path):
         tensors: dict[str, Tensor] = load_file(path)
         bad = [name for name, value in tensors.items() if not _finite(value)]
-    except SAFETENSORS_ERRORS as error:
-        raise _refused(path, error) from error
     if bad:
         raise ClipguardError(f"model {path} has NaN or Inf weights in {bad[0][:200]!r}")
     return tensors

@@ -1,22 +1,26 @@
 """Sandboxed workers: processes for code in which hostile bytes may find a fault, and the protocol to them.
 
-Both ends send frames over two pipes: a kind, a length, and so many bytes. A request is any number of frames
-and `END`, and so is its answer. Nothing is pickled: a library that hostile bytes have taken over can answer
-wrongly, but cannot make the parent run anything.
+Both ends send msgpack over a socket, each message behind its length: a list of requests, then replies of the
+types that the receiver expects, then `End` or `Fault`. Nothing is pickled: a library that hostile bytes have
+taken over can answer wrongly, but cannot make the parent run anything.
 """
 
 import json
 import os
-import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from errno import errorcode
-from typing import BinaryIO, Final
+from functools import cache
+from typing import Any, BinaryIO, Final
+
+import msgspec
 
 from clipguard.errors import ClipguardError, one_line
 from clipguard.safety.limits import Limits
@@ -27,12 +31,25 @@ PATIENCE: Final = 10
 """Seconds by the clock for each of processor time, after which a process that sleeps is stopped too."""
 REASON_BYTES: Final = 2000
 """The longest reason that a worker may give for one unreadable image."""
-HEADER: Final = struct.Struct("<BQ")
-ERRNO: Final = struct.Struct("<i")
-END, FAULT, FIRST_KIND = range(3)
-"""Two kinds that end an answer; a fault is an errno and the text of a `ClipguardError`. Then a role's own."""
+LENGTH: Final = struct.Struct("<Q")
 
-Frame = tuple[int, bytes | memoryview]
+_encode_into = msgspec.msgpack.Encoder().encode_into
+_decoder = cache(msgspec.msgpack.Decoder)
+
+
+class Message(msgspec.Struct, tag=True, forbid_unknown_fields=True):
+    """What either end may say; a role has its own requests and replies."""
+
+
+class End(Message):
+    """Nothing more comes for these requests."""
+
+
+class Fault(Message):
+    """A `ClipguardError` ends the answer: its text, and the errno of its cause or 0."""
+
+    text: str
+    errno: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +88,7 @@ class WorkerDied(Exception):  # noqa: N818  # a finding about the data, no fault
 
 
 class Worker:
-    """A sandboxed process and the pipes to it. It ends by itself when this process does: its pipe closes.
+    """A sandboxed process and the socket to it. It ends by itself when this process does: its socket closes.
 
     Attributes:
         idle: it has nothing more to answer, so that it can take another request.
@@ -85,48 +102,44 @@ class Worker:
         self.greeted = False
         # Isolated mode: the working folder may hold untrusted code, and nothing in it is imported.
         command = [sys.executable, "-I", "-c", self.role.code, json.dumps(asdict(self.limits))]
+        self.socket, theirs = socket.socketpair()
         try:
             # A session of its own: an interrupt from the terminal is for the parent to handle.
             self.process = subprocess.Popen(
                 command + [os.path.abspath(path) for path in sys.path if path],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
         except OSError as error:
             raise self._not_started(str(error)) from error
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.requests, self.answers = self.process.stdin.fileno(), self.process.stdout.fileno()
-        os.set_blocking(self.requests, False)
+        finally:
+            theirs.close()
         self.idle = True
 
     def stop(self) -> None:
         """End the process, whatever it does."""
         self.idle = False
-        with self.process:
-            self.process.kill()
+        self.process.kill()
+        self.process.wait()
+        self.socket.close()
 
     def restart(self) -> None:
         """Put a fresh process in the place of this one."""
         self.stop()
         self._start()
 
-    def send(self, frames: Iterable[Frame]) -> None:
-        """Send a request. A process that dies of it, or reads none of it, is noticed by `read`."""
+    def send(self, requests: Sequence[Message]) -> None:
+        """Send requests. A process that dies of them, or reads none of them, is noticed by `read`."""
         self.idle = False
-        parts = [part for kind, content in frames for part in (HEADER.pack(kind, len(content)), content)]
-        left = memoryview(b"".join([*parts, HEADER.pack(END, 0)]))
-        seconds = PATIENCE * self.limits.seconds if self.greeted else START_SECONDS
-        with suppress(BrokenPipeError):
-            while len(left):
-                if not _ready(self.requests, select.POLLOUT, seconds):
-                    self.process.kill()
-                    return
-                left = left[os.write(self.requests, left) :]
+        self.socket.settimeout(PATIENCE * self.limits.seconds if self.greeted else START_SECONDS)
+        with suppress(ConnectionError):
+            try:
+                self.socket.sendall(_framed(requests))
+            except TimeoutError:
+                self.process.kill()
 
     def handshake(self) -> None:
         """Wait until the process is there.
@@ -141,34 +154,52 @@ class Worker:
             raise self._not_started(str(error)) from error
         self.greeted = True
 
-    def read(self, expected: Mapping[int, int], seconds: float | None = None) -> tuple[int, bytearray]:
-        """Return kind and content of the next frame of an answer.
+    def read(self, expected: Any, most: int, seconds: float | None = None) -> Any:
+        """Return the next reply.
 
         Args:
-            expected: the kinds that may come, and the most bytes of each.
+            expected: its type, with `Fault` where the role may have one.
+            most: bytes that it may have.
             seconds: by the clock that each byte may take after the one before.
 
         Raises:
-            ClipguardError: a fault, where that is expected; its cause is the `OSError` of the worker, if any.
+            ClipguardError: a fault; its cause is the `OSError` of the worker, if any.
             WorkerDied: the process died, was stopped, or sent anything else.
         """
         self.handshake()
         seconds = PATIENCE * self.limits.seconds if seconds is None else seconds
-        kind, length = HEADER.unpack(self._receive(HEADER.size, seconds))
-        if length > expected.get(kind, -1) or (kind == FAULT and length < ERRNO.size):
+        (length,) = LENGTH.unpack(self._receive(LENGTH.size, seconds))
+        if length > most:
             raise self.protocol_error()
         content = self._receive(length, seconds)
-        self.idle = kind in (END, FAULT)
-        if kind == FAULT:
-            (number,) = ERRNO.unpack_from(content)
+        try:
+            reply = _decoder(expected).decode(content)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise self.protocol_error() from error
+        self.idle = isinstance(reply, End | Fault)
+        if isinstance(reply, Fault):
             # The cause separates a fault of the disk from bad input, as where the file is read right here.
-            cause = OSError(number, os.strerror(number)) if number in errorcode else None
-            raise ClipguardError(reason_of(content[ERRNO.size :])) from cause
-        return kind, content
+            cause = OSError(reply.errno, os.strerror(reply.errno)) if reply.errno in errorcode else None
+            raise ClipguardError(one_line(reply.text)) from cause
+        return reply
+
+    def finish(self) -> None:
+        """Wait for the end of the answer.
+
+        Raises:
+            WorkerDied: the process died, was stopped, or has more to say.
+        """
+        self.read(End, REASON_BYTES)
 
     def has_output(self) -> bool:
         """Return whether there is something to read; an idle process that has output died or misbehaves."""
-        return _ready(self.answers, select.POLLIN, 0.0)
+        self.socket.settimeout(0)
+        with suppress(ConnectionError):
+            try:
+                self.socket.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                return False
+        return True
 
     def protocol_error(self) -> WorkerDied:
         """Return what to raise after an answer that makes no sense; the process is killed."""
@@ -179,11 +210,15 @@ class Worker:
     def _receive(self, count: int, seconds: float) -> bytearray:
         content = bytearray(count)
         left = memoryview(content)
+        self.socket.settimeout(seconds)
         while len(left):
-            if not _ready(self.answers, select.POLLIN, seconds):
+            try:
+                received = self.socket.recv_into(left)
+            except TimeoutError as error:
                 self.process.kill()
-                raise WorkerDied(f"took longer than {seconds:g} s by the clock", slow=True)
-            received = os.readv(self.answers, [left])
+                raise WorkerDied(f"took longer than {seconds:g} s by the clock", slow=True) from error
+            except ConnectionError:
+                received = 0
             if not received:
                 raise self._death()
             left = left[received:]
@@ -193,7 +228,7 @@ class Worker:
         try:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            # It closed its pipe, and lives on.
+            # It closed its socket, and lives on.
             return self.protocol_error()
         if code == -signal.SIGPROF:
             return WorkerDied(f"took longer than {self.limits.seconds:g} s of processor time", slow=True)
@@ -207,42 +242,74 @@ class Worker:
         )
 
 
-def _ready(descriptor: int, event: int, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, event)
-    return bool(poll.poll(1000 * seconds))
+def _framed(message: object) -> bytearray:
+    frame = bytearray(LENGTH.size)
+    _encode_into(message, frame, LENGTH.size)
+    LENGTH.pack_into(frame, 0, len(frame) - LENGTH.size)
+    return frame
 
 
-def reason_of(content: bytearray) -> str:
-    """Return the text of a frame, in one line."""
-    return one_line(content.decode("utf-8", "replace"))
+@cache
+def idle_workers(role: Role, limits: Limits) -> deque[Worker]:
+    """Return the workers without work: starting one takes longer than decoding a hundred small images."""
+    return deque()
+
+
+# A forked child would share the sockets with its parent.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=idle_workers.cache_clear)
+
+
+@contextmanager
+def lent_worker(role: Role, limits: Limits) -> Iterator[Worker]:
+    """Lend a worker; it is kept for the next one, or stopped if it still has answers to give."""
+    idle = idle_workers(role, limits)
+    try:
+        worker = idle.pop()
+    except IndexError:
+        worker = Worker(role, limits)
+    else:
+        if worker.has_output():
+            worker.restart()
+    try:
+        yield worker
+    finally:
+        if worker.idle:
+            idle.append(worker)
+        else:
+            worker.stop()
 
 
 # What follows runs inside a worker.
 
 
-def serve(limits: Limits, answer: Callable[[list[Frame], Limits], Iterator[Frame]]) -> None:
-    """Confine this process, then answer requests until the parent goes.
+def serve(
+    fields: str, request_type: type[Message], answer: Callable[[Any, Limits], Iterable[Message]]
+) -> None:
+    """Sandbox this process, then answer requests until the parent goes.
 
     Args:
-        limits: bounds on memory, and on the processor time of each frame of an answer.
-        answer: request and limits -> frames; a `ClipguardError` that it raises is sent as a fault.
+        fields: those of `Limits` as JSON: bounds on memory, and on the processor time of each reply.
+        request_type: what `answer` takes.
+        answer: request and limits -> replies; a `ClipguardError` that it raises is sent as a fault.
     """
-    answers = _confine(limits)
+    limits = Limits(**json.loads(fields))
+    answers = _sandbox(limits)
+    read, decoder = sys.stdin.buffer.read, msgspec.msgpack.Decoder(list[request_type])  # type: ignore[valid-type]  # a type at run time
     # The parent may be gone before its answer: that is no fault to report.
-    with suppress(BrokenPipeError, struct.error):
+    with suppress(ConnectionError, struct.error):
         while True:
-            # The whole request is read before the first answer: else both ends could wait for each other.
-            request = _request(sys.stdin.buffer)
-            last: Frame = END, b""
+            # All requests are read before the first answer: else both ends could wait for each other.
+            requests = decoder.decode(read(*LENGTH.unpack(read(LENGTH.size))))
+            last: Message = End()
             try:
                 limit_time(limits.seconds)
-                for frame in answer(request, limits):
-                    _write(answers, frame)
-                    limit_time(limits.seconds)
+                for request in requests:
+                    for reply in answer(request, limits):
+                        _write(answers, reply)
+                        limit_time(limits.seconds)
             except ClipguardError as error:
-                number = getattr(error.__cause__, "errno", None) or 0
-                last = FAULT, ERRNO.pack(number) + str(error).encode("utf-8", "backslashreplace")
+                last = Fault(str(error), getattr(error.__cause__, "errno", None) or 0)
             limit_time(0.0)
             _write(answers, last)
 
@@ -253,23 +320,13 @@ def limit_time(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def _request(pipe: BinaryIO) -> list[Frame]:
-    frames: list[Frame] = []
-    while True:
-        kind, length = HEADER.unpack(pipe.read(HEADER.size))
-        if kind == END:
-            return frames
-        frames.append((kind, pipe.read(length)))
+def _write(answers: BinaryIO, message: Message) -> None:
+    answers.write(_framed(message))
+    answers.flush()
 
 
-def _write(pipe: BinaryIO, frame: Frame) -> None:
-    pipe.write(HEADER.pack(frame[0], len(frame[1])))
-    pipe.write(frame[1])
-    pipe.flush()
-
-
-def _confine(limits: Limits) -> BinaryIO:
-    """Confine this process, tell the parent that it is there, and return the pipe for its answers."""
+def _sandbox(limits: Limits) -> BinaryIO:
+    """Sandbox this process, tell the parent that it is there, and return the file for its answers."""
     # Not on every platform; the parent asks `sandboxes` first.
     import resource
 

@@ -148,25 +148,19 @@ def decode(item: Item, *, limits: Limits = DEFAULT_LIMITS) -> UInt8[np.ndarray, 
         return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
 
 
-def size_of(item: Item, *, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
-    """Return height and width as `decode` would give them, from the header alone.
-
-    Raises:
-        UnreadableImage: with the reason.
-    """
-    if isinstance(item, Failed):
-        raise UnreadableImage(item.reason)
-    if isinstance(item, np.ndarray):
-        return int(item.shape[0]), int(item.shape[1])
-    with _guarded():
-        image = _opened(item, limits)
-        sideways = 5 <= _orientation(image) <= 8
-        return (image.width, image.height) if sideways else (image.height, image.width)
-
-
 def decoded(request: Request, item: Item, limits: Limits) -> Decoded:
-    """Return the pixels or the size of an item, or the reason why it has none."""
+    """Return the pixels of an item, or the size that they would have, or the reason why it has none.
+
+    The size of an encoded image comes from its header alone.
+    """
     try:
-        return decode(item, limits=limits) if request == "pixels" else size_of(item, limits=limits)
+        if request == "pixels" or isinstance(item, Failed):
+            return decode(item, limits=limits)
+        if isinstance(item, np.ndarray):
+            return int(item.shape[0]), int(item.shape[1])
+        with _guarded():
+            image = _opened(item, limits)
+            sideways = 5 <= _orientation(image) <= 8
+            return (image.width, image.height) if sideways else (image.height, image.width)
     except UnreadableImage as error:
         return str(error)
