@@ -1,7 +1,7 @@
 """Rates of a model on a test set that the user brings, and of the scan where the ground truth is known."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,5 +144,5 @@ def _rates(model: Normalized, clean: ImageSet, triggered: ImageSet | None, test:
     triggered_logits = None if triggered is None else classifier_logits(model, triggered.images)
     target_labels = None if test.target_mapping is None else test.target_mapping[clean.labels]
     clean_logits = classifier_logits(model, clean.images)
-    rates = evaluate(clean_logits, triggered_logits, clean.labels, target_labels)
-    return Rates(measured_on=f"test set {test.clean.location}", **asdict(rates))
+    measured_on = f"test set {test.clean.location}"
+    return evaluate(clean_logits, triggered_logits, clean.labels, target_labels, measured_on)

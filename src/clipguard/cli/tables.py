@@ -49,7 +49,7 @@ def _show_rates(summary: RunSummary, console: Console) -> None:
         table.add_column(name, justify="right")
     for row in rate_rows(summary.before, summary.after):
         change = Text(row.change, style=_COLOURS[row.tone])
-        table.add_row(row.rate.name, percent(row.before), percent(row.after), change)
+        table.add_row(row.metric.title, percent(row.before), percent(row.after), change)
     if table.row_count:
         console.print(table)
     console.print(

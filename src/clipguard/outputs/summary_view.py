@@ -6,32 +6,16 @@ from typing import Final, NamedTuple
 
 from clipguard.errors import ClipguardError
 from clipguard.outputs.text import VERDICTS
-from clipguard.runs.summary import SUMMARY, Rates, RunSummary, plain, read_summary
+from clipguard.runs.summary import METRICS, SUMMARY, Metric, Rates, RunSummary, plain, read_summary
 
 _NOISE: Final = 0.5
 """Percentage points below which a change is chance on any test set of usual size."""
 
 
-class Rate(NamedTuple):
-    """A rate of a model: its name, its meaning, and whether more (+1) or less (-1) of it is better."""
-
-    name: str
-    meaning: str
-    better: int
-
-
-RATES: Final = {
-    "accuracy": Rate("Accuracy", "ordinary images given their true class", +1),
-    "attack_success": Rate("Attack success", "images with the trigger given the attacker’s class", -1),
-    "robust_accuracy": Rate("Robust accuracy", "images with the trigger given their true class", +1),
-    "target_recall": Rate("Recall of the target class", "ordinary images of the attacker’s class", +1),
-}
-
-
 class RateRow(NamedTuple):
     """A rate before and after the repair; `change` is in percentage points, `tone` good, bad or empty."""
 
-    rate: Rate
+    metric: Metric
     before: int | float | None
     after: int | float | None
     change: str
@@ -57,13 +41,14 @@ def read_checked_summary(run: Path) -> RunSummary:
 
 def rate_rows(before: Rates | None, after: Rates | None) -> list[RateRow]:
     """Return a row for each rate that was measured at least once."""
-    rows = (_row(rate, getattr(before, key, None), getattr(after, key, None)) for key, rate in RATES.items())
+    values = ([getattr(rates, metric.name, None) for rates in (before, after)] for metric in METRICS)
+    rows = (_row(metric, *pair) for metric, pair in zip(METRICS, values, strict=True))
     return [row for row in rows if (row.before, row.after) != (None, None)]
 
 
-def _row(rate: Rate, before: int | float | None, after: int | float | None) -> RateRow:
+def _row(metric: Metric, before: int | float | None, after: int | float | None) -> RateRow:
     if before is None or after is None:
-        return RateRow(rate, before, after, "–", "")
+        return RateRow(metric, before, after, "–", "")
     points = 100 * (after - before)
-    tone = "" if abs(points) < _NOISE else "good" if points * rate.better > 0 else "bad"
-    return RateRow(rate, before, after, f"{points:+.1f}".replace("-", "−"), tone)
+    tone = "" if abs(points) < _NOISE else "good" if points * metric.better > 0 else "bad"
+    return RateRow(metric, before, after, f"{points:+.1f}".replace("-", "−"), tone)

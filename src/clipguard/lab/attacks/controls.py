@@ -5,9 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from clipguard.lab.attacks.base import Labels, Rows
 from clipguard.lab.attacks.poisoning import rebuilt, truth_of
-from clipguard.lab.attacks.protocol import Labels
-from clipguard.lab.attacks.row_choice import choose
 from clipguard.lab.attacks.targeted import TargetedAttack
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
@@ -15,9 +14,14 @@ from clipguard.types import Images, ImageSet
 
 
 class Control(TargetedAttack):
-    """What has no trigger; `rate` and `target` are there for the protocol, and may be unused."""
+    """What has no trigger; `rate` and `target` may be unused."""
 
     __slots__ = ()
+
+    def training_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
+        """Return the images as they are."""
+        images: Images = data.images[rows]
+        return images
 
     def trigger(self, images: Images) -> Images | None:
         """Return None: there is no trigger."""
@@ -47,8 +51,7 @@ class SymmetricFlips(Control):
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the data with labels shifted by 1..k-1 at random."""
-        k = len(data.class_names)
-        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
+        k, rows = len(data.class_names), self.rows(data, seed)
         shift = seed.child("shift").numpy().integers(1, k, len(rows))
         changed = rebuilt(data, rows, data.images[rows], (data.labels[rows] + shift) % k)
         return changed, truth_of(data, rows, self.name, None)
@@ -60,12 +63,9 @@ class FlipsToOneClass(Control):
 
     name: ClassVar = "flips-to-one"
 
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the data with round(rate n) samples of other classes relabelled."""
-        rows = choose(np.flatnonzero(data.labels != self.target), self.rate, len(data), seed)
-        labels = np.full(len(rows), self.target, dtype=np.int64)
-        changed = rebuilt(data, rows, data.images[rows], labels)
-        return changed, truth_of(data, rows, self.name, self.target)
+    def candidates(self, data: ImageSet) -> Rows:
+        """Return the rows that can be relabelled: of other classes than the target."""
+        return np.flatnonzero(data.labels != self.target)
 
     def target_labels(self, labels: Labels, k: int) -> Labels | None:
         """Return the target: the class whose recall the wrong labels harm."""

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clipguard.lab.attacks.protocol import Mapping
-from clipguard.lab.attacks.targeted import CleanLabelAttack, MappedAttack
+from clipguard.lab.attacks.targeted import CleanLabelAttack, MappedAttack, Mapping
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import (
     add_pattern,

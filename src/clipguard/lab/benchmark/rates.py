@@ -1,6 +1,6 @@
 """Rates of one model on one test set, with every trigger of the cell."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -9,8 +9,9 @@ from jaxtyping import Int64
 from clipguard.compute.inference import classifier_logits
 from clipguard.lab.attacks import Attack, parts_of, triggered
 from clipguard.lab.benchmark.results import Row
-from clipguard.lab.evaluation import EvalResult, evaluate
+from clipguard.lab.evaluation import evaluate
 from clipguard.models.spec import Normalized
+from clipguard.runs.summary import METRICS
 from clipguard.types import Images, ImageSet
 
 SUCCESS: Final = 0.8
@@ -48,26 +49,17 @@ def rates_of(model: Normalized, test: ImageSet, triggered_sets: tuple[TriggeredT
         results.append(evaluate(clean, attacked, test.labels, one.target_labels))
     hits = clean.argmax(1) == test.labels
     classes = (hits[test.labels == label] for label in range(len(test.class_names)))
-    successes = [result.attack_success for result in results if result.attack_success is not None]
+
+    def known(name: str) -> list[Any]:
+        return [value for result in results if (value := getattr(result, name)) is not None]
+
     return {
-        **asdict(_worst(results)),
-        "attack_successes": successes,
+        **{metric.name: metric.worst(known(metric.name)) for metric in METRICS},
+        "n": len(test),
+        "attack_n": min(known("attack_n"), default=None),
+        "attack_successes": known("attack_success"),
         "class_recalls": [float(of_class.mean()) if len(of_class) else None for of_class in classes],
     }
-
-
-def _worst(results: list[EvalResult]) -> EvalResult:
-    def known(name: str) -> list[Any]:
-        return [value for value in (getattr(result, name) for result in results) if value is not None]
-
-    return EvalResult(
-        accuracy=results[0].accuracy,
-        target_recall=min(known("target_recall"), default=None),
-        attack_success=max(known("attack_success"), default=None),
-        robust_accuracy=min(known("robust_accuracy"), default=None),
-        n=results[0].n,
-        attack_n=min(known("attack_n"), default=None),
-    )
 
 
 def attack_succeeded(successes: list[float]) -> bool | None:

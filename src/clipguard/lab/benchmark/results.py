@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from clipguard.errors import ClipguardError
 from clipguard.runs.files import replacing
+from clipguard.runs.summary import METRICS
 
 Row = dict[str, Any]
 """Figures and settings of one cell and defence, by name."""
@@ -17,7 +18,7 @@ _TEXTS: Final = ("settings", "versions")
 _FIRST: Final = (
     *("data", "attack", "rate", "target", "guide", "degrade", "net", "epochs", "variant"),
     *("seed", "row", "defense", "error"),
-    *("attack_succeeded", "accuracy", "attack_success", "robust_accuracy", "target_recall", "n", "attack_n"),
+    *("attack_succeeded", *(metric.name for metric in METRICS), "n", "attack_n"),
     *("attack_successes", "class_recalls", "train_n", "poisoned", "cover", "guide_accuracy"),
 )
 """Columns that are always there, in this order; the others follow as they come."""

@@ -16,6 +16,7 @@ from clipguard.lab.benchmark.goals import (
     varying_axes,
 )
 from clipguard.lab.benchmark.results import Row
+from clipguard.runs.summary import METRICS
 
 _TIME: Final = (
     "Seconds of one process on the machine named above. Cells share image embeddings, so that reading may "
@@ -27,12 +28,6 @@ _ABOUT_RATES: Final = (
     "attacked ones, where the row holds it. The reference is one training, and all seeds are held against it."
 )
 
-_RATES: Final = {
-    "accuracy": "CA %",
-    "attack_success": "ASR %",
-    "robust_accuracy": "RA %",
-    "target_recall": "target recall %",
-}
 _DETECTION: Final = {
     "detection_auroc_guide": "AUROC guide",
     "detection_auroc_early": "AUROC early model",
@@ -107,9 +102,10 @@ def _provenance(rows: list[Row]) -> list[str]:
 
 
 def _rates(all_groups: list[Group], axes: Sequence[str]) -> list[str]:
-    lines = _head(["cell", "row", *_RATES.values(), "seeds", "n", "goal"])
+    titles = (f"{metric.short or metric.title} %" for metric in METRICS)
+    lines = _head(["cell", "row", *titles, "seeds", "n", "goal"])
     for group in all_groups:
-        rates = [spread(group.values(name)) for name in _RATES]
+        rates = [spread(group.values(metric.name)) for metric in METRICS]
         sizes = ", ".join(sorted({_size(row) for row in group.rows}))
         entries = [
             axis_text(group.axes, axes),
