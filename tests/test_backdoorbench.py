@@ -1,10 +1,10 @@
 """lab.backdoorbench: records become data sets, hostile ones one line; nothing in them ever runs."""
 
-import json
 import os
 import shlex
 from functools import partial
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -99,7 +99,7 @@ def in_this_process(folder, monkeypatch):
     """Read a record without the cost of a process of its own."""
 
     def run(command, **_):
-        record = json.dumps(_plain(*command[-2:]))
+        record = msgspec.json.encode(_plain(*command[-2:]))
         return type("Done", (), {"returncode": 0, "stdout": record, "stderr": ""})
 
     monkeypatch.setattr("subprocess.run", run)

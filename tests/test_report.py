@@ -220,7 +220,7 @@ def test_a_scan_without_a_repair_has_no_table(tmp_path, answer):
 
 def test_a_rate_that_was_not_measured_is_a_dash_or_no_row():
     before, after = Rates(measured_on="a", accuracy=0.8), Rates(measured_on="a", accuracy=0.5)
-    assert [(row.rate.name, row.change, row.tone) for row in rate_rows(before, after)] == [
+    assert [(row.metric.title, row.change, row.tone) for row in rate_rows(before, after)] == [
         ("Accuracy", "−30.0", "bad")
     ]
     (row,) = rate_rows(None, after)

@@ -98,7 +98,6 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
         classes = np.arange(len(train.class_names))
         mapping = attack.target_labels(classes, len(classes))
         triggered = None if test is None else _triggered(attack, test)
-        sets = {TRAIN: poisoned, TEST: test, TRIGGERED: triggered}
         about = {
             "attack": options.attack,
             "rate": attack.rate,
@@ -111,20 +110,23 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
             "classes": list(train.class_names),
             "size": list(train.images.shape[1:3]),
             "counts": {
-                "train": len(poisoned),
-                "poisoned": int(truth.poisoned.sum()),
-                "cover": int(truth.cover.sum()),
+                **counts_of(truth),
                 "test": 0 if test is None else len(test),
                 "triggered": 0 if triggered is None else len(triggered),
                 "unreadable": unreadable,
             },
         }
-        write_attack(options.out, sets, truth, about)
+        sets = {TRAIN: poisoned, TEST: test, TRIGGERED: triggered}
+        value = write_attack(options.out, sets, truth, about)
     if unreadable:
         warn([f"{unreadable} images could not be read and were left out"])
-    files = [str(options.out / name) for name, data in sets.items() if data is not None]
-    value = {**about, "out": str(options.out), "files": [*files, str(options.out / TRUTH)]}
     return Outcome(value=value, show=partial(_show, value), as_json=options.json)
+
+
+def counts_of(truth: PoisonTruth) -> dict[str, int]:
+    """Return how many training samples there are, and how many of them are poisoned and cover."""
+    poisoned, cover = truth.poisoned, truth.cover
+    return {"train": len(poisoned), "poisoned": int(poisoned.sum()), "cover": int(cover.sum())}
 
 
 def write_attack(
@@ -133,22 +135,31 @@ def write_attack(
     truth: PoisonTruth,
     about: dict[str, Any],
     weights: Path | None = None,
-) -> None:
-    """Write the folder `out` of an attack, all or nothing; `weights` are those of a model trained on it."""
+) -> dict[str, Any]:
+    """Write the folder `out` of an attack, all or nothing, and return `about` with the files in it.
+
+    `weights` are those of a model trained on it.
+    """
+    written = {name: data for name, data in sets.items() if data is not None}
     with _appearing(out) as part:
-        for name, data in sets.items():
-            if data is not None:
-                write_parquet(data, part / name)
+        for name, data in written.items():
+            write_parquet(data, part / name)
         write_truth(truth, part / TRUTH)
         write_json(part / ABOUT, about)
         if weights is not None:
             shutil.copyfile(weights, part / MODEL)
+    files = [*written, TRUTH, *([] if weights is None else [MODEL])]
+    return {**about, "out": str(out), "files": [str(out / name) for name in files]}
 
 
 def _read(path: Path, options: AttackOptions, progress: Progress) -> tuple[ImageSet, ImageSet | None, int]:
     """Return training set, test set at the same size, and the number of images that could not be read."""
-    rows = None if options.rows is None else rows_from(options.rows, "--rows")
-    source = ImageSource.open(path, classes=options.classes, rows=rows)
+
+    def opened(place: Path, rows: str | None, option: str) -> ImageSource:
+        kept = None if rows is None else rows_from(rows, option)
+        return ImageSource.open(place, classes=options.classes, rows=kept)
+
+    source = opened(path, options.rows, "--rows")
     if not 0 <= options.target < len(source.class_names):
         raise ClipguardError(
             f"--target {options.target}: {path} has the labels 0 to {len(source.class_names) - 1}"
@@ -159,8 +170,7 @@ def _read(path: Path, options: AttackOptions, progress: Progress) -> tuple[Image
             raise ClipguardError("--test-rows says which rows of --test to keep: give --test too")
         train, bad = read_images(source, size, partial(progress, READ_IMAGES))
         return train, None, len(bad)
-    test_rows = None if options.test_rows is None else rows_from(options.test_rows, "--test-rows")
-    test_source = ImageSource.open(options.test, classes=options.classes, rows=test_rows)
+    test_source = opened(options.test, options.test_rows, "--test-rows")
     if test_source.class_names != source.class_names:
         raise ClipguardError(
             f"{options.test} names other classes than {path}: give both the same, or --classes"

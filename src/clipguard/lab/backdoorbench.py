@@ -4,7 +4,6 @@ A record is a folder: `attack_result.pt`, and the changed images as PNG files be
 package imports this module but the command `convert`; `scan` and `defend` cannot reach it.
 """
 
-import json
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from jaxtyping import Int64
 
@@ -88,6 +88,24 @@ class Record:
         return target_mapping
 
 
+class _Entries(msgspec.Struct):
+    """Size of a set, and of each changed sample row, label, original label and path of the image."""
+
+    n: int
+    changed: list[tuple[int, int, int, str]]
+
+
+class _Plain(msgspec.Struct):
+    """What the process that reads a record sends of it."""
+
+    net: str
+    clean_data: str
+    num_classes: int
+    size: tuple[int, int]
+    bd_train: _Entries
+    bd_test: _Entries
+
+
 def read_record(folder: Path, weights: Path) -> Record:
     """Return the record in `folder` and write its model's weights to `weights` (safetensors).
 
@@ -100,51 +118,50 @@ def read_record(folder: Path, weights: Path) -> Record:
     # With -P nothing is imported from the working folder, which may be the stranger's.
     command = [sys.executable, "-P", "-m", "clipguard.lab.backdoorbench", str(file), str(weights)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+        process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     except subprocess.TimeoutExpired as error:
         raise ClipguardError(f"{file} cannot be converted: it takes more than {PATIENCE:g} s") from error
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise ClipguardError(f"{file} cannot be converted: {last}")
     try:
-        told = json.loads(done.stdout)
-        height, width = told["size"]
-        train, test = (_changes(told[name], folder) for name in ("bd_train", "bd_test"))
+        plain = msgspec.json.decode(process.stdout, type=_Plain)
+        train, test = _changes(plain.bd_train, folder), _changes(plain.bd_test, folder)
         labels = np.concatenate([train.labels, train.original_labels, test.labels, test.original_labels])
-        if not np.isin(labels, np.arange(told["num_classes"])).all():
+        if not np.isin(labels, np.arange(plain.num_classes)).all():
             raise ValueError("a label is no class")
-        return Record(
-            num_classes=told["num_classes"],
-            size=(height, width),
-            train=train,
-            test=test,
-            net=told["net"],
-            clean_data=told["clean_data"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
+    except (ValueError, OverflowError) as error:
         raise ClipguardError(f"{file} is no record that can be read: make it anew") from error
+    return Record(
+        num_classes=plain.num_classes,
+        size=plain.size,
+        train=train,
+        test=test,
+        net=plain.net,
+        clean_data=plain.clean_data,
+    )
 
 
-def _changes(told: Mapping[str, Any], folder: Path) -> Changes:
-    columns = np.array([entry[:3] for entry in told["changed"]], dtype=np.int64).reshape(-1, 3)
+def _changes(entries: _Entries, folder: Path) -> Changes:
+    columns = np.array([entry[:3] for entry in entries.changed], dtype=np.int64).reshape(-1, 3)
     return Changes(
-        n=told["n"],
+        n=entries.n,
         rows=columns[:, 0],
         labels=columns[:, 1],
         original_labels=columns[:, 2],
-        files=tuple(_beside(entry[3], folder) for entry in told["changed"]),
+        files=tuple(_beside(entry[3], folder) for entry in entries.changed),
     )
 
 
 def _beside(path: str, folder: Path) -> Path:
     """Return the image's place below `folder`: the record keeps that of the machine that made it."""
     parts = PurePosixPath(path).parts[-3:]
-    found = folder.joinpath(*parts)
+    image = folder.joinpath(*parts)
     # Also where a link leads out.
-    inside = found.resolve().is_relative_to(folder.resolve())
+    inside = image.resolve().is_relative_to(folder.resolve())
     if ".." in parts or len(parts) < 3 or not inside:
         raise ClipguardError(f"{RECORD} names an image outside its folder, {path!r}: do not use it")
-    return found
+    return image
 
 
 def poisoned_by(record: Record, clean: ImageSet) -> tuple[ImageSet, PoisonTruth]:
@@ -207,8 +224,8 @@ def _content(file: Path, limits: Limits) -> Item:
         return Failed(fault(error))
 
 
-def _plain(file: str, weights: str) -> dict[str, Any]:
-    """Return what matters of a record as plain data; runs in the process of its own.
+def _plain(file: str, weights: str) -> _Plain:
+    """Write a record's weights and return what else matters of it; runs in the process of its own.
 
     torch's unpickler for weights knows tensors and plain containers and refuses every other name; numpy's
     arrays and numbers are added to its list, without the type that holds objects.
@@ -218,32 +235,34 @@ def _plain(file: str, weights: str) -> dict[str, Any]:
 
     rebuild, scalar = np.empty(0).__reduce__()[0], np.int64(0).__reduce__()[0]
     allowed: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd")]
-    for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        allowed += [(rebuild, f"{home}._reconstruct"), (scalar, f"{home}.scalar")]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed += [(rebuild, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
     with torch.serialization.safe_globals(allowed):
         record = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251  # the one place, by a list
     save_file({name: value.clone().contiguous() for name, value in record["model"].items()}, weights)
-    return {
-        "net": str(record.get("model_name", ""))[:NAME],
-        "clean_data": str(record.get("clean_data", ""))[:NAME],
-        "num_classes": int(record["num_classes"]),
-        "size": [int(side) for side in record["img_size"][:2]],
-        **{name: _entries(record[name]) for name in ("bd_train", "bd_test")},
-    }
+    height, width = (int(side) for side in record["img_size"][:2])
+    return _Plain(
+        net=str(record.get("model_name", ""))[:NAME],
+        clean_data=str(record.get("clean_data", ""))[:NAME],
+        num_classes=int(record["num_classes"]),
+        size=(height, width),
+        bd_train=_entries(record["bd_train"]),
+        bd_test=_entries(record["bd_test"]),
+    )
 
 
-def _entries(state: Mapping[str, Any]) -> dict[str, Any]:
+def _entries(state: Mapping[str, Any]) -> _Entries:
     changed = []
     for row, entry in state["bd_data_container"]["data_dict"].items():
         label, original = entry["other_info"]
-        changed.append([int(row), int(label), int(original), str(entry["path"])])
-    return {"n": len(state["poison_indicator"]), "changed": sorted(changed)}
+        changed.append((int(row), int(label), int(original), str(entry["path"])))
+    return _Entries(len(state["poison_indicator"]), sorted(changed))
 
 
 def _main(file: str, weights: str) -> int:
     """Return the exit code of the process that reads a record: its one line of output is JSON."""
     try:
-        sys.stdout.write(json.dumps(_plain(file, weights)) + "\n")
+        sys.stdout.write(msgspec.json.encode(_plain(file, weights)).decode())
     except Exception as error:  # Whatever a hostile file brings about is one line for the process that asked.
         name = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it holds {name[1]}, which is not read" if name else type(error).__name__
@@ -252,7 +271,7 @@ def _main(file: str, weights: str) -> int:
     return 0
 
 
-def _confine() -> None:
+def _bound_memory() -> None:
     """Bound the memory of this process, where the system can."""
     with suppress(ImportError, ValueError, OSError):
         import resource
@@ -261,5 +280,5 @@ def _confine() -> None:
 
 
 if __name__ == "__main__":
-    _confine()
+    _bound_memory()
     sys.exit(_main(*sys.argv[1:]))

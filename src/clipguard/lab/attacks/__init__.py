@@ -1,4 +1,4 @@
-"""Attacks that put a backdoor into a data set, and controls that do not; `lab.attack_names` lists them."""
+"""Attacks that put a backdoor into a data set, and controls that do not."""
 
 from clipguard.lab.attacks.base import Attack, triggered
 from clipguard.lab.attacks.combined import Together

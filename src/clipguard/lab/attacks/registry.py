@@ -3,12 +3,34 @@
 from collections.abc import Callable, Collection
 from dataclasses import fields
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attack_names import ATTACK_CLASSES
 from clipguard.lab.attacks.base import Attack
 from clipguard.lab.attacks.combined import TOGETHER, Together
+
+_CLASSES: Final = {
+    "badnets": "patterned:BadNets",
+    "blended": "patterned:Blended",
+    "wanet": "wanet_bpp:WaNet",
+    "bpp": "wanet_bpp:BPP",
+    "ctrl": "patterned:CTRL",
+    "sig": "patterned:SIG",
+    "lc": "label_consistent:LabelConsistent",
+    "ssba": "ssba:SSBA",
+    "input-aware": "input_aware:InputAware",
+    "flip": "flip:FLIP",
+    "gcb": "gcb:GCB",
+    "adap-blend": "adaptive:AdapBlend",
+    "adap-patch": "adaptive:AdapPatch",
+    "trojan-nn": "trojan_nn:TrojanNN",
+    "lf": "low_frequency:LowFrequency",
+    "narcissus": "narcissus:Narcissus",
+    "none": "controls:NoAttack",
+    "flips": "controls:SymmetricFlips",
+    "flips-to-one": "controls:FlipsToOneClass",
+}
+"""Module of this package and class of every attack; controls without a trigger come last."""
 
 
 def _attack_class(place: str) -> Callable[..., Attack]:
@@ -17,7 +39,7 @@ def _attack_class(place: str) -> Callable[..., Attack]:
     return made
 
 
-ATTACKS = {name: _attack_class(place) for name, place in ATTACK_CLASSES.items()}
+ATTACKS = {name: _attack_class(place) for name, place in _CLASSES.items()}
 
 
 def attack_named(name: str, *, rate: float | None = None, target: int = 0, **options: object) -> Attack:
