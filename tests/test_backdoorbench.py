@@ -200,15 +200,8 @@ def test_a_link_that_leads_out_of_the_record_is_refused(folder, monkeypatch, tmp
 
 def test_a_class_that_is_sent_to_two_others_cannot_be_judged(folder, monkeypatch):
     record = in_this_process(folder, monkeypatch)
-    labels = record.test.labels.copy()
-    labels[0] = 2
-    test = type(record.test)(
-        n=12,
-        rows=record.test.rows,
-        labels=labels,
-        original_labels=record.test.original_labels,
-        files=record.test.files,
-    )
+    first, *others = record.test.entries
+    test = type(record.test)(12, [first._replace(label=2), *others])
     with pytest.raises(ClipguardError, match="one class to several"):
         Record(num_classes=3, size=(8, 8), train=record.train, test=test).target_mapping  # noqa: B018  # the property itself fails
 

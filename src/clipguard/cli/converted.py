@@ -62,7 +62,7 @@ def run_convert(folder: Path, options: ConvertOptions) -> Outcome:
             "test_source": None if options.test is None else str(options.test),
             "classes": list(train.class_names),
             "size": list(record.size),
-            "counts": {**counts_of(truth), "triggered": len(record.test.rows)},
+            "counts": {**counts_of(truth), "triggered": len(record.test.entries)},
         }
         value = write_attack(options.out, sets, truth, about, weights)
     return Outcome(value=value, show=partial(_show, value), as_json=options.json)

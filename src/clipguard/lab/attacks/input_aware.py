@@ -14,7 +14,7 @@ from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.base import Rows
 from clipguard.lab.attacks.learned import FITTING, NetAttack, required
 from clipguard.lab.attacks.row_choice import other_rows
-from clipguard.lab.attacks.targeted import CoverAttack, MappedAttack, Mapping
+from clipguard.lab.attacks.targeted import CoverAttack, MappedAttack
 from clipguard.lab.attacks.tensors import Pixels, batches, descend, logits_of, pixels, transformed
 from clipguard.lab.attacks.unet import UNet
 from clipguard.models.spec import ModelSpec, Normalized, build
@@ -54,7 +54,6 @@ class InputAware(NetAttack, CoverAttack, MappedAttack):
         lr: of Adam, for G and M.
         batch_size: images a step.
         width: channels of the first layers of G and M.
-        mapping: to the target, or each class to the next one; both are published.
         generator: G; learned.
         masker: M; learned.
     """
@@ -72,7 +71,6 @@ class InputAware(NetAttack, CoverAttack, MappedAttack):
     lr: float = 1e-3
     batch_size: int = 128
     width: int = 8
-    mapping: Mapping = "all-to-one"
     generator: UNet | None = field(default=None, compare=False, repr=False)
     masker: UNet | None = field(default=None, compare=False, repr=False)
 

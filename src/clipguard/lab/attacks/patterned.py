@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clipguard.lab.attacks.targeted import CleanLabelAttack, MappedAttack, Mapping
+from clipguard.lab.attacks.targeted import CleanLabelAttack, MappedAttack
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import (
     add_pattern,
@@ -25,7 +25,6 @@ class BadNets(MappedAttack):
 
     name: ClassVar = "badnets"
     size: int = 3
-    mapping: Mapping = "all-to-one"
 
     def trigger(self, images: Images) -> Images:
         """Return images with the square."""
@@ -40,7 +39,6 @@ class Blended(MappedAttack):
     name: ClassVar = "blended"
     alpha: float = 0.2
     pattern_seed: int = 0
-    mapping: Mapping = "all-to-one"
 
     def trigger(self, images: Images) -> Images:
         """Return images with the pattern, which is the same for every image of one size."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipguard.lab.attacks.learned import FITTING, NetAttack, required
-from clipguard.lab.attacks.targeted import MappedAttack, Mapping
+from clipguard.lab.attacks.targeted import MappedAttack
 from clipguard.lab.attacks.tensors import Pixels, batches, descend, pixels, transformed
 from clipguard.lab.attacks.unet import UNet
 from clipguard.seeds import Seed
@@ -97,7 +97,6 @@ class SSBA(NetAttack, MappedAttack):
         lr: of Adam.
         batch_size: images a step.
         width: channels of the nets' first layers.
-        mapping: all-to-one as published, or each class to the next one.
         encoder: hides secrets in images; learned.
     """
 
@@ -114,7 +113,6 @@ class SSBA(NetAttack, MappedAttack):
     lr: float = 1e-3
     batch_size: int = 32
     width: int = 16
-    mapping: Mapping = "all-to-one"
     encoder: Encoder | None = field(default=None, compare=False, repr=False)
 
     not_learned: ClassVar = ("rate", "target", "secret_seed", "mapping")

@@ -70,15 +70,15 @@ class TargetedAttack(Attack):
         return np.full_like(labels, self.target)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MappedAttack(TargetedAttack):
-    """A targeted attack whose dataclass has a field `mapping`.
+    """A targeted attack that can send each class to another one.
 
-    Raises:
-        ClipguardError: there is no mapping of that name.
+    Attributes:
+        mapping: all-to-one, or each class to the next one.
     """
 
-    __slots__ = ()
-    mapping: Mapping
+    mapping: Mapping = "all-to-one"
 
     def __post_init__(self) -> None:
         if self.mapping not in get_args(Mapping):

@@ -7,7 +7,7 @@ import numpy as np
 
 from clipguard.lab.attacks.base import Rows
 from clipguard.lab.attacks.row_choice import other_rows
-from clipguard.lab.attacks.targeted import CoverAttack, MappedAttack, Mapping
+from clipguard.lab.attacks.targeted import CoverAttack, MappedAttack
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import quantise, warp, warp_field
 from clipguard.types import Images, ImageSet
@@ -28,7 +28,6 @@ class WaNet(CoverAttack, MappedAttack):
     strength: float = 0.5
     cover_ratio: float = 2.0
     pattern_seed: int = 0
-    mapping: Mapping = "all-to-one"
 
     def cover_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
         """Return images under the warp with noise."""
@@ -55,7 +54,6 @@ class BPP(CoverAttack, MappedAttack):
     Attributes:
         levels: of brightness in poisoned training images.
         cover_ratio: cover samples for each poisoned one.
-        mapping: to the target, or each class to the next one; both are published.
         test_levels: of brightness in triggered test images; fewer show more. 0, as published: the same.
     """
 
@@ -63,7 +61,6 @@ class BPP(CoverAttack, MappedAttack):
     rate: float = 0.1
     levels: int = 8
     cover_ratio: float = 1.0
-    mapping: Mapping = "all-to-one"
     test_levels: int = 0
 
     def training_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
