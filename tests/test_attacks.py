@@ -296,7 +296,7 @@ def test_without_a_rate_an_attack_has_its_own(name):
 
 def test_an_unknown_option_is_refused_with_the_ones_that_there_are():
     with pytest.raises(
-        ClipguardError, match="attack blended has no option 'size': choose from alpha, pattern"
+        ClipguardError, match="attack blended has no option 'size': choose from alpha, mapping"
     ):
         attack_named("blended", size=3)
     with pytest.raises(ClipguardError, match="attack none has no option 'size': it takes none"):

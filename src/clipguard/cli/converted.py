@@ -16,8 +16,8 @@ from clipguard.cli.poisoned import (
     TEST,
     TRAIN,
     TRIGGERED,
-    counts_of,
     refuse_full,
+    show_attack,
     write_attack,
 )
 from clipguard.cli.progress import working
@@ -52,19 +52,15 @@ def run_convert(folder: Path, options: ConvertOptions) -> Outcome:
             test = _clean(options.test, record, options, partial(progress, READ_TEST_IMAGES))
             sets |= {TEST: test, TRIGGERED: triggered_by(record, test)}
         about = {
-            "attack": truth.attack,
             "rate": int(truth.poisoned.sum()) / len(poisoned),
-            "target": truth.target,
             "target_mapping": record.target_mapping.tolist(),
             "record": str(folder),
             "model": _model(record),
             "source": str(options.source),
             "test_source": None if options.test is None else str(options.test),
-            "classes": list(train.class_names),
-            "size": list(record.size),
-            "counts": {**counts_of(truth), "triggered": len(record.test.entries)},
         }
-        value = write_attack(options.out, sets, truth, about, weights)
+        counts = {"triggered": len(record.test.entries)}
+        value = write_attack(options.out, sets, truth, about, counts, weights)
     return Outcome(value=value, show=partial(_show, value), as_json=options.json)
 
 
@@ -116,13 +112,6 @@ def _clean(
 
 
 def _show(value: dict[str, Any], console: "Console") -> None:
-    counts = value["counts"]
-    console.print(
-        f"record: {counts['poisoned']:,} of {counts['train']:,} training samples poisoned, "
-        f"{counts['cover']:,} are cover samples",
-        markup=False,
-    )
-    for file in value["files"]:
-        console.print(f"  {file}", soft_wrap=True, markup=False)
+    show_attack(value, console)
     for line in _how_to_go_on(value):
         console.print(one_line(line), soft_wrap=True, markup=False, emoji=False, highlight=False)

@@ -99,34 +99,23 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
         mapping = attack.target_labels(classes, len(classes))
         triggered = None if test is None else _triggered(attack, test)
         about = {
-            "attack": options.attack,
             "rate": attack.rate,
             "options": own,
-            "target": truth.target,
             "target_mapping": None if mapping is None else mapping.tolist(),
             "seed": options.seed,
             "source": str(path),
             "test_source": None if options.test is None else str(options.test),
-            "classes": list(train.class_names),
-            "size": list(train.images.shape[1:3]),
-            "counts": {
-                **counts_of(truth),
-                "test": 0 if test is None else len(test),
-                "triggered": 0 if triggered is None else len(triggered),
-                "unreadable": unreadable,
-            },
+        }
+        counts = {
+            "test": 0 if test is None else len(test),
+            "triggered": 0 if triggered is None else len(triggered),
+            "unreadable": unreadable,
         }
         sets = {TRAIN: poisoned, TEST: test, TRIGGERED: triggered}
-        value = write_attack(options.out, sets, truth, about)
+        value = write_attack(options.out, sets, truth, about, counts)
     if unreadable:
         warn([f"{unreadable} images could not be read and were left out"])
-    return Outcome(value=value, show=partial(_show, value), as_json=options.json)
-
-
-def counts_of(truth: PoisonTruth) -> dict[str, int]:
-    """Return how many training samples there are, and how many of them are poisoned and cover."""
-    poisoned, cover = truth.poisoned, truth.cover
-    return {"train": len(poisoned), "poisoned": int(poisoned.sum()), "cover": int(cover.sum())}
+    return Outcome(value=value, show=partial(show_attack, value), as_json=options.json)
 
 
 def write_attack(
@@ -134,22 +123,38 @@ def write_attack(
     sets: dict[str, ImageSet | None],
     truth: PoisonTruth,
     about: dict[str, Any],
+    counts: dict[str, int],
     weights: Path | None = None,
 ) -> dict[str, Any]:
-    """Write the folder `out` of an attack, all or nothing, and return `about` with the files in it.
+    """Write the folder `out` of an attack, all or nothing, and return its description with its files.
 
-    `weights` are those of a model trained on it.
+    Args:
+        out: the folder.
+        sets: by their files' names, the training set among them.
+        truth: about the training set.
+        about: what the sets and the truth do not say.
+        counts: likewise, of samples.
+        weights: of a model trained on it.
     """
     written = {name: data for name, data in sets.items() if data is not None}
+    train, poisoned, cover = written[TRAIN], int(truth.poisoned.sum()), int(truth.cover.sum())
+    description = {
+        "attack": truth.attack,
+        "target": truth.target,
+        **about,
+        "classes": list(train.class_names),
+        "size": list(train.images.shape[1:3]),
+        "counts": {"train": len(train), "poisoned": poisoned, "cover": cover, **counts},
+    }
     with _appearing(out) as part:
         for name, data in written.items():
             write_parquet(data, part / name)
         write_truth(truth, part / TRUTH)
-        write_json(part / ABOUT, about)
+        write_json(part / ABOUT, description)
         if weights is not None:
             shutil.copyfile(weights, part / MODEL)
     files = [*written, TRUTH, *([] if weights is None else [MODEL])]
-    return {**about, "out": str(out), "files": [str(out / name) for name in files]}
+    return {**description, "out": str(out), "files": [str(out / name) for name in files]}
 
 
 def _read(path: Path, options: AttackOptions, progress: Progress) -> tuple[ImageSet, ImageSet | None, int]:
@@ -209,7 +214,8 @@ def _appearing(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _show(value: dict[str, Any], console: "Console") -> None:
+def show_attack(value: dict[str, Any], console: "Console") -> None:
+    """Print how many samples of the folder are poisoned, and its files."""
     counts = value["counts"]
     cover = f", {counts['cover']:,} more are cover samples" if counts["cover"] else ""
     console.print(

@@ -6,7 +6,7 @@ from typing import ClassVar, Final
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from clipguard.lab.attacks.base import Rows
+from clipguard.lab.attacks.protocol import Rows
 from clipguard.lab.attacks.targeted import CoverAttack
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import blend, corners, noise_pattern, piece_masks
@@ -16,7 +16,7 @@ OPACITIES: Final = (0.5, 0.2, 0.5, 0.3)
 """Of the four patches of Adap-Patch in training."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AdapBlend(CoverAttack):
     """Half of the 16 pieces of a blended pattern, weaker than in test; as much cover (Qi et al. 2023).
 
@@ -29,7 +29,6 @@ class AdapBlend(CoverAttack):
     alpha: float = 0.15
     test_alpha: float = 0.2
     pieces: int = 4
-    cover_ratio: float = 1.0
     pattern_seed: int = 0
 
     def training_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
@@ -53,7 +52,7 @@ class AdapBlend(CoverAttack):
         return noise_pattern(images.shape[1], images.shape[2], Seed(self.pattern_seed).child("adap-blend"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AdapPatch(CoverAttack):
     """Four weak patches, each poison with one of them in turn; twice as much cover (Qi et al. 2023).
 

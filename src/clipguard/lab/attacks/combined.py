@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.base import Attack, Labels
+from clipguard.lab.attacks.protocol import Attack, Labels
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, Progress, image_set
@@ -16,7 +16,7 @@ TOGETHER: Final = "together:"
 """What the name of several attacks at once begins with; their own names follow, joined by +."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Together(Attack):
     """Two or more attacks at once: each poisons rows that the ones before it have left alone.
 

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from clipguard.lab.attacks.base import Labels, Rows
 from clipguard.lab.attacks.poisoning import rebuilt, truth_of
+from clipguard.lab.attacks.protocol import Labels, Rows
 from clipguard.lab.attacks.targeted import TargetedAttack
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
@@ -15,8 +15,6 @@ from clipguard.types import Images, ImageSet
 
 class Control(TargetedAttack):
     """What has no trigger; `rate` and `target` may be unused."""
-
-    __slots__ = ()
 
     def training_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
         """Return the images as they are."""
@@ -32,7 +30,7 @@ class Control(TargetedAttack):
         return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class NoAttack(Control):
     """The data set as it is."""
 
@@ -43,7 +41,7 @@ class NoAttack(Control):
         return data, truth_of(data, np.zeros(0, dtype=np.int64), self.name, None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SymmetricFlips(Control):
     """Random samples get a random other label: noise without a trigger."""
 
@@ -57,7 +55,7 @@ class SymmetricFlips(Control):
         return changed, truth_of(data, rows, self.name, None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FlipsToOneClass(Control):
     """Random samples of other classes get the target's label: noise that looks like an attack's labels."""
 

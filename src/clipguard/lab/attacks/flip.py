@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 from clipguard.compute.inference import planes
 from clipguard.compute.training import Recipe, augment
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.base import Labels
 from clipguard.lab.attacks.cache import Tensors
 from clipguard.lab.attacks.differentiable_sgd import SgdState, beginning, matching_loss, sgd_step
 from clipguard.lab.attacks.learned import FITTING, LearnedAttack, required
 from clipguard.lab.attacks.poisoning import rebuilt, truth_of
+from clipguard.lab.attacks.protocol import Labels
 from clipguard.lab.attacks.row_choice import highest, places_of
 from clipguard.lab.attacks.tensors import batches
 from clipguard.lab.ground_truth import PoisonTruth
@@ -26,7 +26,7 @@ from clipguard.triggers.patterns import add_sinusoid
 from clipguard.types import Images, ImageSet, Progress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FLIP(LearnedAttack):
     """Labels flipped by trajectory matching, images untouched, after Jha et al. 2023.
 
@@ -59,8 +59,7 @@ class FLIP(LearnedAttack):
         strength: of the stripes that the expert learns, in grey levels.
         test_strength: of those on test images; 0, as published: the same.
         frequency: half periods of the stripes per image width.
-        fitted_to: the data that it was fitted to; learned.
-        soft_labels: theirs, as logits; learned.
+        soft_labels: of the data that it was fitted to, as logits; learned.
     """
 
     name: ClassVar = "flip"
@@ -81,7 +80,6 @@ class FLIP(LearnedAttack):
     strength: float = 6.0
     frequency: float = 16.0
     test_strength: float = 0.0
-    fitted_to: ImageSet | None = field(default=None, compare=False, repr=False)
     soft_labels: Float32[np.ndarray, "n k"] | None = field(default=None, compare=False, repr=False)
 
     not_learned: ClassVar = ("rate", "test_strength")
@@ -94,10 +92,6 @@ class FLIP(LearnedAttack):
         pairs = _pairs(self, data, seed)
         trajectory = _trajectory(self, model, pairs, seed, progress)
         return {"soft_labels": _matched(self, model, pairs, trajectory, seed, progress)}
-
-    def restored(self, tensors: Tensors, data: ImageSet, seed: Seed) -> dict[str, Any]:
-        """Return the soft labels and the data that they are of."""
-        return {"soft_labels": tensors["soft_labels"].numpy(), "fitted_to": data}
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the data with the labels of the largest margins flipped; the seed is not used."""

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipguard.lab.attacks.base import Rows
 from clipguard.lab.attacks.learned import FITTING, NetAttack, required
+from clipguard.lab.attacks.protocol import Rows
 from clipguard.lab.attacks.row_choice import highest
 from clipguard.lab.attacks.tensors import Pixels, batches, chunk_of, descend, pixels, transformed
 from clipguard.lab.attacks.unet import UNet
@@ -40,7 +40,7 @@ class Generator(nn.Module):
         return (x + self.strength * smooth).clamp(0, 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class GCB(NetAttack):
     """Clean-image: labels of images that already show the trigger change, after the GCB paper (AAAI 2026).
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from clipguard.lab.attacks.base import Attack, Labels
 from clipguard.lab.attacks.combined import Together
+from clipguard.lab.attacks.protocol import Attack, Labels
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, Progress, image_set
@@ -15,7 +15,7 @@ from clipguard.types import Images, ImageSet, Progress, image_set
 _PIECE = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OnGrey(Attack):
     """An attack whose images, for training and for tests, are made grey again by their luma."""
 

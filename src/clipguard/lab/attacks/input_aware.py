@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from clipguard.compute.training import Recipe, augment
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.base import Rows
 from clipguard.lab.attacks.learned import FITTING, NetAttack, required
+from clipguard.lab.attacks.protocol import Rows
 from clipguard.lab.attacks.row_choice import other_rows
 from clipguard.lab.attacks.targeted import CoverAttack, MappedAttack
 from clipguard.lab.attacks.tensors import Pixels, batches, descend, logits_of, pixels, transformed
@@ -29,7 +29,7 @@ _OUTPUTS = {"generator": 3, "masker": 1}
 _AUGMENTATION = Recipe(epochs=1, lr=0.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class InputAware(NetAttack, CoverAttack, MappedAttack):
     """A trigger made for each image, labelled with the target, with cover, after Nguyen & Tran 2020.
 
@@ -42,7 +42,6 @@ class InputAware(NetAttack, CoverAttack, MappedAttack):
     images (published: 0.1 each).
 
     Attributes:
-        cover_ratio: cover samples for each poisoned one.
         mask_epochs: the budget of M, in passes over the data.
         epochs: the budget of G and the classifier, in passes over the data.
         architecture: of the classifier, as in `ModelSpec`.
@@ -59,7 +58,6 @@ class InputAware(NetAttack, CoverAttack, MappedAttack):
     """
 
     name: ClassVar = "input-aware"
-    cover_ratio: float = 1.0
     mask_epochs: int = 4
     epochs: int = 15
     architecture: str = "preactresnet18-8"

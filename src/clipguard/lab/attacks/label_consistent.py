@@ -1,7 +1,7 @@
 """LC: target-class images that a robust net finds hard, so that a victim has to lean on the trigger."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipguard.compute.training import EpochHook, LossFunction, Recipe, fit
-from clipguard.lab.attacks.base import Rows
 from clipguard.lab.attacks.cache import Tensors
 from clipguard.lab.attacks.learned import FITTING, LearnedAttack, required
+from clipguard.lab.attacks.protocol import Rows
 from clipguard.lab.attacks.row_choice import places_of
 from clipguard.lab.attacks.targeted import CleanLabelAttack
 from clipguard.lab.attacks.tensors import Pixels, chunk_of, logits_of, pixels, to_images
@@ -24,7 +24,7 @@ _CHUNK = 100
 _CHECKER = 255 * np.array([[0, 0, 1], [0, 1, 0], [1, 0, 1]], dtype=np.uint8)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LabelConsistent(LearnedAttack, CleanLabelAttack):
     """Clean-label: hard images of the target class with a checker in four corners, after Turner et al. 2019.
 
@@ -41,8 +41,7 @@ class LabelConsistent(LearnedAttack, CleanLabelAttack):
         bound: largest change of a pixel by PGD, in [0, 1].
         step: of PGD, in [0, 1].
         steps: of PGD (published: 100).
-        fitted_to: the data that it was fitted to; learned.
-        hard: their images of the target class after PGD, without checkers; learned.
+        hard: the images of the target class after PGD, without checkers; learned.
     """
 
     name: ClassVar = "lc"
@@ -52,7 +51,6 @@ class LabelConsistent(LearnedAttack, CleanLabelAttack):
     bound: float = 8 / 255
     step: float = 1.5 / 255
     steps: int = 100
-    fitted_to: ImageSet | None = field(default=None, compare=False, repr=False)
     hard: UInt8[np.ndarray, "m h w 3"] | None = field(default=None, compare=False, repr=False)
 
     def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
@@ -68,10 +66,6 @@ class LabelConsistent(LearnedAttack, CleanLabelAttack):
             hard.append(to_images(moved))
             progress(FITTING, self.epochs + number + 1, total)
         return {"hard": torch.from_numpy(np.concatenate(hard))}
-
-    def restored(self, tensors: Tensors, data: ImageSet, seed: Seed) -> dict[str, Any]:
-        """Return the images and the data that they are of."""
-        return {"hard": tensors["hard"].numpy(), "fitted_to": data}
 
     def training_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
         """Return hard images with checkers."""

@@ -1,7 +1,7 @@
 """Attacks whose trigger, or choice of labels, is learned from the data before they can poison."""
 
 from abc import abstractmethod
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -22,14 +22,18 @@ FITTING: Final = "fit the attack"
 """The step that a fit reports its progress as."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class LearnedAttack(TargetedAttack):
     """An attack that has to be fitted.
 
     What it learned are fields with `default=None, compare=False, repr=False`: no options, and no part of what
     a fit is cached by. Without them, `poison` and `trigger` refuse.
+
+    Attributes:
+        fitted_to: the data that it was fitted to; learned.
     """
 
-    __slots__ = ()
+    fitted_to: ImageSet | None = field(default=None, compare=False, repr=False)
     not_learned: ClassVar[tuple[str, ...]] = ("rate",)
     """Settings on which what is learned does not depend, so that they share one fit."""
 
@@ -50,24 +54,20 @@ class LearnedAttack(TargetedAttack):
         check_classes(target_mapping, k)
         count_of(self.rate, len(data), len(self.candidates(data)))
         key = key_of(self, data, seed, self.not_learned)
-        learned = self.restored(cached(key, cache, lambda: self.learn(data, seed, progress)), data, seed)
-        own: Any = self
-        fitted: LearnedAttack = replace(own, **learned)
-        return fitted
+        learned = self.restored(cached(key, cache, lambda: self.learn(data, seed, progress)), seed)
+        return replace(self, fitted_to=data, **learned)
 
     @abstractmethod
     def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
-        """Return what is learned from `data`, for the cache."""
+        """Return what is learned from `data`, by the names of the fields, for the cache."""
 
-    @abstractmethod
-    def restored(self, tensors: Tensors, data: ImageSet, seed: Seed) -> dict[str, Any]:
-        """Return the fields that hold what was learned."""
+    def restored(self, tensors: Tensors, seed: Seed) -> dict[str, Any]:
+        """Return the fields that hold what was learned: arrays."""
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 class NetAttack(LearnedAttack):
     """An attack that learns nets, each a field."""
-
-    __slots__ = ()
 
     @abstractmethod
     def nets(self, seed: Seed) -> dict[str, nn.Module]:
@@ -83,7 +83,7 @@ class NetAttack(LearnedAttack):
         replace(self, **nets).train(data, seed, progress)
         return state_of(**nets)
 
-    def restored(self, tensors: Tensors, data: ImageSet, seed: Seed) -> dict[str, Any]:
+    def restored(self, tensors: Tensors, seed: Seed) -> dict[str, Any]:
         """Return the nets, for use only: evaluation, no gradients."""
         nets = self.nets(seed)
         for name, net in nets.items():

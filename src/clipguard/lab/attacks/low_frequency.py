@@ -5,15 +5,15 @@ from typing import ClassVar
 
 import torch
 from scipy.ndimage import gaussian_filter
-from torch import Tensor
 
+from clipguard.lab.attacks.cache import Tensors
 from clipguard.lab.attacks.surrogate import Pattern, SurrogateAttack, misleading
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import add_pattern
 from clipguard.types import Images, ImageSet, Progress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LowFrequency(SurrogateAttack):
     """Dirty-label: a smooth universal perturbation, labelled with the target, after Zeng et al. 2021.
 
@@ -40,7 +40,7 @@ class LowFrequency(SurrogateAttack):
         """Return images with the perturbation added."""
         return add_pattern(images, self.pattern_for(images))
 
-    def search(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensor:
+    def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
         """Return the perturbation, in grey levels."""
         amplitude = self.amplitude / 255
 

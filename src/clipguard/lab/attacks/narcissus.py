@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
 
-from clipguard.lab.attacks.base import Rows
+from clipguard.lab.attacks.cache import Tensors
+from clipguard.lab.attacks.protocol import Rows
 from clipguard.lab.attacks.surrogate import Pattern, SurrogateAttack, misleading
 from clipguard.lab.attacks.targeted import CleanLabelAttack
 from clipguard.seeds import Seed
@@ -14,7 +14,7 @@ from clipguard.triggers.patterns import add_pattern
 from clipguard.types import Images, ImageSet, Progress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Narcissus(SurrogateAttack, CleanLabelAttack):
     """Clean-label: universal noise towards the target on few of its images, after Zeng et al. 2023.
 
@@ -48,7 +48,7 @@ class Narcissus(SurrogateAttack, CleanLabelAttack):
         """Return test images, which carry a multiple of the noise."""
         return add_pattern(images, np.float32(self.magnified) * self.pattern_for(images))
 
-    def search(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensor:
+    def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
         """Return the noise, in grey levels."""
 
         def step(noise: Pattern, slope: Pattern) -> Pattern:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.base import Labels, Rows
+from clipguard.lab.attacks.protocol import Labels, Rows
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.types import Images, ImageSet, image_set
 

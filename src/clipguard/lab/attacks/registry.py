@@ -2,44 +2,46 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import fields
-from importlib import import_module
 from typing import Any, Final
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.base import Attack
+from clipguard.lab.attacks.adaptive import AdapBlend, AdapPatch
 from clipguard.lab.attacks.combined import TOGETHER, Together
+from clipguard.lab.attacks.controls import FlipsToOneClass, NoAttack, SymmetricFlips
+from clipguard.lab.attacks.flip import FLIP
+from clipguard.lab.attacks.gcb import GCB
+from clipguard.lab.attacks.input_aware import InputAware
+from clipguard.lab.attacks.label_consistent import LabelConsistent
+from clipguard.lab.attacks.low_frequency import LowFrequency
+from clipguard.lab.attacks.narcissus import Narcissus
+from clipguard.lab.attacks.patterned import CTRL, SIG, BadNets, Blended
+from clipguard.lab.attacks.protocol import Attack
+from clipguard.lab.attacks.ssba import SSBA
+from clipguard.lab.attacks.trojan_nn import TrojanNN
+from clipguard.lab.attacks.wanet_bpp import BPP, WaNet
 
-_CLASSES: Final = {
-    "badnets": "patterned:BadNets",
-    "blended": "patterned:Blended",
-    "wanet": "wanet_bpp:WaNet",
-    "bpp": "wanet_bpp:BPP",
-    "ctrl": "patterned:CTRL",
-    "sig": "patterned:SIG",
-    "lc": "label_consistent:LabelConsistent",
-    "ssba": "ssba:SSBA",
-    "input-aware": "input_aware:InputAware",
-    "flip": "flip:FLIP",
-    "gcb": "gcb:GCB",
-    "adap-blend": "adaptive:AdapBlend",
-    "adap-patch": "adaptive:AdapPatch",
-    "trojan-nn": "trojan_nn:TrojanNN",
-    "lf": "low_frequency:LowFrequency",
-    "narcissus": "narcissus:Narcissus",
-    "none": "controls:NoAttack",
-    "flips": "controls:SymmetricFlips",
-    "flips-to-one": "controls:FlipsToOneClass",
+ATTACKS: Final[dict[str, Callable[..., Attack]]] = {
+    "badnets": BadNets,
+    "blended": Blended,
+    "wanet": WaNet,
+    "bpp": BPP,
+    "ctrl": CTRL,
+    "sig": SIG,
+    "lc": LabelConsistent,
+    "ssba": SSBA,
+    "input-aware": InputAware,
+    "flip": FLIP,
+    "gcb": GCB,
+    "adap-blend": AdapBlend,
+    "adap-patch": AdapPatch,
+    "trojan-nn": TrojanNN,
+    "lf": LowFrequency,
+    "narcissus": Narcissus,
+    "none": NoAttack,
+    "flips": SymmetricFlips,
+    "flips-to-one": FlipsToOneClass,
 }
-"""Module of this package and class of every attack; controls without a trigger come last."""
-
-
-def _attack_class(place: str) -> Callable[..., Attack]:
-    module, name = place.split(":")
-    made: Callable[..., Attack] = getattr(import_module(f"clipguard.lab.attacks.{module}"), name)
-    return made
-
-
-ATTACKS = {name: _attack_class(place) for name, place in _CLASSES.items()}
+"""Controls without a trigger come last."""
 
 
 def attack_named(name: str, *, rate: float | None = None, target: int = 0, **options: object) -> Attack:
@@ -88,7 +90,7 @@ def _checked(name: str, options: dict[str, object]) -> dict[str, object]:
     checked = {}
     for option, value in options.items():
         if option not in defaults:
-            valid = f"choose from {', '.join(defaults)}" if defaults else "it takes none"
+            valid = f"choose from {', '.join(sorted(defaults))}" if defaults else "it takes none"
             raise ClipguardError(f"attack {name} has no option {option!r}: {valid}")
         kind = type(defaults[option])
         checked[option] = float(value) if kind is float and type(value) is int else value

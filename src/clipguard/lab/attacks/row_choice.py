@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.base import Rows
+from clipguard.lab.attacks.protocol import Rows
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet
 

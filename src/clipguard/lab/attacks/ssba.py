@@ -71,7 +71,7 @@ def shifted(x: Pixels, shift: float, generator: torch.Generator) -> Pixels:
     return moved.flip(3) if bool(torch.rand(1, generator=generator) < 0.5) else moved
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SSBA(NetAttack, MappedAttack):
     """A sample-specific invisible trigger, labelled with the target, after Li et al. 2021 (ISSBA).
 

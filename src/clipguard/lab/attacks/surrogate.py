@@ -1,9 +1,7 @@
 """What TrojanNN, LF and Narcissus share: a surrogate, and the search for one pattern for all images."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +26,7 @@ Step = Callable[[Pattern, Pattern], Pattern]
 """From a pattern and the slope of its loss to the next pattern."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SurrogateAttack(LearnedAttack):
     """An attack that seeks one pattern for all images on a classifier that it trains, the surrogate.
 
@@ -47,18 +45,6 @@ class SurrogateAttack(LearnedAttack):
     steps: int = 100
     batch_size: int = 128
     pattern: Shaped[np.ndarray, "h w 3"] | None = field(default=None, compare=False, repr=False)
-
-    @abstractmethod
-    def search(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensor:
-        """Return the pattern for images of the size of `data`, [h, w, 3]."""
-
-    def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
-        """Return the pattern."""
-        return {"pattern": self.search(data, seed, progress)}
-
-    def restored(self, tensors: Tensors, data: ImageSet, seed: Seed) -> dict[str, Any]:
-        """Return the pattern as an array."""
-        return {"pattern": tensors["pattern"].numpy()}
 
     def pattern_for(self, images: Images) -> Shaped[np.ndarray, "height width 3"]:
         """Return the pattern.
@@ -124,8 +110,8 @@ def universal(
 
 def misleading(
     attack: SurrogateAttack, data: ImageSet, images: Images, step: Step, seed: Seed, progress: Progress
-) -> Float[Tensor, "h w 3"]:
-    """Return what, added to `images`, makes a surrogate of `data` predict the target, in grey levels."""
+) -> Tensors:
+    """Return the pattern, in grey levels, that makes a surrogate of `data` take `images` for the target."""
     model = surrogate_of(attack, data, seed, progress)
 
     def loss(x: Pixels, pattern: Pattern) -> Tensor:
@@ -133,7 +119,7 @@ def misleading(
 
     batches = search_batches(attack, images, seed, progress)
     pattern = universal(batches, torch.zeros(1, 3, *images.shape[1:3]), loss, step)
-    return 255 * pattern[0].permute(1, 2, 0)
+    return {"pattern": 255 * pattern[0].permute(1, 2, 0)}
 
 
 def target_loss(model: Normalized, x: Pixels, target: int) -> Float[Tensor, ""]:

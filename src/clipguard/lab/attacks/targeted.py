@@ -2,23 +2,23 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Final
 
 import numpy as np
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.base import Attack, Labels, Rows
 from clipguard.lab.attacks.poisoning import rebuilt, truth_of
+from clipguard.lab.attacks.protocol import Attack, Labels, Rows
 from clipguard.lab.attacks.row_choice import choose, choose_cover
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet
 
-Mapping = Literal["all-to-one", "all-to-all"]
+MAPPINGS: Final = ("all-to-one", "all-to-all")
 """Every class to the target, or class y to y + 1 and the last one to 0."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TargetedAttack(Attack):
     """Puts its trigger on images of all classes, and labels them with the target.
 
@@ -70,20 +70,19 @@ class TargetedAttack(Attack):
         return np.full_like(labels, self.target)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MappedAttack(TargetedAttack):
     """A targeted attack that can send each class to another one.
 
     Attributes:
-        mapping: all-to-one, or each class to the next one.
+        mapping: one of `MAPPINGS`.
     """
 
-    mapping: Mapping = "all-to-one"
+    mapping: str = "all-to-one"
 
     def __post_init__(self) -> None:
-        if self.mapping not in get_args(Mapping):
-            names = ", ".join(get_args(Mapping))
-            raise ClipguardError(f"unknown mapping {self.mapping!r}: choose one of {names}")
+        if self.mapping not in MAPPINGS:
+            raise ClipguardError(f"unknown mapping {self.mapping!r}: choose one of {', '.join(MAPPINGS)}")
 
     def target_labels(self, labels: Labels, k: int) -> Labels | None:
         """Return the target, or the next class."""
@@ -93,18 +92,20 @@ class MappedAttack(TargetedAttack):
 class CleanLabelAttack(TargetedAttack):
     """A targeted attack that poisons images of the target class alone, whose labels stay."""
 
-    __slots__ = ()
-
     def candidates(self, data: ImageSet) -> Rows:
         """Return the rows that can be poisoned: of the target class."""
         return np.flatnonzero(data.labels == self.target)
 
 
+@dataclass(frozen=True, kw_only=True)
 class CoverAttack(TargetedAttack):
-    """A targeted attack whose dataclass has a field `cover_ratio`: cover samples for each poisoned one."""
+    """A targeted attack with cover samples, which keep their labels.
 
-    __slots__ = ()
-    cover_ratio: float
+    Attributes:
+        cover_ratio: cover samples for each poisoned one.
+    """
+
+    cover_ratio: float = 1.0
 
     def cover(self, data: ImageSet, rows: Rows, seed: Seed) -> tuple[Rows, Images]:
         """Return the rows of cover samples, drawn from those that are left, and their images."""

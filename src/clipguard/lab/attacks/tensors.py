@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipguard.compute.inference import planes
-from clipguard.lab.attacks.base import Rows
+from clipguard.lab.attacks.protocol import Rows
 from clipguard.models.spec import Normalized
 from clipguard.seeds import Seed
 from clipguard.types import Images

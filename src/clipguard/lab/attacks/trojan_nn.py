@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clipguard.compute.inference import planes
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks.cache import Tensors
 from clipguard.lab.attacks.surrogate import (
     Pattern,
     SurrogateAttack,
@@ -25,7 +26,7 @@ from clipguard.triggers.patterns import blend, corners, noise_pattern
 from clipguard.types import Images, ImageSet, Progress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TrojanNN(SurrogateAttack):
     """Dirty-label: a patch made to excite units of a net, labelled with the target, after Liu et al. 2018.
 
@@ -58,7 +59,7 @@ class TrojanNN(SurrogateAttack):
         opaque = mask_of(*images.shape[1:3])[None].astype(np.float32)
         return blend(images, self.pattern_for(images), opaque)
 
-    def search(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensor:
+    def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
         """Return the patch, on a picture of the images' size.
 
         Raises:
@@ -83,7 +84,7 @@ class TrojanNN(SurrogateAttack):
             return torch.clamp(further, start - self.bound, start + self.bound).clamp(0, 1)
 
         batches = search_batches(self, data.images, seed, progress)
-        return torch.from_numpy(to_images(universal(batches, start, distance, step))[0])
+        return {"pattern": torch.from_numpy(to_images(universal(batches, start, distance, step))[0])}
 
 
 def mask_of(height: int, width: int) -> Bool[np.ndarray, "h w"]:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from clipguard.lab.attacks.base import Rows
+from clipguard.lab.attacks.protocol import Rows
 from clipguard.lab.attacks.row_choice import other_rows
 from clipguard.lab.attacks.targeted import CoverAttack, MappedAttack
 from clipguard.seeds import Seed
@@ -13,7 +13,7 @@ from clipguard.triggers.patterns import quantise, warp, warp_field
 from clipguard.types import Images, ImageSet
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class WaNet(CoverAttack, MappedAttack):
     """A smooth warp, labelled with the target; cover samples are warped with noise (Nguyen and Tran 2021).
 
@@ -43,7 +43,7 @@ class WaNet(CoverAttack, MappedAttack):
         return warp(images, field, self.strength, jitter)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class BPP(CoverAttack, MappedAttack):
     """Fewer levels of brightness, labelled with the target (Wang et al. 2022).
 
@@ -53,14 +53,12 @@ class BPP(CoverAttack, MappedAttack):
 
     Attributes:
         levels: of brightness in poisoned training images.
-        cover_ratio: cover samples for each poisoned one.
         test_levels: of brightness in triggered test images; fewer show more. 0, as published: the same.
     """
 
     name: ClassVar = "bpp"
     rate: float = 0.1
     levels: int = 8
-    cover_ratio: float = 1.0
     test_levels: int = 0
 
     def training_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:

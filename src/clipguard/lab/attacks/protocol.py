@@ -19,8 +19,6 @@ Rows = Int64[np.ndarray, "_"]
 class Attack(ABC):
     """What is done to the training set and to test images."""
 
-    __slots__ = ()
-
     @property
     @abstractmethod
     def rate(self) -> float:
