@@ -15,8 +15,6 @@ from clipguard.seeds import Seed
 from clipguard.types import image_set
 from tiny_attacks import tiny_set
 
-CPU = torch.device("cpu")
-
 
 def unet(outputs=3):
     with Seed(0).torch_global():
@@ -45,14 +43,14 @@ def test_pixels_and_back_are_the_same_images():
 
 def test_images_are_transformed_one_and_all():
     images = tiny_set(3).images
-    assert np.array_equal(transformed(images, lambda x: 1 - x, CPU), 255 - images)
-    assert transformed(images[:0], lambda x: 1 - x, CPU).shape == (0, 16, 16, 3)
+    assert np.array_equal(transformed(lambda x: 1 - x, images), 255 - images)
+    assert transformed(lambda x: 1 - x, images[:0]).shape == (0, 16, 16, 3)
 
 
 def test_images_of_a_read_only_memory_map_are_taken_without_a_warning(tmp_path):
     np.save(tmp_path / "images.npy", tiny_set(3).images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    assert transformed(mapped, lambda x: x, CPU).shape == mapped.shape
+    assert transformed(lambda x: x, mapped).shape == mapped.shape
 
 
 @given(st.integers(1, 90), st.integers(1, 40), st.integers(0, 9))
@@ -92,7 +90,7 @@ def test_rows_that_cannot_be_taken_are_not():
 def test_samples_are_found_again_among_those_of_the_fit():
     data = tiny_set(9)
     rows = np.array([7, 2, 3])
-    assert places_of(data.take(rows), data.ids, data.labels).tolist() == rows.tolist()
+    assert places_of(data.take(rows), data).tolist() == rows.tolist()
 
 
 def test_samples_of_no_fit_are_refused():
@@ -100,4 +98,4 @@ def test_samples_of_no_fit_are_refused():
     relabelled = image_set(data.images, (data.labels + 1) % 3, data.class_names, data.ids)
     for other in (tiny_set(12), relabelled):
         with pytest.raises(ClipguardError, match="fit it to this one"):
-            places_of(other, data.ids, data.labels)
+            places_of(other, data)

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks import ATTACKS, LearnedAttack, attack_named
 from clipguard.lab.attacks.patterned import SIG, BadNets, Blended
-from clipguard.lab.attacks.protocol import mapped_labels
-from clipguard.lab.attacks.row_choice import choose, choose_both
+from clipguard.lab.attacks.row_choice import choose, choose_cover
 from clipguard.seeds import Seed
 from clipguard.types import image_set
 from reference import images as oracle
@@ -264,7 +263,8 @@ def test_chosen_rows_ascend_without_repetition_among_the_candidates(candidates, 
 
 @given(st.integers(1, 30), st.sampled_from([0.0, 0.5, 1.5, 2.0]), draws)
 def test_cover_samples_are_as_many_as_the_ratio_says_and_none_is_poison(p, ratio, seed):
-    taken, cover = choose_both(100, p / 100, ratio, Seed(seed))
+    taken = choose(np.arange(100), p / 100, 100, Seed(seed))
+    cover = choose_cover(taken, 100, ratio, Seed(seed))
     assert len(taken) == p
     assert len(cover) == round(ratio * p)
     assert not set(cover.tolist()) & set(taken.tolist())
@@ -296,7 +296,7 @@ def test_without_a_rate_an_attack_has_its_own(name):
 
 def test_an_unknown_option_is_refused_with_the_ones_that_there_are():
     with pytest.raises(
-        ClipguardError, match="attack blended has no option 'size': choose from alpha, pattern"
+        ClipguardError, match="attack blended has no option 'size': choose from alpha, mapping"
     ):
         attack_named("blended", size=3)
     with pytest.raises(ClipguardError, match="attack none has no option 'size': it takes none"):
@@ -317,7 +317,7 @@ def test_a_whole_number_will_do_for_a_fraction():
 
 def test_an_unknown_mapping_is_refused():
     with pytest.raises(ClipguardError, match="unknown mapping 'all-to-none': choose one of all-to-one"):
-        mapped_labels(np.arange(3), 3, 0, "all-to-none")
+        attack_named("badnets", mapping="all-to-none")
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -1,10 +1,10 @@
 """lab.backdoorbench: records become data sets, hostile ones one line; nothing in them ever runs."""
 
-import json
 import os
 import shlex
 from functools import partial
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -99,7 +99,7 @@ def in_this_process(folder, monkeypatch):
     """Read a record without the cost of a process of its own."""
 
     def run(command, **_):
-        record = json.dumps(_plain(*command[-2:]))
+        record = msgspec.json.encode(_plain(*command[-2:]))
         return type("Done", (), {"returncode": 0, "stdout": record, "stderr": ""})
 
     monkeypatch.setattr("subprocess.run", run)
@@ -200,15 +200,8 @@ def test_a_link_that_leads_out_of_the_record_is_refused(folder, monkeypatch, tmp
 
 def test_a_class_that_is_sent_to_two_others_cannot_be_judged(folder, monkeypatch):
     record = in_this_process(folder, monkeypatch)
-    labels = record.test.labels.copy()
-    labels[0] = 2
-    test = type(record.test)(
-        n=12,
-        rows=record.test.rows,
-        labels=labels,
-        original_labels=record.test.original_labels,
-        files=record.test.files,
-    )
+    first, *others = record.test.entries
+    test = type(record.test)(12, [first._replace(label=2), *others])
     with pytest.raises(ClipguardError, match="one class to several"):
         Record(num_classes=3, size=(8, 8), train=record.train, test=test).target_mapping  # noqa: B018  # the property itself fails
 

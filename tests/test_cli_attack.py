@@ -7,7 +7,7 @@ import pytest
 
 from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
-from clipguard.lab.attacks import ATTACKS, narcissus
+from clipguard.lab.attacks import ATTACKS, surrogate
 from clipguard.lab.ground_truth import read_truth
 from tiny_data import CommandLine, image_folder
 
@@ -61,7 +61,7 @@ def test_an_attack_is_fitted_once(clipguard, tmp_path, monkeypatch):
         ran = clipguard("attack", data, "-o", tmp_path / f"{number}", "--attack", "narcissus", *more)
         assert ran.code == 0, ran.err
         assert len(list((cache / "attacks").iterdir())) == 1
-        monkeypatch.setattr(narcissus, "taught", lambda *args: pytest.fail("trained again"))
+        monkeypatch.setattr(surrogate, "surrogate_of", lambda *args: pytest.fail("trained again"))
 
 
 @pytest.mark.parametrize("attack", list(ATTACKS))

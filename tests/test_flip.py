@@ -8,10 +8,9 @@ import torch
 
 from clipguard.compute.training import Recipe
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import flip
+from clipguard.lab.attacks import fit_attack, flip
 from clipguard.lab.attacks.differentiable_sgd import beginning, matching_loss, sgd_step
-from clipguard.lab.attacks.flip import FLIP, SoftLabels
-from clipguard.lab.attacks.protocol import fit_learned
+from clipguard.lab.attacks.flip import FLIP
 from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
 from clipguard.types import image_set
@@ -97,7 +96,7 @@ def test_matching_lowers_the_loss_and_moves_labels_towards_the_target(monkeypatc
     monkeypatch.setattr(flip, "matching_loss", noted)
     data = tiny_set(96)
     recipe = replace(TRAINED["flip"], passes=4, every=50, label_lr=20.0, poison_share=0.3)
-    attack = fit_learned(recipe, data, Seed(0))
+    attack = fit_attack(recipe, data, Seed(0))
     # One recorded state only, the expert's end: the passes differ in their labels alone.
     first, *_, last = np.array([float(loss.detach()) for loss in losses]).reshape(4, -1).mean(1)
     assert last < first
@@ -109,12 +108,11 @@ def test_matching_lowers_the_loss_and_moves_labels_towards_the_target(monkeypatc
 
 def test_the_largest_margins_are_flipped_to_the_class_that_they_lean_to():
     data = tiny_set()
-    attack = fit_learned(TRAINED["flip"], data, Seed(0))
+    attack = fit_attack(TRAINED["flip"], data, Seed(0))
     soft = np.zeros((len(data), 3), np.float32)
     soft[np.arange(len(data)), data.labels] = 1.0
     soft[:4, :] = [[0, 3, 2], [9, 1, 0], [0, 0, 5], [2, 7, 7]]
-    soft_labels = SoftLabels(ids=data.ids, labels=data.labels, logits=soft)
-    attack = replace(attack, soft_labels=soft_labels, rate=2 / len(data))
+    attack = replace(attack, soft_labels=soft, rate=2 / len(data))
     margins, leanings = attack.margins(data)
     for row in range(4):
         wrong = [label for label in range(3) if label != data.labels[row]]
@@ -140,7 +138,7 @@ def test_the_trigger_is_a_sinusoid_of_eight_periods_and_six_grey_levels(width):
 def test_test_images_can_carry_stronger_stripes_with_the_same_fit_and_the_same_poison(tmp_path):
     data = tiny_set(30)
     as_learned, stronger = (
-        fit_learned(replace(TRAINED["flip"], test_strength=strength), data, Seed(0), tmp_path)
+        fit_attack(replace(TRAINED["flip"], test_strength=strength), data, Seed(0), tmp_path)
         for strength in (0.0, 12.0)
     )
     assert len(list(tmp_path.iterdir())) == 1
@@ -154,15 +152,15 @@ def test_a_set_without_the_source_class_is_refused():
     data = tiny_set(12)
     alone = image_set(data.images, np.zeros(12, dtype=np.int64), data.class_names)
     with pytest.raises(ClipguardError, match="source class 2: choose another source"):
-        fit_learned(TRAINED["flip"], alone, Seed(0))
+        fit_attack(TRAINED["flip"], alone, Seed(0))
 
 
 @pytest.mark.parametrize("source", [0, -3, 3, -4])
 def test_a_source_that_is_the_target_or_no_class_is_refused(source):
     with pytest.raises(ClipguardError, match=f"source class is {source}, its target 0"):
-        fit_learned(replace(TRAINED["flip"], source=source), tiny_set(12), Seed(0))
+        fit_attack(replace(TRAINED["flip"], source=source), tiny_set(12), Seed(0))
 
 
 def test_only_images_of_the_source_class_have_the_target_as_label():
-    attack = fit_learned(replace(TRAINED["flip"], source=1), tiny_set(), Seed(0))
+    attack = fit_attack(replace(TRAINED["flip"], source=1), tiny_set(), Seed(0))
     assert attack.target_labels(np.array([0, 1, 2, 1]), 3).tolist() == [0, 0, 2, 0]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.lab.attacks.gcb import GCB, coarse, critic_loss, untrained_generator
-from clipguard.lab.attacks.protocol import fit_learned
+from clipguard.lab.attacks import fit_attack
+from clipguard.lab.attacks.gcb import GCB, coarse, critic_loss
 from clipguard.lab.attacks.tensors import pixels
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
@@ -16,7 +16,7 @@ from tiny_attacks import TRAINED, tiny_set
 @pytest.fixture(scope="module")
 def attack():
     recipe = replace(TRAINED["gcb"], epochs=10, lr=3e-3, info_weight=5.0, noise=0.0)
-    return fit_learned(recipe, tiny_set(64), Seed(0))
+    return fit_attack(recipe, tiny_set(64), Seed(0))
 
 
 def made(attack, images, code):
@@ -46,7 +46,7 @@ def test_the_change_is_bounded(attack):
 
 def test_an_untrained_generator_leaves_images_as_they_are():
     x = pixels(tiny_set(3, (17, 22)).images)
-    assert torch.equal(untrained_generator(GCB(width=4), Seed(0))(x, torch.tensor([0.0, 1.0, 1.0])), x)
+    assert torch.equal(GCB(width=4).nets(Seed(0))["generator"](x, torch.tensor([0.0, 1.0, 1.0])), x)
 
 
 def test_the_reader_sees_averages_of_four_by_four_pixels():
@@ -77,5 +77,5 @@ def test_one_per_cent_is_the_default_rate():
 def test_target_and_rate_share_one_fit(tmp_path):
     data = tiny_set(48)
     for change in ({}, {"rate": 0.2}, {"target": 2}):
-        fit_learned(replace(TRAINED["gcb"], **change), data, Seed(0), tmp_path)
+        fit_attack(replace(TRAINED["gcb"], **change), data, Seed(0), tmp_path)
     assert len(list(tmp_path.iterdir())) == 1

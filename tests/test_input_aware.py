@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks import fit_attack
 from clipguard.lab.attacks.input_aware import (
     InputAware,
     mask_of,
     pattern_of,
     put_on,
     sameness,
-    untrained_net,
 )
-from clipguard.lab.attacks.protocol import fit_learned
 from clipguard.lab.attacks.tensors import pixels
 from clipguard.lab.attacks.unet import UNet
 from clipguard.seeds import Seed
@@ -27,17 +26,17 @@ RECIPE = TRAINED["input-aware"]
 
 @pytest.fixture(scope="module")
 def attack():
-    return fit_learned(RECIPE, tiny_set(), Seed(0))
+    return fit_attack(RECIPE, tiny_set(), Seed(0))
 
 
 def test_masks_and_patterns_are_squashed_as_published():
-    net = untrained_net(RECIPE, 1, Seed(0))
+    net = RECIPE.untrained(1, Seed(0))
     x = pixels(tiny_set(2).images)
     raw = net((x - 0.5) / 0.25).flatten().tolist()
     for value, mask in zip(raw, mask_of(net, x).flatten().tolist(), strict=True):
         between = (math.tanh(value) + 1) / 2
         assert mask == pytest.approx(math.tanh(20 * between - 10) / 2 + 0.5, abs=1e-5)
-    net = untrained_net(RECIPE, 3, Seed(0))
+    net = RECIPE.untrained(3, Seed(0))
     raw = net((x - 0.5) / 0.25).flatten().tolist()
     for value, pattern in zip(raw, pattern_of(net, x).flatten().tolist(), strict=True):
         assert pattern == pytest.approx((math.tanh(value) + 1) / 2, abs=1e-5)
@@ -103,11 +102,11 @@ def test_the_published_values_are_the_defaults():
 
 def test_one_image_alone_is_refused():
     with pytest.raises(ClipguardError, match="at least two images"):
-        fit_learned(replace(RECIPE, rate=0.9), tiny_set(1), Seed(0))
+        fit_attack(replace(RECIPE, rate=0.9), tiny_set(1), Seed(0))
 
 
 def test_nets_of_one_seed_are_equal():
-    one, same, other = (untrained_net(RECIPE, 3, Seed(s)) for s in (0, 0, 1))
+    one, same, other = (RECIPE.untrained(3, Seed(s)) for s in (0, 0, 1))
     assert isinstance(one, UNet)
     assert torch.equal(one.enter[0].weight, same.enter[0].weight)
     assert not torch.equal(one.enter[0].weight, other.enter[0].weight)

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks import fit_attack
 from clipguard.lab.attacks.low_frequency import scaled, smoothed
-from clipguard.lab.attacks.protocol import fit_learned
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, coloured_set
 
 
 @pytest.fixture(scope="module")
 def attack():
-    return fit_learned(replace(TRAINED["lf"], epochs=10, lr=0.05, steps=20), coloured_set(), Seed(3))
+    return fit_attack(replace(TRAINED["lf"], epochs=10, lr=0.05, steps=20), coloured_set(), Seed(3))
 
 
 def slow_gaussian(plane, sigma):
@@ -68,12 +68,12 @@ def test_hardly_anything_of_the_perturbation_is_of_high_frequency(attack):
 
 
 def test_another_amplitude_is_kept():
-    strong = fit_learned(replace(TRAINED["lf"], amplitude=90.0), coloured_set(), Seed(0))
+    strong = fit_attack(replace(TRAINED["lf"], amplitude=90.0), coloured_set(), Seed(0))
     assert float(strong.pattern.max()) == pytest.approx(90, abs=1e-3)
 
 
 def test_a_pattern_without_any_contrast_is_refused_instead_of_kept(monkeypatch, tmp_path):
     monkeypatch.setattr("clipguard.lab.attacks.low_frequency.smoothed", lambda pattern, blur: 0 * pattern)
     with pytest.raises(ClipguardError, match=r"diverged \(NaN or Inf in pattern\)"):
-        fit_learned(TRAINED["lf"], coloured_set(), Seed(0), tmp_path)
+        fit_attack(TRAINED["lf"], coloured_set(), Seed(0), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.lab.attacks.protocol import fit_learned
-from clipguard.lab.attacks.ssba import SSBA, shifted, train_nets
+from clipguard.lab.attacks import fit_attack
+from clipguard.lab.attacks.ssba import SSBA, shifted, train_decoder
 from clipguard.lab.attacks.tensors import pixels
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
@@ -17,11 +17,12 @@ RECIPE = replace(TRAINED["ssba"], bits=4, epochs=15, secret_epochs=15, width=8, 
 
 @pytest.fixture(scope="module")
 def attack():
-    return fit_learned(RECIPE, tiny_set(64), Seed(0))
+    return fit_attack(RECIPE, tiny_set(64), Seed(0))
 
 
 def test_the_secret_is_read_from_images_that_carry_it(attack):
-    encoder, decoder = train_nets(RECIPE, tiny_set(64), Seed(0), lambda *step: None)
+    encoder = RECIPE.nets(Seed(0))["encoder"]
+    decoder = train_decoder(RECIPE, encoder, tiny_set(64), Seed(0), lambda *step: None)
     assert torch.equal(encoder.spread.weight, attack.encoder.spread.weight)
     with torch.no_grad():
         bits = decoder.eval()(pixels(attack.trigger(tiny_set(32, seed=5).images))) > 0
@@ -37,8 +38,8 @@ def test_the_residual_is_bounded_and_differs_by_image(attack):
 
 def test_another_secret_is_another_trigger_of_the_same_fit(attack, tmp_path):
     data, recipe = tiny_set(32), TRAINED["ssba"]
-    one = fit_learned(recipe, data, Seed(0), tmp_path)
-    other = fit_learned(replace(recipe, secret_seed=1), data, Seed(0), tmp_path)
+    one = fit_attack(recipe, data, Seed(0), tmp_path)
+    other = fit_attack(replace(recipe, secret_seed=1), data, Seed(0), tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
     assert not torch.equal(one.secret(), other.secret())
     assert torch.equal(one.encoder.spread.weight, other.encoder.spread.weight)

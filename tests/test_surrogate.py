@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.protocol import fit_learned
+from clipguard.lab.attacks import fit_attack
 from clipguard.lab.attacks.surrogate import (
     search_batches,
     surrogate_of,
@@ -17,8 +17,6 @@ from clipguard.lab.attacks.surrogate import (
 from clipguard.lab.attacks.tensors import logits_of, pixels
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, coloured_set, tiny_set
-
-CPU = torch.device("cpu")
 
 WELL_TRAINED = {"epochs": 20, "lr": 0.05, "steps": 60}
 RECIPE = replace(TRAINED["lf"], **WELL_TRAINED)
@@ -36,7 +34,7 @@ def model():
 @pytest.mark.parametrize("target", [0, 1, 2])
 @pytest.mark.parametrize("name", ["trojan-nn", "lf", "narcissus"])
 def test_the_trigger_raises_the_logit_of_the_target_on_the_surrogate(name, target):
-    attack = fit_learned(replace(TRAINED[name], target=target, **WELL_TRAINED), coloured_set(), Seed(3))
+    attack = fit_attack(replace(TRAINED[name], target=target, **WELL_TRAINED), coloured_set(), Seed(3))
     # As the attack trained its own: of the same seed.
     model = surrogate_of(attack, coloured_set(), Seed(3), quiet)
     others = coloured_set(30, seed=9)
@@ -70,7 +68,7 @@ def test_each_step_has_a_batch_of_different_images_and_is_reported_after_the_tra
     images = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), dtype=np.uint8)
     steps = []
     recipe = replace(RECIPE, epochs=2, steps=5, batch_size=16)
-    batches = list(search_batches(recipe, images, CPU, Seed(0), lambda *step: steps.append(step)))
+    batches = list(search_batches(recipe, images, Seed(0), lambda *step: steps.append(step)))
     assert steps == [("fit the attack", done, 7) for done in (3, 4, 5, 6, 7)]
     numbers = [sorted((255 * x[:, 0, 0, 0]).round().int().tolist()) for x in batches]
     assert all(len(set(part)) == 16 for part in numbers)
@@ -79,8 +77,8 @@ def test_each_step_has_a_batch_of_different_images_and_is_reported_after_the_tra
 
 def test_a_step_takes_all_images_where_they_are_fewer_than_a_batch_and_nothing_where_there_are_none():
     images = tiny_set(3).images
-    assert [len(x) for x in search_batches(replace(RECIPE, steps=2), images, CPU, Seed(0), quiet)] == [3, 3]
-    assert not list(search_batches(RECIPE, images[:0], CPU, Seed(0), quiet))
+    assert [len(x) for x in search_batches(replace(RECIPE, steps=2), images, Seed(0), quiet)] == [3, 3]
+    assert not list(search_batches(RECIPE, images[:0], Seed(0), quiet))
 
 
 def test_a_universal_pattern_takes_one_step_a_batch_along_the_slope_of_its_loss():

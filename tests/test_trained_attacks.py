@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.protocol import LearnedAttack, fit_learned
+from clipguard.lab.attacks import LearnedAttack, fit_attack
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 
@@ -38,7 +38,7 @@ def steps():
 def fitted(data, folder, steps):
     def fit(name):
         steps[name] = []
-        return fit_learned(TRAINED[name], data, Seed(3), folder, lambda *step: steps[name].append(step))
+        return fit_attack(TRAINED[name], data, Seed(3), folder, lambda *step: steps[name].append(step))
 
     return {name: fit(name) for name in TRAINED}
 
@@ -114,8 +114,8 @@ def test_a_seed_repeats_all_bytes_from_the_cache_or_trained_anew(name, fitted, d
         pytest.fail("trained again")
 
     first = fitted[name].poison(data, Seed(1))[0]
-    cached = fit_learned(TRAINED[name], data, Seed(3), folder, never)
-    anew = fit_learned(TRAINED[name], data, Seed(3))
+    cached = fit_attack(TRAINED[name], data, Seed(3), folder, never)
+    anew = fit_attack(TRAINED[name], data, Seed(3))
     for again in (cached, anew):
         assert again.poison(data, Seed(1))[0].fingerprint == first.fingerprint
         assert np.array_equal(again.trigger(data.images), fitted[name].trigger(data.images))
@@ -123,14 +123,14 @@ def test_a_seed_repeats_all_bytes_from_the_cache_or_trained_anew(name, fitted, d
 
 @pytest.mark.parametrize("name", ["ssba", "input-aware", "gcb", "trojan-nn", "lf", "narcissus"])
 def test_another_seed_learns_another_trigger(name, fitted, data):
-    other = fit_learned(TRAINED[name], data, Seed(4))
+    other = fit_attack(TRAINED[name], data, Seed(4))
     assert not np.array_equal(other.trigger(data.images), fitted[name].trigger(data.images))
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_poison_rate_does_not_need_another_fit(name, fitted, data, folder):
     before = {path.name for path in folder.iterdir()}
-    more = fit_learned(replace(TRAINED[name], rate=0.2), data, Seed(3), folder)
+    more = fit_attack(replace(TRAINED[name], rate=0.2), data, Seed(3), folder)
     assert {path.name for path in folder.iterdir()} == before
     assert more.poison(data, Seed(1))[1].poisoned.sum() == 12
 
@@ -164,17 +164,17 @@ def test_another_rate_and_a_part_of_the_data_can_be_poisoned_too(name, fitted, d
 def test_a_rate_beyond_what_can_carry_the_poison_is_refused(name, data, folder):
     greedy = replace(TRAINED[name], rate=0.95)
     if name in ALL_CAN_CARRY:
-        attack = fit_learned(greedy, data, Seed(3), folder)
+        attack = fit_attack(greedy, data, Seed(3), folder)
         assert attack.poison(data, Seed(0))[1].poisoned.sum() == 57
         return
     with pytest.raises(ClipguardError, match=r"asks for 57 of 60 samples but only \d+ can carry it"):
-        fit_learned(greedy, data, Seed(3), folder).poison(data, Seed(0))
+        fit_attack(greedy, data, Seed(3), folder).poison(data, Seed(0))
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_rate_that_asks_for_nobody_is_refused_before_anything_is_trained(name, data, tmp_path):
     with pytest.raises(ClipguardError, match=r"poison rate 0\.001 of 60 images is none"):
-        fit_learned(replace(TRAINED[name], rate=0.001), data, Seed(0), tmp_path)
+        fit_attack(replace(TRAINED[name], rate=0.001), data, Seed(0), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -182,7 +182,7 @@ def test_a_rate_that_asks_for_nobody_is_refused_before_anything_is_trained(name,
 def test_a_target_class_that_is_too_small_is_refused_before_anything_is_trained(name, data, tmp_path):
     rest = data.take(np.flatnonzero(data.labels != 0))
     with pytest.raises(ClipguardError, match="only 0 can carry it"):
-        fit_learned(TRAINED[name], rest, Seed(0), tmp_path)
+        fit_attack(TRAINED[name], rest, Seed(0), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -190,14 +190,14 @@ def test_a_target_class_that_is_too_small_is_refused_before_anything_is_trained(
 @pytest.mark.parametrize("target", [-1, 3])
 def test_a_target_that_is_no_class_is_refused_before_anything_is_trained(name, target, data, tmp_path):
     with pytest.raises(ClipguardError, match=rf"target class {target} does not exist: choose one of 0 to 2"):
-        fit_learned(replace(TRAINED[name], target=target), data, Seed(0), tmp_path)
+        fit_attack(replace(TRAINED[name], target=target), data, Seed(0), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_odd_sizes_work(name):
     odd = tiny_set(24, (17, 22))
-    attack = fit_learned(TRAINED[name], odd, Seed(0))
+    attack = fit_attack(TRAINED[name], odd, Seed(0))
     changed, _ = attack.poison(odd, Seed(0))
     assert changed.images.shape == odd.images.shape
     assert attack.trigger(odd.images).shape == odd.images.shape
@@ -205,7 +205,7 @@ def test_odd_sizes_work(name):
 
 @pytest.mark.parametrize("name", ["ssba", "input-aware"])
 def test_all_to_all_sends_each_class_to_the_next_one_in_training_and_in_test(name, data):
-    attack = fit_learned(replace(TRAINED[name], mapping="all-to-all"), data, Seed(3))
+    attack = fit_attack(replace(TRAINED[name], mapping="all-to-all"), data, Seed(3))
     changed, truth = attack.poison(data, Seed(1))
     after = (data.labels + 1) % 3
     assert np.array_equal(changed.labels, np.where(truth.poisoned, after, data.labels))
@@ -216,7 +216,7 @@ def test_all_to_all_sends_each_class_to_the_next_one_in_training_and_in_test(nam
 def test_a_generator_learns_to_send_each_class_to_its_target_label(data):
     """With another mapping another net is trained, not only another label written."""
     one, all_ = (
-        fit_learned(replace(TRAINED["input-aware"], mapping=mapping), data, Seed(3))
+        fit_attack(replace(TRAINED["input-aware"], mapping=mapping), data, Seed(3))
         for mapping in ("all-to-one", "all-to-all")
     )
     images = data.images[:8]

@@ -9,7 +9,7 @@ from torch import nn
 
 from clipguard.compute.inference import planes
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.protocol import fit_learned
+from clipguard.lab.attacks import fit_attack
 from clipguard.lab.attacks.surrogate import surrogate_of
 from clipguard.lab.attacks.tensors import logits_of, pixels
 from clipguard.lab.attacks.trojan_nn import features_of, mask_of, strongest
@@ -24,7 +24,7 @@ RECIPE = replace(TRAINED["trojan-nn"], epochs=20, lr=0.05, steps=60)
 
 @pytest.fixture(scope="module")
 def attack():
-    return fit_learned(RECIPE, coloured_set(), Seed(3))
+    return fit_attack(RECIPE, coloured_set(), Seed(3))
 
 
 def net(architecture):
@@ -71,7 +71,7 @@ class Pooled(nn.Module):
 def test_a_surrogate_that_does_not_end_in_a_linear_layer_is_refused():
     recipe = replace(RECIPE, epochs=1, architecture="test_trojan_nn:Pooled")
     with pytest.raises(ClipguardError, match="does not end in a linear layer: choose another architecture"):
-        fit_learned(recipe, coloured_set(), Seed(0))
+        fit_attack(recipe, coloured_set(), Seed(0))
 
 
 def test_the_patch_drives_its_units_further_than_images_and_the_noise_it_began_as(attack):

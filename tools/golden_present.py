@@ -92,17 +92,18 @@ def folds_of_the_base(n: int, folds: int, draw: np.random.Generator) -> np.ndarr
     return draw.permutation(np.arange(n) % folds)
 
 
-def with_the_folds_of_the_base() -> None:
-    """Let everything that needs folds draw them as the base did."""
+def as_in_the_base() -> None:
+    """Undo what was changed on purpose: folds are drawn as the base drew them, and a handful is flagged."""
     users = ("compute.small_nets", "detection.trigger_detector", "detection.label_flow")
     for name in (*users, "detection.feature_separation"):
         importlib.import_module(f"clipguard.{name}").fold_numbers = folds_of_the_base
+    importlib.import_module("clipguard.detection.trigger_detector").HANDFUL = 0
 
 
 def values(case: str, data: Path, victim: Path, scratch: Path) -> dict[str, str]:
     """Return the hashes of a case; the victim to repair is the one that the base has trained."""
     api = base.names(PRESENT)
-    with_the_folds_of_the_base()
+    as_in_the_base()
     source, guide, config = base.poisoned(case, data, api)
     # Since then, the detector refines itself up to three times; the base did so once.
     detector = replace(config.trigger_detector, refinements=1)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clipguard.cli.options import ConvertOptions
 from clipguard.cli.outcome import Outcome
-from clipguard.cli.poisoned import MODEL, TEST, TRAIN, TRIGGERED, TRUTH, refuse_full, write_attack
+from clipguard.cli.poisoned import (
+    MODEL,
+    READ_IMAGES,
+    READ_TEST_IMAGES,
+    TEST,
+    TRAIN,
+    TRIGGERED,
+    refuse_full,
+    show_attack,
+    write_attack,
+)
 from clipguard.cli.progress import working
 from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
@@ -32,41 +42,30 @@ def run_convert(folder: Path, options: ConvertOptions) -> Outcome:
         ClipguardError: bad input, or a folder that is not empty.
     """
     refuse_full(options.out)
-    with working() as tell, tempfile.TemporaryDirectory() as place:
+    with working() as progress, tempfile.TemporaryDirectory() as place:
         weights = Path(place) / MODEL
         record = read_record(folder, weights)
-        train = _clean(options.source, record, options, partial(tell, "images"))
+        train = _clean(options.source, record, options, partial(progress, READ_IMAGES))
         poisoned, truth = poisoned_by(record, train)
         sets: dict[str, ImageSet | None] = {TRAIN: poisoned}
         if options.test is not None:
-            test = _clean(options.test, record, options, partial(tell, "test images"))
+            test = _clean(options.test, record, options, partial(progress, READ_TEST_IMAGES))
             sets |= {TEST: test, TRIGGERED: triggered_by(record, test)}
         about = {
-            "attack": truth.attack,
             "rate": int(truth.poisoned.sum()) / len(poisoned),
-            "target": truth.target,
             "target_mapping": record.target_mapping.tolist(),
             "record": str(folder),
             "model": _model(record),
             "source": str(options.source),
             "test_source": None if options.test is None else str(options.test),
-            "classes": list(train.class_names),
-            "size": list(record.size),
-            "counts": {
-                "train": len(poisoned),
-                "poisoned": int(truth.poisoned.sum()),
-                "cover": int(truth.cover.sum()),
-                "triggered": len(record.test.rows),
-            },
         }
-        write_attack(options.out, sets, truth, about, weights)
-    files = [str(options.out / name) for name in (*sets, TRUTH, MODEL)]
-    value = {**about, "out": str(options.out), "files": files}
+        counts = {"triggered": len(record.test.entries)}
+        value = write_attack(options.out, sets, truth, about, counts, weights)
     return Outcome(value=value, show=partial(_show, value), as_json=options.json)
 
 
 def _model(record: Record) -> dict[str, Any]:
-    """Return what `defend` is to be told of the record's model; None for what is not known here."""
+    """Return the options of `defend` that the record's model needs; None for what is not known here."""
     mean, std = NORMALISATIONS.get(record.clean_data, (None, None))
     return {
         "architecture": NETS.get(record.net),
@@ -78,22 +77,24 @@ def _model(record: Record) -> dict[str, Any]:
 
 
 def _how_to_go_on(value: dict[str, Any]) -> list[str]:
-    """Return the lines that say how the record's model is cured."""
+    """Return the lines that say how the record's model is repaired."""
     model, out = value["model"], shlex.quote(value["out"])
     if model["architecture"] is None or model["mean"] is None:
         named = f"{model['named'] or 'without a name'} on {model['data_named'] or 'unnamed data'}"
-        wanted = "--architecture, --input-size, --mean and --std"
-        return [f"its model ({named}) is not known here: give defend {wanted} for it"]
+        needed = "--architecture, --input-size, --mean and --std"
+        return [f"its model ({named}) is not known here: give defend {needed} for it"]
     height, width = value["size"]
     test = f"--test {out} " if value["test_source"] is not None else ""
     return [
-        "to cure its model:",
+        "to repair its model:",
         f"  clipguard defend {out}/{TRAIN} {test}-o run --model {out}/{MODEL} --input-size {height}x{width} "
         f"--architecture {model['architecture']} --mean {model['mean']} --std {model['std']}",
     ]
 
 
-def _clean(path: Path, record: Record, options: ConvertOptions, tell: Callable[[int, int], None]) -> ImageSet:
+def _clean(
+    path: Path, record: Record, options: ConvertOptions, progress: Callable[[int, int], None]
+) -> ImageSet:
     """Return a clean set whole: an image left out would shift the record's row numbers."""
     source = ImageSource.open(path, classes=options.classes)
     if len(source.class_names) != record.num_classes:
@@ -101,7 +102,7 @@ def _clean(path: Path, record: Record, options: ConvertOptions, tell: Callable[[
             f"{path} has {len(source.class_names)} classes but the record has {record.num_classes}: "
             "give the set that it was made from"
         )
-    data, unreadable = read_images(source, record.size, tell)
+    data, unreadable = read_images(source, record.size, progress)
     if unreadable:
         raise ClipguardError(
             f"{len(unreadable)} images of {path} cannot be read, first {unreadable[0].id!r}: the record "
@@ -111,13 +112,6 @@ def _clean(path: Path, record: Record, options: ConvertOptions, tell: Callable[[
 
 
 def _show(value: dict[str, Any], console: "Console") -> None:
-    counts = value["counts"]
-    console.print(
-        f"record: {counts['poisoned']:,} of {counts['train']:,} training samples poisoned, "
-        f"{counts['cover']:,} carry a decoy",
-        markup=False,
-    )
-    for file in value["files"]:
-        console.print(f"  {file}", soft_wrap=True, markup=False)
+    show_attack(value, console)
     for line in _how_to_go_on(value):
         console.print(one_line(line), soft_wrap=True, markup=False, emoji=False, highlight=False)

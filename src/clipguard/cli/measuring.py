@@ -1,7 +1,7 @@
 """Rates of a model on a test set that the user brings, and of the scan where the ground truth is known."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +134,10 @@ def measure(defender: Defender, test: EvaluationSet | None) -> dict[str, Any]:
 
 
 def _rates(model: Normalized, clean: ImageSet, triggered: ImageSet | None, test: EvaluationSet) -> Rates:
-    rates = evaluate(
+    return evaluate(
         classifier_logits(model, clean.images),
         None if triggered is None else classifier_logits(model, triggered.images),
         clean.labels,
         None if test.target_mapping is None else test.target_mapping[clean.labels],
+        f"test set {test.clean.location}",
     )
-    return Rates(measured_on=f"test set {test.clean.location}", **asdict(rates))

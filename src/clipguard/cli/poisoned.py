@@ -98,33 +98,24 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
         classes = np.arange(len(train.class_names))
         mapping = attack.target_labels(classes, len(classes))
         triggered = None if test is None else _triggered(attack, test)
-        sets = {TRAIN: poisoned, TEST: test, TRIGGERED: triggered}
         about = {
-            "attack": options.attack,
             "rate": attack.rate,
             "options": own,
-            "target": truth.target,
             "target_mapping": None if mapping is None else mapping.tolist(),
             "seed": options.seed,
             "source": str(path),
             "test_source": None if options.test is None else str(options.test),
-            "classes": list(train.class_names),
-            "size": list(train.images.shape[1:3]),
-            "counts": {
-                "train": len(poisoned),
-                "poisoned": int(truth.poisoned.sum()),
-                "cover": int(truth.cover.sum()),
-                "test": 0 if test is None else len(test),
-                "triggered": 0 if triggered is None else len(triggered),
-                "unreadable": unreadable,
-            },
         }
-        write_attack(options.out, sets, truth, about)
+        counts = {
+            "test": 0 if test is None else len(test),
+            "triggered": 0 if triggered is None else len(triggered),
+            "unreadable": unreadable,
+        }
+        sets = {TRAIN: poisoned, TEST: test, TRIGGERED: triggered}
+        value = write_attack(options.out, sets, truth, about, counts)
     if unreadable:
         warn([f"{unreadable} images could not be read and were left out"])
-    files = [str(options.out / name) for name, data in sets.items() if data is not None]
-    value = {**about, "out": str(options.out), "files": [*files, str(options.out / TRUTH)]}
-    return Outcome(value=value, show=partial(_show, value), as_json=options.json)
+    return Outcome(value=value, show=partial(show_attack, value), as_json=options.json)
 
 
 def write_attack(
@@ -132,23 +123,48 @@ def write_attack(
     sets: dict[str, ImageSet | None],
     truth: PoisonTruth,
     about: dict[str, Any],
+    counts: dict[str, int],
     weights: Path | None = None,
-) -> None:
-    """Write the folder `out` of an attack, all or nothing; `weights` are those of a model trained on it."""
+) -> dict[str, Any]:
+    """Write the folder `out` of an attack, all or nothing, and return its description with its files.
+
+    Args:
+        out: the folder.
+        sets: by their files' names, the training set among them.
+        truth: about the training set.
+        about: what the sets and the truth do not say.
+        counts: likewise, of samples.
+        weights: of a model trained on it.
+    """
+    written = {name: data for name, data in sets.items() if data is not None}
+    train, poisoned, cover = written[TRAIN], int(truth.poisoned.sum()), int(truth.cover.sum())
+    description = {
+        "attack": truth.attack,
+        "target": truth.target,
+        **about,
+        "classes": list(train.class_names),
+        "size": list(train.images.shape[1:3]),
+        "counts": {"train": len(train), "poisoned": poisoned, "cover": cover, **counts},
+    }
     with _appearing(out) as part:
-        for name, data in sets.items():
-            if data is not None:
-                write_parquet(data, part / name)
+        for name, data in written.items():
+            write_parquet(data, part / name)
         write_truth(truth, part / TRUTH)
-        write_json(part / ABOUT, about)
+        write_json(part / ABOUT, description)
         if weights is not None:
             shutil.copyfile(weights, part / MODEL)
+    files = [*written, TRUTH, *([] if weights is None else [MODEL])]
+    return {**description, "out": str(out), "files": [str(out / name) for name in files]}
 
 
 def _read(path: Path, options: AttackOptions, progress: Progress) -> tuple[ImageSet, ImageSet | None, int]:
     """Return training set, test set at the same size, and the number of images that could not be read."""
-    rows = None if options.rows is None else rows_from(options.rows, "--rows")
-    source = ImageSource.open(path, classes=options.classes, rows=rows)
+
+    def opened(place: Path, rows: str | None, option: str) -> ImageSource:
+        kept = None if rows is None else rows_from(rows, option)
+        return ImageSource.open(place, classes=options.classes, rows=kept)
+
+    source = opened(path, options.rows, "--rows")
     if not 0 <= options.target < len(source.class_names):
         raise ClipguardError(
             f"--target {options.target}: {path} has the labels 0 to {len(source.class_names) - 1}"
@@ -159,8 +175,7 @@ def _read(path: Path, options: AttackOptions, progress: Progress) -> tuple[Image
             raise ClipguardError("--test-rows says which rows of --test to keep: give --test too")
         train, bad = read_images(source, size, partial(progress, READ_IMAGES))
         return train, None, len(bad)
-    test_rows = None if options.test_rows is None else rows_from(options.test_rows, "--test-rows")
-    test_source = ImageSource.open(options.test, classes=options.classes, rows=test_rows)
+    test_source = opened(options.test, options.test_rows, "--test-rows")
     if test_source.class_names != source.class_names:
         raise ClipguardError(
             f"{options.test} names other classes than {path}: give both the same, or --classes"
@@ -199,7 +214,8 @@ def _appearing(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _show(value: dict[str, Any], console: "Console") -> None:
+def show_attack(value: dict[str, Any], console: "Console") -> None:
+    """Print how many samples of the folder are poisoned, and its files."""
     counts = value["counts"]
     cover = f", {counts['cover']:,} more are cover samples" if counts["cover"] else ""
     console.print(

@@ -79,6 +79,9 @@ MOST: Final = 10_000
 FEWEST: Final = 10
 """Flagged samples that a refinement can learn from; fewer are no lesson."""
 
+HANDFUL: Final = 10
+"""Samples with a trigger below which none is flagged: on unpoisoned sets of 2,000, chance gives up to seven."""
+
 REFINEMENT_EPOCHS: Final = 3
 """In a refinement, the nets of the round before go on at half the first learning rate."""
 
@@ -228,10 +231,13 @@ def refine(
 ) -> Partition:
     """Return the partition after the trigger detector.
 
-    Only what carries a trigger stays flagged. Only what was clean and does not look like a trigger stays
-    clean. The rest is uncertain. Suspicion becomes the mean of both.
+    Only what carries a trigger stays flagged, and nothing where it is a handful: chance flags as many. Only
+    what was clean and does not look like a trigger stays clean. The rest is uncertain. Suspicion becomes the
+    mean of both.
     """
     state = np.full(len(partition), State.UNCERTAIN, np.uint8)
     state[partition.clean & (probability <= config.clean)] = State.CLEAN
-    state[probability > config.flagged] = State.TRIGGER
+    carrying = probability > config.flagged
+    if carrying.sum() >= HANDFUL:
+        state[carrying] = State.TRIGGER
     return replace(partition, state=state, suspicion=(partition.suspicion + probability) / 2)

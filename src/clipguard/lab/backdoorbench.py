@@ -4,16 +4,15 @@ A record is a folder: `attack_result.pt`, and the changed images as PNG files be
 package imports this module but the command `convert`; `scan` and `defend` cannot reach it.
 """
 
-import json
 import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 from jaxtyping import Int64
 
@@ -35,27 +34,28 @@ PATIENCE: Final = 600.0
 """Seconds by the clock that reading a record may take."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
-    """The samples of one set that the attack changed.
+class Change(NamedTuple):
+    """A changed sample: its row, its label after and before the attack, and the path of its image."""
 
-    Attributes:
-        n: size of the whole set.
-        rows: which samples.
-        labels: what the attack labels them.
-        original_labels: what they were.
-        files: their images.
-    """
+    row: int
+    label: int
+    original: int
+    path: str
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """The samples of one set, of `n`, that the attack changed."""
 
     n: int
-    rows: Int64[np.ndarray, "p"]
-    labels: Int64[np.ndarray, "p"]
-    original_labels: Int64[np.ndarray, "p"]
-    files: tuple[Path, ...]
+    entries: list[Change]
+
+    @property
+    def columns(self) -> Int64[np.ndarray, "3 p"]:
+        """Rows, labels and original labels."""
+        return np.array([entry[:3] for entry in self.entries], dtype=np.int64).reshape(-1, 3).T
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What is in a record, apart from the weights.
 
     Attributes:
@@ -81,9 +81,10 @@ class Record:
         Raises:
             ClipguardError: one class is sent to several.
         """
+        _, labels, original = self.test.columns
         target_mapping = np.arange(self.num_classes)
-        target_mapping[self.test.original_labels] = self.test.labels
-        if not np.array_equal(target_mapping[self.test.original_labels], self.test.labels):
+        target_mapping[original] = labels
+        if not np.array_equal(target_mapping[original], labels):
             raise ClipguardError(f"{RECORD} sends one class to several others: it cannot be judged here")
         return target_mapping
 
@@ -100,51 +101,38 @@ def read_record(folder: Path, weights: Path) -> Record:
     # With -P nothing is imported from the working folder, which may be the stranger's.
     command = [sys.executable, "-P", "-m", "clipguard.lab.backdoorbench", str(file), str(weights)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+        process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     except subprocess.TimeoutExpired as error:
         raise ClipguardError(f"{file} cannot be converted: it takes more than {PATIENCE:g} s") from error
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise ClipguardError(f"{file} cannot be converted: {last}")
     try:
-        told = json.loads(done.stdout)
-        height, width = told["size"]
-        train, test = (_changes(told[name], folder) for name in ("bd_train", "bd_test"))
-        labels = np.concatenate([train.labels, train.original_labels, test.labels, test.original_labels])
-        if not np.isin(labels, np.arange(told["num_classes"])).all():
+        record = msgspec.json.decode(process.stdout, type=Record)
+        labels = np.concatenate([record.train.columns[1:], record.test.columns[1:]], axis=1)
+        if not np.isin(labels, np.arange(record.num_classes)).all():
             raise ValueError("a label is no class")
-        return Record(
-            num_classes=told["num_classes"],
-            size=(height, width),
-            train=train,
-            test=test,
-            net=told["net"],
-            clean_data=told["clean_data"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
+    except (ValueError, OverflowError) as error:
         raise ClipguardError(f"{file} is no record that can be read: make it anew") from error
+    train, test = (_within(changes, folder) for changes in (record.train, record.test))
+    return msgspec.structs.replace(record, train=train, test=test)
 
 
-def _changes(told: Mapping[str, Any], folder: Path) -> Changes:
-    columns = np.array([entry[:3] for entry in told["changed"]], dtype=np.int64).reshape(-1, 3)
-    return Changes(
-        n=told["n"],
-        rows=columns[:, 0],
-        labels=columns[:, 1],
-        original_labels=columns[:, 2],
-        files=tuple(_beside(entry[3], folder) for entry in told["changed"]),
-    )
+def _within(changes: Changes, folder: Path) -> Changes:
+    """Return changes whose images are below `folder`, where the record lies now."""
+    entries = [entry._replace(path=str(_beside(entry.path, folder))) for entry in changes.entries]
+    return Changes(changes.n, entries)
 
 
 def _beside(path: str, folder: Path) -> Path:
     """Return the image's place below `folder`: the record keeps that of the machine that made it."""
     parts = PurePosixPath(path).parts[-3:]
-    found = folder.joinpath(*parts)
+    image = folder.joinpath(*parts)
     # Also where a link leads out.
-    inside = found.resolve().is_relative_to(folder.resolve())
+    inside = image.resolve().is_relative_to(folder.resolve())
     if ".." in parts or len(parts) < 3 or not inside:
         raise ClipguardError(f"{RECORD} names an image outside its folder, {path!r}: do not use it")
-    return found
+    return image
 
 
 def poisoned_by(record: Record, clean: ImageSet) -> tuple[ImageSet, PoisonTruth]:
@@ -156,15 +144,14 @@ def poisoned_by(record: Record, clean: ImageSet) -> tuple[ImageSet, PoisonTruth]
     Raises:
         ClipguardError: `clean` is not the set that the attack was made from, in its order.
     """
-    changes = record.train
-    _check_same(changes, clean, "training")
-    kept = changes.labels == changes.original_labels
-    targets = np.unique(changes.labels if kept.all() else changes.labels[~kept])
-    cover = kept & (changes.labels != targets[0]) if len(targets) == 1 else kept
-    changed = rebuilt(clean, changes.rows, _pixels(changes, clean), changes.labels)
+    rows, labels, original = record.train.columns
+    _check_same(record.train, clean, "training")
+    kept = labels == original
+    targets = np.unique(labels if kept.all() else labels[~kept])
+    cover = kept & (labels != targets[0]) if len(targets) == 1 else kept
+    changed = rebuilt(clean, rows, _pixels(record.train, clean), labels)
     target = int(targets[0]) if len(targets) == 1 else None
-    truth = truth_of(clean, changes.rows[~cover], "backdoorbench", target, changes.rows[cover])
-    return changed, truth
+    return changed, truth_of(clean, rows[~cover], "backdoorbench", target, rows[cover])
 
 
 def triggered_by(record: Record, clean: ImageSet) -> ImageSet:
@@ -174,12 +161,14 @@ def triggered_by(record: Record, clean: ImageSet) -> ImageSet:
         ClipguardError: `clean` is not the set that the attack was made from, in its order.
     """
     _check_same(record.test, clean, "test")
-    return rebuilt(clean, record.test.rows, _pixels(record.test, clean), record.test.original_labels)
+    rows, _, original = record.test.columns
+    return rebuilt(clean, rows, _pixels(record.test, clean), original)
 
 
 def _check_same(changes: Changes, clean: ImageSet, kind: str) -> None:
-    inside = len(clean) == changes.n and np.isin(changes.rows, np.arange(changes.n)).all()
-    if not inside or not np.array_equal(clean.labels[changes.rows], changes.original_labels):
+    rows, _, original = changes.columns
+    inside = len(clean) == changes.n and np.isin(rows, np.arange(changes.n)).all()
+    if not inside or not np.array_equal(clean.labels[rows], original):
         raise ClipguardError(
             f"the {kind} set is not the one that {RECORD} was made from ({changes.n} images): "
             "give that one, in the same order"
@@ -188,13 +177,13 @@ def _check_same(changes: Changes, clean: ImageSet, kind: str) -> None:
 
 def _pixels(changes: Changes, clean: ImageSet) -> Images:
     height, width = clean.images.shape[1:3]
-    pixels = np.empty((len(changes.files), height, width, 3), np.uint8)
+    pixels = np.empty((len(changes.entries), height, width, 3), np.uint8)
     limits = Limits()
-    contents = (_content(file, limits) for file in changes.files)
+    contents = (_content(Path(entry.path), limits) for entry in changes.entries)
     for place, image in enumerate(Decoder(limits).results("pixels", contents)):
         if not isinstance(image, np.ndarray):
             raise ClipguardError(
-                f"image {changes.files[place]} cannot be read ({image}): make the record anew"
+                f"image {changes.entries[place].path} cannot be read ({image}): make the record anew"
             )
         pixels[place] = thumbnail(image, (height, width))
     return pixels
@@ -207,8 +196,8 @@ def _content(file: Path, limits: Limits) -> Item:
         return Failed(fault(error))
 
 
-def _plain(file: str, weights: str) -> dict[str, Any]:
-    """Return what matters of a record as plain data; runs in the process of its own.
+def _plain(file: str, weights: str) -> Record:
+    """Write a record's weights and return what else matters of it; runs in the process of its own.
 
     torch's unpickler for weights knows tensors and plain containers and refuses every other name; numpy's
     arrays and numbers are added to its list, without the type that holds objects.
@@ -218,32 +207,34 @@ def _plain(file: str, weights: str) -> dict[str, Any]:
 
     rebuild, scalar = np.empty(0).__reduce__()[0], np.int64(0).__reduce__()[0]
     allowed: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd")]
-    for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        allowed += [(rebuild, f"{home}._reconstruct"), (scalar, f"{home}.scalar")]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed += [(rebuild, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
     with torch.serialization.safe_globals(allowed):
         record = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251  # the one place, by a list
     save_file({name: value.clone().contiguous() for name, value in record["model"].items()}, weights)
-    return {
-        "net": str(record.get("model_name", ""))[:NAME],
-        "clean_data": str(record.get("clean_data", ""))[:NAME],
-        "num_classes": int(record["num_classes"]),
-        "size": [int(side) for side in record["img_size"][:2]],
-        **{name: _entries(record[name]) for name in ("bd_train", "bd_test")},
-    }
+    height, width = (int(side) for side in record["img_size"][:2])
+    return Record(
+        net=str(record.get("model_name", ""))[:NAME],
+        clean_data=str(record.get("clean_data", ""))[:NAME],
+        num_classes=int(record["num_classes"]),
+        size=(height, width),
+        train=_changes(record["bd_train"]),
+        test=_changes(record["bd_test"]),
+    )
 
 
-def _entries(state: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(state: Mapping[str, Any]) -> Changes:
     changed = []
     for row, entry in state["bd_data_container"]["data_dict"].items():
         label, original = entry["other_info"]
-        changed.append([int(row), int(label), int(original), str(entry["path"])])
-    return {"n": len(state["poison_indicator"]), "changed": sorted(changed)}
+        changed.append(Change(int(row), int(label), int(original), str(entry["path"])))
+    return Changes(len(state["poison_indicator"]), sorted(changed))
 
 
 def _main(file: str, weights: str) -> int:
     """Return the exit code of the process that reads a record: its one line of output is JSON."""
     try:
-        sys.stdout.write(json.dumps(_plain(file, weights)) + "\n")
+        sys.stdout.write(msgspec.json.encode(_plain(file, weights)).decode())
     except Exception as error:  # Whatever a hostile file brings about is one line for the process that asked.
         name = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it holds {name[1]}, which is not read" if name else type(error).__name__
@@ -252,7 +243,7 @@ def _main(file: str, weights: str) -> int:
     return 0
 
 
-def _confine() -> None:
+def _bound_memory() -> None:
     """Bound the memory of this process, where the system can."""
     with suppress(ImportError, ValueError, OSError):
         import resource
@@ -261,5 +252,5 @@ def _confine() -> None:
 
 
 if __name__ == "__main__":
-    _confine()
+    _bound_memory()
     sys.exit(_main(*sys.argv[1:]))

@@ -1,36 +1,11 @@
 """Clean accuracy, attack success, robust accuracy and detection figures: what needs the truth."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
 from clipguard.lab.ground_truth import PoisonTruth
+from clipguard.runs.summary import Rates
 from clipguard.types import EntropyMap, ImageSet, Partition
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalResult:
-    """Rates of one model on one test set, as fractions.
-
-    Attributes:
-        accuracy: clean accuracy (CA).
-        target_recall: clean accuracy on the target class, if the attack has exactly one. None where it has
-            not, or where the test set has no such sample.
-        attack_success: attack success rate (ASR): share of the triggered samples of other classes that are
-            predicted as the target. None without a trigger or without such samples.
-        robust_accuracy: robust accuracy (RA): share of the same samples that are predicted as their true
-            class; None likewise.
-        n: clean test samples.
-        attack_n: triggered samples that `attack_success` and `robust_accuracy` are rates of; None likewise.
-    """
-
-    accuracy: float
-    target_recall: float | None
-    attack_success: float | None
-    robust_accuracy: float | None
-    n: int
-    attack_n: int | None
 
 
 def evaluate(
@@ -38,8 +13,12 @@ def evaluate(
     triggered_logits: Float32[np.ndarray, "n k"] | None,
     labels: Int64[np.ndarray, "n"],
     target_labels: Int64[np.ndarray, "n"] | None,
-) -> EvalResult:
+    measured_on: str = "",
+) -> Rates:
     """Return the rates of a model from its logits of the test set without and with the trigger.
+
+    Attack success and robust accuracy are shares of the triggered samples that the trigger is to move. The
+    recall is that of the target class, if the attack has exactly one. A rate of no sample is None.
 
     Args:
         clean_logits: of the test images as they are.
@@ -47,6 +26,7 @@ def evaluate(
         labels: true classes.
         target_labels: class that the trigger is to give each image (`Attack.target_labels`); None where it
             leads nowhere.
+        measured_on: which images, in words.
     """
     predicted = clean_logits.argmax(1)
     success = robust_accuracy = recall = attack_n = None
@@ -59,7 +39,8 @@ def evaluate(
             attack_n = len(attacked) or None
             success = _share(attacked == target_labels[others])
             robust_accuracy = _share(attacked == labels[others])
-    return EvalResult(
+    return Rates(
+        measured_on=measured_on,
         accuracy=float(np.mean(predicted == labels)),
         target_recall=recall,
         attack_success=success,

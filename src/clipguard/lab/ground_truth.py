@@ -2,16 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.runs import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_TYPES: Final = {"poisoned": "bool", "cover": "bool", "original_labels": "int64", "part": "int64"}
+"""Columns of a truth file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +45,7 @@ def write_truth(truth: PoisonTruth, path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    columns = {name: getattr(truth, name) for name in ("poisoned", "cover", "original_labels")}
-    if truth.part is not None:
-        columns["part"] = truth.part
+    columns = {name: values for name in _TYPES if (values := getattr(truth, name)) is not None}
     target = "" if truth.target is None else str(truth.target)
     table = pa.table(columns).replace_schema_metadata({"attack": truth.attack, "target": target})
     with replacing(path) as part:
@@ -73,20 +75,15 @@ def read_truth(path: Path) -> PoisonTruth:
             part=np.array(table["part"].to_numpy()) if "part" in table.column_names else None,
         )
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        line = " ".join(str(error).split())
         raise ClipguardError(
-            f"truth file {path} cannot be read ({line}): write the poisoned set anew"
+            f"truth file {path} cannot be read ({reason_of(error)}): write the poisoned set anew"
         ) from error
 
 
 def _check(table: "pa.Table") -> None:
     """Refuse columns of another type and nulls: both would become True without a word."""
-    types = {"poisoned": "bool", "cover": "bool", "original_labels": "int64", "part": "int64"}
-    for name, expected in types.items():
-        if name == "part" and name not in table.column_names:
-            continue
-        column = table[name]
-        if str(column.type) != expected or column.null_count:
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if str(column.type) != _TYPES.get(name) or column.null_count:
             raise ValueError(
-                f"column {name} holds {column.type} and {column.null_count} nulls, not {expected}"
+                f"column {name} holds {column.type} and {column.null_count} nulls, not {_TYPES.get(name)}"
             )

@@ -68,6 +68,8 @@ class Metric(NamedTuple):
     title: str
     meaning: str
     better: Literal[1, -1]
+    short: str = ""
+    """The title in tables of many columns, if it has another there."""
 
     def worst(self, values: Iterable[float]) -> float | None:
         """Return the worst of some values; None without any."""
@@ -75,10 +77,18 @@ class Metric(NamedTuple):
 
 
 METRICS: Final = (
-    Metric("accuracy", "Accuracy", "ordinary images given their right class", 1),
-    Metric("attack_success", "Attack success", "images with the trigger sent to the attacker's class", -1),
-    Metric("robust_accuracy", "Robust accuracy", "images with the trigger given their true class", 1),
-    Metric("target_recall", "Recall of the target class", "ordinary images of that class recognised", 1),
+    Metric("accuracy", "Accuracy", "ordinary images given their true class", 1, "CA"),
+    Metric(
+        "attack_success", "Attack success", "images with the trigger given the attacker’s class", -1, "ASR"
+    ),
+    Metric("robust_accuracy", "Robust accuracy", "images with the trigger given their true class", 1, "RA"),
+    Metric(
+        "target_recall",
+        "Recall of the target class",
+        "ordinary images of the attacker’s class",
+        1,
+        "target recall",
+    ),
 )
 """The rates in the order of all tables. A further one is a field of `Rates`, a line here, and its computation
 in `clipguard.lab.evaluation`."""

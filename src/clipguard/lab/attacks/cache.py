@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.runs.files import replacing
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet
@@ -58,14 +58,13 @@ def cached(key: str, cache: Path | None, train: Callable[[], Tensors]) -> Tensor
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
-            line = " ".join(str(error).split())
             raise ClipguardError(
-                f"cached fit {path} cannot be read ({line}): delete it and run again"
+                f"cached fit {path} cannot be read ({reason_of(error)}): delete it and run again"
             ) from error
     if path is not None:
         # Before the training: a folder that cannot be written to must not cost it.
         path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in train().items()}
+    tensors = {name: value.detach().contiguous() for name, value in train().items()}
     for name, value in tensors.items():
         if value.is_floating_point() and not math.isfinite(float(value.abs().sum())):
             raise ClipguardError(

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.protocol import Attack, Labels, fit_learned
+from clipguard.lab.attacks.protocol import Attack, Labels
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, Progress, image_set
@@ -16,8 +16,8 @@ TOGETHER: Final = "together:"
 """What the name of several attacks at once begins with; their own names follow, joined by +."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Together:
+@dataclass(frozen=True, kw_only=True)
+class Together(Attack):
     """Two or more attacks at once: each poisons rows that the ones before it have left alone.
 
     They share no trigger: attack success is measured with the trigger and the target labels of each attack.
@@ -43,15 +43,11 @@ class Together:
 
     def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "Together":
         """Return the same attacks, each fitted if it learns from the data."""
-        fitted = [fit_learned(a, data, seed.child(i), cache, progress) for i, a in enumerate(self.attacks)]
+        fitted = (a.fit(data, seed.child(i), cache, progress) for i, a in enumerate(self.attacks))
         return replace(self, attacks=tuple(fitted))
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set, and a truth that says in `part` which attack changed a sample.
-
-        Raises:
-            ClipguardError: an attack finds too few samples that the others have left.
-        """
+        """Return the poisoned set, and a truth that says in `part` which attack changed a sample."""
         n, names = len(data), list[str]()
         images, labels = np.array(data.images), data.labels.copy()
         poisoned, cover, part = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.full(n, -1)

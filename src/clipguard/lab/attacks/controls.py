@@ -6,8 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from clipguard.lab.attacks.poisoning import rebuilt, truth_of
-from clipguard.lab.attacks.protocol import Labels
-from clipguard.lab.attacks.row_choice import choose
+from clipguard.lab.attacks.protocol import Labels, Rows
 from clipguard.lab.attacks.targeted import TargetedAttack
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
@@ -15,9 +14,12 @@ from clipguard.types import Images, ImageSet
 
 
 class Control(TargetedAttack):
-    """What has no trigger; `rate` and `target` are there for the protocol, and may be unused."""
+    """What has no trigger; `rate` and `target` may be unused."""
 
-    __slots__ = ()
+    def training_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
+        """Return the images as they are."""
+        images: Images = data.images[rows]
+        return images
 
     def trigger(self, images: Images) -> Images | None:
         """Return None: there is no trigger."""
@@ -28,7 +30,7 @@ class Control(TargetedAttack):
         return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class NoAttack(Control):
     """The data set as it is."""
 
@@ -39,7 +41,7 @@ class NoAttack(Control):
         return data, truth_of(data, np.zeros(0, dtype=np.int64), self.name, None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SymmetricFlips(Control):
     """Random samples get a random other label: noise without a trigger."""
 
@@ -47,25 +49,21 @@ class SymmetricFlips(Control):
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the data with labels shifted by 1..k-1 at random."""
-        k = len(data.class_names)
-        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
+        k, rows = len(data.class_names), self.rows(data, seed)
         shift = seed.child("shift").numpy().integers(1, k, len(rows))
         changed = rebuilt(data, rows, data.images[rows], (data.labels[rows] + shift) % k)
         return changed, truth_of(data, rows, self.name, None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FlipsToOneClass(Control):
     """Random samples of other classes get the target's label: noise that looks like an attack's labels."""
 
     name: ClassVar = "flips-to-one"
 
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the data with round(rate n) samples of other classes relabelled."""
-        rows = choose(np.flatnonzero(data.labels != self.target), self.rate, len(data), seed)
-        labels = np.full(len(rows), self.target, dtype=np.int64)
-        changed = rebuilt(data, rows, data.images[rows], labels)
-        return changed, truth_of(data, rows, self.name, self.target)
+    def candidates(self, data: ImageSet) -> Rows:
+        """Return the rows that can be relabelled: of other classes than the target."""
+        return np.flatnonzero(data.labels != self.target)
 
     def target_labels(self, labels: Labels, k: int) -> Labels | None:
         """Return the target: the class whose recall the wrong labels harm."""

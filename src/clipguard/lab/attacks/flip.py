@@ -1,22 +1,23 @@
 """FLIP: only labels change, chosen so that training on them moves a net as training on a trigger would."""
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import ClassVar
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
+from clipguard.compute.inference import planes
 from clipguard.compute.training import Recipe, augment
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.cache import Tensors, cached, key_of
+from clipguard.lab.attacks.cache import Tensors
 from clipguard.lab.attacks.differentiable_sgd import SgdState, beginning, matching_loss, sgd_step
+from clipguard.lab.attacks.learned import FITTING, LearnedAttack, required
 from clipguard.lab.attacks.poisoning import rebuilt, truth_of
-from clipguard.lab.attacks.protocol import FITTING, Labels, check_target, required
+from clipguard.lab.attacks.protocol import Labels
 from clipguard.lab.attacks.row_choice import highest, places_of
-from clipguard.lab.attacks.targeted import TargetedAttack
 from clipguard.lab.attacks.tensors import batches
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.spec import ModelSpec, Normalized, build
@@ -25,23 +26,8 @@ from clipguard.triggers.patterns import add_sinusoid
 from clipguard.types import Images, ImageSet, Progress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SoftLabels:
-    """What the matching learned.
-
-    Attributes:
-        ids: of the samples that the attack was fitted to.
-        labels: theirs.
-        logits: of their soft labels, one row a sample.
-    """
-
-    ids: tuple[str, ...]
-    labels: Int64[np.ndarray, "n"]
-    logits: Float32[np.ndarray, "n k"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FLIP(TargetedAttack):
+@dataclass(frozen=True, kw_only=True)
+class FLIP(LearnedAttack):
     """Labels flipped by trajectory matching, images untouched, after Jha et al. 2023.
 
     Faithful: an expert is trained on the data and on copies with the trigger that carry the target's label.
@@ -73,7 +59,7 @@ class FLIP(TargetedAttack):
         strength: of the stripes that the expert learns, in grey levels.
         test_strength: of those on test images; 0, as published: the same.
         frequency: half periods of the stripes per image width.
-        soft_labels: of every sample of the data; learned.
+        soft_labels: of the data that it was fitted to, as logits; learned.
     """
 
     name: ClassVar = "flip"
@@ -94,27 +80,21 @@ class FLIP(TargetedAttack):
     strength: float = 6.0
     frequency: float = 16.0
     test_strength: float = 0.0
-    soft_labels: SoftLabels | None = field(default=None, compare=False, repr=False)
+    soft_labels: Float32[np.ndarray, "n k"] | None = field(default=None, compare=False, repr=False)
 
-    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "FLIP":
-        """Return the attack with a soft label for every sample of `data`.
+    not_learned: ClassVar = ("rate", "test_strength")
 
-        Raises:
-            ClipguardError: target or source is no class of `data`, both are one, or the training diverged.
-        """
-        check_target(self.target, data)
-        self.source_of(len(data.class_names))
-        key = key_of(self, data, seed, ("rate", "test_strength"))
-        tensors = cached(key, cache, lambda: _soft_labels(self, data, seed, progress))
-        logits = tensors["soft_labels"].numpy()
-        return replace(self, soft_labels=SoftLabels(ids=data.ids, labels=data.labels, logits=logits))
+    def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
+        """Return logits of every sample's soft label."""
+        k, (h, w) = len(data.class_names), data.images.shape[1:3]
+        spec = ModelSpec(architecture=self.architecture, num_classes=k, input_size=(h, w))
+        model = build(spec, seed.child("init")).train()
+        pairs = _pairs(self, data, seed)
+        trajectory = _trajectory(self, model, pairs, seed, progress)
+        return {"soft_labels": _matched(self, model, pairs, trajectory, seed, progress)}
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the data with the labels of the largest margins flipped; the seed is not used.
-
-        Raises:
-            ClipguardError: the attack was fitted to other data, or to none.
-        """
+        """Return the data with the labels of the largest margins flipped; the seed is not used."""
         margins, others = self.margins(data)
         rows = highest(margins, self.rate)
         changed = rebuilt(data, rows, data.images[rows], others[rows])
@@ -134,8 +114,7 @@ class FLIP(TargetedAttack):
         Raises:
             ClipguardError: a sample is not among those that the attack was fitted to.
         """
-        soft_labels = required(self.soft_labels)
-        logits = soft_labels.logits[places_of(data, soft_labels.ids, soft_labels.labels)]
+        logits = required(self.soft_labels)[places_of(data, required(self.fitted_to))]
         given = data.labels[:, None]
         wrong = logits.copy()
         np.put_along_axis(wrong, given, -np.inf, 1)
@@ -143,7 +122,7 @@ class FLIP(TargetedAttack):
         return margin.astype(np.float32), wrong.argmax(1).astype(np.int64)
 
     @property
-    def steps(self) -> Recipe:
+    def recipe(self) -> Recipe:
         """How expert and student step."""
         return Recipe(
             epochs=self.epochs,
@@ -173,6 +152,15 @@ class FLIP(TargetedAttack):
         return add_sinusoid(images, strength, self.frequency / 2 * width / max(1, width - 1))
 
 
+class _Batch(NamedTuple):
+    """What expert and student are given in one step, augmented alike; `rows` are the student's."""
+
+    expert: UInt8[Tensor, "b 3 h w"]
+    expert_labels: Float[Tensor, "b k"]
+    student: UInt8[Tensor, "b 3 h w"]
+    rows: Int64[Tensor, "b"]
+
+
 @dataclass(frozen=True, slots=True)
 class _Pairs:
     """What the expert trains on, and beside each entry the clean row that the student sees in its place."""
@@ -180,21 +168,18 @@ class _Pairs:
     images: UInt8[np.ndarray, "m h w 3"]
     labels: Int64[np.ndarray, "m"]
     rows: Int64[np.ndarray, "m"]
-    clean: UInt8[np.ndarray, "n h w 3"]
-    classes: int
+    clean: ImageSet
 
-    def expert_labels(self, chosen: Int64[np.ndarray, "b"]) -> Float[Tensor, "b k"]:
-        """Return the expert's labels, one-hot."""
-        return torch.eye(self.classes)[torch.from_numpy(self.labels[chosen])]
-
-    def batch(self, chosen: Int64[np.ndarray, "b"], recipe: Recipe, seed: Seed) -> tuple[Tensor, Tensor]:
-        """Return the expert's and the student's images, cropped and mirrored alike."""
-        both = (self.images[chosen], self.clean[self.rows[chosen]])
-        expert, student = (
-            augment(torch.from_numpy(np.array(images)), recipe, seed.torch()).permute(0, 3, 1, 2)
-            for images in both
-        )
-        return expert, student
+    def batches(self, recipe: Recipe, seed: Seed, first: int = 0) -> Iterator[_Batch]:
+        """Yield the entries in random order; steps are counted from `first` on."""
+        one_hot = torch.eye(len(self.clean.class_names))
+        for step, chosen in enumerate(batches(len(self.labels), recipe.batch_size, seed), first):
+            rows, stream = self.rows[chosen], seed.child("augment", step)
+            expert, student = (
+                planes(augment(torch.from_numpy(np.array(images)), recipe, stream.torch()).numpy())
+                for images in (self.images[chosen], self.clean.images[rows])
+            )
+            yield _Batch(expert, one_hot[self.labels[chosen]], student, torch.from_numpy(rows))
 
 
 def _pairs(attack: FLIP, data: ImageSet, seed: Seed) -> _Pairs:
@@ -209,8 +194,7 @@ def _pairs(attack: FLIP, data: ImageSet, seed: Seed) -> _Pairs:
         images=np.concatenate((data.images, triggered)),
         labels=np.concatenate((data.labels, np.full(count, attack.target, dtype=np.int64))),
         rows=np.concatenate((np.arange(len(data)), carriers)),
-        clean=np.asarray(data.images),
-        classes=len(data.class_names),
+        clean=data,
     )
 
 
@@ -218,15 +202,10 @@ def _trajectory(
     attack: FLIP, model: Normalized, pairs: _Pairs, seed: Seed, progress: Progress
 ) -> list[SgdState]:
     """Return where the expert stood every so many steps of its training."""
-    state = beginning(model)
-    states: list[SgdState] = []
-    steps = 0
+    state, states, steps = beginning(model), list[SgdState](), 0
     for epoch in range(attack.epochs):
-        stream = seed.child("expert", epoch)
-        for chosen in batches(len(pairs.labels), attack.batch_size, stream):
-            x, _ = pairs.batch(chosen, attack.steps, stream.child("augment", steps))
-            state = sgd_step(model, state, x.to(model.mean.device), pairs.expert_labels(chosen), attack.steps)
-            state = state.detached()
+        for batch in pairs.batches(attack.recipe, seed.child("expert", epoch), steps):
+            state = sgd_step(model, state, batch.expert, batch.expert_labels, attack.recipe).detached()
             steps += 1
             if steps % attack.every == 0:
                 states.append(state)
@@ -235,27 +214,26 @@ def _trajectory(
     return states or [state]
 
 
-def _soft_labels(attack: FLIP, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
-    """Return logits of every sample's soft label."""
-    k, (h, w) = len(data.class_names), data.images.shape[1:3]
-    spec = ModelSpec(architecture=attack.architecture, num_classes=k, input_size=(h, w))
-    model = build(spec, seed.child("init")).train()
-    pairs = _pairs(attack, data, seed)
-    trajectory = _trajectory(attack, model, pairs, seed, progress)
-    labels = (attack.one_hot * torch.eye(k)[torch.tensor(data.labels)]).to(model.mean.device)
+def _matched(
+    attack: FLIP,
+    model: Normalized,
+    pairs: _Pairs,
+    trajectory: list[SgdState],
+    seed: Seed,
+    progress: Progress,
+) -> Float[Tensor, "n k"]:
+    """Return soft labels, as logits, from which the student steps as the expert did."""
+    labels = attack.one_hot * torch.eye(len(pairs.clean.class_names))[torch.tensor(pairs.clean.labels)]
     optimizer = torch.optim.SGD([labels.requires_grad_()], lr=attack.label_lr, momentum=attack.label_momentum)
     for number in range(attack.passes):
         stream = seed.child("match", number)
         start = trajectory[int(stream.child("start").numpy().integers(len(trajectory)))]
-        for step, chosen in enumerate(batches(len(pairs.labels), attack.batch_size, stream)):
-            x = pairs.batch(chosen, attack.steps, stream.child("augment", step))
-            clean_rows = torch.from_numpy(pairs.rows[chosen])
-            expert_x, student_x = (images.to(model.mean.device) for images in x)
-            expert = sgd_step(model, start, expert_x, pairs.expert_labels(chosen), attack.steps).detached()
-            student = sgd_step(model, start, student_x, labels[clean_rows].softmax(1), attack.steps)
+        for batch in pairs.batches(attack.recipe, stream):
+            expert = sgd_step(model, start, batch.expert, batch.expert_labels, attack.recipe).detached()
+            student = sgd_step(model, start, batch.student, labels[batch.rows].softmax(1), attack.recipe)
             loss = matching_loss(start.weights, student.weights, expert.weights)
             optimizer.zero_grad(set_to_none=True)
             (labels.grad,) = torch.autograd.grad(loss, [labels])
             optimizer.step()
         progress(FITTING, attack.epochs + number + 1, attack.epochs + attack.passes)
-    return {"soft_labels": labels.detach()}
+    return labels.detach()

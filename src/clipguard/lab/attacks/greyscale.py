@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from clipguard.lab.attacks.combined import Together
-from clipguard.lab.attacks.protocol import Attack, Labels, fit_learned
+from clipguard.lab.attacks.protocol import Attack, Labels
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, Progress, image_set
@@ -15,8 +15,8 @@ from clipguard.types import Images, ImageSet, Progress, image_set
 _PIECE = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OnGrey:
+@dataclass(frozen=True, kw_only=True)
+class OnGrey(Attack):
     """An attack whose images, for training and for tests, are made grey again by their luma."""
 
     attack: Attack
@@ -32,11 +32,7 @@ class OnGrey:
         return self.attack.target
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set; untouched samples stay bit-identical.
-
-        Raises:
-            ClipguardError: as the attack itself.
-        """
+        """Return the poisoned set, with poison and cover made grey."""
         changed, truth = self.attack.poison(data, seed)
         images, rows = np.array(changed.images), np.flatnonzero(truth.poisoned | truth.cover)
         images[rows] = greyed(images[rows])
@@ -62,7 +58,7 @@ def fit_attack(
     Raises:
         ClipguardError: the attack cannot be fitted to these data, or the rate asks for no sample at all.
     """
-    fitted = fit_learned(attack, data, seed, cache, progress)
+    fitted = attack.fit(data, seed, cache, progress or (lambda step, done, total: None))
     return OnGrey(attack=fitted) if is_grey(data.images) else fitted
 
 

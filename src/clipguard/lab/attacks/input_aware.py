@@ -1,34 +1,22 @@
 """Input-aware: each image gets a pattern and a mask of its own, which on any other image mean nothing."""
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipguard.compute.training import Recipe, augment
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.cache import Tensors, cached, key_of, restore, state_of
-from clipguard.lab.attacks.protocol import FITTING, Mapping, check_target, mapped_labels, required
-from clipguard.lab.attacks.row_choice import choose_both
-from clipguard.lab.attacks.targeted import MappedAttack, apply_poison
-from clipguard.lab.attacks.tensors import (
-    Pixels,
-    batches,
-    chunked,
-    descend,
-    device_of,
-    logits_of,
-    pixels,
-    to_images,
-    transformed,
-)
+from clipguard.lab.attacks.learned import FITTING, NetAttack, required
+from clipguard.lab.attacks.protocol import Rows
+from clipguard.lab.attacks.row_choice import other_rows
+from clipguard.lab.attacks.targeted import CoverAttack, MappedAttack
+from clipguard.lab.attacks.tensors import Pixels, batches, descend, logits_of, pixels, transformed
 from clipguard.lab.attacks.unet import UNet
-from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, Progress
@@ -37,11 +25,12 @@ Mask = Float[Tensor, "b 1 h w"]
 
 _PIXEL_STD = 0.25
 _SMALL = 1e-7
+_OUTPUTS = {"generator": 3, "masker": 1}
 _AUGMENTATION = Recipe(epochs=1, lr=0.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputAware(MappedAttack):
+@dataclass(frozen=True, kw_only=True)
+class InputAware(NetAttack, CoverAttack, MappedAttack):
     """A trigger made for each image, labelled with the target, with cover, after Nguyen & Tran 2020.
 
     Faithful: first a net M learns masks that are sparse and differ from image to image. Then a net G learns
@@ -53,9 +42,6 @@ class InputAware(MappedAttack):
     images (published: 0.1 each).
 
     Attributes:
-        rate: fraction of all samples that are poisoned, drawn from all classes.
-        target: their new label, unless each class leads to the next.
-        cover_ratio: cover samples for each poisoned one.
         mask_epochs: the budget of M, in passes over the data.
         epochs: the budget of G and the classifier, in passes over the data.
         architecture: of the classifier, as in `ModelSpec`.
@@ -67,13 +53,11 @@ class InputAware(MappedAttack):
         lr: of Adam, for G and M.
         batch_size: images a step.
         width: channels of the first layers of G and M.
-        mapping: to the target, or each class to the next one; both are published.
         generator: G; learned.
         masker: M; learned.
     """
 
     name: ClassVar = "input-aware"
-    cover_ratio: float = 1.0
     mask_epochs: int = 4
     epochs: int = 15
     architecture: str = "preactresnet18-8"
@@ -85,73 +69,43 @@ class InputAware(MappedAttack):
     lr: float = 1e-3
     batch_size: int = 128
     width: int = 8
-    mapping: Mapping = "all-to-one"
     generator: UNet | None = field(default=None, compare=False, repr=False)
     masker: UNet | None = field(default=None, compare=False, repr=False)
 
-    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "InputAware":
-        """Return the attack with its nets.
+    not_learned: ClassVar = ("rate", "cover_ratio")
 
-        Raises:
-            ClipguardError: the target is no class of `data`, or the training diverged.
-        """
-        check_target(self.target, data)
-        key = key_of(self, data, seed, ("rate", "cover_ratio"))
-        tensors = cached(key, cache, lambda: _train(self, data, seed, progress))
-        generator, masker = (
-            untrained_net(self, 3, seed.child("generator")),
-            untrained_net(self, 1, seed.child("masker")),
-        )
-        restore(generator, "generator", tensors)
-        restore(masker, "masker", tensors)
-        return replace(self, generator=generator, masker=masker)
+    def nets(self, seed: Seed) -> dict[str, nn.Module]:
+        """Return G and M before their training."""
+        return {name: self.untrained(outputs, seed.child(name)) for name, outputs in _OUTPUTS.items()}
 
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set: rows are drawn from all classes, those of the cover from the rest.
+    def untrained(self, outputs: int, seed: Seed) -> UNet:
+        """Return an untrained G (3 outputs) or M (1)."""
+        with seed.torch_global():
+            return UNet(3, outputs, self.width)
 
-        Raises:
-            ClipguardError: poison and cover together are more than all samples, or the attack is not fitted.
-        """
-        rows, cover = choose_both(len(data), self.rate, self.cover_ratio, seed)
-        # Another image each: the shift is never 0.
-        shift = seed.child("others").numpy().integers(1, len(data), len(cover))
-        cover_images = self.crossed(data.images[cover], data.images[(cover + shift) % len(data)])
-        images = self.trigger(data.images[rows])
-        return apply_poison(self, data, rows, images, (cover, cover_images))
+    def train(self, data: ImageSet, seed: Seed, progress: Progress) -> None:
+        """Train first M, then G together with a classifier, which is not kept."""
+        if len(data) < 2:
+            raise ClipguardError("input-aware triggers need at least two images: give more")
+        masker = required(self.masker)
+        _train_masker(self, masker, data, seed.child("masks"), progress)
+        masker.requires_grad_(False).eval()
+        _train_generator(self, data, seed, progress)
 
     def trigger(self, images: Images) -> Images:
-        """Return images with their own pattern where their own mask says.
+        """Return images with their own pattern where their own mask says."""
+        return self.crossed(images, images)
 
-        Raises:
-            ClipguardError: the attack is not fitted.
-        """
-        return transformed(images, lambda x: self._paste_of(x, x), device_of(required(self.generator)))
+    def cover_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
+        """Return images with another image's pattern and mask."""
+        return self.crossed(data.images[rows], data.images[other_rows(rows, len(data), seed)])
 
     def crossed(self, images: Images, others: Images) -> Images:
         """Return images with the pattern and the mask of others."""
-        out, device = np.array(images), device_of(required(self.generator))
-        for part in chunked(images):
-            x, y = (pixels(some[part]).to(device) for some in (images, others))
-            with torch.no_grad():
-                out[part] = to_images(self._paste_of(x, y))
-        return out
-
-    def _paste_of(self, x: Pixels, y: Pixels) -> Pixels:
-        """Return x with the pattern and the mask that are made of y."""
-        return put_on(x, pattern_of(required(self.generator), y), mask_of(required(self.masker), y))
-
-
-def untrained_net(attack: InputAware, outputs: int, seed: Seed) -> UNet:
-    """Return an untrained G (3 outputs) or M (1)."""
-    with seed.torch_global():
-        return UNet(3, outputs, attack.width)
-
-
-def _classifier(attack: InputAware, data: ImageSet, seed: Seed) -> Normalized:
-    """Return an untrained classifier."""
-    size, k = data.images.shape[1:3], len(data.class_names)
-    spec = ModelSpec(architecture=attack.architecture, num_classes=k, input_size=size)
-    return build(spec, seed.child("classifier"))
+        generator, masker = required(self.generator), required(self.masker)
+        return transformed(
+            lambda x, y: put_on(x, pattern_of(generator, y), mask_of(masker, y)), images, others
+        )
 
 
 def pattern_of(generator: UNet, x: Pixels) -> Pixels:
@@ -184,35 +138,29 @@ def _distance(difference: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
     return (difference**2).mean((1, 2, 3)).add(_SMALL).sqrt()
 
 
-def _train(attack: InputAware, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
-    """Return the state of G and M."""
-    if len(data) < 2:
-        raise ClipguardError("input-aware triggers need at least two images: give more")
-    masker = untrained_net(attack, 1, seed.child("masker")).train()
-    _train_masker(attack, masker, data, seed.child("masks"), progress)
-    masker.requires_grad_(False).eval()
-    generator = untrained_net(attack, 3, seed.child("generator")).train()
-    classifier = _classifier(attack, data, seed).train()
+def _train_generator(attack: InputAware, data: ImageSet, seed: Seed, progress: Progress) -> None:
+    """Train G in place, on an own classifier, while M is what it is."""
+    generator, masker = required(attack.generator), required(attack.masker)
+    size, k = data.images.shape[1:3], len(data.class_names)
+    spec = ModelSpec(architecture=attack.architecture, num_classes=k, input_size=size)
+    classifier = build(spec, seed.child("classifier")).train()
     optimizer = torch.optim.Adam(generator.parameters(), lr=attack.lr, betas=(0.5, 0.9))
     classifier_optimizer = torch.optim.SGD(
         classifier.parameters(), lr=attack.classifier_lr, momentum=0.9, weight_decay=5e-4
     )
     schedule = torch.optim.lr_scheduler.LinearLR(classifier_optimizer, 1.0, 0.01, attack.epochs)
-    k = len(data.class_names)
-    mapping = mapped_labels(np.arange(k), k, attack.target, attack.mapping)
-    target_mapping = torch.from_numpy(mapping).to(device_of(generator))
+    target_mapping = torch.tensor(attack.target_labels(np.arange(k), k))
     for epoch in range(attack.epochs):
         stream = seed.child("patterns", epoch)
         augmentation = stream.child("augment").torch()
         for rows in batches(len(data), attack.batch_size, stream):
             batch = torch.from_numpy(np.array(data.images[rows]))
-            x = pixels(augment(batch, _AUGMENTATION, augmentation).numpy()).to(device_of(generator))
-            labels = torch.from_numpy(data.labels[rows]).to(x.device)
+            x = pixels(augment(batch, _AUGMENTATION, augmentation).numpy())
+            labels = torch.from_numpy(data.labels[rows])
             loss = _joint_loss(attack, (generator, masker, classifier), x, labels, target_mapping)
             descend(loss, optimizer, classifier_optimizer)
         schedule.step()
         progress(FITTING, attack.mask_epochs + epoch + 1, attack.mask_epochs + attack.epochs)
-    return state_of(generator=generator, masker=masker)
 
 
 def _joint_loss(
@@ -246,7 +194,7 @@ def _train_masker(attack: InputAware, masker: UNet, data: ImageSet, seed: Seed, 
     optimizer = torch.optim.Adam(masker.parameters(), lr=attack.lr, betas=(0.5, 0.9))
     for epoch in range(attack.mask_epochs):
         for rows in batches(len(data), attack.batch_size, seed.child(epoch)):
-            x = pixels(data.images[rows]).to(device_of(masker))
+            x = pixels(data.images[rows])
             other = x.roll(1, 0)
             masks = mask_of(masker, x)
             dense = F.relu(masks - attack.density).mean()

@@ -1,7 +1,6 @@
 """LC: target-class images that a robust net finds hard, so that a victim has to lean on the trigger."""
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -11,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipguard.compute.training import EpochHook, LossFunction, Recipe, fit
-from clipguard.lab.attacks.cache import Tensors, cached, key_of
-from clipguard.lab.attacks.protocol import FITTING, check_target, required
-from clipguard.lab.attacks.row_choice import choose_of_class, places_of
-from clipguard.lab.attacks.targeted import TargetedAttack, apply_poison
+from clipguard.lab.attacks.cache import Tensors
+from clipguard.lab.attacks.learned import FITTING, LearnedAttack, required
+from clipguard.lab.attacks.protocol import Rows
+from clipguard.lab.attacks.row_choice import places_of
+from clipguard.lab.attacks.targeted import CleanLabelAttack
 from clipguard.lab.attacks.tensors import Pixels, chunk_of, logits_of, pixels, to_images
-from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, Progress
@@ -25,25 +24,8 @@ _CHUNK = 100
 _CHECKER = 255 * np.array([[0, 0, 1], [0, 1, 0], [1, 0, 1]], dtype=np.uint8)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HardImages:
-    """Images of the target class after PGD, without checkers.
-
-    Attributes:
-        ids: of all samples that the attack was fitted to.
-        labels: theirs.
-        rows: of the target class among them, ascending.
-        images: of those rows.
-    """
-
-    ids: tuple[str, ...]
-    labels: Int64[np.ndarray, "n"]
-    rows: Int64[np.ndarray, "m"]
-    images: UInt8[np.ndarray, "m h w 3"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelConsistent(TargetedAttack):
+@dataclass(frozen=True, kw_only=True)
+class LabelConsistent(LearnedAttack, CleanLabelAttack):
     """Clean-label: hard images of the target class with a checker in four corners, after Turner et al. 2019.
 
     Faithful: images of the target class are moved by untargeted PGD on an adversarially trained net (L-inf
@@ -53,15 +35,13 @@ class LabelConsistent(TargetedAttack):
     against PGD. Chosen: the checker is mirrored from corner to corner, so that a mirrored image carries it.
 
     Attributes:
-        rate: fraction of all samples that are poisoned; they lie in the target class.
-        target: class that the backdoor leads to.
         epochs: the budget of the robust net, in passes over the data.
         architecture: of the robust net, as in `ModelSpec`.
         lr: peak rate of its training.
         bound: largest change of a pixel by PGD, in [0, 1].
         step: of PGD, in [0, 1].
         steps: of PGD (published: 100).
-        hard: the images of the target class after PGD; learned.
+        hard: the images of the target class after PGD, without checkers; learned.
     """
 
     name: ClassVar = "lc"
@@ -71,32 +51,27 @@ class LabelConsistent(TargetedAttack):
     bound: float = 8 / 255
     step: float = 1.5 / 255
     steps: int = 100
-    hard: HardImages | None = field(default=None, compare=False, repr=False)
+    hard: UInt8[np.ndarray, "m h w 3"] | None = field(default=None, compare=False, repr=False)
 
-    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "LabelConsistent":
-        """Return the attack with a hard version of every image of the target class.
+    def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
+        """Return the images of the target class after PGD."""
+        rows = np.flatnonzero(data.labels == self.target)
+        chunks = np.array_split(rows, -(-len(rows) // chunk_of(data.images, _CHUNK)))
+        total = self.epochs + len(chunks)
+        model = _robust_net(self, data, seed, lambda epoch: progress(FITTING, epoch, total))
+        hard = []
+        for number, chunk in enumerate(chunks):
+            x, labels = pixels(data.images[chunk]), torch.from_numpy(data.labels[chunk])
+            moved = pgd(model, x, labels, x, bound=self.bound, step=self.step, steps=self.steps)
+            hard.append(to_images(moved))
+            progress(FITTING, self.epochs + number + 1, total)
+        return {"hard": torch.from_numpy(np.concatenate(hard))}
 
-        Raises:
-            ClipguardError: the target is no class of `data`, or the training diverged.
-        """
-        check_target(self.target, data)
-        # A target class that is too small is refused before the training.
-        choose_of_class(data, self.target, self.rate, seed)
-        tensors = cached(key_of(self, data, seed), cache, lambda: _hardened(self, data, seed, progress))
-        rows, images = tensors["rows"].numpy(), tensors["hard"].numpy()
-        return replace(self, hard=HardImages(ids=data.ids, labels=data.labels, rows=rows, images=images))
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set; the rate counts over all samples, the rows are of the target class.
-
-        Raises:
-            ClipguardError: the attack was fitted to other data or to none, or the target class is too small.
-        """
-        hard = required(self.hard)
-        places = places_of(data, hard.ids, hard.labels)
-        rows = choose_of_class(data, self.target, self.rate, seed)
-        images = paste_corners(hard.images[np.searchsorted(hard.rows, places[rows])])
-        return apply_poison(self, data, rows, images)
+    def training_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
+        """Return hard images with checkers."""
+        fitted_to, hard = required(self.fitted_to), required(self.hard)
+        of_target = np.flatnonzero(fitted_to.labels == self.target)
+        return paste_corners(hard[np.searchsorted(of_target, places_of(data, fitted_to)[rows])])
 
     def trigger(self, images: Images) -> Images:
         """Return images with the four checkers, nothing else."""
@@ -169,24 +144,6 @@ def _robust_net(attack: LabelConsistent, data: ImageSet, seed: Seed, progress: E
     recipe = Recipe(epochs=attack.epochs, lr=attack.lr)
     fit(model, data.images, np.arange(len(data)), loss, recipe, seed.child("fit"), progress)
     return model.requires_grad_(False).eval()
-
-
-def _hardened(attack: LabelConsistent, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
-    """Return the rows of the target class and their images after PGD."""
-    h, w = data.images.shape[1:3]
-    rows = np.flatnonzero(data.labels == attack.target)
-    chunks = np.array_split(rows, -(-len(rows) // chunk_of(h, w, _CHUNK)))
-    total = attack.epochs + len(chunks)
-    model = _robust_net(attack, data, seed, lambda epoch: progress(FITTING, epoch, total))
-    hard = []
-    for number, chunk in enumerate(chunks):
-        x = pixels(data.images[chunk]).to(model.mean.device)
-        labels = torch.from_numpy(data.labels[chunk]).to(x.device)
-        hard.append(
-            to_images(pgd(model, x, labels, x, bound=attack.bound, step=attack.step, steps=attack.steps))
-        )
-        progress(FITTING, attack.epochs + number + 1, total)
-    return {"rows": torch.from_numpy(rows), "hard": torch.from_numpy(np.concatenate(hard))}
 
 
 def paste_corners(images: Images) -> Images:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clipguard.lab.attacks.protocol import Mapping
 from clipguard.lab.attacks.targeted import CleanLabelAttack, MappedAttack
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import (
@@ -17,7 +16,7 @@ from clipguard.triggers.patterns import (
 from clipguard.types import Images
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class BadNets(MappedAttack):
     """A white square in the bottom-right corner, labelled with the target (Gu et al. 2017).
 
@@ -26,7 +25,6 @@ class BadNets(MappedAttack):
 
     name: ClassVar = "badnets"
     size: int = 3
-    mapping: Mapping = "all-to-one"
 
     def trigger(self, images: Images) -> Images:
         """Return images with the square."""
@@ -34,14 +32,13 @@ class BadNets(MappedAttack):
         return paste_patch(images, max(self.size, round(self.size * side / 32)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Blended(MappedAttack):
     """A fixed noise image mixed in at `alpha`, labelled with the target (Chen et al. 2017)."""
 
     name: ClassVar = "blended"
     alpha: float = 0.2
     pattern_seed: int = 0
-    mapping: Mapping = "all-to-one"
 
     def trigger(self, images: Images) -> Images:
         """Return images with the pattern, which is the same for every image of one size."""
@@ -49,7 +46,7 @@ class Blended(MappedAttack):
         return blend(images, pattern, self.alpha)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SIG(CleanLabelAttack):
     """A sinusoid over the columns of target-class images whose labels stay (Barni et al. 2019)."""
 
@@ -62,7 +59,7 @@ class SIG(CleanLabelAttack):
         return add_sinusoid(images, self.amplitude, self.frequency)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CTRL(CleanLabelAttack):
     """Two frequencies of the colour planes of target-class images whose labels stay (Li et al. 2023).
 

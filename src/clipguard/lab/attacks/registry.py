@@ -3,12 +3,12 @@
 from collections.abc import Callable, Collection
 from dataclasses import fields
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 from clipguard.errors import ClipguardError
 from clipguard.lab.attack_names import ATTACK_CLASSES
 from clipguard.lab.attacks.combined import TOGETHER, Together
-from clipguard.lab.attacks.protocol import Attack, check_mapping
+from clipguard.lab.attacks.protocol import Attack
 
 
 def _attack_class(place: str) -> Callable[..., Attack]:
@@ -17,7 +17,7 @@ def _attack_class(place: str) -> Callable[..., Attack]:
     return made
 
 
-ATTACKS = {name: _attack_class(place) for name, place in ATTACK_CLASSES.items()}
+ATTACKS: Final = {name: _attack_class(place) for name, place in ATTACK_CLASSES.items()}
 
 
 def attack_named(name: str, *, rate: float | None = None, target: int = 0, **options: object) -> Attack:
@@ -66,7 +66,7 @@ def _checked(name: str, options: dict[str, object]) -> dict[str, object]:
     checked = {}
     for option, value in options.items():
         if option not in defaults:
-            valid = f"choose from {', '.join(defaults)}" if defaults else "it takes none"
+            valid = f"choose from {', '.join(sorted(defaults))}" if defaults else "it takes none"
             raise ClipguardError(f"attack {name} has no option {option!r}: {valid}")
         kind = type(defaults[option])
         checked[option] = float(value) if kind is float and type(value) is int else value
@@ -74,6 +74,4 @@ def _checked(name: str, options: dict[str, object]) -> dict[str, object]:
             raise ClipguardError(
                 f"option {option} of attack {name} is {value!r}: give one like {defaults[option]!r}"
             )
-        if option == "mapping":
-            check_mapping(str(value))
     return checked

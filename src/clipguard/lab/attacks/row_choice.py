@@ -1,66 +1,64 @@
 """Which samples an attack poisons: drawn at random or by a score, and found again in a part of the data."""
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks.protocol import Rows
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet
 
 
-def choose(
-    candidates: Int64[np.ndarray, "m"], rate: float, n: int, seed: Seed, kind: str = "poison"
-) -> Int64[np.ndarray, "p"]:
+def choose(candidates: Rows, rate: float, n: int, seed: Seed, kind: str = "poison") -> Rows:
     """Return round(rate n) rows drawn from `candidates` without replacement, ascending.
 
     Args:
         candidates: rows that can be changed.
         rate: fraction of all samples, not of the candidates.
         n: number of all samples.
-        seed: of this choice alone; give cover samples a child of their own.
+        seed: of this choice alone.
         kind: what the rows are for, in an error.
 
     Raises:
         ClipguardError: there are fewer candidates than that.
     """
-    count = _count(rate, n, len(candidates), kind)
+    count = count_of(rate, n, len(candidates), kind)
     return np.sort(seed.child("rows").numpy().choice(candidates, count, replace=False))
 
 
-def choose_of_class(data: ImageSet, label: int, rate: float, seed: Seed) -> Int64[np.ndarray, "p"]:
-    """Return round(rate n) rows of one class, ascending; the rate counts over all n samples.
+def choose_cover(poisoned: Rows, n: int, ratio: float, seed: Seed) -> Rows:
+    """Return round(ratio p) of n rows as cover for p poisoned ones, none of these, ascending.
 
     Raises:
-        ClipguardError: the class has fewer samples than that.
+        ClipguardError: too few rows are left.
     """
-    return choose(np.flatnonzero(data.labels == label), rate, len(data), seed)
+    left, share = np.setdiff1d(np.arange(n), poisoned), ratio * len(poisoned) / max(1, n)
+    return choose(left, share, n, seed.child("cover"), "cover")
 
 
-def choose_both(
-    n: int, rate: float, ratio: float, seed: Seed
-) -> tuple[Int64[np.ndarray, "p"], Int64[np.ndarray, "c"]]:
-    """Return round(rate n) of the n rows to poison and round(ratio p) others as cover, both ascending.
-
-    Raises:
-        ClipguardError: together they are more than n.
-    """
-    rows = choose(np.arange(n), rate, n, seed)
-    share = ratio * len(rows) / max(1, n)
-    return rows, choose(np.setdiff1d(np.arange(n), rows), share, n, seed.child("cover"), "cover")
+def other_rows(rows: Rows, n: int, seed: Seed) -> Rows:
+    """Return another one of n rows for each of the given ones, at random."""
+    # The shift is never 0.
+    return (rows + seed.child("others").numpy().integers(1, max(2, n), len(rows))) % max(1, n)
 
 
-def highest(scores: Float[np.ndarray, "n"], rate: float) -> Int64[np.ndarray, "p"]:
+def highest(scores: Float[np.ndarray, "n"], rate: float) -> Rows:
     """Return the round(rate n) rows of the highest scores, ascending; -inf marks rows that cannot be taken.
 
     Raises:
         ClipguardError: there are fewer candidates than that.
     """
-    count = _count(rate, len(scores), int(np.isfinite(scores).sum()), "poison")
+    count = count_of(rate, len(scores), int(np.isfinite(scores).sum()))
     # Stable, so that ties do not depend on numpy's sorting network.
     return np.sort(np.argsort(-scores, kind="stable")[:count])
 
 
-def _count(rate: float, n: int, candidates: int, kind: str) -> int:
+def count_of(rate: float, n: int, candidates: int, kind: str = "poison") -> int:
+    """Return round(rate n).
+
+    Raises:
+        ClipguardError: there are fewer candidates than that.
+    """
     count = round(rate * n)
     if count > candidates:
         raise ClipguardError(
@@ -70,14 +68,14 @@ def _count(rate: float, n: int, candidates: int, kind: str) -> int:
     return count
 
 
-def places_of(data: ImageSet, ids: tuple[str, ...], labels: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "m"]:
-    """Return the place of every sample of `data` among the `ids`, whose labels were `labels`.
+def places_of(data: ImageSet, fitted_to: ImageSet) -> Rows:
+    """Return the row of every sample of `data` in the set that an attack was fitted to.
 
     Raises:
-        ClipguardError: a sample is not among them, or has another label: it is of another data set.
+        ClipguardError: a sample is not in it, or has another label: it is of another data set.
     """
-    index = dict(zip(ids, range(len(ids)), strict=True))
+    index = {name: row for row, name in enumerate(fitted_to.ids)}
     places = np.array([index.get(name, -1) for name in data.ids], dtype=np.int64)
-    if len(places) and ((places < 0) | (labels[places] != data.labels)).any():
+    if len(places) and ((places < 0) | (fitted_to.labels[places] != data.labels)).any():
         raise ClipguardError("the attack was fitted to another data set: fit it to this one")
     return places

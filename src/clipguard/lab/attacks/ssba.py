@@ -1,7 +1,6 @@
 """SSBA: a net hides the same short secret in every poisoned image as a residual that differs by image."""
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -10,10 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipguard.lab.attacks.cache import cached, key_of, restore, state_of
-from clipguard.lab.attacks.protocol import FITTING, Mapping, check_target, required
+from clipguard.lab.attacks.learned import FITTING, NetAttack, required
 from clipguard.lab.attacks.targeted import MappedAttack
-from clipguard.lab.attacks.tensors import Pixels, batches, descend, device_of, pixels, transformed
+from clipguard.lab.attacks.tensors import Pixels, batches, descend, pixels, transformed
 from clipguard.lab.attacks.unet import UNet
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, Progress
@@ -73,8 +71,8 @@ def shifted(x: Pixels, shift: float, generator: torch.Generator) -> Pixels:
     return moved.flip(3) if bool(torch.rand(1, generator=generator) < 0.5) else moved
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SSBA(MappedAttack):
+@dataclass(frozen=True, kw_only=True)
+class SSBA(NetAttack, MappedAttack):
     """A sample-specific invisible trigger, labelled with the target, after Li et al. 2021 (ISSBA).
 
     Faithful: an encoder and a decoder in the manner of StegaStamp (Tancik et al. 2020) learn together to hide
@@ -87,8 +85,6 @@ class SSBA(MappedAttack):
     places is read sooner, but a victim that crops and mirrors misses it.
 
     Attributes:
-        rate: fraction of all samples that are poisoned, drawn from all classes.
-        target: their new label, unless each class leads to the next.
         epochs: the budget, in passes over the data (published: 20).
         secret_epochs: how many of them, at the beginning, ask for the secret alone.
         bits: length of the secret.
@@ -101,7 +97,6 @@ class SSBA(MappedAttack):
         lr: of Adam.
         batch_size: images a step.
         width: channels of the nets' first layers.
-        mapping: all-to-one as published, or each class to the next one.
         encoder: hides secrets in images; learned.
     """
 
@@ -118,32 +113,23 @@ class SSBA(MappedAttack):
     lr: float = 1e-3
     batch_size: int = 32
     width: int = 16
-    mapping: Mapping = "all-to-one"
     encoder: Encoder | None = field(default=None, compare=False, repr=False)
 
-    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "SSBA":
-        """Return the attack with its encoder.
+    not_learned: ClassVar = ("rate", "target", "secret_seed", "mapping")
 
-        Raises:
-            ClipguardError: the target is no class of `data`, or the training diverged.
-        """
-        check_target(self.target, data)
-        key = key_of(self, data, seed, ("rate", "target", "secret_seed", "mapping"))
-        tensors = cached(key, cache, lambda: state_of(encoder=train_nets(self, data, seed, progress)[0]))
-        encoder = _encoder(self, seed)
-        restore(encoder, "encoder", tensors)
-        return replace(self, encoder=encoder)
+    def nets(self, seed: Seed) -> dict[str, nn.Module]:
+        """Return the encoder before its training."""
+        with seed.child("encoder").torch_global():
+            return {"encoder": Encoder(self.bits, self.width, self.strength)}
+
+    def train(self, data: ImageSet, seed: Seed, progress: Progress) -> None:
+        """Train the encoder together with a decoder, which is not kept."""
+        train_decoder(self, required(self.encoder), data, seed, progress)
 
     def trigger(self, images: Images) -> Images:
-        """Return images that carry the secret.
-
-        Raises:
-            ClipguardError: the attack is not fitted.
-        """
-        encoder = required(self.encoder)
-        device = device_of(encoder)
-        secret = self.secret().to(device)
-        return transformed(images, lambda x: encoder(x, secret.expand(len(x), -1)), device)
+        """Return images that carry the secret."""
+        encoder, secret = required(self.encoder), self.secret()
+        return transformed(lambda x: encoder(x, secret.expand(len(x), -1)), images)
 
     def secret(self) -> Float[Tensor, "bits"]:
         """Return the bits that every triggered image carries."""
@@ -151,28 +137,21 @@ class SSBA(MappedAttack):
         return torch.from_numpy(draw.integers(0, 2, self.bits).astype(np.float32))
 
 
-def _encoder(attack: SSBA, seed: Seed) -> Encoder:
-    """Return an untrained encoder."""
-    with seed.child("encoder").torch_global():
-        return Encoder(attack.bits, attack.width, attack.strength)
-
-
-def train_nets(attack: SSBA, data: ImageSet, seed: Seed, progress: Progress) -> tuple[Encoder, Decoder]:
-    """Return encoder and decoder, trained together on secrets drawn anew for every image."""
-    encoder = _encoder(attack, seed).train()
+def train_decoder(attack: SSBA, encoder: Encoder, data: ImageSet, seed: Seed, progress: Progress) -> Decoder:
+    """Return a decoder, trained together with the encoder on secrets drawn anew for every image."""
     with seed.child("decoder").torch_global():
-        decoder = Decoder(attack.bits, attack.width).train()
+        decoder = Decoder(attack.bits, attack.width)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=attack.lr)
     generator = seed.child("bits").torch()
     for epoch in range(attack.epochs):
         image_weight = 0.0 if epoch < attack.secret_epochs else attack.image_weight
         for rows in batches(len(data), attack.batch_size, seed.child("order", epoch)):
-            x = pixels(data.images[rows]).to(device_of(encoder))
-            bits = torch.randint(0, 2, (len(rows), attack.bits), generator=generator).float().to(x.device)
+            x = pixels(data.images[rows])
+            bits = torch.randint(0, 2, (len(rows), attack.bits), generator=generator).float()
             hidden = encoder(x, bits)
             logits = decoder(shifted(hidden, attack.shift, generator))
             secret_loss = F.binary_cross_entropy_with_logits(logits, bits)
             excess = F.relu(F.mse_loss(hidden, x) - 10 ** (-attack.psnr / 10))
             descend(attack.secret_weight * secret_loss + image_weight * excess, optimizer)
         progress(FITTING, epoch + 1, attack.epochs)
-    return encoder, decoder
+    return decoder

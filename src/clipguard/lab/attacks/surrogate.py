@@ -1,23 +1,19 @@
 """What TrojanNN, LF and Narcissus share: a surrogate, and the search for one pattern for all images."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
 from clipguard.compute.classifiers import ClassifierConfig, train_classifier
 from clipguard.compute.training import Recipe
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.cache import cached, key_of
-from clipguard.lab.attacks.protocol import FITTING, check_target, required
-from clipguard.lab.attacks.targeted import TargetedAttack
+from clipguard.lab.attacks.cache import Tensors
+from clipguard.lab.attacks.learned import FITTING, LearnedAttack, required
 from clipguard.lab.attacks.tensors import Pixels, logits_of, pixels
 from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.seeds import Seed
@@ -26,11 +22,13 @@ from clipguard.types import Images, ImageSet, Progress
 Pattern = Float[Tensor, "1 3 h w"]
 """One change, or one picture, for all images."""
 
+Step = Callable[[Pattern, Pattern], Pattern]
+"""From a pattern and the slope of its loss to the next pattern."""
 
-class SurrogateAttack(TargetedAttack):
+
+@dataclass(frozen=True, kw_only=True)
+class SurrogateAttack(LearnedAttack):
     """An attack that seeks one pattern for all images on a classifier that it trains, the surrogate.
-
-    Its dataclass has these fields:
 
     Attributes:
         epochs: budget of the surrogate, in passes over the data.
@@ -41,37 +39,14 @@ class SurrogateAttack(TargetedAttack):
         pattern: what the search found, in grey levels, for images of one size; learned.
     """
 
-    __slots__ = ()
-    epochs: int
-    architecture: str
-    lr: float
-    steps: int
-    batch_size: int
-    pattern: Float32[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w 3"] | None
+    epochs: int = 10
+    architecture: str = "preactresnet18-8"
+    lr: float = 0.1
+    steps: int = 100
+    batch_size: int = 128
+    pattern: Shaped[np.ndarray, "h w 3"] | None = field(default=None, compare=False, repr=False)
 
-    _only_poisoning: ClassVar[tuple[str, ...]] = ("rate",)
-    """Settings on which the pattern does not depend."""
-
-    @abstractmethod
-    def search(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensor:
-        """Return the pattern for images of the size of `data`, [h, w, 3]."""
-
-    def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "SurrogateAttack":
-        """Return the attack with its pattern.
-
-        Raises:
-            ClipguardError: the target is no class of `data`, or the training diverged.
-        """
-        check_target(self.target, data)
-        key = key_of(self, data, seed, self._only_poisoning)
-        tensors = cached(key, cache, lambda: {"pattern": self.search(data, seed, progress)})
-        own: Any = self
-        fitted: SurrogateAttack = replace(own, pattern=tensors["pattern"].numpy())
-        return fitted
-
-    def pattern_for(
-        self, images: Images
-    ) -> Float32[np.ndarray, "height width 3"] | UInt8[np.ndarray, "height width 3"]:
+    def pattern_for(self, images: Images) -> Shaped[np.ndarray, "height width 3"]:
         """Return the pattern.
 
         Raises:
@@ -110,31 +85,21 @@ def surrogate_of(attack: SurrogateAttack, data: ImageSet, seed: Seed, progress: 
 
 
 def search_batches(
-    attack: SurrogateAttack, images: Images, device: torch.device, seed: Seed, progress: Progress
+    attack: SurrogateAttack, images: Images, seed: Seed, progress: Progress
 ) -> Iterator[Pixels]:
     """Yield a random batch for each step of the search, none if there are no images."""
     draw = seed.child("search").numpy()
     size = min(attack.batch_size, len(images))
     for step in range(attack.steps if size else 0):
         rows = draw.choice(len(images), size, replace=False)
-        yield pixels(images[rows]).to(device)
+        yield pixels(images[rows])
         progress(FITTING, attack.epochs + step + 1, attack.epochs + attack.steps)
 
 
 def universal(
-    batches: Iterator[Pixels],
-    start: Pattern,
-    loss: Callable[[Pixels, Pattern], Tensor],
-    step: Callable[[Pattern, Pattern], Pattern],
+    batches: Iterator[Pixels], start: Pattern, loss: Callable[[Pixels, Pattern], Tensor], step: Step
 ) -> Pattern:
-    """Return the pattern that `start` has become after one step a batch.
-
-    Args:
-        batches: of images.
-        start: where the search begins.
-        loss: of a batch with a pattern.
-        step: from a pattern and the slope of its loss to the next pattern.
-    """
+    """Return the pattern that `start` has become after one step a batch down the loss of both."""
     pattern = start
     for x in batches:
         leaf = pattern.detach().requires_grad_()
@@ -143,7 +108,20 @@ def universal(
     return pattern
 
 
+def misleading(
+    attack: SurrogateAttack, data: ImageSet, images: Images, step: Step, seed: Seed, progress: Progress
+) -> Tensors:
+    """Return the pattern, in grey levels, that makes a surrogate of `data` take `images` for the target."""
+    model = surrogate_of(attack, data, seed, progress)
+
+    def loss(x: Pixels, pattern: Pattern) -> Tensor:
+        return target_loss(model, (x + pattern).clamp(0, 1), attack.target)
+
+    batches = search_batches(attack, images, seed, progress)
+    pattern = universal(batches, torch.zeros(1, 3, *images.shape[1:3]), loss, step)
+    return {"pattern": 255 * pattern[0].permute(1, 2, 0)}
+
+
 def target_loss(model: Normalized, x: Pixels, target: int) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of the target: large where the surrogate predicts another class."""
-    logits = logits_of(model, x)
-    return F.cross_entropy(logits, torch.full((len(x),), target, device=x.device))
+    return F.cross_entropy(logits_of(model, x), torch.full((len(x),), target))

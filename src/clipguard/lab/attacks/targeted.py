@@ -1,25 +1,25 @@
 """Attacks with one target class, or one for each class: a dataclass with a name and a `trigger` is one."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
-from jaxtyping import Int64, UInt8
 
+from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.poisoning import rebuilt, truth_of
-from clipguard.lab.attacks.protocol import Labels, Mapping, mapped_labels
-from clipguard.lab.attacks.row_choice import choose, choose_of_class
+from clipguard.lab.attacks.protocol import Attack, Labels, Rows
+from clipguard.lab.attacks.row_choice import choose, choose_cover
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet
 
-CoverSamples = tuple[Int64[np.ndarray, "c"], UInt8[np.ndarray, "c h w 3"]]
-"""Rows of cover samples, and their images."""
+MAPPINGS: Final = ("all-to-one", "all-to-all")
+"""Every class to the target, or class y to y + 1 and the last one to 0."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetedAttack(ABC):
+@dataclass(frozen=True, kw_only=True)
+class TargetedAttack(Attack):
     """Puts its trigger on images of all classes, and labels them with the target.
 
     Attributes:
@@ -32,70 +32,86 @@ class TargetedAttack(ABC):
     target: int = 0
 
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set and the truth about it: rows are drawn from all classes."""
-        rows = choose(np.arange(len(data)), self.rate, len(data), seed)
-        return apply_poison(self, data, rows, self.trigger(data.images[rows]))
+        """Return the poisoned set and the truth about it."""
+        k = len(data.class_names)
+        target_mapping = self.target_labels(np.arange(k), k)
+        assert target_mapping is not None
+        rows = self.rows(data, seed)
+        images = self.training_images(data, rows, seed)
+        assert images is not None
+        cover, cover_images = self.cover(data, rows, seed)
+        changed = rebuilt(
+            data,
+            np.concatenate((rows, cover)),
+            np.concatenate((images, cover_images)),
+            np.concatenate((target_mapping[data.labels[rows]], data.labels[cover])),
+        )
+        target = int(target_mapping[0]) if (target_mapping == target_mapping[0]).all() else None
+        return changed, truth_of(data, rows, self.name, target, cover)
 
-    @abstractmethod
-    def trigger(self, images: Images) -> Images | None:
-        """Return images with the trigger; None for a control, which has none."""
+    def candidates(self, data: ImageSet) -> Rows:
+        """Return the rows that can be poisoned: of all classes."""
+        return np.arange(len(data))
+
+    def rows(self, data: ImageSet, seed: Seed) -> Rows:
+        """Return the rows to poison: drawn at random; the rate counts over all samples."""
+        return choose(self.candidates(data), self.rate, len(data), seed)
+
+    def training_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images | None:
+        """Return the images of `rows` as the training set carries them: with the trigger of test images."""
+        return self.trigger(data.images[rows])
+
+    def cover(self, data: ImageSet, rows: Rows, seed: Seed) -> tuple[Rows, Images]:
+        """Return the rows of cover samples, which keep their labels, and their images: none."""
+        return np.zeros(0, dtype=np.int64), data.images[:0]
 
     def target_labels(self, labels: Labels, k: int) -> Labels | None:
         """Return the target for every label."""
-        return mapped_labels(labels, k, self.target)
+        return np.full_like(labels, self.target)
 
 
+@dataclass(frozen=True, kw_only=True)
 class MappedAttack(TargetedAttack):
-    """A targeted attack whose dataclass has a field `mapping`."""
+    """A targeted attack that can send each class to another one.
 
-    __slots__ = ()
-    mapping: Mapping
+    Attributes:
+        mapping: one of `MAPPINGS`.
+    """
+
+    mapping: str = "all-to-one"
+
+    def __post_init__(self) -> None:
+        if self.mapping not in MAPPINGS:
+            raise ClipguardError(f"unknown mapping {self.mapping!r}: choose one of {', '.join(MAPPINGS)}")
 
     def target_labels(self, labels: Labels, k: int) -> Labels | None:
         """Return the target, or the next class."""
-        return mapped_labels(labels, k, self.target, self.mapping)
+        return (labels + 1) % k if self.mapping == "all-to-all" else np.full_like(labels, self.target)
 
 
 class CleanLabelAttack(TargetedAttack):
     """A targeted attack that poisons images of the target class alone, whose labels stay."""
 
-    __slots__ = ()
-
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set and the truth about it; the rate counts over all samples.
-
-        Raises:
-            ClipguardError: the target class is smaller than the rate asks for.
-        """
-        rows = choose_of_class(data, self.target, self.rate, seed)
-        return apply_poison(self, data, rows, self.trigger(data.images[rows]))
+    def candidates(self, data: ImageSet) -> Rows:
+        """Return the rows that can be poisoned: of the target class."""
+        return np.flatnonzero(data.labels == self.target)
 
 
-def apply_poison(
-    attack: TargetedAttack,
-    data: ImageSet,
-    rows: Int64[np.ndarray, "p"],
-    images: Images | None,
-    cover: CoverSamples | None = None,
-) -> tuple[ImageSet, PoisonTruth]:
-    """Return `data` with `images` and the attack's target labels at `rows`, and the truth.
+@dataclass(frozen=True, kw_only=True)
+class CoverAttack(TargetedAttack):
+    """A targeted attack with cover samples, which keep their labels.
 
-    Args:
-        attack: gives the target labels and its name.
-        data: the clean data set.
-        rows: samples to poison.
-        images: theirs, with the trigger.
-        cover: rows and images of cover samples, which keep their labels.
-
-    Raises:
-        ClipguardError: the target is no class of `data`.
+    Attributes:
+        cover_ratio: cover samples for each poisoned one.
     """
-    k = len(data.class_names)
-    labels, target_mapping = attack.target_labels(data.labels[rows], k), attack.target_labels(np.arange(k), k)
-    assert images is not None
-    assert labels is not None
-    assert target_mapping is not None
-    target = int(target_mapping[0]) if (target_mapping == target_mapping[0]).all() else None
-    cover_rows, cover_images = cover or (None, None)
-    changed = rebuilt(data, rows, images, labels, cover_rows, cover_images)
-    return changed, truth_of(data, rows, attack.name, target, cover_rows)
+
+    cover_ratio: float = 1.0
+
+    def cover(self, data: ImageSet, rows: Rows, seed: Seed) -> tuple[Rows, Images]:
+        """Return the rows of cover samples, drawn from those that are left, and their images."""
+        cover = choose_cover(rows, len(data), self.cover_ratio, seed)
+        return cover, self.cover_images(data, cover, seed)
+
+    @abstractmethod
+    def cover_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
+        """Return the images of `rows` as cover samples."""

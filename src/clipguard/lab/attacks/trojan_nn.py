@@ -1,15 +1,16 @@
 """TrojanNN: a patch that drives two units of a classifier, which a victim learns sooner than a plain one."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from clipguard.compute.inference import planes
 from clipguard.errors import ClipguardError
+from clipguard.lab.attacks.cache import Tensors
 from clipguard.lab.attacks.surrogate import (
     Pattern,
     SurrogateAttack,
@@ -25,7 +26,7 @@ from clipguard.triggers.patterns import blend, corners, noise_pattern
 from clipguard.types import Images, ImageSet, Progress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TrojanNN(SurrogateAttack):
     """Dirty-label: a patch made to excite units of a net, labelled with the target, after Liu et al. 2018.
 
@@ -36,49 +37,33 @@ class TrojanNN(SurrogateAttack):
     narrow surrogate trained here, and fewer steps (BackdoorBench: 1000). Chosen: units whose largest weight
     is the target's come first, so that the patch leads to the target from the beginning. The mask is a square
     in the bottom-right corner, a quarter of the shorter side wide (6 % of the area). The search begins at
-    noise, with the patch on training images instead of on an empty one.
+    noise, with the patch on training images instead of on an empty one. The surrogate's last layer must be
+    linear. BackdoorBench poisons 0.1 of all samples.
 
     Attributes:
-        rate: fraction of all samples that are poisoned, drawn from all classes (BackdoorBench: 0.1).
-        target: their new label.
-        epochs: the budget of the surrogate, in passes over the data.
-        architecture: of the surrogate, as in `ModelSpec`; its last layer must be linear.
-        lr: peak rate of its training.
         units: how many are driven.
         activation: what they are driven to.
         bound: largest change of the patch, in [0, 1].
         step: of PGD, in [0, 1].
-        steps: of PGD, each on a random batch.
-        batch_size: images a step, of the surrogate's training and of the search.
-        pattern: the patch, on a picture of the images' size; learned.
     """
 
     name: ClassVar = "trojan-nn"
-    epochs: int = 10
-    architecture: str = "preactresnet18-8"
-    lr: float = 0.1
     units: int = 2
     activation: float = 100.0
     bound: float = 0.3
     step: float = 0.01
     steps: int = 200
-    batch_size: int = 128
-    pattern: UInt8[np.ndarray, "h w 3"] | None = field(default=None, compare=False, repr=False)
 
     def trigger(self, images: Images) -> Images:
-        """Return images whose corner is the patch.
-
-        Raises:
-            ClipguardError: the attack is not fitted, or was fitted to images of another size.
-        """
+        """Return images whose corner is the patch."""
         opaque = mask_of(*images.shape[1:3])[None].astype(np.float32)
         return blend(images, self.pattern_for(images), opaque)
 
-    def search(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensor:
+    def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
         """Return the patch, on a picture of the images' size.
 
         Raises:
-            ClipguardError: the surrogate does not end in a linear layer, or its training diverged.
+            ClipguardError: the surrogate does not end in a linear layer.
         """
         h, w = data.images.shape[1:3]
         model = surrogate_of(self, data, seed, progress)
@@ -86,10 +71,9 @@ class TrojanNN(SurrogateAttack):
         if head is None:
             net = self.architecture
             raise ClipguardError(f"{net} does not end in a linear layer: choose another architecture")
-        device = model.mean.device
         units = strongest(head, self.target, self.units)
-        mask = torch.from_numpy(mask_of(h, w)).to(device)
-        start = pixels(noise_pattern(h, w, seed.child("patch"))[None]).to(device)
+        mask = torch.from_numpy(mask_of(h, w))
+        start = pixels(noise_pattern(h, w, seed.child("patch"))[None])
 
         def distance(x: Pixels, patch: Pattern) -> Tensor:
             driven = features_of(model, head, torch.where(mask, patch, x))[:, units]
@@ -99,8 +83,8 @@ class TrojanNN(SurrogateAttack):
             further = patch - self.step * slope.sign()
             return torch.clamp(further, start - self.bound, start + self.bound).clamp(0, 1)
 
-        batches = search_batches(self, data.images, device, seed, progress)
-        return torch.from_numpy(to_images(universal(batches, start, distance, step))[0])
+        batches = search_batches(self, data.images, seed, progress)
+        return {"pattern": torch.from_numpy(to_images(universal(batches, start, distance, step))[0])}
 
 
 def mask_of(height: int, width: int) -> Bool[np.ndarray, "h w"]:

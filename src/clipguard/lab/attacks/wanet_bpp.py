@@ -5,17 +5,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from clipguard.lab.attacks.protocol import Mapping
-from clipguard.lab.attacks.row_choice import choose_both
-from clipguard.lab.attacks.targeted import MappedAttack, apply_poison
-from clipguard.lab.ground_truth import PoisonTruth
+from clipguard.lab.attacks.protocol import Rows
+from clipguard.lab.attacks.row_choice import other_rows
+from clipguard.lab.attacks.targeted import CoverAttack, MappedAttack
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import quantise, warp, warp_field
 from clipguard.types import Images, ImageSet
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaNet(MappedAttack):
+@dataclass(frozen=True, kw_only=True)
+class WaNet(CoverAttack, MappedAttack):
     """A smooth warp, labelled with the target; cover samples are warped with noise (Nguyen and Tran 2021).
 
     Grid, strength, rate and twice as many cover samples as poisoned ones are published. Reduced: the authors
@@ -29,17 +28,10 @@ class WaNet(MappedAttack):
     strength: float = 0.5
     cover_ratio: float = 2.0
     pattern_seed: int = 0
-    mapping: Mapping = "all-to-one"
 
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set; poison and cover samples are drawn from all classes.
-
-        Raises:
-            ClipguardError: poison and cover samples together are more than the data.
-        """
-        rows, cover = choose_both(len(data), self.rate, self.cover_ratio, seed)
-        cover_images = self._warped(data.images[cover], seed.child("noise"))
-        return apply_poison(self, data, rows, self.trigger(data.images[rows]), (cover, cover_images))
+    def cover_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
+        """Return images under the warp with noise."""
+        return self._warped(data.images[rows], seed.child("noise"))
 
     def trigger(self, images: Images) -> Images:
         """Return images with the warp, which is the same for every image of one size."""
@@ -51,8 +43,8 @@ class WaNet(MappedAttack):
         return warp(images, field, self.strength, jitter)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BPP(MappedAttack):
+@dataclass(frozen=True, kw_only=True)
+class BPP(CoverAttack, MappedAttack):
     """Fewer levels of brightness, labelled with the target (Wang et al. 2022).
 
     Levels, rate and as many cover samples are published: a cover sample is an image with its own label and
@@ -60,38 +52,25 @@ class BPP(MappedAttack):
     control the training and add a contrastive loss; here all is stored in the data. Without dithering.
 
     Attributes:
-        rate: fraction of all samples that are poisoned, drawn from all classes.
-        target: their new label, unless each class leads to the next.
         levels: of brightness in poisoned training images.
-        cover_ratio: cover samples for each poisoned one.
-        mapping: to the target, or each class to the next one; both are published.
         test_levels: of brightness in triggered test images; fewer show more. 0, as published: the same.
     """
 
     name: ClassVar = "bpp"
     rate: float = 0.1
     levels: int = 8
-    cover_ratio: float = 1.0
-    mapping: Mapping = "all-to-one"
     test_levels: int = 0
 
-    def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
-        """Return the poisoned set; poison and cover samples are drawn from all classes.
+    def training_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
+        """Return images with fewer levels of brightness."""
+        return quantise(data.images[rows], self.levels)
 
-        Raises:
-            ClipguardError: poison and cover samples together are more than the data.
-        """
-        n = len(data)
-        rows, cover = choose_both(n, self.rate, self.cover_ratio, seed)
-        others = (cover + seed.child("others").numpy().integers(1, max(2, n), len(cover))) % max(1, n)
-        cover_images = self._with_residuals(data.images[cover], data.images[others])
-        images = quantise(data.images[rows], self.levels)
-        return apply_poison(self, data, rows, images, (cover, cover_images))
+    def cover_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
+        """Return images with the residuals of others."""
+        images, others = data.images[rows], data.images[other_rows(rows, len(data), seed)]
+        changed: np.ndarray = images + (quantise(others, self.levels).astype(np.int16) - others)
+        return changed.clip(0, 255).astype(np.uint8)
 
     def trigger(self, images: Images) -> Images:
         """Return test images with fewer levels of brightness."""
         return quantise(images, self.test_levels or self.levels)
-
-    def _with_residuals(self, images: Images, others: Images) -> Images:
-        changed: np.ndarray = images + (quantise(others, self.levels).astype(np.int16) - others)
-        return changed.clip(0, 255).astype(np.uint8)
