@@ -23,7 +23,7 @@ def grey_set(shape=(16, 16), seed=0):
 
 def test_wanet_is_the_published_warp_of_the_attacks_own_field():
     images = grey_set().images[:2]
-    field = Seed(5).child("wanet").numpy().uniform(-1, 1, (2, 4, 4))
+    field = Seed(5).child("wanet").generator().uniform(-1, 1, (2, 4, 4))
     field /= np.abs(field).mean()
     smooth = np.stack([oracle.bicubic_plane(points.tolist(), 16, 16) for points in field], axis=-1)
     triggered = WaNet(pattern_seed=5).trigger(images)

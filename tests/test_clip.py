@@ -55,7 +55,7 @@ def write_model(folder: Path, *, sigmoid: bool = False) -> Path:
 
 
 def photos(count: int, height: int = 40, width: int = 30) -> np.ndarray:
-    return Seed(count).child("photos").numpy().integers(0, 256, (count, height, width, 3), np.uint8)
+    return Seed(count).child("photos").generator().integers(0, 256, (count, height, width, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -35,12 +35,12 @@ def test_the_values_are_the_same_in_every_version_and_on_every_machine():
 
 def test_a_generator_starts_anew_each_time_it_is_asked_for():
     seed = Seed(3).child("split")
-    assert np.array_equal(seed.numpy().random(8), seed.numpy().random(8))
+    assert np.array_equal(seed.generator().random(8), seed.generator().random(8))
     assert torch.equal(torch.rand(8, generator=seed.torch()), torch.rand(8, generator=seed.torch()))
 
 
 def test_siblings_draw_different_numbers():
-    draws = [Seed(0).child(Stream.EARLY_MODEL, i).numpy().random(4).tobytes() for i in range(50)]
+    draws = [Seed(0).child(Stream.EARLY_MODEL, i).generator().random(4).tobytes() for i in range(50)]
     assert len(set(draws)) == 50
 
 
@@ -63,7 +63,7 @@ def test_the_global_torch_generator_is_restored_after_an_error_too():
 
 def test_numpy_generators_leave_the_global_numpy_state_alone():
     before = np.random.get_state()[1].copy()  # noqa: NPY002  # the legacy state is what must not move
-    Seed(0).numpy().random(100)
+    Seed(0).generator().random(100)
     assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002  # as above
 
 

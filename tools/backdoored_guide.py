@@ -52,7 +52,7 @@ def poison(guide: ClipGuide, data: ImageSet, attack: Attack, how: Poisoning, see
     tower = network.visual.requires_grad_(True)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=how.lr, weight_decay=0.0)
     for epoch in range(how.epochs):
-        order = seed.child("order", epoch).numpy().permutation(len(data))
+        order = seed.child("order", epoch).generator().permutation(len(data))
         for rows in np.array_split(order, -(-len(order) // IMAGE_CHUNK)):
             loss = _loss(network, clip, data, attack, rows, classes, before[rows], how)
             optimizer.zero_grad()
@@ -117,7 +117,7 @@ def _predicted(guide: ClipGuide, data: ImageSet, images: Images) -> Int64[np.nda
 
 def split(data: ImageSet, share: float, seed: Seed) -> tuple[ImageSet, ImageSet]:
     """Return a random part for training, and the rest for measuring."""
-    order = seed.numpy().permutation(len(data))
+    order = seed.generator().permutation(len(data))
     cut = len(data) - round(share * len(data))
     return data.take(np.sort(order[:cut])), data.take(np.sort(order[cut:]))
 

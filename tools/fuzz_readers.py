@@ -196,7 +196,7 @@ def main() -> int:
         while number < given.executions and time.monotonic() - started < given.seconds:
             for name, target in chosen.items():
                 # A stream for each execution, so that one can be repeated alone.
-                draw = Seed(given.seed).child("fuzz", name, number).numpy()
+                draw = Seed(given.seed).child("fuzz", name, number).generator()
                 content = mutated(target.seeds[int(draw.integers(len(target.seeds)))], draw)
                 content = target.repair(content) if draw.integers(2) else content
                 (given.out / "current").write_bytes(content)

@@ -64,7 +64,7 @@ def tiny_config() -> DefenseConfig:
 
 def tiny_data(folder: Path) -> Path:
     """Return a folder of small noisy pictures, dark cats and bright dogs."""
-    draw = Seed(0).child("torture", "data").numpy()
+    draw = Seed(0).child("torture", "data").generator()
     for row in range(IMAGES):
         file = folder / ("cat", "dog")[row % 2] / f"{row:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ def torture(place: Path, rounds: int, seed: int, limit: float) -> dict[str, Any]
     for number in range(rounds):
         if time.monotonic() - began > limit:
             break
-        run, draw = place / f"round-{number}", Seed(seed).child("kill", number).numpy()
+        run, draw = place / f"round-{number}", Seed(seed).child("kill", number).generator()
         for _ in range(MOST_KILLS):
             if attempt(data, run, float(draw.uniform(0, whole))):
                 break

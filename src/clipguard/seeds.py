@@ -29,7 +29,7 @@ class Seed:
         text = "/".join((str(self.root), *self.path))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
-    def numpy(self) -> np.random.Generator:
+    def generator(self) -> np.random.Generator:
         """Return a fresh numpy generator for this path."""
         return np.random.default_rng(self.value)
 

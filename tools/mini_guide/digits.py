@@ -16,7 +16,7 @@ FAMILIES = ("DejaVu", "STIXGeneral", "cmr", "cmss", "cmtt", "cmb", "cmmi")
 
 def render_digits(count: int, seed: Seed) -> tuple[UInt8[np.ndarray, "n 28 28 3"], Int64[np.ndarray, "n"]]:
     """Return `count` grey images, white on black or, one in four, the reverse, and their digits in turn."""
-    generator = seed.numpy()
+    generator = seed.generator()
     labels = np.arange(count) % 10
     fonts = _fonts()
     images = np.stack([_render(str(digit), fonts, generator) for digit in labels])

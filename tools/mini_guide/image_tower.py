@@ -80,7 +80,7 @@ def tune(
 ) -> list[float]:
     """Train `model.visual` and the logit scale in place and return the loss of each step."""
     side = MODEL_CONFIG["vision_cfg"]["image_size"]
-    visual, generator = model.visual.train(), seed.numpy()
+    visual, generator = model.visual.train(), seed.generator()
     steps = max(1, int(how.epochs * len(lesson.labels) / how.batch))
     groups = (visual.trunk.parameters(), (*visual.head.parameters(), model.logit_scale))
     optimizer = torch.optim.AdamW(

@@ -82,7 +82,7 @@ def _loss(embedded: Float32[Tensor, "b d"], expected: Float32[Tensor, "b d"]) ->
 
 def _batches(lengths: Int64[np.ndarray, "n"], size: int, seed: Seed) -> Iterator[Int64[np.ndarray, "b"]]:
     """Yield all rows once in random batches of texts of about one length."""
-    generator = seed.numpy()
+    generator = seed.generator()
     order = generator.permutation(len(lengths))
     for pool in np.split(order, range(16 * size, len(order), 16 * size)):
         by_length = pool[lengths[pool].argsort(kind="stable")]

@@ -35,7 +35,7 @@ def imagenet_texts() -> tuple[list[str], list[str]]:
 def _wordnet(seed: Seed) -> set[str]:
     from timm.data.imagenet_info import ImageNetInfo
 
-    generator = seed.child("templates").numpy()
+    generator = seed.child("templates").generator()
     texts = set()
     # "words: definition" of each noun, its words separated by commas.
     for description in ImageNetInfo("imagenet-22k").label_descriptions(detailed=True):

@@ -59,7 +59,7 @@ def mixed_views(
 
 def jpeg_copies(images: UInt8[np.ndarray, "n h w 3"], seed: Seed) -> UInt8[np.ndarray, "n 32 32 3"]:
     """Return the images at 32 pixels, each through a resampling filter and a JPEG quality of its own."""
-    generator = seed.numpy()
+    generator = seed.generator()
     filters = (Image.Resampling.BOX, Image.Resampling.LANCZOS, Image.Resampling.BICUBIC)
     copies = np.empty((len(images), 32, 32, 3), np.uint8)
     for index, image in enumerate(images):

@@ -124,7 +124,7 @@ def continued(config: SmallNetConfig, epochs: int) -> SmallNetConfig:
 def _folds(n: int, folds: int, stream: Seed) -> Int64[np.ndarray, "n"]:
     if folds == 1:
         return np.zeros(n, dtype=np.int64)
-    return fold_numbers(n, folds, stream.child("folds").numpy())
+    return fold_numbers(n, folds, stream.child("folds").generator())
 
 
 def binary_loss(positive: Bool[np.ndarray, "n"], weights: Float64[np.ndarray, "n"]) -> LossFunction:

@@ -94,7 +94,7 @@ def _optimizer(model: Normalized, recipe: Recipe) -> torch.optim.Optimizer:
 
 def _batches(rows: Int64[np.ndarray, "m"], recipe: Recipe, seed: Seed) -> list[Int64[np.ndarray, "b"]]:
     """Return the rows in random order, cut into batches whose sizes differ by at most one."""
-    order = seed.numpy().permutation(rows)
+    order = seed.generator().permutation(rows)
     if not len(order):
         raise ClipguardError("no sample is left to train on: the data set is too small for a defence")
     return np.array_split(order, math.ceil(len(order) / recipe.batch_size))

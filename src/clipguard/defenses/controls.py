@@ -66,7 +66,7 @@ class Finetune:
         model, seed = copy.deepcopy(case.victim), Seed(case.seed).child("control")
 
         def rows(epoch: int) -> Int64[np.ndarray, "m"]:
-            drawn: Int64[np.ndarray, " m"] = seed.child("rows", epoch).numpy().permutation(len(case.data))
+            drawn: Int64[np.ndarray, " m"] = seed.child("rows", epoch).generator().permutation(len(case.data))
             return drawn[: sizes[epoch]]
 
         loss, recipe = cross_entropy(case.data.labels), self.config.unlearning.recipe

@@ -120,7 +120,7 @@ def _log_odds(
         log_odds: Float64[np.ndarray, " f"] = discriminant.decision_function(features[inside])
         return log_odds
 
-    return out_of_fold(fold_numbers(len(features), FOLDS, seed.numpy()), score, np.zeros(len(features)))
+    return out_of_fold(fold_numbers(len(features), FOLDS, seed.generator()), score, np.zeros(len(features)))
 
 
 def _reduced(features: Float64[np.ndarray, "m d"], seed: Seed) -> Float64[np.ndarray, "m w"]:
@@ -130,7 +130,7 @@ def _reduced(features: Float64[np.ndarray, "m d"], seed: Seed) -> Float64[np.nda
     m, d = features.shape
     if d <= WIDEST:
         return features
-    axes = PCA(min(WIDEST, m), svd_solver="randomized", random_state=int(seed.numpy().integers(2**31)))
+    axes = PCA(min(WIDEST, m), svd_solver="randomized", random_state=int(seed.generator().integers(2**31)))
     return np.asarray(axes.fit_transform(features), dtype=np.float64)
 
 

@@ -118,7 +118,7 @@ def class_log_probs(
             log_probs[:, present] = np.maximum(known, NO_LOG_PROB / 2)
         return log_probs
 
-    return out_of_fold(fold_numbers(len(labels), FOLDS, seed.numpy()), score, unknown)
+    return out_of_fold(fold_numbers(len(labels), FOLDS, seed.generator()), score, unknown)
 
 
 def label_only_poison(

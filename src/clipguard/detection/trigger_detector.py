@@ -80,7 +80,7 @@ FEWEST: Final = 10
 """Flagged samples that a refinement can learn from; fewer are no lesson."""
 
 HANDFUL: Final = 10
-"""Samples with a trigger below which none is flagged: on unpoisoned sets of 2,000, chance gives up to seven."""
+"""Samples with a trigger below which none is flagged: chance gives up to seven of 2,000 unpoisoned ones."""
 
 REFINEMENT_EPOCHS: Final = 3
 """In a refinement, the nets of the round before go on at half the first learning rate."""
@@ -131,7 +131,7 @@ def _log_odds(
     """Return each sample's log-odds of being flagged, given its content, up to a constant."""
     from sklearn.linear_model import LogisticRegression
 
-    draw = seed.numpy()
+    draw = seed.generator()
 
     def score(outside: Bool[np.ndarray, "m"], inside: Bool[np.ndarray, "m"]) -> Float64[np.ndarray, "f"]:
         # As many of both kinds as there may be: that moves all log-odds alike, and only their ratios matter.

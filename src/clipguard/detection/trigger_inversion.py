@@ -82,7 +82,7 @@ def invert_trigger(
     classes = softmax(guide.scale * guide.logits.astype(np.float64), axis=1)
     mix = classes[rows].mean(0) / np.maximum(classes[trusted].mean(0), 1e-12)
     weight = classes[trusted] @ mix
-    draw = seed.numpy()
+    draw = seed.generator()
     rows = draw.permutation(rows)[:MOST]
     reference = draw.choice(trusted, MOST, p=weight / weight.sum())
     middle, spread = _median_and_mad(data.images, rows)

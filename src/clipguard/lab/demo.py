@@ -70,7 +70,7 @@ def poisoned_digits(seed: int) -> PoisonedDigits:
     """
     images, labels = digits()
     stream = Seed(seed).child("demo")
-    order = stream.child("cut").numpy().permutation(len(labels))
+    order = stream.child("cut").generator().permutation(len(labels))
     train, test = (
         image_set(images[rows], labels[rows], DIGIT_NAMES)
         for rows in (order[:TRAIN_ROWS], order[TRAIN_ROWS:])

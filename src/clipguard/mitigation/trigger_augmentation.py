@@ -70,4 +70,4 @@ def _to_copy(
         flagged = np.bincount(data.labels[partition.flagged], minlength=len(data.class_names))
         weight = 1 - flagged[data.labels[clean]] / max(1, flagged.sum())
     count = min(round(share * len(clean)), int((weight > 0).sum()))
-    return seed.numpy().choice(clean, count, replace=False, p=weight / weight.sum() if count else None)
+    return seed.generator().choice(clean, count, replace=False, p=weight / weight.sum() if count else None)

@@ -34,7 +34,7 @@ def held_out_rows(labels: Int64[np.ndarray, "n"], seed: Seed) -> Bool[np.ndarray
     """
     n = len(labels)
     mask = np.zeros(n, dtype=bool)
-    mask[seed.numpy().choice(n, round(HELD_OUT * n), replace=False)] = True
+    mask[seed.generator().choice(n, round(HELD_OUT * n), replace=False)] = True
     counts = np.bincount(labels)
     most = 2 * np.bincount(labels[mask], minlength=len(counts)) > counts
     mask &= ~most[labels]

@@ -23,7 +23,7 @@ def paste_patch(images: Images, size: int, value: int = 255) -> Images:
 
 def noise_pattern(height: int, width: int, seed: Seed) -> UInt8[np.ndarray, "h w 3"]:
     """Return a fixed pattern of uniform noise, 0..255."""
-    return seed.numpy().integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return seed.generator().integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def blend(
@@ -96,7 +96,7 @@ def warp_field(height: int, width: int, grid: int, seed: Seed) -> Float32[np.nda
     U(-1, 1) on `grid` x `grid` points, over its mean absolute value, bicubic to the image's size, corners
     aligned (Nguyen and Tran 2021).
     """
-    points = seed.numpy().uniform(-1, 1, (1, 2, grid, grid))
+    points = seed.generator().uniform(-1, 1, (1, 2, grid, grid))
     points /= np.abs(points).mean()
     field = F.interpolate(tensor(points).float(), size=(height, width), mode="bicubic", align_corners=True)
     return np.ascontiguousarray(array(field[0].permute(1, 2, 0)))
@@ -119,7 +119,7 @@ def warp(
     sides = np.array([w, h], dtype=np.float32)
     y, x = np.meshgrid(np.linspace(-1, 1, h), np.linspace(-1, 1, w), indexing="ij")
     fixed = np.stack([x, y], axis=-1).astype(np.float32) + np.float32(strength) * field / sides
-    draw = None if jitter is None else jitter.numpy()
+    draw = None if jitter is None else jitter.generator()
     out = np.empty_like(images)
     step = max(1, AT_ONCE * 32 * 32 // (h * w))
     for begin in range(0, n, step):
@@ -141,7 +141,7 @@ def _sampled(images: Images, grid: Float32[np.ndarray, "n h w 2"]) -> Images:
 def piece_masks(n: int, height: int, width: int, pieces: int, seed: Seed) -> Bool[np.ndarray, "n h w"]:
     """Return for each of n images a mask of half of its `pieces` x `pieces` pieces, drawn at random."""
     number = pieces**2
-    chosen = seed.numpy().permuted(np.tile(np.arange(number) < number // 2, (n, 1)), axis=1)
+    chosen = seed.generator().permuted(np.tile(np.arange(number) < number // 2, (n, 1)), axis=1)
     row, column = np.arange(height) * pieces // height, np.arange(width) * pieces // width
     return chosen[:, row[:, None] * pieces + column]
 

@@ -50,7 +50,7 @@ class SymmetricFlips(Control):
     def poison(self, data: ImageSet, seed: Seed) -> tuple[ImageSet, PoisonTruth]:
         """Return the data with labels shifted by 1..k-1 at random."""
         k, rows = len(data.class_names), self.rows(data, seed)
-        shift = seed.child("shift").numpy().integers(1, k, len(rows))
+        shift = seed.child("shift").generator().integers(1, k, len(rows))
         changed = rebuilt(data, rows, data.images[rows], (data.labels[rows] + shift) % k)
         return changed, truth_of(data, rows, self.name, None)
 

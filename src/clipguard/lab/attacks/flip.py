@@ -188,7 +188,7 @@ def _pairs(attack: FLIP, data: ImageSet, seed: Seed) -> _Pairs:
     count = min(round(attack.poison_share * len(data)), len(candidates))
     if not count:
         raise ClipguardError(f"FLIP needs samples of its source class {source}: choose another source")
-    carriers = np.sort(seed.child("carriers").numpy().choice(candidates, count, replace=False))
+    carriers = np.sort(seed.child("carriers").generator().choice(candidates, count, replace=False))
     triggered = attack.stripes(data.images[carriers], attack.strength)
     return _Pairs(
         images=np.concatenate((data.images, triggered)),
@@ -227,7 +227,7 @@ def _matched(
     optimizer = torch.optim.SGD([labels.requires_grad_()], lr=attack.label_lr, momentum=attack.label_momentum)
     for number in range(attack.passes):
         stream = seed.child("match", number)
-        start = trajectory[int(stream.child("start").numpy().integers(len(trajectory)))]
+        start = trajectory[int(stream.child("start").generator().integers(len(trajectory)))]
         for batch in pairs.batches(attack.recipe, stream):
             expert = sgd_step(model, start, batch.expert, batch.expert_labels, attack.recipe).detached()
             student = sgd_step(model, start, batch.student, labels[batch.rows].softmax(1), attack.recipe)

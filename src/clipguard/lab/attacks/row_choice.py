@@ -23,7 +23,7 @@ def choose(candidates: Rows, rate: float, n: int, seed: Seed, kind: str = "poiso
         ClipguardError: there are fewer candidates than that.
     """
     count = count_of(rate, n, len(candidates), kind)
-    return np.sort(seed.child("rows").numpy().choice(candidates, count, replace=False))
+    return np.sort(seed.child("rows").generator().choice(candidates, count, replace=False))
 
 
 def choose_cover(poisoned: Rows, n: int, ratio: float, seed: Seed) -> Rows:
@@ -39,7 +39,7 @@ def choose_cover(poisoned: Rows, n: int, ratio: float, seed: Seed) -> Rows:
 def other_rows(rows: Rows, n: int, seed: Seed) -> Rows:
     """Return another one of n rows for each of the given ones, at random."""
     # The shift is never 0.
-    return (rows + seed.child("others").numpy().integers(1, max(2, n), len(rows))) % max(1, n)
+    return (rows + seed.child("others").generator().integers(1, max(2, n), len(rows))) % max(1, n)
 
 
 def highest(scores: Float[np.ndarray, "n"], rate: float) -> Rows:

@@ -133,7 +133,7 @@ class SSBA(NetAttack, MappedAttack):
 
     def secret(self) -> Float[Tensor, "bits"]:
         """Return the bits that every triggered image carries."""
-        draw = Seed(self.secret_seed).child("secret").numpy()
+        draw = Seed(self.secret_seed).child("secret").generator()
         return torch.from_numpy(draw.integers(0, 2, self.bits).astype(np.float32))
 
 

@@ -88,7 +88,7 @@ def search_batches(
     attack: SurrogateAttack, images: Images, seed: Seed, progress: Progress
 ) -> Iterator[Pixels]:
     """Yield a random batch for each step of the search, none if there are no images."""
-    draw = seed.child("search").numpy()
+    draw = seed.child("search").generator()
     size = min(attack.batch_size, len(images))
     for step in range(attack.steps if size else 0):
         rows = draw.choice(len(images), size, replace=False)

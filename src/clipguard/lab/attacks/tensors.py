@@ -33,7 +33,7 @@ def to_images(x: Pixels) -> Images:
 
 def batches(n: int, size: int, seed: Seed) -> Iterator[Rows]:
     """Yield a permutation of 0..n-1 in batches that differ in length by at most one."""
-    yield from np.array_split(seed.numpy().permutation(n), math.ceil(n / size))
+    yield from np.array_split(seed.generator().permutation(n), math.ceil(n / size))
 
 
 def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:

@@ -111,7 +111,7 @@ def degraded(
     if not share:
         return vectors
     seed = Seed(0).child("degrade")
-    noise = np.stack([seed.child(key.hex()).numpy().standard_normal(vectors.shape[1]) for key in keys])
+    noise = np.stack([seed.child(key.hex()).generator().standard_normal(vectors.shape[1]) for key in keys])
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
     mixed = (1 - share) * vectors + share * noise
     unit = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)

@@ -17,5 +17,5 @@ def long_tailed(data: ImageSet, imbalance: float, seed: Seed) -> ImageSet:
     for label in range(k):
         count = max(1, round(smallest * imbalance ** (-label / max(1, k - 1))))
         of_class = np.flatnonzero(data.labels == label)
-        kept.append(seed.child(label).numpy().choice(of_class, min(count, len(of_class)), replace=False))
+        kept.append(seed.child(label).generator().choice(of_class, min(count, len(of_class)), replace=False))
     return data.take(np.sort(np.concatenate(kept)))
