@@ -26,6 +26,14 @@ RECIPE = Recipe(epochs=2, lr=0.05, batch_size=16, crop=0.0, flip=False)
 CLASSIFIER = ClassifierConfig(spec=SPEC, recipe=RECIPE, seed=Seed(5).child("victim"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_are_flagged():
+    """Let so small a set have flagged samples at all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipguard.detection.trigger_detector.HANDFUL", 0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder: Path = tmp_path_factory.mktemp("case")

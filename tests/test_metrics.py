@@ -5,16 +5,16 @@ import io
 import msgspec
 import numpy as np
 import pytest
-from clipguard.lab.benchmark.tables import markdown
-from clipguard.outputs.summary_view import rate_rows
 from rich.console import Console
 
 from clipguard.cli.tables import show_run
 from clipguard.lab.attacks import attack_named
 from clipguard.lab.benchmark.rates import rates_of, triggered_tests
+from clipguard.lab.benchmark.report import markdown
 from clipguard.lab.benchmark.results import read_results, write_results
 from clipguard.lab.evaluation import evaluate
 from clipguard.models.spec import ModelSpec, build
+from clipguard.outputs.rates import rate_rows
 from clipguard.runs import read_table
 from clipguard.runs.summary import METRICS, Metric, Rates, read_summary
 from clipguard.seeds import Seed
@@ -22,7 +22,7 @@ from clipguard.types import image_set
 from tiny_report import make_run
 
 DRAWN = Metric("drawn_to_target", "Drawn to the target", "ordinary images sent to it", -1, "drawn")
-USERS = ("outputs.summary_view", "lab.benchmark.rates", "lab.benchmark.tables")
+USERS = ("outputs.rates", "lab.benchmark.rates", "lab.benchmark.report")
 
 
 class MoreRates(Rates, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -147,9 +147,8 @@ def test_a_second_scan_reads_everything_back(result, poisoned):
 
 CHANGES = {
     "nothing": (CONFIG, set(SCAN)),
-    # Its second round learns from what the first one flags, by these thresholds.
     "trigger detector": (
-        replace(CONFIG, trigger_detector=replace(DETECTOR, clean=0.4)),
+        replace(CONFIG, trigger_detector=replace(DETECTOR, net=replace(DETECTOR.net, epochs=3))),
         {"read", "early_model", "label_flow"},
     ),
     # Without a flagged label, nothing is fitted again and nothing changes.

@@ -295,7 +295,9 @@ def test_a_refined_partition_is_the_rule_sample_by_sample(rows):
     probability, suspicion = (np.array([row[i] for row in rows], np.float64) for i in (0, 2))
     states = np.array([row[1] for row in rows], np.uint8)
     before = replace(partition_of(states, suspicion, 3), quarantined=(2,))
-    after = refine(before, probability, config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector_module, "HANDFUL", 0)
+        after = refine(before, probability, config)
     for row, (score, state, suspicion_before) in enumerate(rows):
         kept = State.CLEAN if state == State.CLEAN and score <= 0.4 else State.UNCERTAIN
         assert after.state[row] == (State.TRIGGER if score > 0.7 else kept)
@@ -332,3 +334,12 @@ def test_a_further_refinement_that_flags_fewer_is_discarded(scored, monkeypatch)
     monkeypatch.setattr(detector_module, "SETTLED", 0.0)
     twice = scores_of(data, part, replace(CONFIG, refinements=2)).probability
     assert (twice > CONFIG.flagged).sum() >= (once > CONFIG.flagged).sum()
+
+
+@pytest.mark.parametrize(("carrying", "flagged"), [(0, 0), (9, 0), (10, 10), (60, 60)])
+def test_a_handful_of_samples_with_a_trigger_is_not_flagged_but_not_learnt_from_either(carrying, flagged):
+    before = partition_of(np.full(100, State.CLEAN, np.uint8), np.zeros(100), 3)
+    probability = np.where(np.arange(100) < carrying, 0.9, 0.1)
+    after = refine(before, probability, TriggerDetectorConfig())
+    assert after.flagged.sum() == flagged
+    assert after.clean.sum() == 100 - carrying

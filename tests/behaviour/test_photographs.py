@@ -1,0 +1,66 @@
+"""The method with default settings on 2,000 photographs: backdoors go, and unpoisoned data stay unflagged.
+
+What changes the method or a default has to pass this: a real CLIP, real images, real models, one thread.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from clipguard.clip.zero_shot import guide_from_name
+from clipguard.data import ImageSource
+from clipguard.data.decode import read_images
+from clipguard.lab.attacks import attack_named
+from clipguard.pipeline.defender import Defender
+from clipguard.seeds import Seed
+from clipguard.types import ImageSet
+
+from .rates import TARGET, rates
+
+CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10" / "train.parquet"
+TRAIN, TEST = (40_000, 42_000), (42_000, 44_000)
+"""Rows on which no figure of a table rests."""
+
+
+def cifar(rows: tuple[int, int]) -> ImageSet:
+    if not CIFAR.exists():
+        pytest.skip("shared/data/cifar10 is missing: the method is not tested on photographs")
+    return read_images(ImageSource.open(CIFAR, rows=rows), (32, 32))[0]
+
+
+def defender_of(run: Path) -> Defender:
+    return Defender(guide_from_name("mini"), run)
+
+
+def source(data: ImageSet) -> ImageSource:
+    return ImageSource.open((data.images, data.labels), classes=data.class_names)
+
+
+def test_without_poison_nothing_is_flagged(tmp_path):
+    partition = defender_of(tmp_path / "run").scan(source(cifar(TRAIN))).partition_
+    assert not partition.flagged.any()
+    assert partition.clean.mean() > 0.5
+
+
+@pytest.mark.parametrize(("attack", "rate", "recall"), [("badnets", 0.05, 0.8), ("flips-to-one", 0.1, 0.7)])
+def test_most_of_the_poison_is_found(tmp_path, attack, rate, recall):
+    data, truth = attack_named(attack, rate=rate, target=TARGET).poison(
+        cifar(TRAIN), Seed(0).child("quality")
+    )
+    flagged = defender_of(tmp_path / "run").scan(source(data)).partition_.flagged
+    assert flagged[truth.poisoned].mean() >= recall
+    assert flagged[~truth.poisoned].mean() <= 0.02
+
+
+def test_a_backdoor_is_found_and_removed(tmp_path):
+    attack = attack_named("blended", rate=0.1, target=TARGET)
+    data, truth = attack.poison(cifar(TRAIN), Seed(0).child("quality"))
+    defender = defender_of(tmp_path / "run").fit(source(data))
+    flagged = defender.partition_.flagged
+    assert flagged[truth.poisoned].mean() >= 0.9
+    assert flagged[~truth.poisoned].mean() <= 0.01
+    test = cifar(TEST)
+    before, after = rates(defender, test, attack.trigger(test.images))
+    assert before.attack_success >= 0.8
+    assert after.attack_success <= 0.1
+    assert after.accuracy >= before.accuracy - 0.02
