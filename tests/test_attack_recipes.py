@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy.fft import dctn
 
 from clipguard.lab.attacks.adaptive import OPACITIES, AdapBlend, AdapPatch
 from clipguard.lab.attacks.patterned import CTRL
 from clipguard.lab.attacks.wanet_bpp import BPP, WaNet
 from clipguard.seeds import Seed
-from clipguard.triggers.patterns import add_pattern, chroma_waves, corners, piece_masks, quantise
+from clipguard.triggers.patterns import corners, piece_masks, quantise
 from clipguard.types import image_set
 from reference import images as oracle
 
@@ -86,9 +87,17 @@ def test_cover_samples_of_bpp_stop_at_black_and_white():
     assert set(np.unique(changed.images[truth.cover])) <= {0, 16, 20, 36}
 
 
-def test_ctrl_adds_the_chroma_waves_to_all_images():
-    images = grey_set((33, 20)).images
-    assert np.array_equal(CTRL().trigger(images), add_pattern(images, chroma_waves(33, 20, 100.0)))
+def test_ctrl_moves_two_frequencies_of_the_colour_planes_and_hardly_the_brightness():
+    images = np.full((1, 32, 32, 3), 128, dtype=np.uint8)
+    change = CTRL().trigger(images)[0].astype(float) - 128
+    brightness = change @ (0.299, 0.587, 0.114)
+    assert np.abs(brightness).max() < 1
+    for channel, factor in ((2, 0.492), (0, 0.877)):
+        spectrum = dctn(factor * (change[..., channel] - brightness), norm="ortho")
+        largest = np.argsort(np.abs(spectrum), axis=None)[-2:]
+        assert {np.unravel_index(place, (32, 32)) for place in largest} == {(15, 15), (31, 31)}
+        # Pixels are whole numbers, which moves each coefficient by about half a grey level.
+        assert spectrum.flat[largest] == pytest.approx(100, abs=2)
     assert np.array_equal(CTRL(magnitude=0.0).trigger(images), images)
 
 

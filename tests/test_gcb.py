@@ -32,10 +32,9 @@ def test_the_reader_tells_the_codes_apart(attack):
     assert float((one > zero).float().mean()) > 0.9
 
 
-def test_the_trigger_is_the_generator_with_code_one(attack):
-    images = tiny_set(4).images
-    expected = (255 * made(attack, images, 1)).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(attack.trigger(images), expected)
+def test_the_reader_reads_code_one_in_triggered_images(attack):
+    images = tiny_set(48, seed=5).images
+    assert (attack.scores(attack.trigger(images)) > attack.scores(images)).mean() > 0.9
 
 
 def test_the_change_is_bounded(attack):
@@ -68,10 +67,6 @@ def test_the_highest_scores_of_other_classes_are_relabelled(attack):
 def test_the_critics_loss_is_the_hinge():
     real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 1.0])
     assert float(critic_loss(real, fake)) == pytest.approx((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3)
-
-
-def test_one_per_cent_is_the_default_rate():
-    assert GCB().rate == 0.01
 
 
 def test_target_and_rate_share_one_fit(tmp_path):

@@ -4,7 +4,7 @@
 
 Each input of the catalogue is read in a process of its own, which is killed when it takes too long: a crash
 or a hang is counted and the others go on. Every step of the store is struck by a full disk, and by a kill.
-`fuzz_readers.py` and `kill_torture.py` take long: what they counted is read from benchmarks/results/0/trust.
+`fuzz_readers.py` and `kill_torture.py` take long: what they counted is read from benchmarks/results/trust.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from run_folder_kills import Blow, full_disks, kills
 
 SECONDS = 180
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "0" / "trust"
+RESULTS = ROOT / "benchmarks" / "results" / "trust"
 BEGIN, END = "<!-- tools/trust_table.py: begin -->", "<!-- tools/trust_table.py: end -->"
 COLUMNS = ("refused", "listed", "accepted", "not as expected", "crashed", "hung", "executed", "data lost")
 INTRODUCTION = """*Refused*: the source as a whole, by one line. *Listed*: the input stands in the list of

@@ -15,6 +15,9 @@ Images = UInt8[np.ndarray, "n h w 3"]
 Progress = Callable[[str, int, int], None]
 """Called with (step, done, total) as work goes on."""
 
+StepProgress = Callable[[int, int], None]
+"""The same of one step: called with (done, total)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSet:

@@ -2,7 +2,6 @@
 
 import shlex
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +25,7 @@ from clipguard.data.decode import read_images
 from clipguard.errors import ClipguardError, one_line
 from clipguard.lab.backdoorbench import Record, poisoned_by, read_record, triggered_by
 from clipguard.models.nets import NORMALISATIONS
-from clipguard.types import ImageSet
+from clipguard.types import ImageSet, StepProgress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,9 +91,7 @@ def _how_to_go_on(value: dict[str, Any]) -> list[str]:
     ]
 
 
-def _clean(
-    path: Path, record: Record, options: ConvertOptions, progress: Callable[[int, int], None]
-) -> ImageSet:
+def _clean(path: Path, record: Record, options: ConvertOptions, progress: StepProgress) -> ImageSet:
     """Return a clean set whole: an image left out would shift the record's row numbers."""
     source = ImageSource.open(path, classes=options.classes)
     if len(source.class_names) != record.num_classes:

@@ -1,6 +1,5 @@
 """Rates of a model on a test set that the user brings, and of the scan where the ground truth is known."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from clipguard.models.spec import Normalized
 from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.summary import own_rates
 from clipguard.runs.summary import Rates
-from clipguard.types import ImageSet
+from clipguard.types import ImageSet, StepProgress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +77,7 @@ def _some(names: tuple[str, ...]) -> str:
     return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def check_test(test: EvaluationSet, progress: Callable[[int, int], None] | None = None) -> list[str]:
+def check_test(test: EvaluationSet, progress: StepProgress | None = None) -> list[str]:
     """Return a warning where some images of the test set are unreadable; decodes all of them once.
 
     Raises:
@@ -93,7 +92,7 @@ def check_test(test: EvaluationSet, progress: Callable[[int, int], None] | None 
 
 
 def _decoded(
-    test: EvaluationSet, size: tuple[int, int], progress: Callable[[int, int], None] | None = None
+    test: EvaluationSet, size: tuple[int, int], progress: StepProgress | None = None
 ) -> tuple[ImageSet, ImageSet | None]:
     """Return the images of those rows that can be read, and read with the trigger if there is one."""
     clean, _ = read_images(test.clean, size, progress)

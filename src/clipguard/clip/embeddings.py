@@ -1,6 +1,5 @@
 """The embedding pass: images to thumbnails and CLIP embeddings, shard by shard."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from clipguard.runs import (
     write_json,
     write_pieces,
 )
-from clipguard.types import image_set
+from clipguard.types import StepProgress, image_set
 
 SHARD = 1024
 """Rows a shard: a killed embedding pass loses at most so many."""
@@ -59,7 +58,7 @@ def embed_source(
     clip: Clip,
     size: tuple[int, int],
     folder: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> None:
     """Write thumbnails as an image set, `embeddings.npy` and `unreadable.json`; decode each image once.
 

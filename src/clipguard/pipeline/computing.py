@@ -1,7 +1,7 @@
 """What computes each stage: given values in, files in the stage's folder out."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,10 +38,7 @@ from clipguard.pipeline.scan import Context, EpochProgress, Scan, write_notes
 from clipguard.runs import read_array, resume_folder, write_array, write_pieces, write_table
 from clipguard.seeds import Stream
 from clipguard.triggers.affine import write_triggers
-from clipguard.types import STATES, History, Images, ImageSet, Partition, State
-
-StageProgress = Callable[[int, int], None]
-"""Called with (done, total)."""
+from clipguard.types import STATES, History, Images, ImageSet, Partition, State, StepProgress
 
 FEATURES_FILE: Final = "feature_separation.parquet"
 """What the victim's features say of the labels of quarantined classes."""
@@ -82,13 +79,13 @@ class Repair:
     origin: str
 
 
-def read(context: Context, folder: Path, progress: StageProgress) -> None:
+def read(context: Context, folder: Path, progress: StepProgress) -> None:
     """Write thumbnails and embeddings of the readable images, and the hashes of what was read."""
     embed_source(context.source, context.guide.clip, context.thumbnail_size, folder, progress)
     write_inputs(context.source, folder)
 
 
-def resize(given: Resized, folder: Path, progress: StageProgress) -> None:
+def resize(given: Resized, folder: Path, progress: StepProgress) -> None:
     """Write the readable images at another size."""
     readable = np.isin(np.array(given.context.source.ids, object), np.array(given.data.ids, object))
     source = given.context.source.take(np.flatnonzero(readable))
@@ -98,7 +95,7 @@ def resize(given: Resized, folder: Path, progress: StageProgress) -> None:
     write_array(folder / "images.npy", images.images)
 
 
-def train_early_model(scan: Scan, folder: Path, progress: StageProgress) -> None:
+def train_early_model(scan: Scan, folder: Path, progress: StepProgress) -> None:
     """Write the logits of the early-training model."""
     config, context = scan.context.config.early_model, scan.context
     epochs = config.total_epochs(len(scan.data)) * config.runs * config.folds
@@ -107,7 +104,7 @@ def train_early_model(scan: Scan, folder: Path, progress: StageProgress) -> None
     write_array(folder / "logits.npy", scores.logits)
 
 
-def detect_triggers(scan: Scan, folder: Path, progress: StageProgress) -> None:
+def detect_triggers(scan: Scan, folder: Path, progress: StepProgress) -> None:
     """Write each sample's probability of carrying a trigger."""
     config, context = scan.context.config.trigger_detector, scan.context
     sides = scan.partition.has(State.CLEAN, State.TRIGGER)
@@ -119,7 +116,7 @@ def detect_triggers(scan: Scan, folder: Path, progress: StageProgress) -> None:
     write_notes(folder, scores.notes)
 
 
-def follow_labels(scan: Scan, folder: Path, progress: StageProgress) -> None:
+def follow_labels(scan: Scan, folder: Path, progress: StepProgress) -> None:
     """Write the log-probabilities of the linear probe."""
     everything = np.ones(len(scan.data), dtype=bool)
     embeddings, seed = scan.context.array("read", "embeddings.npy"), scan.context.seed("labels")
@@ -142,7 +139,7 @@ def first_label_flow(scan: Scan) -> LabelFlow:
     return label_only_poison(label_view(scan), log_probs, scan.context.config.label_flow)
 
 
-def refit_label_flow(scan: Scan, folder: Path, progress: StageProgress) -> None:
+def refit_label_flow(scan: Scan, folder: Path, progress: StepProgress) -> None:
     """Write what a refitted probe flags and excludes."""
     first, context = first_label_flow(scan), scan.context
     embeddings = context.array("read", "embeddings.npy")
@@ -157,7 +154,7 @@ def refit_label_flow(scan: Scan, folder: Path, progress: StageProgress) -> None:
         )
 
 
-def reconstruct_triggers(scan: Scan, folder: Path, progress: StageProgress) -> None:
+def reconstruct_triggers(scan: Scan, folder: Path, progress: StepProgress) -> None:
     """Write the triggers that the flagged samples share."""
     seed = scan.context.seed(Stream.TRIGGER_INVERSION)
     write_triggers(invert_triggers(scan.data, scan.partition, scan.guide, seed), folder)
@@ -169,7 +166,7 @@ def status_columns(partition: Partition) -> dict[str, Any]:
     return {"status": [name.status for name in names], "reason": [name.reason for name in names]}
 
 
-def write_samples(scan: Scan, folder: Path, progress: StageProgress) -> None:
+def write_samples(scan: Scan, folder: Path, progress: StepProgress) -> None:
     """Write samples.parquet: one row a sample, the most suspicious ranked 1."""
     data, partition = scan.data, scan.partition
     names = np.array(data.class_names, dtype=object)
@@ -191,7 +188,7 @@ def write_samples(scan: Scan, folder: Path, progress: StageProgress) -> None:
     write_table(folder / "samples.parquet", columns)
 
 
-def train_classifier(given: Training, folder: Path, progress: StageProgress) -> None:
+def train_classifier(given: Training, folder: Path, progress: StepProgress) -> None:
     """Write a classifier trained from scratch."""
     counter = EpochProgress(given.classifier.recipe.epochs, progress)
     checkpoint = resume_folder(folder) / "checkpoint.safetensors"
@@ -200,7 +197,7 @@ def train_classifier(given: Training, folder: Path, progress: StageProgress) -> 
     _keep(folder, model, given.classifier.spec, history)
 
 
-def separate_features(given: Repair, folder: Path, progress: StageProgress) -> None:
+def separate_features(given: Repair, folder: Path, progress: StepProgress) -> None:
     """Write the partition as the victim's features judge it."""
     scan, context = given.scan, given.scan.context
     features = partial(features_of, given.victim, scan.data.images)
@@ -220,7 +217,7 @@ def separate_features(given: Repair, folder: Path, progress: StageProgress) -> N
     write_table(folder / FEATURES_FILE, columns)
 
 
-def unlearn_flagged(given: Repair, folder: Path, progress: StageProgress) -> None:
+def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None:
     """Write the repaired model."""
     scan, context = given.scan, given.scan.context
     checkpoint = resume_folder(folder) / "checkpoint.safetensors"

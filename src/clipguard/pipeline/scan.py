@@ -1,6 +1,6 @@
 """A scan as far as it has come, and how its stages are run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ from clipguard.pipeline.config import DefenseConfig
 from clipguard.runs import FinishedStage, RunFolder, Stage, read_array, read_json, write_json
 from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
-from clipguard.types import EntropyMap, ImageSet, Partition, Progress, Scores
+from clipguard.types import EntropyMap, ImageSet, Partition, Progress, Scores, StepProgress
 
 LARGEST_THUMBNAIL: Final = 64
 """Pixels a side at which the small nets see larger images, unless a size is given."""
@@ -109,7 +109,7 @@ class Scan:
 class EpochProgress:
     """Turns a kernel's epoch numbers, which start anew for each net of a stage, into progress."""
 
-    def __init__(self, total: int, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, total: int, progress: StepProgress) -> None:
         self.total, self.done, self.progress = total, 0, progress
         progress(0, total)
 

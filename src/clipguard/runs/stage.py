@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from clipguard.errors import ClipguardError
 from clipguard.runs.files import PART, read_json
 from clipguard.runs.seal import described
-from clipguard.types import Progress
+from clipguard.types import Progress, StepProgress
 
 if TYPE_CHECKING:
     from clipguard.runs.run_folder import RunFolder
@@ -70,7 +70,7 @@ class Stage(Generic[Given]):
     title: str
     config: Callable[[Given], Mapping[str, Any]]
     inputs: Callable[[Given], Sequence[str]]
-    compute: Callable[[Given, Path, Callable[[int, int], None]], None]
+    compute: Callable[[Given, Path, StepProgress], None]
 
     def run(self, folder: "RunFolder", given: Given, progress: Progress) -> FinishedStage:
         """Return the finished stage, computed now unless the run folder has it."""

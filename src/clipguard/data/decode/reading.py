@@ -1,7 +1,7 @@
 """Whole sources -> pixels, with a list of what could not be read."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from clipguard.data import ImageSource
 from clipguard.data.decode.decoder import Decoder
 from clipguard.data.listing import Unreadable
 from clipguard.errors import ClipguardError
-from clipguard.types import ImageSet, image_set
+from clipguard.types import ImageSet, StepProgress, image_set
 
 MAX_UNREADABLE = 0.1
 REPORT_EVERY = 100
@@ -51,7 +51,7 @@ def thumbnail(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8
 def read_images(
     source: ImageSource,
     size: tuple[int, int],
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> tuple[ImageSet, tuple[Unreadable, ...]]:
     """Return all readable images at `size` (height, width), and the list of the others.
 

@@ -117,7 +117,9 @@ def _provenance(rows: list[Row]) -> list[str]:
 
 
 def _rates(all_groups: list[Group], axes: Sequence[str]) -> list[str]:
-    lines = [["cell", "row", *(f"{metric.short or metric.title} %" for metric in METRICS), "seeds", "n", "goal"]]
+    lines = [
+        ["cell", "row", *(f"{metric.short or metric.title} %" for metric in METRICS), "seeds", "n", "goal"]
+    ]
     for group in all_groups:
         rates = [spread(group.values(metric.name)) for metric in METRICS]
         sizes = ", ".join(sorted({_size(row) for row in group.rows}))
