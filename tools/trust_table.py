@@ -3,7 +3,7 @@
     python tools/trust_table.py
 
 Each input of the catalogue is read in a process of its own, which is killed when it takes too long: a crash
-or a hang is counted and the others go on. Every step of the store is struck by a full disk, and by a kill.
+or a hang is counted and the others go on. Every step of writing a run folder is struck by a full disk, and by a kill.
 `fuzz_readers.py` and `kill_torture.py` take long: what they counted is read from benchmarks/results/trust.
 """
 
@@ -119,7 +119,7 @@ def struck() -> tuple[str, list[str]]:
         with tempfile.TemporaryDirectory() as place:
             done: list[Blow] = list(blows(Path(place)))
         lost = [blow for blow in done if not blow.mended or blow.left]
-        rows.append((f"{name}, at each step of the store", len(done), len(done) - len(lost)))
+        rows.append((f"{name}, at each step of a run folder", len(done), len(done) - len(lost)))
         bad += [f"{name} at step {blow.at}: not survived" for blow in lost]
     for path in sorted(RESULTS.glob("kills-*.json")):
         found = json.loads(path.read_text())
