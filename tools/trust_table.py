@@ -3,8 +3,8 @@
     python tools/trust_table.py
 
 Each input of the catalogue is read in a process of its own, which is killed when it takes too long: a crash
-or a hang is counted and the others go on. Every step of writing a run folder is struck by a full disk, and by a kill.
-`fuzz_readers.py` and `kill_torture.py` take long: what they counted is read from benchmarks/results/trust.
+or a hang is counted and the others go on. Every step of writing a run folder is struck by a full disk, and by
+a kill. `fuzz_readers.py` and `kill_torture.py` take long: what they counted is read from benchmarks/results/trust.
 """
 
 import argparse
