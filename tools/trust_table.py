@@ -4,7 +4,8 @@
 
 Each input of the catalogue is read in a process of its own, which is killed when it takes too long: a crash
 or a hang is counted and the others go on. Every step of writing a run folder is struck by a full disk, and by
-a kill. `fuzz_readers.py` and `kill_torture.py` take long: what they counted is read from benchmarks/results/trust.
+a kill. `fuzz_readers.py` and `kill_torture.py` take long: what they counted is read from
+benchmarks/results/trust.
 """
 
 import argparse
