@@ -300,6 +300,14 @@ def test_a_step_that_took_no_time_gets_no_line():
     assert stream.getvalue() == "clipguard: read the images: 7 of 7 in 5 s\n"
 
 
+def test_a_step_that_starts_again_begins_anew():
+    stream, now = io.StringIO(), iter([0, 1, 3, 40, 40.2])
+    lines = Lines(stream.write, lambda: next(now))
+    for done in (0, 7, 0, 7):
+        lines("hash the data", done, 7)
+    assert stream.getvalue() == "clipguard: hash the data: 7 of 7 in 2 s\n"
+
+
 def test_a_step_that_announces_its_start_begins_then_and_short_ones_do_not_add_up():
     stream, now = io.StringIO(), iter([0, 50, 55, 55.5, 56.2, 56.9])
     lines = Lines(stream.write, lambda: next(now))

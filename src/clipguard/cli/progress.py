@@ -32,8 +32,9 @@ class _Pace:
     def spent(self, step: str, done: int) -> int | float:
         """Return the seconds that the step has taken."""
         before, self.now = self.now, self._clock()
-        if step != self._step:
+        if step != self._step or not done:
             # A first call may come when a part is done already: the step began when the one before it ended.
+            # One of which nothing is done begins now, also where the step before it had the same name.
             self._step, self._began = step, before if done else self.now
         return self.now - self._began
 
