@@ -263,7 +263,7 @@ def test_options_reach_the_settings(tmp_path):
         early_model="residual",
         rank_within="class",
         architecture="preactresnet18-4",
-        loss="reference",
+        loss="cgd",
         epochs=2,
         flip=False,
         seed=9,
@@ -271,7 +271,7 @@ def test_options_reach_the_settings(tmp_path):
     config = defence._defend_config(options)
     assert (config.size, config.early_model) == ((24, 16), EARLY_MODELS["residual"])
     assert (config.entropy_map.by, config.architecture) == ("class", "preactresnet18-4")
-    assert (config.by, config.unlearning.loss) == ("unlearn", "reference")
+    assert (config.by, config.unlearning.loss) == ("unlearn", "cgd")
     assert defence._defend_config(replace(options, loss="unlikelihood", by="retrain")).by == "retrain"
     assert (config.victim.epochs, config.victim.flip, config.seed) == (2, False, 9)
     assert not config.unlearning.recipe.flip

@@ -226,7 +226,7 @@ def test_a_command_line_that_is_not_one(refused, arguments):
         (["--input-size", "16"], "--input-size"),
         (["--mean", "0,0,0"], "--mean"),
         (["--epochs", "0"], "--epochs"),
-        (["--by", "retrain", "--loss", "reference"], "--loss"),
+        (["--by", "retrain", "--loss", "cgd"], "--loss"),
     ],
 )
 def test_an_option_that_makes_no_sense(refused, data, tmp_path, arguments, expected):

@@ -109,7 +109,7 @@ def test_any_architecture_can_be_trained_once_in_the_way_of_the_reference():
     config = early_model_named("preactresnet18-4")
     assert config.architecture == "preactresnet18-4"
     assert config.runs == 1
-    assert config.recipe(1000) == EARLY_MODELS["reference"].recipe(1000)
+    assert config.recipe(1000) == EARLY_MODELS["cgd"].recipe(1000)
 
 
 def test_what_is_neither_a_choice_nor_an_architecture_is_an_error():

@@ -164,7 +164,7 @@ def test_the_rules_are_those_of_comparing_one_sample_at_a_time(n, seed, levels, 
         ),
     }
     for by, axes in by_hand.items():
-        config = EntropyMapConfig(by=by, clean=float(s1), flagged=float(s2))
+        config = EntropyMapConfig(by=by, clean=float(s1), candidate=float(s2))
         partition = first_partition(entropy, labels, 3, config)
         clean, flagged = oracle.first_partition(*axes, s1, s2)
         assert partition.has(State.TRIGGER).tolist() == flagged
@@ -181,7 +181,7 @@ def test_larger_thresholds_flag_more_and_leave_less_clean(n, seed, levels, bound
     entropy, labels = mapped(n, seed, levels)
     (s1, more_s1), (s2, more_s2) = sorted(bounds[:2]), sorted(bounds[2:])
     some, strict = (
-        first_partition(entropy, labels, 3, EntropyMapConfig(by=by, clean=clean, flagged=flagged))
+        first_partition(entropy, labels, 3, EntropyMapConfig(by=by, clean=clean, candidate=flagged))
         for clean, flagged in ((s1, s2), (more_s1, more_s2))
     )
     assert not (some.flagged & ~strict.flagged).any()
@@ -204,7 +204,7 @@ def test_a_class_that_the_guide_cannot_read_is_lost_by_the_rule_over_all_and_kep
     guide = draw.random(60) + 50 * (labels == 2)
     entropy = of_losses(guide, draw.random(60))
     over_all, by_class = (
-        first_partition(entropy, labels, 3, EntropyMapConfig(by=by, clean=0.4, flagged=0.2))
+        first_partition(entropy, labels, 3, EntropyMapConfig(by=by, clean=0.4, candidate=0.2))
         for by in ("all", "class")
     )
     assert not over_all.clean[labels == 2].any()

@@ -106,7 +106,7 @@ def test_victim_retraining_and_unlearning_do_not_depend_on_held_out_samples(else
     rows = held_out(result)
     logits = np.where(rows[:, None], np.float32(0.5), result.guide.logits)
     changes = {"data": other_at(result.data, rows), "guide": replace(result.guide, logits=logits)}
-    config = with_unlearning(readmit=0.2, loss="reference")
+    config = with_unlearning(readmit=0.2, loss="cgd")
     made = []
     for name, changed in (("one", {}), ("other", changes)):
         here = configured(elsewhere(name, **changed), config)

@@ -154,7 +154,7 @@ CHANGES = {
     # Without a flagged label, nothing is fitted again and nothing changes.
     "label flow": (replace(CONFIG, label_flow=replace(FLOW, z_score=5.0)), set(SCAN)),
     "a threshold of the entropy map": (
-        replace(CONFIG, entropy_map=replace(CONFIG.entropy_map, flagged=0.12)),
+        replace(CONFIG, entropy_map=replace(CONFIG.entropy_map, candidate=0.12)),
         {"read", "early_model", "label_flow"},
     ),
     "early-training model": (

@@ -243,7 +243,8 @@ def test_a_victim_trained_here_is_measured_on_what_it_has_not_learnt(fitted):
     assert 0 < len(rows) <= 12
     for rates, model in zip(own_rates(fitted), (fitted.before_, fitted.model_), strict=True):
         expected = pytest.approx(accuracy(model, scan.data, rows))
-        assert rates == Rates(measured_on="held-out samples", n=len(rows), accuracy=rates.accuracy)
+        words = f"{len(rows)} held-out samples that the scan trusts, by their given labels"
+        assert rates == Rates(measured_on=words, n=len(rows), accuracy=rates.accuracy)
         assert rates.accuracy == expected
 
 
@@ -252,7 +253,8 @@ def test_a_given_model_has_learnt_everything_and_its_rates_say_so(source, fitted
     defender = Defender(GUIDE, fitted.run_dir, config=CONFIG).fit(source, build(spec, Seed(0)), spec)
     rows = np.flatnonzero(defender.partition_.clean)
     for rates, model in zip(own_rates(defender), (defender.before_, defender.model_), strict=True):
-        assert (rates.measured_on, rates.n) == ("seen in training", len(rows))
+        words = f"{len(rows)} training samples that the scan trusts, by their given labels"
+        assert (rates.measured_on, rates.n) == (words, len(rows))
         assert rates.accuracy == pytest.approx(accuracy(model, defender.trained_on_.data, rows))
 
 
@@ -274,7 +276,7 @@ def with_states(scan, *counts):
 def test_the_verdict_is_undecided_and_says_how_many_share_a_pattern(fitted):
     some, none = (verdict(with_states(fitted.scan_, count, 0)) for count in (24, 0))
     assert some.answer == none.answer == "undecided"
-    assert some.reasons[0] == "24 of 240 samples (10.0%) share a pattern that the others lack"
+    assert some.reasons[0] == "24 of 240 samples (10.0%) are flagged for a trigger"
     assert none.reasons[0].startswith("nothing above chance: 0 of 240")
 
 
@@ -283,7 +285,7 @@ def test_flagged_labels_alone_are_above_chance_and_their_class_is_named(fitted):
     scan = replace(scan, data=replace(scan.data, labels=np.full(240, 1)))
     answer = verdict(with_states(scan, 0, 30))
     assert answer.reasons[0].startswith("0 of 240 samples")
-    assert answer.reasons[1].startswith("30 labels without such a pattern are flagged: class dog receives")
+    assert answer.reasons[1].startswith("30 samples are flagged for their label alone: class dog receives")
     assert not any("nothing above chance" in reason for reason in answer.reasons)
 
 

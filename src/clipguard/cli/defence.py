@@ -19,7 +19,7 @@ from clipguard.detection.early_model import early_model_named
 from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.errors import ClipguardError
 from clipguard.lab.demo import demo_config, demo_guide, poisoned_digits
-from clipguard.mitigation.unlearning import REFERENCE, UnlearningConfig
+from clipguard.mitigation.unlearning import CGD, UnlearningConfig
 from clipguard.models.spec import ModelSpec, read_spec
 from clipguard.outputs.report import write_report
 from clipguard.outputs.samples import SAMPLES
@@ -129,7 +129,7 @@ def _defend_config(options: DefendOptions) -> DefenseConfig:
     if options.by == "retrain" and options.loss != "unlikelihood":
         raise ClipguardError("--loss is that of unlearning: leave it out with --by retrain")
     config = _scan_config(options)
-    unlearning = REFERENCE if options.loss == "reference" else UnlearningConfig()
+    unlearning = CGD if options.loss == "cgd" else UnlearningConfig()
     return replace(
         config,
         architecture=options.architecture or config.architecture,

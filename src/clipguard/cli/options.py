@@ -41,8 +41,8 @@ class ScanOptions:
         logit_scale: Use the guide's own logit scale; without it, its probabilities are nearly uniform.
         size: Pixels HxW or N at which the small nets, and a model trained here, see the images; default: the
             commonest size, at most 64.
-        early_model: shallow, residual, reference, or an architecture.
-        rank_within: Rank samples among all (reference), or within their class.
+        early_model: shallow, residual, cgd, or an architecture.
+        rank_within: Rank samples among all (the default), or within their class.
     """
 
     out: RunFolder
@@ -73,7 +73,7 @@ class DefendOptions(ScanOptions):
         mean: R,G,B that the model of --model subtracts from images in 0..1.
         std: R,G,B that it divides by after that.
         by: Unlearn the flagged samples, or train from scratch without them.
-        loss: Unlearning loss; reference is the paper's.
+        loss: Unlearning loss; cgd is the paper's.
         epochs: Of a model that is trained here; default: 25.
         flip: Mirror images at random in training; not for digits or text.
         test: Labelled test set, or a folder that `clipguard attack` wrote with --test.
@@ -85,7 +85,7 @@ class DefendOptions(ScanOptions):
     mean: str | None = None
     std: str | None = None
     by: Literal["unlearn", "retrain"] = "unlearn"
-    loss: Literal["unlikelihood", "reference"] = "unlikelihood"
+    loss: Literal["unlikelihood", "cgd"] = "unlikelihood"
     epochs: int | None = None
     flip: bool = True
     test: Path | None = None
@@ -152,7 +152,7 @@ class BenchOptions:
         download: Fetch data sets known by name that are not there.
         cache: Folder of victims, fitted attacks and embeddings; default: ~/.cache/clipguard/bench.
         only: Compute the rows of this label only, such as none; repeat for more.
-        cells: Compute only the cells whose name is like this pattern, such as '*-sig-*'.
+        cells: Compute only the cells whose name is like this pattern, such as `*-sig-*`.
     """
 
     out: Out

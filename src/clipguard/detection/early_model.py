@@ -35,7 +35,7 @@ _SHALLOW: Final = SmallNetConfig(
     fewest_steps=300,
 )
 
-_REFERENCE: Final = SmallNetConfig(
+_CGD: Final = SmallNetConfig(
     architecture="preactresnet18-64",
     epochs=5,
     batch_size=256,
@@ -48,11 +48,11 @@ _REFERENCE: Final = SmallNetConfig(
 EARLY_MODELS: dict[str, SmallNetConfig] = {
     "shallow": _SHALLOW,
     "residual": ResidualConfig(**asdict(_SHALLOW)),
-    "reference": _REFERENCE,
+    "cgd": _CGD,
 }
 """Choices by name. `shallow` is the default: a net too small to learn objects in that time learns triggers
 all the sooner, in a fifth of the time. `residual` is for a guide that reads the classes well, and for sets in
-which a class is learnt as early as a trigger. `reference` is CGD's: three runs of width 64."""
+which a class is learnt as early as a trigger. `cgd` is CGD's: three runs of width 64."""
 
 
 def early_model_named(text: str) -> SmallNetConfig:
@@ -67,7 +67,7 @@ def early_model_named(text: str) -> SmallNetConfig:
         factory_of(text)
     except ClipguardError as error:
         raise ClipguardError(f"early-training model is none of {', '.join(EARLY_MODELS)}; {error}") from error
-    return replace(_REFERENCE, architecture=text, runs=1)
+    return replace(_CGD, architecture=text, runs=1)
 
 
 def residual_loss(labels: Int64[np.ndarray, "n"], guide: Scores) -> LossFunction:

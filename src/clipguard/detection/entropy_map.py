@@ -20,12 +20,12 @@ class EntropyMapConfig:
         by: `class` ranks each sample among those of its given label, so that a class which the guide cannot
             read is not thrown out whole; `all` is CGD's rule, ranks among all samples.
         clean: s1; clean means guide rank <= 1 - s1 and early-training rank >= s1.
-        flagged: s2; flagged means guide rank > 1 - s2 or early-training rank < s2.
+        candidate: s2; a candidate has a guide rank > 1 - s2 or an early-training rank < s2.
     """
 
     by: Literal["class", "all"] = "all"
     clean: float = 0.2
-    flagged: float = 0.1
+    candidate: float = 0.1
 
 
 FEW_CLEAN: Final = 10
@@ -89,14 +89,14 @@ def classes_with_few_clean(
 def first_partition(
     entropy: EntropyMap, labels: Int64[np.ndarray, "n"], num_classes: int, config: EntropyMapConfig
 ) -> Partition:
-    """Return the clean and the flagged set of CGD's separation; the band between is uncertain.
+    """Return the clean samples and the candidates of CGD's separation; the band between is uncertain.
 
     Suspicion is the mean of the guide's rank and one minus the early-training model's.
     """
     guide, early = entropy.guide_rank, entropy.early_rank
     if config.by == "class":
         guide, early = class_ranks(entropy.guide_nll, labels), class_ranks(entropy.early_nll, labels)
-    flagged = (guide > 1 - config.flagged) | (early < config.flagged)
+    flagged = (guide > 1 - config.candidate) | (early < config.candidate)
     clean = (guide <= 1 - config.clean) & (early >= config.clean) & ~flagged
     state = np.full(len(labels), State.UNCERTAIN, np.uint8)
     state[clean], state[flagged] = State.CLEAN, State.TRIGGER

@@ -27,7 +27,7 @@ class UnlearningConfig:
 
     Attributes:
         loss: `unlikelihood` punishes -log(1 - p(given label)), whose gradient is largest where the backdoor
-            is strong; `reference` is CGD's + log p(given label), whose gradient vanishes there, and its pull
+            is strong; `cgd` is CGD's + log p(given label), whose gradient vanishes there, and its pull
             towards the guide.
         recipe: schedule of the fine-tuning; fixed, since no test data may stop it. The long warm-up softens
             the first steps, which unlearn the backdoor: with a short one, repairs differ more by chance.
@@ -41,7 +41,7 @@ class UnlearningConfig:
             is not, this says what it is.
     """
 
-    loss: Literal["unlikelihood", "reference"] = "unlikelihood"
+    loss: Literal["unlikelihood", "cgd"] = "unlikelihood"
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=3, lr=0.02, warmup=0.3, crop=0.0625))
     weight: float = 1.0
     label_only_weight: float = 0.5
@@ -50,8 +50,8 @@ class UnlearningConfig:
     augment: float = 0.3
 
 
-REFERENCE: Final = UnlearningConfig(
-    loss="reference",
+CGD: Final = UnlearningConfig(
+    loss="cgd",
     recipe=Recipe(epochs=10, lr=0.01, batch_size=256, optimizer="plain-sgd", warmup=0.0, constant=True),
     weight=0.025,
     label_only_weight=1.0,
@@ -64,7 +64,7 @@ REFERENCE: Final = UnlearningConfig(
 An epoch is a whole pass here, where CGD ends it after 200 steps of 256 samples.
 """
 
-GUIDE_WEIGHT: Final = {"unlikelihood": 0.0, "reference": 0.0005}
+GUIDE_WEIGHT: Final = {"unlikelihood": 0.0, "cgd": 0.0005}
 """CGD's a, weight of KL(guide || model) on flagged samples, by loss."""
 
 TEMPERATURE: Final = 3.0
@@ -104,7 +104,7 @@ def _log_likelihood(logits: Tensor, given: Tensor) -> Tensor:
 
 _UNLEARNING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "unlikelihood": _unlikelihood,
-    "reference": _log_likelihood,
+    "cgd": _log_likelihood,
 }
 
 

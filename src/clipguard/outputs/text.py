@@ -22,7 +22,7 @@ class Answer(NamedTuple):
 VERDICTS: Final = {
     "clean": Answer("Clean", "no sign of a backdoor was found", "good", 0),
     "suspicious": Answer("Suspicious", "this data set probably carries a backdoor", "bad", 1),
-    "undecided": Answer("Undecided", "the evidence does not settle it either way", "open", 3),
+    "undecided": Answer("Undecided", "no verdict can be given; this is what was found", "open", 3),
 }
 """The answers that a verdict can have."""
 

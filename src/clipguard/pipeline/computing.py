@@ -28,6 +28,7 @@ from clipguard.detection.label_flow import (
     too_few_to_refit,
 )
 from clipguard.detection.trigger_detector import trigger_scores
+from clipguard.detection.trigger_inversion import FEWEST as FEWEST_TO_INVERT
 from clipguard.detection.trigger_inversion import invert_triggers
 from clipguard.errors import ClipguardError
 from clipguard.mitigation.trigger_augmentation import trigger_augmented
@@ -157,7 +158,12 @@ def refit_label_flow(scan: Scan, folder: Path, progress: StepProgress) -> None:
 def reconstruct_triggers(scan: Scan, folder: Path, progress: StepProgress) -> None:
     """Write the triggers that the flagged samples share."""
     seed = scan.context.seed(Stream.TRIGGER_INVERSION)
-    write_triggers(invert_triggers(scan.data, scan.partition, scan.guide, seed), folder)
+    triggers = invert_triggers(scan.data, scan.partition, scan.guide, seed)
+    write_triggers(triggers, folder)
+    flagged = int(scan.partition.has(State.TRIGGER).sum())
+    if flagged and not triggers:
+        few = f"no trigger was reconstructed from {flagged} flagged samples: {FEWEST_TO_INVERT} are needed"
+        write_notes(folder, [few])
 
 
 def status_columns(partition: Partition) -> dict[str, Any]:

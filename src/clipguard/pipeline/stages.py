@@ -103,7 +103,7 @@ LABEL_FLOW_REFIT: Final = Stage[Scan](
 
 TRIGGER_INVERSION: Final = Stage[Scan](
     name="trigger_inversion",
-    version=1,
+    version=2,
     title="reconstruct the trigger",
     config=lambda scan: {"seed": scan.context.config.seed},
     inputs=lambda scan: [scan.images_key, *_guide_key(scan), scan.partition.fingerprint],

@@ -37,13 +37,13 @@ def verdict(scan: Scan) -> Verdict:
     """Return the verdict as far as it is built: always undecided, with the reasons in plain words."""
     flagged, n = int(scan.partition.has(State.TRIGGER).sum()), len(scan.data)
     by_label = scan.partition.has(State.LABEL)
-    reasons = [f"{flagged} of {n} samples ({flagged / n:.1%}) share a pattern that the others lack"]
+    reasons = [f"{flagged} of {n} samples ({flagged / n:.1%}) are flagged for a trigger"]
     if flagged < CERTAIN_SHARE * n and not by_label.any():
-        reasons = [f"nothing above chance: {flagged} of {n} samples share a pattern that the others lack"]
+        reasons = [f"nothing above chance: {flagged} of {n} samples are flagged for a trigger"]
     if by_label.any():
         names = sorted({scan.data.class_names[label] for label in scan.data.labels[by_label]})
         reasons.append(
-            f"{int(by_label.sum())} labels without such a pattern are flagged: class {', '.join(names[:3])} "
+            f"{int(by_label.sum())} samples are flagged for their label alone: class {', '.join(names[:3])} "
             "receives significantly more improbable labels than it loses"
         )
     agreement, chance = _agreement(scan), 1 / scan.num_classes
@@ -106,7 +106,7 @@ def own_rates(defender: "Defender") -> tuple[Rates, Rates]:
     """Return accuracies before and after without a test set, with what they were measured on.
 
     A victim trained here is measured on the held-out samples that the scan calls clean. A given model was
-    trained on all of the data: its accuracy on the clean samples is labelled as seen in training.
+    trained on all of the data: so its rates are of samples that it has learned, and say so.
     """
     scan = defender.trained_on_
     held_out = scan.partition.has(State.HELD_OUT)
@@ -115,7 +115,8 @@ def own_rates(defender: "Defender") -> tuple[Rates, Rates]:
     if not len(rows):
         nothing = Rates(measured_on="nothing: no clean sample")
         return nothing, nothing
-    words = "held-out samples" if held_out.any() else "seen in training"
+    kind = "held-out" if held_out.any() else "training"
+    words = f"{len(rows)} {kind} samples that the scan trusts, by their given labels"
     rates = []
     for model in (defender.before_, defender.model_):
         right = classifier_logits(model, scan.data.images[rows]).argmax(1) == scan.data.labels[rows]
