@@ -113,7 +113,7 @@ def test_any_architecture_can_be_trained_once_in_the_way_of_the_reference():
 
 
 def test_what_is_neither_a_choice_nor_an_architecture_is_an_error():
-    with pytest.raises(ClipguardError, match=r"none of shallow, .*reference; unknown model 'deepest'"):
+    with pytest.raises(ClipguardError, match=r"none of shallow, .*cgd; unknown model 'deepest'"):
         early_model_named("deepest")
 
 
