@@ -75,8 +75,10 @@ def test_the_stages_that_modules_run_are_all_in_the_list():
 def test_a_raised_version_recomputes_the_stage_and_what_stands_on_it_and_nothing_else(
     source, run, whole, monkeypatch, name
 ):
-    if name not in whole.stages_:
-        pytest.skip("this defence does not need the stage: see the tests of those that do")
+    elsewhere = {"view", "label_flow_refit", "model_images", "model_trigger_inversion"}
+    if name in elsewhere | {"feature_separation", "retraining"}:
+        assert name not in whole.stages_
+        pytest.skip("this defence does not need the stage: other tests do")
     changed(monkeypatch, name, version=99)
     again = Defender(GUIDE, run, config=CONFIG).fit(source)
     expected = {name} | STAND_ON.get(name, set())

@@ -15,7 +15,8 @@ from clipguard.compute.classifiers import ClassifierConfig
 from clipguard.compute.classifiers import train_classifier as from_scratch
 from clipguard.compute.inference import features as features_of
 from clipguard.compute.inference import planes
-from clipguard.data.decode import read_images
+from clipguard.data.decode import Decoder, Unreadable, decode_rows, thumbnail
+from clipguard.data.decode.reading import REPORT_EVERY
 from clipguard.data.provenance import write_inputs
 from clipguard.detection.early_model import early_model_scores
 from clipguard.detection.feature_separation import separated_by_features
@@ -88,12 +89,19 @@ def read(context: Context, folder: Path, progress: StepProgress) -> None:
 
 def resize(given: Resized, folder: Path, progress: StepProgress) -> None:
     """Write the readable images at another size."""
-    readable = np.isin(np.array(given.context.source.ids, object), np.array(given.data.ids, object))
-    source = given.context.source.take(np.flatnonzero(readable))
-    images, _ = read_images(source, given.size, progress)
-    if images.ids != given.data.ids:
-        raise ClipguardError(f"{source.location} changed while it was being read: run again")
-    write_array(folder / "images.npy", images.images)
+    source, readable = given.context.source, set(given.data.ids)
+    rows = np.array([row for row, name in enumerate(source.ids) if name in readable], dtype=np.int64)
+
+    def images() -> Iterator[Images]:
+        decoded = decode_rows(source, rows, Decoder(source.limits))
+        for done, (_, image) in enumerate(decoded, 1):
+            if isinstance(image, Unreadable):
+                raise ClipguardError(f"{source.location}: {image.id!r} changed while it was read: run again")
+            yield thumbnail(image, given.size)[None]
+            if done % REPORT_EVERY == 0 or done == len(rows):
+                progress(done, len(rows))
+
+    write_pieces(folder / "images.npy", (len(rows), *given.size, 3), np.dtype(np.uint8), images())
 
 
 def train_early_model(scan: Scan, folder: Path, progress: StepProgress) -> None:
@@ -162,8 +170,9 @@ def reconstruct_triggers(scan: Scan, folder: Path, progress: StepProgress) -> No
     write_triggers(triggers, folder)
     flagged = int(scan.partition.has(State.TRIGGER).sum())
     if flagged and not triggers:
-        few = f"no trigger was reconstructed from {flagged} flagged samples: {FEWEST_TO_INVERT} are needed"
-        write_notes(folder, [few])
+        clean = int(scan.partition.clean.sum())
+        few = f"no trigger was reconstructed from {flagged} flagged and {clean} clean samples"
+        write_notes(folder, [f"{few}: {FEWEST_TO_INVERT} of each are needed"])
 
 
 def status_columns(partition: Partition) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load, read_spec, weights_digest
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
-from clipguard.pipeline.repair import for_model, repair, spec_to_train, train, with_held_out
+from clipguard.pipeline.repair import (
+    for_model,
+    repair,
+    spec_to_train,
+    train,
+    with_held_out,
+    with_model_triggers,
+)
 from clipguard.pipeline.scan import Context, Scan
 from clipguard.pipeline.scanning import scan
 from clipguard.pipeline.stages import RETRAINING, VICTIM
@@ -61,7 +68,10 @@ class Defender:
         Raises:
             ClipguardError: bad input; one line says what to do.
         """
-        return self._scan(_opened(source))
+        self._scan(_opened(source))
+        # It would be an earlier repair's.
+        self.scan_.context.run.retract(FEATURES_FILE)
+        return self
 
     def fit(
         self, source: object, model: str | Path | nn.Module | None = None, spec: ModelSpec | None = None
@@ -94,9 +104,11 @@ class Defender:
         if config.by == "retrain":
             stage = self._retrain(config, given[1] if given else None)
         else:
-            stage = repair(self.trained_on_, self.before_, self.spec_, origin)
+            stage = repair(with_model_triggers(self.trained_on_), self.before_, self.spec_, origin)
             self.model_ = _weights_into(self.before_, stage)
         self.history_ = read_table(stage.path / "history.parquet")
+        # Stages of the repair have notes of their own.
+        self.warnings_ = warnings_of(self.scan_)
         run = self.scan_.context.run
         run.publish(stage.path / "model.safetensors", "model.safetensors")
         if "feature_separation" not in self.stages_:

@@ -42,18 +42,28 @@ def held_out_rows(labels: Int64[np.ndarray, "n"], seed: Seed) -> Bool[np.ndarray
 
 
 def with_held_out(scan: Scan) -> Scan:
-    """Return the scan with a random twentieth held out: no training, and no repair, learns from it."""
+    """Return the scan with a random twentieth held out: no gradient step uses it.
+
+    The scan, and so its triggers and estimates, has seen it.
+    """
     held_out = held_out_rows(scan.data.labels, scan.context.seed(Stream.HELD_OUT))
     return replace(scan, partition=scan.partition.moved(held_out, State.HELD_OUT))
 
 
 def for_model(scan: Scan, size: tuple[int, int]) -> Scan:
-    """Return the scan with images and triggers at the input size of a model."""
+    """Return the scan with images at the input size of a model."""
     if scan.data.images.shape[1:3] == size:
         return scan
     data = read_image_set(scan.context.finished["read"].path)
     data, key = at_size(scan.context, data, size, MODEL_IMAGES)
-    return with_triggers(replace(scan, data=data, images_key=key), MODEL_TRIGGER_INVERSION)
+    return replace(scan, data=data, images_key=key)
+
+
+def with_model_triggers(scan: Scan) -> Scan:
+    """Return the scan with triggers at the size of its images, which `for_model` may have changed."""
+    if scan.data.images.shape[1:3] == (scan.context.config.size or scan.context.thumbnail_size):
+        return scan
+    return with_triggers(scan, MODEL_TRIGGER_INVERSION)
 
 
 def spec_to_train(

@@ -73,7 +73,8 @@ class Context:
     def notes(self) -> list[str]:
         """Return what the finished stages could not do as they should."""
         files = (stage.path / NOTES for stage in self.finished.values())
-        return [note for file in files if file.exists() for note in read_json(file)]
+        notes = (note for file in files if file.exists() for note in read_json(file))
+        return list(dict.fromkeys(notes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

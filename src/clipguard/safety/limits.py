@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from clipguard.errors import ClipguardError
 
 MIB = 1 << 20
+
+
+_LARGEST: Final = {"seconds": 1_000_000}
+"""Beyond these, neither sockets nor timers take a number; of the others, none is beyond 2^62."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +57,9 @@ class Limits:
         """Raise `ClipguardError` for a limit that nothing could keep."""
         for name in self.__slots__:
             # Also refuses NaN.
-            if not (name in ("isolated", "links") or getattr(self, name) > 0):
-                raise ClipguardError(f"limit {name} is {getattr(self, name)}: give a number above 0")
+            if not (name in ("isolated", "links") or 0 < getattr(self, name) <= _LARGEST.get(name, 2**62)):
+                least_and_most = f"above 0 and at most {_LARGEST.get(name, 2**62):,}"
+                raise ClipguardError(f"limit {name} is {getattr(self, name)}: give a number {least_and_most}")
 
 
 @contextmanager

@@ -231,6 +231,8 @@ def _faults(config: BenchConfig) -> Iterator[str]:
             yield f"key defenses: two rows would be {label!r}: give each a label"
     if config.defense_config.seed != DefenseConfig().seed:
         yield "key defense_config: the seed is each cell's: remove it"
+    if config.defense_config.by != DefenseConfig().by:
+        yield "key defense_config: retraining is a row of its own: remove the key by"
 
 
 def _check_attacks(config: BenchConfig, path: Path) -> None:

@@ -28,6 +28,8 @@ _FIRST: Final = (
 )
 """Columns that are always there, in this order; the others follow as they come."""
 
+_RATES: Final = {metric.name for metric in METRICS}
+
 
 def write_results(rows: list[Row], path: Path) -> None:
     """Write `path` (Parquet), all or nothing; what a row lacks is null."""
@@ -68,7 +70,18 @@ def read_results(run: Path) -> list[Row]:
         raise ClipguardError(
             f"{path} lacks the column {missing[0]!r}: another version of clipguard has written it"
         )
+    for row in rows:
+        if wrong := next((name for name in _FIRST if not _is_of_kind(name, row)), None):
+            raise ClipguardError(
+                f"{path}, column {wrong!r} holds {row[wrong]!r:.50}: run clipguard bench again"
+            )
     return rows
+
+
+def _is_of_kind(name: str, row: Row) -> bool:
+    if name in ("data", "attack", "guide", "net", "row", "defense"):
+        return isinstance(row[name], str)
+    return name not in _RATES or row[name] is None or isinstance(row[name], float | int)
 
 
 def _flat(row: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:

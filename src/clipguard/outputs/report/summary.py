@@ -12,7 +12,7 @@ from PIL import Image
 from clipguard.data.writer import png
 from clipguard.outputs.report.plot import entropy_map
 from clipguard.outputs.samples import Table, read_samples
-from clipguard.runs import RunFolder, read_image_set
+from clipguard.runs import RunFolder, read_array, read_image_set
 from clipguard.runs.summary import read_summary
 from clipguard.triggers.affine import AffineTrigger, read_triggers
 from clipguard.types import STATES, Images, Partition
@@ -110,7 +110,13 @@ def _images(ids: set[str], folder: RunFolder) -> dict[str, Picture]:
     if stage is None:
         return {}
     data = read_image_set(stage.path)
-    return {name: data.images[row] for row, name in enumerate(data.ids) if name in ids}
+    images, view, size = data.images, folder.finished("view"), read_summary(folder.path).data.size
+    # As the scan saw them, since triggers have that size; a view may be left from an earlier scan.
+    if view is not None and images.shape[1:3] != size:
+        images = read_array(view.path / "images.npy", mmap=True)
+    if images.shape[:3] != (len(data), *size):
+        return {}
+    return {name: images[row] for row, name in enumerate(data.ids) if name in ids}
 
 
 def _sample(samples: Table, row: int, images: dict[str, Picture]) -> dict[str, Any]:
