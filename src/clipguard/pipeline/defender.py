@@ -104,7 +104,8 @@ class Defender:
         if config.by == "retrain":
             stage = self._retrain(config, given[1] if given else None)
         else:
-            stage = repair(with_model_triggers(self.trained_on_), self.before_, self.spec_, origin)
+            self.trained_on_ = with_model_triggers(self.trained_on_)
+            stage = repair(self.trained_on_, self.before_, self.spec_, origin)
             self.model_ = _weights_into(self.before_, stage)
         self.history_ = read_table(stage.path / "history.parquet")
         # Stages of the repair have notes of their own.
