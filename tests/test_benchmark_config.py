@@ -185,6 +185,7 @@ def test_an_attacks_own_recipe_goes_before_the_nets_and_makes_no_other_cell(tmp_
         ('data = [{name = "x", size = [0, 32]}]', r"Expected `int` >= 1 - at `\$.data\[0\].size\[0\]`"),
         ('data = [{name = "x", train = "a"}]', "x has only one of train and test"),
         ("[defense_config]\nseed = 3", "the seed is each cell's"),
+        ('[defense_config]\nby = "retrain"', "retraining is a row of its own"),
         ('defenses = [":x"]', "cannot be imported"),
         ("seeds = [", "cannot be read as TOML"),
         (f"seeds = [{1 << 63}]", r"<= 9223372036854775807 - at `\$.seeds\[0\]`"),
