@@ -45,7 +45,9 @@ def test_a_key_changes_with_code_threads_attack_and_defence_and_with_nothing_els
     assert changed() == set(before)
     text = tiny.file.read_text()
     try:
-        tiny.file.write_text(text.replace("[defense_config]", "[defense_config]\nlabel_flow = {z_score = 5.0}"))
+        tiny.file.write_text(
+            text.replace("[defense_config]", "[defense_config]\nlabel_flow = {z_score = 5.0}")
+        )
         assert changed() == defended
     finally:
         tiny.file.write_text(text)
