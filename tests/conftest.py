@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # Before torch is imported. Sums depend on the number of threads, so it is the same everywhere; and it is one,
@@ -62,3 +63,21 @@ def no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect_ex", guarded(connect_ex))
         patch.setattr(socket, "getaddrinfo", look_up_loopback_only)
         yield
+
+
+@pytest.fixture
+def clipguard(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the command line, with trainings of a few steps; a file that needs another has its own."""
+    # Not above: the hook comes before anything of clipguard is imported.
+    from tiny_data import CommandLine, few_steps
+
+    few_steps(monkeypatch)
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def refused(clipguard: Any, tmp_path: Path) -> Any:
+    """Return what runs a command that has to be refused in one line."""
+    from tiny_data import refusing
+
+    return refusing(clipguard, tmp_path)

@@ -26,7 +26,7 @@ from clipguard.detection.early_model import EARLY_MODELS
 from clipguard.errors import ClipguardError, one_line
 from clipguard.lab.attacks import ATTACKS
 from clipguard.runs.summary import RunSummary, Verdict
-from tiny_data import CommandLine, few_steps, image_folder, tree
+from tiny_data import image_folder, tree
 from tiny_report import SCAN
 
 COMMANDS = ("attack", "bench", "bench-report", "convert", "defend", "demo", "report", "scan", "verify")
@@ -38,12 +38,6 @@ SAMPLES = {
     "suspicion_score": [0.25, 0.75],
     "rank": [2, 1],
 }
-
-
-@pytest.fixture
-def clipguard(capsys, monkeypatch):
-    few_steps(monkeypatch)
-    return CommandLine(capsys)
 
 
 def in_a_new_process(code):

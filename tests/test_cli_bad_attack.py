@@ -6,25 +6,14 @@ from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
 from clipguard.data.writer import write_parquet
 from clipguard.types import image_set
-from tiny_data import CommandLine, few_steps, image_folder, refusing
+from tiny_data import image_folder
 
 MINI = ("--guide", "mini")
 
 
 @pytest.fixture
-def clipguard(capsys, monkeypatch):
-    few_steps(monkeypatch)
-    return CommandLine(capsys)
-
-
-@pytest.fixture
 def data(tmp_path):
     return image_folder(tmp_path / "data", n=20)
-
-
-@pytest.fixture
-def refused(clipguard, tmp_path):
-    return refusing(clipguard, tmp_path)
 
 
 def attacked(clipguard, data, out, *more):

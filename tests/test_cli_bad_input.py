@@ -11,25 +11,14 @@ from safetensors.torch import load_file, save_file
 from clipguard.models.spec import ModelSpec, build, save
 from clipguard.runs import read_json
 from clipguard.seeds import Seed
-from tiny_data import CommandLine, few_steps, image_folder, jpeg_header, npz, pictures, refusing, tree
+from tiny_data import image_folder, jpeg_header, npz, pictures, tree
 
 MINI = ("--guide", "mini")
 
 
 @pytest.fixture
-def clipguard(capsys, monkeypatch):
-    few_steps(monkeypatch)
-    return CommandLine(capsys)
-
-
-@pytest.fixture
 def data(tmp_path):
     return image_folder(tmp_path / "data", n=20)
-
-
-@pytest.fixture
-def refused(clipguard, tmp_path):
-    return refusing(clipguard, tmp_path)
 
 
 def model_file(path, classes=2, size=(16, 16)):

@@ -14,7 +14,7 @@ from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, build
 from clipguard.pipeline.defender import Defender
 from clipguard.seeds import Seed
-from tiny_data import CommandLine, few_steps, image_folder, tree
+from tiny_data import image_folder, tree
 from tiny_runs import CONFIG, NAMES, add_trigger, poisoned_set, source_of
 
 SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
@@ -84,12 +84,6 @@ def test_a_test_set_of_which_too_much_is_unreadable_is_refused(images):
         triggered=pairs(images.images, images.labels, torn[1]),
     )
     assert check_test(test)[0].startswith("6 images")
-
-
-@pytest.fixture
-def clipguard(capsys, monkeypatch):
-    few_steps(monkeypatch)
-    return CommandLine(capsys)
 
 
 def test_unreadable_test_images_cost_no_training(clipguard, tmp_path):

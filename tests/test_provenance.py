@@ -22,7 +22,7 @@ from clipguard.runs import read_json, read_table, write_json
 from clipguard.safety.limits import Limits
 from clipguard.seeds import Seed
 from clipguard.types import image_set
-from tiny_data import NAMES, CommandLine, few_steps, image_folder, npz, pictures, tree
+from tiny_data import NAMES, image_folder, npz, pictures, tree
 from tiny_runs import CONFIG
 
 N = 20
@@ -186,12 +186,6 @@ def test_of_some_rows_only_the_others_are_no_addition(tmp_path, data, out):
 
 
 # ---- the command
-
-
-@pytest.fixture
-def clipguard(capsys, monkeypatch):
-    few_steps(monkeypatch)
-    return CommandLine(capsys)
 
 
 @pytest.fixture(scope="module")
