@@ -248,7 +248,7 @@ class Foreign:
             for weight in case.victim.parameters():
                 weight.zero_()
         victim = case.victim
-        return Repaired(model=victim, seconds={}) if self.kind == "spoils" else victim  # type: ignore[return-value]
+        return Repaired(model=victim, seconds={}) if self.kind == "spoils" else victim  # type: ignore[return-value]  # the protocol is broken on purpose
 
 
 def test_a_defence_costs_its_own_row_whatever_it_does(finished, tmp_path, capsys):

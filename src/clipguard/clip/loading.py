@@ -1,7 +1,7 @@
 """From the name of a CLIP to the loaded model: built-in names of open_clip, the hub, local folders.
 
-Weights are safetensors or nothing. open_clip reads `.bin` and `.pt` checkpoints with
-`torch.load(weights_only=True)`, which is still an unpickler, if one with a list of what it lets through.
+Weights are safetensors or nothing; nothing here unpickles. open_clip by itself reads `.bin` and `.pt`
+checkpoints with `torch.load(weights_only=True)`: still an unpickler, with a list of what it lets through.
 Every built-in tag, `openai` included, has a hub repository, and all but ViTamin's follow open_clip's naming,
 which has a safetensors file. So the file is chosen and fetched here, and open_clip is given only its path.
 

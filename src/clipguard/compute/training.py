@@ -138,7 +138,7 @@ def _pass(
     return total / len(batches)
 
 
-def fit(  # noqa: PLR0913  (the kernel: whatever is fixed is in the recipe)
+def fit(  # noqa: PLR0913  # the kernel: whatever is fixed is in the recipe
     model: Normalized,
     images: Images,
     rows: Int64[np.ndarray, "m"] | RowChoice,

@@ -65,7 +65,7 @@ def _pixels(
     many = isinstance(images, (list, tuple))
     if many or (isinstance(images, np.ndarray) and images.dtype == object and images.ndim == 1):
         # The condition lets nothing through that cannot be walked; mypy does not follow it that far.
-        items = [item if isinstance(item, Image) else np.asarray(item) for item in images]  # type: ignore[attr-defined]  # see above
+        items = [item if isinstance(item, Image) else np.asarray(item) for item in images]  # type: ignore[attr-defined]  # iterable
         for row, item in enumerate(items):
             if isinstance(item, np.ndarray):
                 _check_shape(item, item.shape, f"image {row} of {location}", "")

@@ -182,7 +182,7 @@ def _files(data: Path, images: bool, limits: Limits) -> dict[str, Path]:
         return {printable(data.name): data}
     if images:
         # Of readers only a folder's has paths, and the listing of a folder has no other.
-        paths = list_folder(data, limits).reader.paths  # type: ignore[attr-defined]  # see above
+        paths = list_folder(data, limits).reader.paths  # type: ignore[attr-defined]  # a FolderReader
         return {printable(path): data / path for path in paths}
     files = sorted([*data.glob("*.parquet"), *data.glob("*.tar")])
     return {printable(path.name): path for path in files if path.name[0] != "."}

@@ -17,7 +17,8 @@ def read_as(kind: type[Kind], values: dict[str, Any], where: str, default: Kind 
     Raises:
         ClipguardError: an unknown or missing key, or a value of another type; `where` is named.
     """
-    merged = values if default is None else _merged(asdict(default), values)  # type: ignore[call-overload]
+    # A type variable cannot be bound to "any dataclass", so that mypy does not know that `asdict` takes it.
+    merged = values if default is None else _merged(asdict(default), values)  # type: ignore[call-overload]  # a dataclass
     try:
         read = msgspec.convert(merged, kind)
     except msgspec.ValidationError as error:
