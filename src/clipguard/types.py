@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8
@@ -19,19 +19,70 @@ StepProgress = Callable[[int, int], None]
 """The same of one step: called with (done, total)."""
 
 
+@runtime_checkable
+class Rows(Protocol):
+    """n rows of equal shape: an array, or what lies in files and is read as far as it is asked for.
+
+    It is asked by slices without a step and by int64 arrays of row numbers, in any order; both give new or
+    read-only arrays. A boolean mask over all rows would read everything, so that only arrays take one.
+    """
+
+    @property
+    def shape(self) -> Any:
+        """Number of rows, then the shape of each."""
+
+    def __len__(self) -> int:
+        """Return n."""
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Return the rows of a slice or of an array of row numbers, as an array."""
+
+
+CHUNK: Final = 1024
+"""Rows that are looked at together where all are."""
+
+
+def chunks(n: int, size: int = CHUNK) -> Iterator[slice]:
+    """Return the slices that cut n rows into pieces of `size`, the last perhaps smaller."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageSet:
-    """A labelled image set in memory: all images of one size.
+class Preprocessing:
+    """How an image of any size becomes what a net takes; names and meaning are timm's.
 
     Attributes:
-        images: RGB values 0..255; may be a memory map.
+        size: height and width, in pixels.
+        resize: `squash` ignores the aspect ratio; `shortest` fits the shorter side, `longest` the longer one.
+        crop: side of the centre crop over that of the resized image (timm: crop_pct).
+        interpolation: of the resize, always antialiased.
+        fill: grey level around an image that `longest` leaves smaller than `size`.
+        mean: per channel, subtracted from images scaled to [0, 1].
+        std: per channel, divided by after that.
+    """
+
+    size: tuple[int, int]
+    resize: Literal["squash", "shortest", "longest"] = "squash"
+    crop: float = 1.0
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    fill: int = 0
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSet:
+    """A labelled image set: all images of one size.
+
+    Attributes:
+        images: uint8 [n, h, w, 3], RGB values 0..255: an array, or rows in files.
         labels: index into `class_names`, as given by the (untrusted) source.
         ids: one name a sample, unique, stable over runs.
         class_names: human-readable names; what the guide reads.
         fingerprint: hash of everything above as it came from the source.
     """
 
-    images: UInt8[np.ndarray, "n h w 3"]
+    images: Rows
     labels: Int64[np.ndarray, "n"]
     ids: tuple[str, ...]
     class_names: tuple[str, ...]
@@ -41,8 +92,14 @@ class ImageSet:
         """Return n."""
         return len(self.labels)
 
+    @property
+    def pixels(self) -> Images:
+        """All images as one array in memory: for sets that are known to be small."""
+        every: np.ndarray = self.images[:]
+        return every
+
     def take(self, rows: Int64[np.ndarray, "m"]) -> "ImageSet":
-        """Return the sub-set at `rows`, with a fingerprint of its own."""
+        """Return the sub-set at `rows`, in memory, with a fingerprint of its own."""
         return image_set(
             self.images[rows], self.labels[rows], self.class_names, tuple(self.ids[i] for i in rows)
         )

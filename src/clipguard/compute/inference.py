@@ -9,7 +9,7 @@ from clipguard.compute.device import array, tensor
 from clipguard.errors import ClipguardError
 from clipguard.models.features import head_of, inputs_of
 from clipguard.models.spec import Normalized
-from clipguard.types import Images
+from clipguard.types import Images, Rows
 
 
 def thread_count() -> int:
@@ -23,7 +23,7 @@ def planes(images: Images) -> UInt8[Tensor, "n 3 h w"]:
     return tensor(np.array(images)).permute(0, 3, 1, 2)
 
 
-def classifier_logits(model: Normalized, images: Images, batch_size: int = 250) -> Float32[np.ndarray, "n k"]:
+def classifier_logits(model: Normalized, images: Rows, batch_size: int = 250) -> Float32[np.ndarray, "n k"]:
     """Return the model's logits of all images, in evaluation mode."""
     model.eval()
     device = model.mean.device
@@ -36,7 +36,7 @@ def classifier_logits(model: Normalized, images: Images, batch_size: int = 250) 
 
 
 def features(
-    model: Normalized, images: Images, rows: Int64[np.ndarray, "m"], batch_size: int = 250
+    model: Normalized, images: Rows, rows: Int64[np.ndarray, "m"], batch_size: int = 250
 ) -> Float32[np.ndarray, "m d"]:
     """Return what the model's head is given of the images of `rows`, in evaluation mode.
 

@@ -14,7 +14,7 @@ from clipguard.compute.inference import classifier_logits
 from clipguard.compute.training import EpochHook, LossFunction, Recipe, fit
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
-from clipguard.types import Images
+from clipguard.types import Rows
 
 _SCHEDULES: Final[dict[str, tuple[float, bool]]] = {"constant": (0.0, True), "one-cycle": (0.2, False)}
 """Warm-up, and whether the learning rate stays at its peak."""
@@ -84,7 +84,7 @@ class TrainedNets:
 
 def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no two belong together
     config: SmallNetConfig,
-    images: Images,
+    images: Rows,
     outputs: int,
     loss: LossFunction,
     trainable: Bool[np.ndarray, "n"],

@@ -16,7 +16,7 @@ from clipguard.compute.checkpoint import load_checkpoint, save_checkpoint
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import Normalized
 from clipguard.seeds import Seed
-from clipguard.types import History, Images
+from clipguard.types import History, Rows
 
 LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits [b, k], rows int64 [b], augmented images uint8 [b, 3, h, w]) -> scalar loss.
@@ -112,7 +112,7 @@ class _Step:
 
 def _pass(
     model: Normalized,
-    images: Images,
+    images: Rows,
     batches: list[Int64[np.ndarray, "_"]],
     loss: LossFunction,
     step: _Step,
@@ -126,7 +126,7 @@ def _pass(
         index = torch.from_numpy(chosen)
         for group in optimizer.param_groups:
             group["lr"] = _rate(recipe, (step.epoch + (number + 0.5) / len(batches)) / recipe.epochs)
-        # Picked by numpy, since torch warns of memory that it cannot write to: a run folder's memory map.
+        # A copy of the chosen rows, wherever they lie.
         picked = torch.from_numpy(images[chosen])
         batch = augment(picked, recipe, step.generator).permute(0, 3, 1, 2).to(device)
         value = loss(model(batch), index, batch)
@@ -140,7 +140,7 @@ def _pass(
 
 def fit(  # noqa: PLR0913  # the kernel: whatever is fixed is in the recipe
     model: Normalized,
-    images: Images,
+    images: Rows,
     rows: Int64[np.ndarray, "m"] | RowChoice,
     loss: LossFunction,
     recipe: Recipe,

@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
-from clipguard.types import NO_TRIGGER, Images, ImageSet, Partition, Scores, State
+from clipguard.types import NO_TRIGGER, ImageSet, Partition, Rows, Scores, State
 
 FEWEST: Final = 30
 """Flagged samples below which a median says too little."""
@@ -99,7 +99,7 @@ def invert_trigger(
 
 
 def _median_and_mad(
-    images: Images, rows: Int64[np.ndarray, "m"]
+    images: Rows, rows: Int64[np.ndarray, "m"]
 ) -> tuple[Float32[np.ndarray, "h w 3"], Float32[np.ndarray, "h w 3"]]:
     """Return the median and the median absolute deviation of each value, line by line to save memory."""
     middle, spread = np.empty((2, *images.shape[1:]), dtype=np.float32)
@@ -111,7 +111,7 @@ def _median_and_mad(
 
 
 def _distance(
-    images: Images, some: Int64[np.ndarray, "m"], others: Int64[np.ndarray, "l"]
+    images: Rows, some: Int64[np.ndarray, "m"], others: Int64[np.ndarray, "l"]
 ) -> Float32[np.ndarray, "h w 3"]:
     """Return the Kolmogorov-Smirnov distance of each value's two distributions, in [0, 1]."""
     out = np.empty(images.shape[1:], dtype=np.float32)

@@ -77,7 +77,7 @@ def poisoned_digits(seed: int) -> PoisonedDigits:
     )
     attack = BadNets(rate=RATE)
     poisoned, truth = attack.poison(train, stream.child("attack"))
-    triggered = attack.trigger(test.images)
+    triggered = attack.trigger(test.pixels)
     target_mapping = attack.target_labels(np.arange(len(DIGIT_NAMES)), len(DIGIT_NAMES))
     assert target_mapping is not None
     return PoisonedDigits(

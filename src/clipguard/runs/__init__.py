@@ -15,6 +15,7 @@ from clipguard.runs.files import (
 )
 from clipguard.runs.run_folder import RunFolder, SourceInfo
 from clipguard.runs.seal import SEAL, described
+from clipguard.runs.sharded_array import ShardedArray
 from clipguard.runs.stage import FinishedStage, Stage, resume_folder
 from clipguard.runs.verify import Checked, compared, verify_run
 
@@ -23,6 +24,7 @@ __all__ = [
     "Checked",
     "FinishedStage",
     "RunFolder",
+    "ShardedArray",
     "SourceInfo",
     "Stage",
     "compared",

@@ -180,7 +180,7 @@ def write_image_set(folder: Path, images: ImageSet) -> None:
     if isinstance(images.images, np.memmap) and _is_map_of(images.images, pixels):
         images.images.flush()
     else:
-        write_array(pixels, images.images)
+        write_array(pixels, images.pixels)
     write_table(folder / "rows.parquet", {"id": images.ids, "label": images.labels})
     meta = {"class_names": images.class_names, "fingerprint": images.fingerprint}
     write_json(folder / "meta.json", meta)

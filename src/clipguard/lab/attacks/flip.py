@@ -191,7 +191,7 @@ def _pairs(attack: FLIP, data: ImageSet, seed: Seed) -> _Pairs:
     carriers = np.sort(seed.child("carriers").generator().choice(candidates, count, replace=False))
     triggered = attack.stripes(data.images[carriers], attack.strength)
     return _Pairs(
-        images=np.concatenate((data.images, triggered)),
+        images=np.concatenate((data.pixels, triggered)),
         labels=np.concatenate((data.labels, np.full(count, attack.target, dtype=np.int64))),
         rows=np.concatenate((np.arange(len(data)), carriers)),
         clean=data,

@@ -101,7 +101,7 @@ class GCB(NetAttack):
 
     def rows(self, data: ImageSet, seed: Seed) -> Rows:
         """Return the candidates that show the code most; the seed is not used."""
-        return highest(np.where(data.labels == self.target, -np.inf, self.scores(data.images)), self.rate)
+        return highest(np.where(data.labels == self.target, -np.inf, self.scores(data.pixels)), self.rate)
 
     def training_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
         """Return the images as they are."""

@@ -59,7 +59,7 @@ def fit_attack(
         ClipguardError: the attack cannot be fitted to these data, or the rate asks for no sample at all.
     """
     fitted = attack.fit(data, seed, cache, progress or (lambda step, done, total: None))
-    return OnGrey(attack=fitted) if is_grey(data.images) else fitted
+    return OnGrey(attack=fitted) if is_grey(data.pixels) else fitted
 
 
 def parts_of(attack: Attack) -> tuple[Attack, ...]:

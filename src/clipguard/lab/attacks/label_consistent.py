@@ -56,7 +56,7 @@ class LabelConsistent(LearnedAttack, CleanLabelAttack):
     def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
         """Return the images of the target class after PGD."""
         rows = np.flatnonzero(data.labels == self.target)
-        chunks = np.array_split(rows, -(-len(rows) // chunk_of(data.images, _CHUNK)))
+        chunks = np.array_split(rows, -(-len(rows) // chunk_of(data.pixels, _CHUNK)))
         total = self.epochs + len(chunks)
         model = _robust_net(self, data, seed, lambda epoch: progress(FITTING, epoch, total))
         hard = []

@@ -49,7 +49,7 @@ class LowFrequency(SurrogateAttack):
             further = glow - self.step * amplitude * update / update.abs().max()
             return scaled(smoothed(further, self.blur), amplitude)
 
-        return misleading(self, data, data.images, step, seed, progress)
+        return misleading(self, data, data.pixels, step, seed, progress)
 
 
 def smoothed(pattern: Pattern, blur: float) -> Pattern:

@@ -42,7 +42,7 @@ class Narcissus(SurrogateAttack, CleanLabelAttack):
 
     def training_images(self, data: ImageSet, rows: Rows, seed: Seed) -> Images:
         """Return images with the noise once."""
-        return add_pattern(data.images[rows], self.pattern_for(data.images))
+        return add_pattern(data.pixels[rows], self.pattern_for(data.pixels))
 
     def trigger(self, images: Images) -> Images:
         """Return test images, which carry a multiple of the noise."""

@@ -83,7 +83,7 @@ class TrojanNN(SurrogateAttack):
             further = patch - self.step * slope.sign()
             return torch.clamp(further, start - self.bound, start + self.bound).clamp(0, 1)
 
-        batches = search_batches(self, data.images, seed, progress)
+        batches = search_batches(self, data.pixels, seed, progress)
         return {"pattern": torch.from_numpy(to_images(universal(batches, start, distance, step))[0])}
 
 
