@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 
 from clipguard.data.writer import png
 from clipguard.outputs.report.plot import entropy_map
 from clipguard.outputs.samples import Table, read_samples
-from clipguard.runs import RunFolder, read_array, read_image_set
+from clipguard.runs import RunFolder, ShardedArray
 from clipguard.runs.summary import read_summary
 from clipguard.triggers.affine import AffineTrigger, read_triggers
 from clipguard.types import STATES, Images, Partition
@@ -51,8 +51,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
     samples, partition = read_samples(folder.path)
     order = np.argsort(samples["rank"], kind="stable").astype(np.int64)
     top, least = order[:TOP], order[partition.clean[order]][::-1][:EXAMPLES]
-    ids = [str(samples["id"][i]) for i in least]
-    images = _images({*ids, *(str(samples["id"][i]) for i in top)}, folder)
+    images = _images(np.union1d(top, least), len(partition), folder)
     return {
         "run": run,
         "manifest": folder.manifest,
@@ -67,7 +66,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
             marked_as=f"the {len(top)} most suspicious samples",
         ),
         "top": [_sample(samples, i, images) for i in top.tolist()],
-        "triggers": _triggers([images[name] for name in ids if name in images], partition, folder),
+        "triggers": _triggers([images[i] for i in least.tolist() if i in images], partition, folder),
     }
 
 
@@ -104,26 +103,23 @@ def _classes(samples: Table, partition: Partition, few_clean: Sequence[str]) -> 
     return {"listed": listed[:CLASSES], "others": max(0, len(listed) - CLASSES)}
 
 
-def _images(ids: set[str], folder: RunFolder) -> dict[str, Picture]:
-    """Return those of the images that the run folder still has, by id."""
-    stage = folder.finished("read")
+def _images(rows: Int64[np.ndarray, "m"], n: int, folder: RunFolder) -> dict[int, Picture]:
+    """Return the images of some rows by number, as the scan saw them, if it still has them."""
+    stage = folder.finished("images")
     if stage is None:
         return {}
-    data = read_image_set(stage.path)
-    images, view, size = data.images, folder.finished("view"), read_summary(folder.path).data.size
-    # As the scan saw them, since triggers have that size; a view may be left from an earlier scan.
-    if view is not None and images.shape[1:3] != size:
-        images = read_array(view.path / "images.npy", mmap=True)
-    if images.shape[:3] != (len(data), *size):
+    images = ShardedArray.of(stage.path)
+    # A scan that was stopped may have left images of other data rows, or of another size.
+    if images.shape != (n, *read_summary(folder.path).data.size, 3):
         return {}
-    return {name: images[row] for row, name in enumerate(data.ids) if name in ids}
+    return dict(zip(rows.tolist(), images[rows], strict=True))
 
 
-def _sample(samples: Table, row: int, images: dict[str, Picture]) -> dict[str, Any]:
+def _sample(samples: Table, row: int, images: dict[int, Picture]) -> dict[str, Any]:
     """Return what is shown of a sample, None for NaN, with its image as `thumbnail` if there is one."""
     texts = {name: str(samples[name][row]) for name in _TEXTS}
     numbers = {name: samples[name][row].item() for name in _NUMBERS}
-    image = images.get(texts["id"])
+    image = images.get(row)
     return {
         **texts,
         **{name: value if np.isfinite(value) else None for name, value in numbers.items()},
