@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Work = Callable[[Sequence[int]], Iterator[int]]
 """Finishes the shards of the numbers it is given, in order, and says which one is finished.
@@ -12,6 +12,7 @@ Engines may send the function to other processes: it holds values and paths, and
 """
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Runs a function over shards."""
 
