@@ -138,7 +138,8 @@ def test_so_do_stages_that_only_some_runs_have(source, other_size, tmp_path, mon
 
 def test_a_changed_result_recomputes_all_that_follows_from_it(source, run, whole, monkeypatch):
     def opposite(scan, folder, progress):
-        write_array(folder / "logits.npy", -read_array(whole.stages_["early_model"].path / "logits.npy"))
+        before = read_array(whole.stages_["early_model"].path / "early_nll.npy")
+        write_array(folder / "early_nll.npy", before.max() - before)
 
     changed(monkeypatch, "early_model", version=2, compute=opposite)
     again = Defender(GUIDE, run, config=CONFIG).fit(source)

@@ -51,10 +51,14 @@ def read_samples(run: Path) -> tuple[Table, Partition]:
 
 
 def _states(samples: Table, path: Path) -> UInt8[np.ndarray, "n"]:
-    named = list(zip(map(str, samples["status"]), map(str, samples["reason"]), strict=True))
-    for status, reason in set(named) - _STATE_OF.keys():
-        raise ClipguardError(
-            f"{path} has a sample of unknown status {status[:50]!r}, reason {reason[:50]!r}: "
-            "delete the file and run again"
-        )
-    return np.array([_STATE_OF[words] for words in named], np.uint8)
+    def state(status: object, reason: object) -> int:
+        words = str(status), str(reason)
+        if words not in _STATE_OF:
+            raise ClipguardError(
+                f"{path} has a sample of unknown status {words[0][:50]!r}, reason {words[1][:50]!r}: "
+                "delete the file and run again"
+            )
+        return _STATE_OF[words]
+
+    states = map(state, samples["status"], samples["reason"])
+    return np.fromiter(states, np.uint8, len(samples["status"]))
