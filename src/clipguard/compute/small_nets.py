@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from clipguard.compute.cross_validation import fold_numbers
 from clipguard.compute.inference import classifier_logits
+from clipguard.compute.lanes import in_lanes, in_turn
 from clipguard.compute.training import EpochHook, LossFunction, Recipe, fit
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
@@ -100,20 +102,24 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
     h, w = images.shape[1:3]
     spec = ModelSpec(architecture=config.architecture, num_classes=outputs, input_size=(h, w))
     recipe = config.recipe(int(trainable.sum()))
+    streams = [seed.child("run", run) for run in range(config.runs)]
+    folds = [_folds(len(images), config.folds, stream) for stream in streams]
+    hook = on_epoch and in_turn(on_epoch)
+
+    def train(place: int) -> tuple[Normalized, Float32[np.ndarray, "_ k"]]:
+        run, number = divmod(place, config.folds)
+        inside, part = folds[run] == number, streams[run].child("fold", number)
+        rows = np.flatnonzero(trainable & ~inside) if config.folds > 1 else np.flatnonzero(trainable)
+        model = copy.deepcopy(start[place]) if start else build(spec, part.child("init"))
+        fit(model, images, rows, loss, recipe, part.child("refit" if start else "fit"), hook)
+        return model, classifier_logits(model, images[inside] if config.folds > 1 else images)
+
+    trained = in_lanes([partial(train, place) for place in range(config.runs * config.folds)])
     total = np.zeros((len(images), outputs), dtype=np.float32)
-    nets: list[Normalized] = []
-    for run in range(config.runs):
-        stream = seed.child("run", run)
-        fold = _folds(len(images), config.folds, stream)
-        for number in range(config.folds):
-            inside = fold == number
-            rows = np.flatnonzero(trainable & ~inside) if config.folds > 1 else np.flatnonzero(trainable)
-            part = stream.child("fold", number)
-            model = copy.deepcopy(start[len(nets)]) if start else build(spec, part.child("init"))
-            fit(model, images, rows, loss, recipe, part.child("refit" if start else "fit"), on_epoch)
-            total[inside] += classifier_logits(model, images[inside] if config.folds > 1 else images)
-            nets.append(model)
-    return TrainedNets(logits=total / np.float32(config.runs), nets=tuple(nets))
+    for place, (_, logits) in enumerate(trained):
+        run, number = divmod(place, config.folds)
+        total[folds[run] == number] += logits
+    return TrainedNets(logits=total / np.float32(config.runs), nets=tuple(model for model, _ in trained))
 
 
 def continued(config: SmallNetConfig, epochs: int) -> SmallNetConfig:

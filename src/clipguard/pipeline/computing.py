@@ -15,6 +15,7 @@ from clipguard.compute.classifiers import ClassifierConfig
 from clipguard.compute.classifiers import train_classifier as from_scratch
 from clipguard.compute.inference import features as features_of
 from clipguard.compute.inference import planes
+from clipguard.compute.threads import intra_op, training_threads
 from clipguard.data.decode import Decoder, Unreadable, decode_rows, thumbnail
 from clipguard.data.decode.reading import REPORT_EVERY
 from clipguard.data.provenance import write_inputs
@@ -208,7 +209,8 @@ def train_classifier(given: Training, folder: Path, progress: StepProgress) -> N
     counter = EpochProgress(given.classifier.recipe.epochs, progress)
     checkpoint = resume_folder(folder) / "checkpoint.safetensors"
     data, rows = given.scan.data, np.flatnonzero(given.rows)
-    model, history = from_scratch(given.classifier, data, rows, on_epoch=counter, checkpoint=checkpoint)
+    with intra_op(training_threads()):
+        model, history = from_scratch(given.classifier, data, rows, on_epoch=counter, checkpoint=checkpoint)
     _keep(folder, model, given.classifier.spec, history)
 
 
@@ -251,7 +253,10 @@ def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None
             data, partition, guide, scan.triggers, config.augment, copies, on_disk
         )
     model = copy.deepcopy(given.victim)
-    history = unlearn(model, data, partition, guide, config, seed, on_epoch=counter, checkpoint=checkpoint)
+    with intra_op(training_threads()):
+        history = unlearn(
+            model, data, partition, guide, config, seed, on_epoch=counter, checkpoint=checkpoint
+        )
     _keep(folder, model, given.spec, history)
 
 

@@ -5,9 +5,10 @@
     RUN/*                          published copies: samples.parquet, model.safetensors, report.html ...
     RUN/seal.json                  sha256 of the manifest, of every stage's manifest and every published file
 
-A stage is found again by its key, a hash of its name, version, settings, inputs and the thread count. So a
-changed setting recomputes this stage and all that stand on it, and nothing else. A stage's manifest holds the
-hashes of its files, so that whoever keeps the hash of `seal.json` elsewhere can prove every file of the run.
+A stage is found again by its key, a hash of its name, version, settings, inputs, thread count (where its
+result depends on that) and GPU. So a changed setting recomputes this stage and all that stand on it, and
+nothing else. A stage's manifest holds the hashes of its files, so that whoever keeps the hash of `seal.json`
+elsewhere can prove every file of the run.
 """
 
 import contextlib
@@ -77,6 +78,7 @@ class RunFolder:
         *,
         seed: int,
         threads: int = 1,
+        device: str = "cpu",
     ) -> "RunFolder":
         """Return the run folder at `path`, to be created by its first stage if there is none.
 
@@ -85,7 +87,8 @@ class RunFolder:
             source: the data.
             config: all settings, as JSON values.
             seed: root of all randomness.
-            threads: of the processor that compute; results depend on their number, so that keys hold it.
+            threads: of the processor that train one large net.
+            device: that computes; results depend on it, so that keys hold any other than `cpu`.
 
         Raises:
             ClipguardError: `path` holds something else, another data set's run, or a damaged manifest.
@@ -103,6 +106,7 @@ class RunFolder:
             "config": dict(config),
             "seed": seed,
             "threads": threads,
+            "device": device,
         }
         if (path / MANIFEST).exists():
             manifest["created"] = _of_same_data(cls.read(path), source.fingerprint)["created"]
@@ -140,6 +144,7 @@ class RunFolder:
         config: Mapping[str, Any],
         inputs: Sequence[str],
         compute: Callable[[Path], None],
+        threaded: bool = False,
     ) -> FinishedStage:
         """Return the stage `name`, computed only if no finished one has the same settings and inputs.
 
@@ -151,6 +156,7 @@ class RunFolder:
             compute: fills the folder it is given. After a kill it is given the same folder again with all
                 that it had written, so it may resume from there; `resume_folder` is the place for what only
                 serves that.
+            threaded: the result depends on the number of threads.
 
         Raises:
             ClipguardError: another process works in this folder, or a fault of disk or system, after which
@@ -158,7 +164,10 @@ class RunFolder:
                 left, nor of a run folder that has no finished stage.
         """
         description = {"stage": name, "version": version, "config": dict(config), "inputs": list(inputs)}
-        description["threads"] = self.manifest["threads"]
+        # Without that, one thread computes each number.
+        description["threads"] = self.manifest["threads"] if threaded else 1
+        if self.manifest["device"] != "cpu":
+            description["device"] = self.manifest["device"]
         key = stage_key(description)
         self._claim()
         final = self.path / "stages" / name

@@ -63,6 +63,7 @@ class Stage(Generic[Given]):
         config: all settings that change the result, as JSON values.
         inputs: keys of stages, or hashes of values, that it reads.
         compute: fills the folder it is given, see `RunFolder.stage`; it says (done, total) as it goes on.
+        threaded: its result depends on the number of threads, which the key then holds.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Stage(Generic[Given]):
     config: Callable[[Given], Mapping[str, Any]]
     inputs: Callable[[Given], Sequence[str]]
     compute: Callable[[Given, Path, StepProgress], None]
+    threaded: bool = False
 
     def run(self, folder: "RunFolder", given: Given, progress: Progress) -> FinishedStage:
         """Return the finished stage, computed now unless the run folder has it."""
@@ -80,11 +82,12 @@ class Stage(Generic[Given]):
             config=self.config(given),
             inputs=self.inputs(given),
             compute=lambda part: self.compute(given, part, partial(progress, self.title)),
+            threaded=self.threaded,
         )
 
 
 def stage_key(description: Mapping[str, Any]) -> str:
-    """Return the key of a stage: the hash of its name, version, settings, inputs and thread count."""
+    """Return the key of a stage: the hash of its name, version, settings, inputs, threads and GPU."""
     text = json.dumps([FORMAT, description], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
