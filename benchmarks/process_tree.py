@@ -16,8 +16,13 @@ PERIOD = 0.2
 
 @dataclass(frozen=True)
 class Sample:
-    """One process: anonymous memory in bytes; processor seconds and bytes read, those of its waited-for
-    children included.
+    """One process.
+
+    Attributes:
+        anonymous: memory that no file holds, in bytes.
+        cpu: seconds of the processor, those of children that it has waited for included.
+        from_disk: bytes fetched from storage, likewise.
+        from_anywhere: bytes that read calls returned, likewise.
     """
 
     anonymous: int
@@ -39,7 +44,7 @@ class Cost:
         phases: `main` and `tree` for each value that `phase` returned, in order.
         processes: most processes at a time.
         read_from_disk: bytes fetched from storage.
-        read_from_anywhere: bytes that read calls returned, those from sockets and from the page cache included.
+        read_from_anywhere: bytes that read calls returned, also from sockets and the page cache.
     """
 
     code: int = 0
