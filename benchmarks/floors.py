@@ -4,11 +4,14 @@
     python benchmarks/floors.py run cifar10/train.parquet --rows 0:12000 --guide mini
     python benchmarks/floors.py run /tmp/photographs --guide mini
 
-`run` prints one JSON object. In turn, three times: the *decode floor*, plain Pillow calls in one process a
-core, from bytes in memory to crops; the *forward floor*, those crops through the loaded guide, in the best of three
-arrangements of threads; and the *pass*, the seconds of the reading stages of `clipguard scan`, which is ended
-after them. The ratio of the floors' sum to the pass is 1 where nothing else costs anything and nothing
-overlaps. `photographs` enlarges images to 500 pixels, as JPEG. Reproduces the published ratio.
+`run` prints one JSON object. In turn, three times:
+
+* the *decode floor*: plain Pillow calls in one process a core, from bytes in memory to crops;
+* the *forward floor*: those crops through the loaded guide, in the best of three arrangements of threads;
+* the *pass*: the seconds of the reading stages of `clipguard scan`, which is ended after them.
+
+The ratio of the floors' sum to the pass is 1 where nothing else costs anything and nothing overlaps.
+`photographs` enlarges images to 500 pixels, as JPEG. Reproduces the published ratio.
 """
 
 import argparse

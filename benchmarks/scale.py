@@ -5,8 +5,8 @@
     python benchmarks/scale.py run /tmp/data --guide /tmp/guide --out /tmp/run
 
 `make` writes Parquet shards: images of a colour a class, with noise; 1 % of the rows carry a white patch and
-the label 0. `guide` writes the smallest vision transformer that open_clip builds, with random weights: what is
-measured is everything but the guide. `run` prints one JSON object. It scans as `clipguard scan` does,
+the label 0. `guide` writes the smallest vision transformer that open_clip builds, with random weights, so that
+the rest is measured. `run` prints one JSON object. It scans as `clipguard scan` does,
 under a limit on open files. It keeps the page cache free of the source: then what the processes fetch from
 storage, divided by the size of the source, is at most how often it was read; what the kernel reads ahead in
 vain counts, too. `--trace` lets strace count instead, which is exact but for mapped files, and costs time.
