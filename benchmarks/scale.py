@@ -5,14 +5,14 @@
     python benchmarks/scale.py run /tmp/data --guide /tmp/guide --out /tmp/run
 
 `make` writes Parquet shards: images of a colour a class, with noise; 1 % of the rows carry a white patch and
-the label 0. `guide` writes the smallest vision transformer that open_clip builds, with random weights: all but
-the guide is left to measure. `run` prints one JSON object; it scans as `clipguard scan` does, under a limit on
-open files. With `--short`, nets train for one epoch.
+the label 0. `guide` writes the smallest vision transformer that open_clip builds, with random weights: all
+but the guide is left to measure. `run` prints one JSON object; it scans as `clipguard scan` does, under a
+limit on open files. With `--short`, nets train for one epoch.
 
 `run` keeps the page cache free of the source: what the processes fetch from storage, divided by the size of
-the source, is about how often it was read. What the kernel reads ahead in vain is too much, and passes within
-a fraction of a second of each other are one. `--trace` lets strace count instead, which is exact but for mapped
-files, and costs time. Reproduces the published cost a row.
+the source, is about how often it was read. What the kernel reads ahead in vain is too much, and passes
+within a fraction of a second of each other are one. `--trace` lets strace count instead, which is exact but
+for mapped files, and costs time. Reproduces the published cost a row.
 """
 
 import argparse
