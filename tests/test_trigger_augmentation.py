@@ -59,7 +59,7 @@ def test_only_clean_samples_are_copied_once_with_image_label_and_guide_of_their_
     same = AffineTrigger(scale=NOTHING + 1, shift=NOTHING)
     longer, extended, scores = trigger_augmented(*case, [same], 0.6, Seed(1))
     # With a trigger that changes nothing, rows are recognisable.
-    rows = longer.images[N:, 0, 0, 0].astype(int)
+    rows = longer.images[N:][:, 0, 0, 0].astype(int)
     assert len(set(rows)) == len(rows) == round(0.6 * partition.clean.sum())
     assert partition.clean[rows].all()
     assert np.array_equal(longer.labels[N:], data.labels[rows])
@@ -78,7 +78,7 @@ def test_each_trigger_is_copied_apart_and_never_onto_the_class_it_leads_to(case)
     _, partition, _ = case
     triggers = [painting(255, label=0), painting(90, label=1)]
     longer, _, _ = trigger_augmented(*case, triggers, 0.4, Seed(1))
-    grey, labels = longer.images[N:, 0, 0, 0], longer.labels[N:]
+    grey, labels = longer.images[N:][:, 0, 0, 0], longer.labels[N:]
     each = round(0.4 * partition.clean.sum())
     assert grey.tolist() == [255] * each + [90] * each
     assert set(labels[grey == 255]) == {1, 2}

@@ -11,11 +11,11 @@ from PIL import Image
 
 from clipguard.data.writer import png
 from clipguard.outputs.report.plot import entropy_map
-from clipguard.outputs.samples import Table, read_samples
+from clipguard.outputs.samples import Table, read_samples, read_texts
 from clipguard.runs import RunFolder, ShardedArray
 from clipguard.runs.summary import read_summary
 from clipguard.triggers.affine import AffineTrigger, read_triggers
-from clipguard.types import STATES, Images, Partition
+from clipguard.types import STATES, Images, Partition, State
 
 TOP: Final = 100
 """How many of the most suspicious samples are shown."""
@@ -29,7 +29,6 @@ EXAMPLES: Final = 6
 CLASSES: Final = 40
 """How many classes are listed, most flagged first."""
 
-_TEXTS: Final = ("id", "label_name", "guide_label_name", "status", "reason")
 _NUMBERS: Final = ("rank", "suspicion_score", "trigger_score", "trigger")
 _GREY: Final = 128.0
 
@@ -51,13 +50,16 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
     samples, partition = read_samples(folder.path)
     order = np.argsort(samples["rank"], kind="stable").astype(np.int64)
     top, least = order[:TOP], order[partition.clean[order]][::-1][:EXAMPLES]
-    images = _images(np.union1d(top, least), len(partition), folder)
+    rows = np.concatenate([top, least])
+    texts = read_texts(folder.path, rows)
+    images = _images(rows, len(partition), folder)
+    pictures = [images.get(row) for row in rows.tolist()]
     return {
         "run": run,
         "manifest": folder.manifest,
         "n": len(partition),
         "statuses": _statuses(partition),
-        "classes": _classes(samples, partition, run.few_clean),
+        "classes": _classes(samples["label"], partition, run.few_clean, folder.path),
         "map": entropy_map(
             samples["guide_rank"],
             samples["early_rank"],
@@ -65,8 +67,12 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
             marked=top,
             marked_as=f"the {len(top)} most suspicious samples",
         ),
-        "top": [_sample(samples, i, images) for i in top.tolist()],
-        "triggers": _triggers([images[i] for i in least.tolist() if i in images], partition, folder),
+        "top": [
+            _sample(samples, partition, row, {name: values[place] for name, values in texts.items()})
+            | {"thumbnail": None if image is None else picture(image)}
+            for place, (row, image) in enumerate(zip(top.tolist(), pictures, strict=False))
+        ],
+        "triggers": _triggers([one for one in pictures[len(top) :] if one is not None], partition, folder),
     }
 
 
@@ -83,24 +89,25 @@ def _statuses(partition: Partition) -> dict[str, dict[str, Any]]:
     return statuses
 
 
-def _classes(samples: Table, partition: Partition, few_clean: Sequence[str]) -> dict[str, Any]:
+def _classes(
+    given: Int64[np.ndarray, "n"], partition: Partition, few_clean: Sequence[str], run: Path
+) -> dict[str, Any]:
     """Return the classes by their flagged share, and how many more there are than are listed."""
-    labels, first, index, sizes = np.unique(
-        samples["label"], return_index=True, return_inverse=True, return_counts=True
-    )
-    flagged = np.bincount(index[partition.flagged], minlength=len(labels))
-    names = samples["label_name"][first]
+    labels, first, sizes = np.unique(given, return_index=True, return_counts=True)
+    flagged = np.bincount(np.searchsorted(labels, given[partition.flagged]), minlength=len(labels))
+    order = np.lexsort((labels, -flagged / sizes))[:CLASSES]
+    names = read_texts(run, first[order])["label_name"]
     listed = [
         {
-            "name": str(names[c]),
+            "name": name,
             "size": int(sizes[c]),
             "flagged": int(flagged[c]),
             "share": float(flagged[c] / sizes[c]),
-            "few_clean": names[c] in few_clean,
+            "few_clean": name in few_clean,
         }
-        for c in np.lexsort((labels, -flagged / sizes))
+        for c, name in zip(order, names, strict=True)
     ]
-    return {"listed": listed[:CLASSES], "others": max(0, len(listed) - CLASSES)}
+    return {"listed": listed, "others": len(labels) - len(listed)}
 
 
 def _images(rows: Int64[np.ndarray, "m"], n: int, folder: RunFolder) -> dict[int, Picture]:
@@ -115,15 +122,15 @@ def _images(rows: Int64[np.ndarray, "m"], n: int, folder: RunFolder) -> dict[int
     return dict(zip(rows.tolist(), images[rows], strict=True))
 
 
-def _sample(samples: Table, row: int, images: dict[int, Picture]) -> dict[str, Any]:
-    """Return what is shown of a sample, None for NaN, with its image as `thumbnail` if there is one."""
-    texts = {name: str(samples[name][row]) for name in _TEXTS}
+def _sample(samples: Table, partition: Partition, row: int, texts: dict[str, str]) -> dict[str, Any]:
+    """Return what is shown of a sample, None for NaN."""
     numbers = {name: samples[name][row].item() for name in _NUMBERS}
-    image = images.get(row)
+    state = STATES[State(partition.state[row])]
     return {
         **texts,
+        "status": state.status,
+        "reason": state.reason,
         **{name: value if np.isfinite(value) else None for name, value in numbers.items()},
-        "thumbnail": None if image is None else picture(image),
     }
 
 
