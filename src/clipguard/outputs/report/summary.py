@@ -12,7 +12,7 @@ from PIL import Image
 from clipguard.data.writer import png
 from clipguard.outputs.report.plot import entropy_map
 from clipguard.outputs.samples import Table, read_samples
-from clipguard.runs import RunFolder, ShardedArray
+from clipguard.runs import RunFolder, ShardedArray, read_table
 from clipguard.runs.summary import read_summary
 from clipguard.triggers.affine import AffineTrigger, read_triggers
 from clipguard.types import STATES, Images, Partition
@@ -51,7 +51,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
     samples, partition = read_samples(folder.path)
     order = np.argsort(samples["rank"], kind="stable").astype(np.int64)
     top, least = order[:TOP], order[partition.clean[order]][::-1][:EXAMPLES]
-    images = _images(np.union1d(top, least), len(partition), folder)
+    images = _images(np.union1d(top, least), samples, folder)
     return {
         "run": run,
         "manifest": folder.manifest,
@@ -103,16 +103,24 @@ def _classes(samples: Table, partition: Partition, few_clean: Sequence[str]) -> 
     return {"listed": listed[:CLASSES], "others": max(0, len(listed) - CLASSES)}
 
 
-def _images(rows: Int64[np.ndarray, "m"], n: int, folder: RunFolder) -> dict[int, Picture]:
-    """Return the images of some rows by number, as the scan saw them, if it still has them."""
-    stage = folder.finished("images")
-    if stage is None:
+def _images(rows: Int64[np.ndarray, "m"], samples: Table, folder: RunFolder) -> dict[int, Picture]:
+    """Return the images of some rows of the table, as the scan saw them, if it still has them.
+
+    They are found by name: whoever sorts the table must not see other pictures.
+    """
+    stage, read = folder.finished("images"), folder.finished("embeddings")
+    if stage is None or read is None:
         return {}
     images = ShardedArray.of(stage.path)
+    files = sorted((read.path / "metadata").glob("*.parquet"))
+    names = [name for file in files for name in read_table(file)["image_path"].tolist()]
     # A scan that was stopped may have left images of other data rows, or of another size.
-    if images.shape != (n, *read_summary(folder.path).data.size, 3):
+    if images.shape != (len(names), *read_summary(folder.path).data.size, 3):
         return {}
-    return dict(zip(rows.tolist(), images[rows], strict=True))
+    places = {name: place for place, name in enumerate(names)}
+    found = [row for row in rows.tolist() if samples["id"][row] in places]
+    kept = np.array([places[samples["id"][row]] for row in found], np.int64)
+    return dict(zip(found, images[kept], strict=True))
 
 
 def _sample(samples: Table, row: int, images: dict[int, Picture]) -> dict[str, Any]:
