@@ -40,6 +40,7 @@ SAMPLE = RunSummary(
     version="0.1.0",
     seed=3,
     threads=2,
+    device="cpu",
     run_dir="runs/one",
     verdict=Verdict(answer="undecided", reasons=["nothing above chance", "not built yet"]),
     data=DataSummary(

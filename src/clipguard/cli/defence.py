@@ -12,7 +12,7 @@ from clipguard.cli.poisoned import MODEL, READ_TEST_IMAGES, truth_beside
 from clipguard.cli.progress import warn, working
 from clipguard.cli.tables import show_run
 from clipguard.cli.text import channels_from, parsed, rows_from, size_from
-from clipguard.clip.zero_shot import ClipGuide, guide_from_name
+from clipguard.clip.zero_shot import guide_from_name
 from clipguard.compute.engine import Engine, LocalEngine
 from clipguard.compute.ray_engine import RayEngine
 from clipguard.compute.training import DEFAULT_RECIPE
@@ -74,7 +74,9 @@ def run_defend(path: Path, options: DefendOptions) -> Outcome:
     return _outcome(defender, summary, options.json)
 
 
-def run_demo(out: Path, seed: int, as_json: bool) -> Outcome:
+def run_demo(
+    out: Path, seed: int, as_json: bool, device: str | None = None, threads: int | None = None
+) -> Outcome:
     """Return the outcome of the demonstration; its exit code is 0 whatever the verdict.
 
     Raises:
@@ -82,7 +84,9 @@ def run_demo(out: Path, seed: int, as_json: bool) -> Outcome:
     """
     with working() as progress:
         digits = poisoned_digits(seed)
-        defender = Defender(demo_guide(), out, config=demo_config(seed), progress=progress)
+        defender = Defender(
+            demo_guide(), out, config=demo_config(seed), progress=progress, device=device, threads=threads
+        )
         defender.fit(digits.source)
         test = EvaluationSet(
             clean=digits.test,
@@ -104,12 +108,17 @@ def _source(path: Path, options: ScanOptions) -> ImageSource:
 
 
 def _defender(options: ScanOptions, config: DefenseConfig, progress: Progress) -> Defender:
-    return Defender(_guide(options), options.out, config=config, progress=progress, engine=_engine(options))
-
-
-def _guide(options: ScanOptions) -> ClipGuide:
-    return guide_from_name(
+    guide = guide_from_name(
         options.guide, templates=options.template or None, use_logit_scale=options.logit_scale
+    )
+    return Defender(
+        guide,
+        options.out,
+        config=config,
+        progress=progress,
+        device=options.device,
+        threads=options.threads,
+        engine=_engine(options),
     )
 
 

@@ -128,7 +128,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     version: str
     seed: int
     threads: int
-    device: str = "cpu"
+    device: str
     run_dir: str
     verdict: Verdict
     data: DataSummary
