@@ -20,9 +20,10 @@ from clipguard.errors import ClipguardError
 from clipguard.models.nets import PreActResNet18
 from clipguard.models.spec import ModelSpec, build, load, read_spec, save
 from clipguard.seeds import Seed
+from clipguard.types import Preprocessing
 
-SPEC = ModelSpec(architecture="preactresnet18-16", num_classes=3, input_size=(16, 16))
-TIMM = replace(SPEC, architecture="test_resnet", input_size=(32, 32))
+SPEC = ModelSpec.sized(architecture="preactresnet18-16", num_classes=3, input_size=(16, 16))
+TIMM = replace(SPEC, architecture="test_resnet", preprocessing=Preprocessing(size=(32, 32)))
 
 
 class LinearNet(nn.Module):
@@ -305,7 +306,7 @@ def test_networks_narrower_than_a_vector_register_survive_training(width):
     # In a process of its own: where this fails it takes the interpreter with it.
     code = (
         "import torch; from clipguard.models.spec import ModelSpec, build; from clipguard.seeds import Seed\n"
-        f"spec = ModelSpec(architecture='preactresnet18-{width}', num_classes=3, input_size=(32, 32))\n"
+        f"spec = ModelSpec.sized(architecture='preactresnet18-{width}', num_classes=3, input_size=(32, 32))\n"
         "model = build(spec, Seed(0))\n"
         "images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)\n"
         "for _ in range(3): model.train()(images).square().sum().backward()\n"

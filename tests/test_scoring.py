@@ -22,7 +22,7 @@ from clipguard.seeds import Seed
 
 N = 24
 SIZE = (8, 10)
-SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(8, 8))
+SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(8, 8))
 FINAL = {"embeddings.npy", "images.npy", "meta.json", "rows.parquet", "unreadable.json"}
 
 

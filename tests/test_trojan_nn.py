@@ -28,7 +28,7 @@ def attack():
 
 
 def net(architecture):
-    return build(ModelSpec(architecture=architecture, num_classes=3, input_size=(16, 16)), Seed(0))
+    return build(ModelSpec.sized(architecture=architecture, num_classes=3, input_size=(16, 16)), Seed(0))
 
 
 def linear(*rows):

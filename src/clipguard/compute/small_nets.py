@@ -98,7 +98,7 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
     with the same fold left out; the nets given stay as they are.
     """
     h, w = images.shape[1:3]
-    spec = ModelSpec(architecture=config.architecture, num_classes=outputs, input_size=(h, w))
+    spec = ModelSpec.sized(architecture=config.architecture, num_classes=outputs, input_size=(h, w))
     recipe = config.recipe(int(trainable.sum()))
     total = np.zeros((len(images), outputs), dtype=np.float32)
     nets: list[Normalized] = []

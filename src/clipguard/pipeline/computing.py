@@ -15,7 +15,8 @@ from clipguard.compute.classifiers import ClassifierConfig
 from clipguard.compute.classifiers import train_classifier as from_scratch
 from clipguard.compute.inference import features as features_of
 from clipguard.compute.inference import planes
-from clipguard.data.decode import Decoder, Unreadable, decode_rows, thumbnail
+from clipguard.data.decode import Decoder, Unreadable, decode_rows
+from clipguard.data.decode.geometry import prepared
 from clipguard.data.decode.reading import REPORT_EVERY
 from clipguard.data.provenance import write_inputs
 from clipguard.detection.early_model import early_model_scores
@@ -40,7 +41,16 @@ from clipguard.pipeline.scan import Context, EpochProgress, Scan, write_notes
 from clipguard.runs import read_array, resume_folder, write_array, write_pieces, write_table
 from clipguard.seeds import Stream
 from clipguard.triggers.affine import write_triggers
-from clipguard.types import STATES, History, Images, ImageSet, Partition, State, StepProgress
+from clipguard.types import (
+    STATES,
+    History,
+    Images,
+    ImageSet,
+    Partition,
+    Preprocessing,
+    State,
+    StepProgress,
+)
 
 FEATURES_FILE: Final = "feature_separation.parquet"
 """What the victim's features say of the labels of quarantined classes."""
@@ -48,11 +58,11 @@ FEATURES_FILE: Final = "feature_separation.parquet"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resized:
-    """Images of the source at another size than the first pass has them."""
+    """Images of the source prepared otherwise than in the first pass."""
 
     context: Context
     data: ImageSet
-    size: tuple[int, int]
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +98,7 @@ def read(context: Context, folder: Path, progress: StepProgress) -> None:
 
 
 def resize(given: Resized, folder: Path, progress: StepProgress) -> None:
-    """Write the readable images at another size."""
+    """Write the readable images prepared otherwise."""
     source, readable = given.context.source, set(given.data.ids)
     rows = np.array([row for row, name in enumerate(source.ids) if name in readable], dtype=np.int64)
 
@@ -97,11 +107,13 @@ def resize(given: Resized, folder: Path, progress: StepProgress) -> None:
         for done, (_, image) in enumerate(decoded, 1):
             if isinstance(image, Unreadable):
                 raise ClipguardError(f"{source.location}: {image.id!r} changed while it was read: run again")
-            yield thumbnail(image, given.size)[None]
+            yield prepared(image, given.preprocessing)[None]
             if done % REPORT_EVERY == 0 or done == len(rows):
                 progress(done, len(rows))
 
-    write_pieces(folder / "images.npy", (len(rows), *given.size, 3), np.dtype(np.uint8), images())
+    write_pieces(
+        folder / "images.npy", (len(rows), *given.preprocessing.size, 3), np.dtype(np.uint8), images()
+    )
 
 
 def train_early_model(scan: Scan, folder: Path, progress: StepProgress) -> None:

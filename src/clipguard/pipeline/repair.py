@@ -12,7 +12,7 @@ from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.pipeline.computing import FEATURES_FILE, Repair, Training
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.scan import Scan
-from clipguard.pipeline.scanning import at_size, with_triggers
+from clipguard.pipeline.scanning import is_thumbnail, prepared_for, with_triggers
 from clipguard.pipeline.stages import (
     FEATURE_SEPARATION,
     MODEL_IMAGES,
@@ -21,7 +21,7 @@ from clipguard.pipeline.stages import (
 )
 from clipguard.runs import FinishedStage, Stage, read_array, read_image_set
 from clipguard.seeds import Seed, Stream
-from clipguard.types import State
+from clipguard.types import Preprocessing, State
 
 HELD_OUT: Final = 0.05
 """Share of the data that the training of a victim here leaves out."""
@@ -50,18 +50,18 @@ def with_held_out(scan: Scan) -> Scan:
     return replace(scan, partition=scan.partition.moved(held_out, State.HELD_OUT))
 
 
-def for_model(scan: Scan, size: tuple[int, int]) -> Scan:
-    """Return the scan with images at the input size of a model."""
-    if scan.data.images.shape[1:3] == size:
+def for_model(scan: Scan, preprocessing: Preprocessing) -> Scan:
+    """Return the scan with images as a model takes them."""
+    if scan.data.images.shape[1:3] == preprocessing.size and is_thumbnail(preprocessing):
         return scan
     data = read_image_set(scan.context.finished["read"].path)
-    data, key = at_size(scan.context, data, size, MODEL_IMAGES)
+    data, key = prepared_for(scan.context, data, preprocessing, MODEL_IMAGES)
     return replace(scan, data=data, images_key=key)
 
 
-def with_model_triggers(scan: Scan) -> Scan:
-    """Return the scan with triggers at the size of its images, which `for_model` may have changed."""
-    if scan.data.images.shape[1:3] == (scan.context.config.size or scan.context.thumbnail_size):
+def with_model_triggers(scan: Scan, before: Scan) -> Scan:
+    """Return the scan with triggers on its images, which `for_model` may have changed from those `before`."""
+    if scan.images_key == before.images_key:
         return scan
     return with_triggers(scan, MODEL_TRIGGER_INVERSION)
 
@@ -69,9 +69,9 @@ def with_model_triggers(scan: Scan) -> Scan:
 def spec_to_train(
     config: DefenseConfig, num_classes: int, size: tuple[int, int], like: ModelSpec | None
 ) -> ModelSpec:
-    """Return how a classifier that is trained here is built; it normalises as the given model `like` does."""
-    spec = ModelSpec(architecture=config.architecture, num_classes=num_classes, input_size=size)
-    return spec if like is None else replace(spec, mean=like.mean, std=like.std)
+    """Return how a classifier that is trained here is built; it prepares images as the given model `like`."""
+    spec = ModelSpec.sized(architecture=config.architecture, num_classes=num_classes, input_size=size)
+    return spec if like is None else replace(spec, preprocessing=like.preprocessing)
 
 
 def train(scan: Scan, rows: Bool[np.ndarray, "n"], spec: ModelSpec, stage: Stage[Any]) -> FinishedStage:

@@ -24,7 +24,10 @@ from clipguard.pipeline.stages import (
 )
 from clipguard.runs import Stage, read_array, read_image_set
 from clipguard.triggers.affine import read_triggers
-from clipguard.types import EntropyMap, ImageSet, Scores, State, partition_of
+from clipguard.types import EntropyMap, ImageSet, Preprocessing, Scores, State, partition_of
+
+THUMBNAIL: Final = Preprocessing(size=(1, 1))
+"""How the first pass reads images, at whatever size."""
 
 Signal = Callable[[Scan], Scan]
 """Returns the scan with the partition moved; further columns of samples.parquet go into `columns`."""
@@ -88,7 +91,8 @@ def scan(context: Context) -> Scan:
     context.run.publish(read.path / "unreadable.json", "unreadable.json")
     data = read_image_set(read.path)
     guide = context.guide.logits(context.array("read", "embeddings.npy"), data.class_names)
-    data, key = at_size(context, data, context.config.size or context.thumbnail_size, VIEW)
+    view = Preprocessing(size=context.config.size or context.thumbnail_size)
+    data, key = prepared_for(context, data, view, VIEW)
     result = _unknown(context, data, key, guide)
     for signal in SIGNALS:
         result = signal(result)
@@ -97,13 +101,18 @@ def scan(context: Context) -> Scan:
     return result
 
 
-def at_size(
-    context: Context, data: ImageSet, size: tuple[int, int], stage: Stage[Resized]
+def is_thumbnail(preprocessing: Preprocessing) -> bool:
+    """Return whether images are prepared as thumbnails of that size are, before they are normalised."""
+    return replace(preprocessing, mean=THUMBNAIL.mean, std=THUMBNAIL.std, size=THUMBNAIL.size) == THUMBNAIL
+
+
+def prepared_for(
+    context: Context, data: ImageSet, preprocessing: Preprocessing, stage: Stage[Resized]
 ) -> tuple[ImageSet, str]:
-    """Return the images at a size, and the key of the stage that holds them: `stage`, or the first pass."""
-    if context.thumbnail_size == size:
+    """Return the images prepared so, and the key of the stage that holds them: `stage`, or the first pass."""
+    if context.thumbnail_size == preprocessing.size and is_thumbnail(preprocessing):
         return data, context.finished["read"].key
-    finished = context.finish(stage, Resized(context=context, data=data, size=size))
+    finished = context.finish(stage, Resized(context=context, data=data, preprocessing=preprocessing))
     return replace(data, images=read_array(finished.path / "images.npy", mmap=True)), finished.key
 
 

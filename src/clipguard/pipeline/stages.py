@@ -14,12 +14,17 @@ from clipguard.pipeline import computing
 from clipguard.pipeline.computing import Repair, Resized, Training
 from clipguard.pipeline.scan import Context, Scan
 from clipguard.runs import Stage
-from clipguard.types import array_digest
+from clipguard.types import Preprocessing, array_digest
 
 
 def _guide_key(scan: Scan) -> list[str]:
     """Return what the guide's scores depend on, beside the embeddings."""
     return [*scan.context.key("read"), scan.context.guide.fingerprint, *scan.data.class_names]
+
+
+def _geometry(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return what decides the pixels: they are normalised later."""
+    return {name: value for name, value in asdict(preprocessing).items() if name not in ("mean", "std")}
 
 
 READ: Final = Stage[Context](
@@ -41,7 +46,7 @@ VIEW: Final = Stage[Resized](
     name="view",
     version=1,
     title="read the images at another size",
-    config=lambda given: {"size": given.size},
+    config=lambda given: _geometry(given.preprocessing),
     inputs=lambda given: given.context.key("read"),
     compute=computing.resize,
 )

@@ -124,11 +124,12 @@ def own_rates(defender: "Defender") -> tuple[Rates, Rates]:
     return rates[0], rates[1]
 
 
-def write_summary(
+def write_summary(  # noqa: PLR0913  # what the command knows and the defender does not
     defender: "Defender",
     command: str,
     *,
     files: Mapping[str, str],
+    model: str | None = None,
     before: Rates | None = None,
     after: Rates | None = None,
     detection: dict[str, Any] | None = None,
@@ -160,6 +161,7 @@ def write_summary(
         },
         warnings=defender.warnings_,
         files=dict(files),
+        model=model,
         before=before,
         after=after,
         detection=detection,

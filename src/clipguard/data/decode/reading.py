@@ -10,9 +10,10 @@ from PIL import Image
 
 from clipguard.data import ImageSource
 from clipguard.data.decode.decoder import Decoder
+from clipguard.data.decode.geometry import prepared
 from clipguard.data.listing import Unreadable
 from clipguard.errors import ClipguardError
-from clipguard.types import ImageSet, StepProgress, image_set
+from clipguard.types import ImageSet, Preprocessing, StepProgress, image_set
 
 MAX_UNREADABLE = 0.1
 REPORT_EVERY = 100
@@ -23,6 +24,8 @@ class Sizes(NamedTuple):
 
     common: tuple[int, int]
     largest: tuple[int, int]
+    every: frozenset[tuple[int, int]] = frozenset()
+    """All that were met among the images looked at."""
 
 
 def decode_rows(
@@ -50,21 +53,21 @@ def thumbnail(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8
 
 def read_images(
     source: ImageSource,
-    size: tuple[int, int],
+    preprocessing: Preprocessing,
     progress: StepProgress | None = None,
 ) -> tuple[ImageSet, tuple[Unreadable, ...]]:
-    """Return all readable images at `size` (height, width), and the list of the others.
+    """Return all readable images, resized and cropped but not normalised, and the list of the others.
 
     Args:
         source: where they come from.
-        size: height and width of every image returned.
+        preprocessing: what every image goes through.
         progress: called with the numbers of rows done and of all rows now and then, and at the end.
 
     Raises:
         ClipguardError: see `check_readable`.
     """
     total = len(source)
-    images = np.empty((total, *size, 3), np.uint8)
+    images = np.empty((total, *preprocessing.size, 3), np.uint8)
     readable = np.ones(total, bool)
     unreadable = []
     for row, result in decode_rows(source, range(total), Decoder(source.limits)):
@@ -72,7 +75,7 @@ def read_images(
             readable[row] = False
             unreadable.append(result)
         else:
-            images[row] = thumbnail(result, size)
+            images[row] = prepared(result, preprocessing)
         if progress and (row + 1 == total or (row + 1) % REPORT_EVERY == 0):
             progress(row + 1, total)
     check_readable(source, tuple(unreadable))
@@ -127,5 +130,7 @@ def common_size(source: ImageSource, sample: int = 64) -> Sizes:
         return size[0] * size[1], size
 
     return Sizes(
-        common=max(counts, key=lambda size: (counts[size], area(size))), largest=max(sizes, key=area)
+        common=max(counts, key=lambda size: (counts[size], area(size))),
+        largest=max(sizes, key=area),
+        every=frozenset(sizes),
     )
