@@ -292,7 +292,10 @@ def test_unreadable_images_are_listed_with_a_reason_and_left_out(tmp_path):
 
 def test_exactly_ten_per_cent_unreadable_pass_and_one_more_is_an_error(tmp_path):
     broken = [f"cat/{i:02}.png" for i in range(5)]
-    assert len(read_images(write_set(tmp_path / "a", broken=tuple(broken[:4])), Preprocessing(size=(6, 9)))[1]) == 4
+    assert (
+        len(read_images(write_set(tmp_path / "a", broken=tuple(broken[:4])), Preprocessing(size=(6, 9)))[1])
+        == 4
+    )
     with pytest.raises(ClipguardError, match=r"5 of 40 images .* more than 10%, first 'cat/00.png'"):
         read_images(write_set(tmp_path / "b", broken=tuple(broken)), Preprocessing(size=(6, 9)))
 

@@ -120,12 +120,13 @@ def test_the_seed_decides_the_initial_weights_and_nothing_global_moves():
 
 
 def test_images_are_normalised_with_the_mean_and_deviation_of_the_spec():
-    spec = replace(OWN, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
+    prepared = Preprocessing(size=(16, 16), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
+    spec = replace(OWN, preprocessing=prepared)
     model = build(spec, Seed(0))
     model.network.head = nn.Identity()
     images = pictures(n=2)
     by_hand = (images.double() / 255).mean((2, 3))
-    by_hand = (by_hand - torch.tensor(spec.mean)) / torch.tensor(spec.std)
+    by_hand = (by_hand - torch.tensor(prepared.mean)) / torch.tensor(prepared.std)
     assert torch.allclose(model(images).double(), by_hand, atol=1e-4)
 
 

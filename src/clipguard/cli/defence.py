@@ -138,6 +138,8 @@ def _defend_config(options: DefendOptions) -> DefenseConfig:
         )
     if options.by == "retrain" and options.loss != "unlikelihood":
         raise ClipguardError("--loss is that of unlearning: leave it out with --by retrain")
+    if options.rate is not None and (options.by == "retrain" or not 0 < options.rate <= 1):
+        raise ClipguardError("--rate is that of unlearning, above 0 and at most 1: such as 0.005")
     config = _scan_config(options)
     unlearning = CGD if options.loss == "cgd" else UnlearningConfig()
     return replace(
@@ -145,7 +147,11 @@ def _defend_config(options: DefendOptions) -> DefenseConfig:
         architecture=options.architecture or config.architecture,
         victim=replace(DEFAULT_RECIPE, epochs=options.epochs or DEFAULT_RECIPE.epochs, flip=options.flip),
         by=options.by,
-        unlearning=replace(unlearning, recipe=replace(unlearning.recipe, flip=options.flip)),
+        unlearning=replace(
+            unlearning,
+            recipe=replace(unlearning.recipe, flip=options.flip),
+            rate=unlearning.rate if options.rate is None else options.rate,
+        ),
     )
 
 

@@ -77,6 +77,7 @@ class DefendOptions(ScanOptions):
         interpolation: Of the resize; default as above.
         by: Unlearn the flagged samples, or train from scratch without them.
         loss: Unlearning loss; cgd is the paper's.
+        rate: Learning rate of unlearning; default: found by a short range test.
         epochs: Of a model that is trained here; default: 25.
         flip: Mirror images at random in training; not for digits or text.
         test: Labelled test set, or a folder that `clipguard attack` wrote with --test.
@@ -92,6 +93,7 @@ class DefendOptions(ScanOptions):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
     by: Literal["unlearn", "retrain"] = "unlearn"
     loss: Literal["unlikelihood", "cgd"] = "unlikelihood"
+    rate: float | None = None
     epochs: int | None = None
     flip: bool = True
     test: Path | None = None

@@ -1,6 +1,5 @@
 """What computes each stage: given values in, files in the stage's folder out."""
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from clipguard.clip.embeddings import embed_source
 from clipguard.compute.classifiers import ClassifierConfig
@@ -33,12 +32,10 @@ from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.detection.trigger_inversion import FEWEST as FEWEST_TO_INVERT
 from clipguard.detection.trigger_inversion import invert_triggers
 from clipguard.errors import ClipguardError
-from clipguard.mitigation.trigger_augmentation import trigger_augmented
-from clipguard.mitigation.unlearning import unlearn
 from clipguard.models.features import head_of
 from clipguard.models.spec import ModelSpec, Normalized, check_sound, save
 from clipguard.pipeline.scan import Context, EpochProgress, Scan, write_notes
-from clipguard.runs import read_array, resume_folder, write_array, write_pieces, write_table
+from clipguard.runs import resume_folder, write_array, write_pieces, write_table
 from clipguard.seeds import Stream
 from clipguard.triggers.affine import write_triggers
 from clipguard.types import (
@@ -83,12 +80,14 @@ class Repair:
         victim: the model.
         spec: how it is built.
         origin: key of its training, or hash of its weights.
+        unseen: trusted samples that the victim has not learned, if it was trained here.
     """
 
     scan: Scan
     victim: Normalized
     spec: ModelSpec
     origin: str
+    unseen: Int64[np.ndarray, "m"]
 
 
 def read(context: Context, folder: Path, progress: StepProgress) -> None:
@@ -221,7 +220,7 @@ def train_classifier(given: Training, folder: Path, progress: StepProgress) -> N
     checkpoint = resume_folder(folder) / "checkpoint.safetensors"
     data, rows = given.scan.data, np.flatnonzero(given.rows)
     model, history = from_scratch(given.classifier, data, rows, on_epoch=counter, checkpoint=checkpoint)
-    _keep(folder, model, given.classifier.spec, history)
+    keep(folder, model, given.classifier.spec, data, history)
 
 
 def separate_features(given: Repair, folder: Path, progress: StepProgress) -> None:
@@ -244,30 +243,8 @@ def separate_features(given: Repair, folder: Path, progress: StepProgress) -> No
     write_table(folder / FEATURES_FILE, columns)
 
 
-def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None:
-    """Write the repaired model."""
-    scan, context = given.scan, given.scan.context
-    checkpoint = resume_folder(folder) / "checkpoint.safetensors"
-
-    def on_disk(count: int, pieces: Iterator[Images]) -> Images:
-        file = checkpoint.with_name("images.npy")
-        write_pieces(file, (count, *scan.data.images.shape[1:]), np.dtype(np.uint8), pieces)
-        return read_array(file, mmap=True)
-
-    config, seed = context.config.unlearning, context.seed(Stream.UNLEARNING)
-    counter = EpochProgress(config.recipe.epochs, progress)
-    data, partition, guide = scan.data, scan.partition, scan.guide
-    if scan.triggers and config.augment > 0:
-        copies = seed.child("copies")
-        data, partition, guide = trigger_augmented(
-            data, partition, guide, scan.triggers, config.augment, copies, on_disk
-        )
-    model = copy.deepcopy(given.victim)
-    history = unlearn(model, data, partition, guide, config, seed, on_epoch=counter, checkpoint=checkpoint)
-    _keep(folder, model, given.spec, history)
-
-
-def _keep(folder: Path, model: Normalized, spec: ModelSpec, history: History) -> None:
+def keep(folder: Path, model: Normalized, spec: ModelSpec, data: ImageSet, history: History) -> None:
+    """Write a model and how it was trained."""
     check_sound(model, spec)
-    save(model, spec, folder / "model.safetensors")
+    save(model, spec, folder / "model.safetensors", data.class_names)
     write_table(folder / "history.parquet", {key: np.array(v) for key, v in history.columns.items()})

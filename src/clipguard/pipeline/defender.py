@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import load_file
 from torch import nn
 
@@ -24,7 +25,7 @@ from clipguard.pipeline.repair import (
     with_held_out,
     with_model_triggers,
 )
-from clipguard.pipeline.scan import Context, Scan
+from clipguard.pipeline.scan import Context, Scan, notes_of
 from clipguard.pipeline.scanning import scan
 from clipguard.pipeline.stages import RETRAINING, VICTIM
 from clipguard.pipeline.summary import verdict, warnings_of
@@ -87,14 +88,10 @@ class Defender:
             ClipguardError: bad input; one line says what to do.
         """
         opened, config = _opened(source), self.config or DefenseConfig()
-        k = len(opened.class_names)
         given = None if model is None else given_victim(model, spec, opened.class_names)
         like = None if given is None else given.spec
         if given is None or config.by == "retrain":
-            # What a scan takes minutes for must not end in a model that cannot be built.
-            size = like.input_size if like else config.size or (32, 32)
-            trial = spec_to_train(config, k, size, like)
-            check_sound(build(trial, Seed(0)), trial)
+            _try_to_build(config, len(opened.class_names), like)
         self._scan(opened, model if isinstance(model, (str, Path)) else None)
         if given is None:
             self.trained_on_ = with_held_out(self.scan_)
@@ -103,15 +100,11 @@ class Defender:
             self.before_, self.spec_, origin = given.model, given.spec, given.origin
             self.trained_on_ = for_model(self.scan_, self.spec_.preprocessing)
             check_fit(given, self.trained_on_)
-        if config.by == "retrain":
-            stage = self._retrain(config, like)
-        else:
-            self.trained_on_ = with_model_triggers(self.trained_on_, self.scan_)
-            stage = repair(self.trained_on_, self.before_, self.spec_, origin)
-            self.model_ = _weights_into(self.before_, stage)
+        stage = self._retrain(config, like) if config.by == "retrain" else self._unlearn(origin)
         self.history_ = read_table(stage.path / "history.parquet")
-        # Stages of the repair have notes of their own.
-        self.warnings_ = [*(given.notes if given else ()), *warnings_of(self.scan_)]
+        of_repair = notes_of(stage)
+        others = [line for line in warnings_of(self.scan_) if line not in of_repair]
+        self.warnings_ = [*of_repair, *(given.notes if given else ()), *others]
         run = self.scan_.context.run
         run.publish(stage.path / "model.safetensors", "model.safetensors")
         if "feature_separation" not in self.stages_:
@@ -142,6 +135,14 @@ class Defender:
         self.model_ = load(stage.path / "model.safetensors", self.spec_)
         return stage
 
+    def _unlearn(self, origin: str) -> FinishedStage:
+        self.trained_on_ = with_model_triggers(self.trained_on_, self.scan_)
+        held_out = self.trained_on_.partition.has(State.HELD_OUT)
+        unseen = np.flatnonzero(held_out & self.partition_.clean)
+        stage = repair(self.trained_on_, self.before_, self.spec_, origin, unseen)
+        self.model_ = _weights_into(self.before_, stage)
+        return stage
+
     def _scan(self, source: ImageSource, model: str | Path | None = None) -> "Defender":
         config, guide, source = self.config or DefenseConfig(), self.guide or ClipGuide(), hashing(source)
         progress = self.progress or (lambda step, done, total: None)
@@ -164,6 +165,13 @@ class Defender:
         self.verdict_ = verdict(self.scan_)
         self.warnings_ = warnings_of(self.scan_)
         return self
+
+
+def _try_to_build(config: DefenseConfig, classes: int, like: ModelSpec | None) -> None:
+    """Build a model as it would be trained here: what a scan takes minutes for must not end without one."""
+    size = like.input_size if like else config.size or (32, 32)
+    spec = spec_to_train(config, classes, size, like)
+    check_sound(build(spec, Seed(0)), spec)
 
 
 def _about_guide(guide: ClipGuide) -> dict[str, Any]:

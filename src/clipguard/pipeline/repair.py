@@ -23,6 +23,8 @@ from clipguard.runs import FinishedStage, Stage, read_array, read_image_set
 from clipguard.seeds import Seed, Stream
 from clipguard.types import Preprocessing, State
 
+NOTHING: Final = np.zeros(0, np.int64)
+
 HELD_OUT: Final = 0.05
 """Share of the data that the training of a victim here leaves out."""
 
@@ -93,9 +95,14 @@ def train(scan: Scan, rows: Bool[np.ndarray, "n"], spec: ModelSpec, stage: Stage
 _STREAMS: Final = {"victim": "victim", "retraining": "retrain"}
 
 
-def repair(scan: Scan, victim: Normalized, spec: ModelSpec, origin: str) -> FinishedStage:
-    """Return the stage of the victim (whose key or content hash is `origin`) after unlearning."""
-    given = Repair(scan=scan, victim=victim, spec=spec, origin=origin)
+def repair(
+    scan: Scan, victim: Normalized, spec: ModelSpec, origin: str, unseen: Int64[np.ndarray, "m"] = NOTHING
+) -> FinishedStage:
+    """Return the stage of the victim (whose key or content hash is `origin`) after unlearning.
+
+    It is measured on trusted samples that the victim has not learned, if there are any.
+    """
+    given = Repair(scan=scan, victim=victim, spec=spec, origin=origin, unseen=unseen)
     return scan.context.finish(UNLEARNING, _by_features(given))
 
 

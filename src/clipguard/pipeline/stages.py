@@ -13,6 +13,7 @@ from clipguard.detection.early_model import ResidualConfig
 from clipguard.pipeline import computing
 from clipguard.pipeline.computing import Repair, Resized, Training
 from clipguard.pipeline.scan import Context, Scan
+from clipguard.pipeline.unlearning_stage import unlearn_flagged
 from clipguard.runs import Stage
 from clipguard.types import Preprocessing, array_digest
 
@@ -166,7 +167,7 @@ FEATURE_SEPARATION: Final = Stage[Repair](
 
 UNLEARNING: Final = Stage[Repair](
     name="unlearning",
-    version=1,
+    version=2,
     title="unlearn the flagged samples",
     config=lambda given: {
         "unlearning": asdict(given.scan.context.config.unlearning),
@@ -179,8 +180,9 @@ UNLEARNING: Final = Stage[Repair](
         given.scan.partition.fingerprint,
         *(f"{one.label} {array_digest(one.scale, one.shift)}" for one in given.scan.triggers),
         given.origin,
+        array_digest(given.unseen),
     ],
-    compute=computing.unlearn_flagged,
+    compute=unlearn_flagged,
 )
 
 
