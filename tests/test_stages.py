@@ -94,7 +94,7 @@ def test_a_raised_version_recomputes_the_stage_and_what_stands_on_it_and_nothing
     assert computed(again) == (whole.stages_.keys() if name == "read" else expected)
 
 
-SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(12, 10))
+SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(12, 10))
 
 
 def flag_labels(patch):

@@ -88,11 +88,15 @@ class DefendOptions(ScanOptions):
     Attributes:
         model: Weights to repair (.safetensors); without it, a model is trained here first.
         architecture: preactresnet18-WIDTH, a timm name or package.module:factory; default: preactresnet18-16.
-        input_size: Pixels HxW or N that the model of --model takes.
-        mean: R,G,B that the model of --model subtracts from images in 0..1.
-        std: R,G,B that it divides by after that.
+        input_size: Pixels HxW or N that the model of --model takes; default: the file's, or timm's.
+        mean: R,G,B that the model of --model subtracts from images in 0..1; default as above.
+        std: R,G,B that it divides by after that; default as above.
+        resize: How images come to that size: stretched, or by their shorter or longer side; default as above.
+        crop: Share of the resized side that the centre crop keeps, such as 0.875; default as above.
+        interpolation: Of the resize; default as above.
         by: Unlearn the flagged samples, or train from scratch without them.
         loss: Unlearning loss; cgd is the paper's.
+        rate: Learning rate of unlearning; default: found by a short range test.
         epochs: Of a model that is trained here; default: 25.
         flip: Mirror images at random in training; not for digits or text.
         test: Labelled test set, or a folder that `clipguard attack` wrote with --test.
@@ -103,8 +107,12 @@ class DefendOptions(ScanOptions):
     input_size: str | None = None
     mean: str | None = None
     std: str | None = None
+    resize: Literal["squash", "shortest", "longest"] | None = None
+    crop: str | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
     by: Literal["unlearn", "retrain"] = "unlearn"
     loss: Literal["unlikelihood", "cgd"] = "unlikelihood"
+    rate: float | None = None
     epochs: int | None = None
     flip: bool = True
     test: Path | None = None

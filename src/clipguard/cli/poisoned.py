@@ -25,7 +25,7 @@ from clipguard.lab.attacks import triggered as with_trigger
 from clipguard.lab.ground_truth import PoisonTruth, read_truth, write_truth
 from clipguard.runs import read_json, write_json
 from clipguard.seeds import Seed, Stream
-from clipguard.types import ImageSet, Progress, image_set
+from clipguard.types import ImageSet, Preprocessing, Progress, image_set
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -171,18 +171,19 @@ def _read(path: Path, options: AttackOptions, progress: Progress) -> tuple[Image
             f"--target {options.target}: {path} has the labels 0 to {len(source.class_names) - 1}"
         )
     size = common_size(source) if options.size is None else size_from(options.size, "--size")
+    squashed = Preprocessing(size=size)
     if options.test is None:
         if options.test_rows is not None:
             raise ClipguardError("--test-rows says which rows of --test to keep: give --test too")
-        train, bad = read_images(source, size, partial(progress, READ_IMAGES))
+        train, bad = read_images(source, squashed, partial(progress, READ_IMAGES))
         return train, None, len(bad)
     test_source = opened(options.test, options.test_rows, "--test-rows")
     if test_source.class_names != source.class_names:
         raise ClipguardError(
             f"{options.test} names other classes than {path}: give both the same, or --classes"
         )
-    train, bad = read_images(source, size, partial(progress, READ_IMAGES))
-    test, bad_tests = read_images(test_source, size, partial(progress, READ_TEST_IMAGES))
+    train, bad = read_images(source, squashed, partial(progress, READ_IMAGES))
+    test, bad_tests = read_images(test_source, squashed, partial(progress, READ_TEST_IMAGES))
     return train, test, len(bad) + len(bad_tests)
 
 

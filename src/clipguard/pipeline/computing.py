@@ -1,6 +1,5 @@
 """What computes each stage: given values in, files in the stage's folder out."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,15 +32,13 @@ from clipguard.detection.label_flow import (
 from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.detection.trigger_inversion import FEWEST as FEWEST_TO_INVERT
 from clipguard.detection.trigger_inversion import invert_triggers
-from clipguard.mitigation.trigger_augmentation import trigger_augmented
-from clipguard.mitigation.unlearning import unlearn
 from clipguard.models.features import head_of
 from clipguard.models.spec import ModelSpec, Normalized, check_sound, save
 from clipguard.pipeline.scan import Context, EpochProgress, Scan, write_notes
 from clipguard.runs import Stage, resume_folder, write_array, write_table
 from clipguard.seeds import Stream
 from clipguard.triggers.affine import write_triggers
-from clipguard.types import STATES, History, Partition, Preprocessing, State, StepProgress
+from clipguard.types import STATES, History, ImageSet, Partition, Preprocessing, State, StepProgress
 
 FEATURES_FILE: Final = "feature_separation.parquet"
 """What the victim's features say of the labels of quarantined classes."""
@@ -82,12 +79,14 @@ class Repair:
         victim: the model.
         spec: how it is built.
         origin: key of its training, or hash of its weights.
+        unseen: trusted samples that the victim has not learned, if it was trained here.
     """
 
     scan: Scan
     victim: Normalized
     spec: ModelSpec
     origin: str
+    unseen: Int64[np.ndarray, "m"]
 
 
 def read(given: Reading, folder: Path, progress: StepProgress) -> None:
@@ -237,7 +236,7 @@ def train_classifier(given: Training, folder: Path, progress: StepProgress) -> N
     data, rows = given.scan.data, np.flatnonzero(given.rows)
     with intra_op(training_threads()):
         model, history = from_scratch(given.classifier, data, rows, on_epoch=counter, checkpoint=checkpoint)
-    _keep(folder, model, given.classifier.spec, history)
+    keep(folder, model, given.classifier.spec, data, history)
 
 
 def separate_features(given: Repair, folder: Path, progress: StepProgress) -> None:
@@ -260,27 +259,8 @@ def separate_features(given: Repair, folder: Path, progress: StepProgress) -> No
     write_table(folder / FEATURES_FILE, columns)
 
 
-def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None:
-    """Write the repaired model."""
-    scan, context = given.scan, given.scan.context
-    checkpoint = resume_folder(folder) / "checkpoint.safetensors"
-    config, seed = context.config.unlearning, context.seed(Stream.UNLEARNING)
-    counter = EpochProgress(config.recipe.epochs, progress)
-    data, partition, guide = scan.data, scan.partition, scan.guide
-    if scan.triggers and config.augment > 0:
-        copies = seed.child("copies")
-        data, partition, guide = trigger_augmented(
-            data, partition, guide, scan.triggers, config.augment, copies
-        )
-    model = copy.deepcopy(given.victim)
-    with intra_op(training_threads()):
-        history = unlearn(
-            model, data, partition, guide, config, seed, on_epoch=counter, checkpoint=checkpoint
-        )
-    _keep(folder, model, given.spec, history)
-
-
-def _keep(folder: Path, model: Normalized, spec: ModelSpec, history: History) -> None:
+def keep(folder: Path, model: Normalized, spec: ModelSpec, data: ImageSet, history: History) -> None:
+    """Write a model and how it was trained."""
     check_sound(model, spec)
-    save(model, spec, folder / "model.safetensors")
+    save(model, spec, folder / "model.safetensors", data.class_names)
     write_table(folder / "history.parquet", {key: np.array(v) for key, v in history.columns.items()})

@@ -13,6 +13,7 @@ from clipguard.detection.early_model import ResidualConfig
 from clipguard.pipeline import computing
 from clipguard.pipeline.computing import Reading, Repair, Training, View
 from clipguard.pipeline.scan import Scan
+from clipguard.pipeline.unlearning_stage import unlearn_flagged
 from clipguard.runs import Stage
 from clipguard.types import array_digest
 
@@ -175,8 +176,9 @@ UNLEARNING: Final = Stage[Repair](
         given.scan.partition.fingerprint,
         *(f"{one.label} {array_digest(one.scale, one.shift)}" for one in given.scan.triggers),
         given.origin,
+        array_digest(given.unseen),
     ],
-    compute=computing.unlearn_flagged,
+    compute=unlearn_flagged,
     threaded=True,
 )
 

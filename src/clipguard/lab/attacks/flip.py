@@ -88,7 +88,7 @@ class FLIP(LearnedAttack):
     def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
         """Return logits of every sample's soft label."""
         k, (h, w) = len(data.class_names), data.images.shape[1:3]
-        spec = ModelSpec(architecture=self.architecture, num_classes=k, input_size=(h, w))
+        spec = ModelSpec.sized(architecture=self.architecture, num_classes=k, input_size=(h, w))
         model = build(spec, seed.child("init")).to(here()).train()
         pairs = _pairs(self, data, seed)
         trajectory = _trajectory(self, model, pairs, seed, progress)

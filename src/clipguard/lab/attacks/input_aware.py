@@ -143,7 +143,7 @@ def _train_generator(attack: InputAware, data: ImageSet, seed: Seed, progress: P
     """Train G in place, on an own classifier, while M is what it is."""
     generator, masker = required(attack.generator), required(attack.masker)
     size, k = data.images.shape[1:3], len(data.class_names)
-    spec = ModelSpec(architecture=attack.architecture, num_classes=k, input_size=size)
+    spec = ModelSpec.sized(architecture=attack.architecture, num_classes=k, input_size=size)
     classifier = build(spec, seed.child("classifier")).to(here()).train()
     optimizer = torch.optim.Adam(generator.parameters(), lr=attack.lr, betas=(0.5, 0.9))
     classifier_optimizer = torch.optim.SGD(

@@ -139,7 +139,7 @@ def _robust_net(attack: LabelConsistent, data: ImageSet, seed: Seed, progress: E
     It is no `train_classifier`: its loss attacks the very net that is trained.
     """
     size, k = data.images.shape[1:3], len(data.class_names)
-    spec = ModelSpec(architecture=attack.architecture, num_classes=k, input_size=size)
+    spec = ModelSpec.sized(architecture=attack.architecture, num_classes=k, input_size=size)
     model = build(spec, seed.child("init"))
     loss = robust_loss(model, data.labels, attack.bound, seed.child("noise").torch())
     recipe = Recipe(epochs=attack.epochs, lr=attack.lr)

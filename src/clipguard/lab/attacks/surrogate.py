@@ -71,7 +71,7 @@ def surrogate_of(attack: SurrogateAttack, data: ImageSet, seed: Seed, progress: 
     """
     size, k = data.images.shape[1:3], len(data.class_names)
     config = ClassifierConfig(
-        spec=ModelSpec(architecture=attack.architecture, num_classes=k, input_size=size),
+        spec=ModelSpec.sized(architecture=attack.architecture, num_classes=k, input_size=size),
         recipe=Recipe(epochs=attack.epochs, batch_size=attack.batch_size, lr=attack.lr),
         seed=seed,
     )
