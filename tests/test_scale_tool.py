@@ -107,7 +107,7 @@ def test_a_scan_is_measured(tmp_path, options):
     assert report["peak_anon_all"] >= report["peak_anon_main"] > 50e6
     assert report["cpu_seconds"] > 1
     assert report["passes_estimated"] >= 1
-    assert "read" in report["stages"]
+    assert "embeddings" in report["stages"]
     assert set(report["peak_anon_by_stage"]) <= {*report["stages"], "outputs"}
 
 

@@ -14,6 +14,7 @@ from clipguard.cli.progress import warn, working
 from clipguard.cli.tables import show_run
 from clipguard.cli.text import parsed, rows_from, size_from
 from clipguard.clip.zero_shot import guide_from_name
+from clipguard.compute.device import choose_device
 from clipguard.compute.engine import Engine, LocalEngine
 from clipguard.compute.ray_engine import RayEngine
 from clipguard.compute.training import DEFAULT_RECIPE
@@ -120,6 +121,7 @@ def _defender(options: ScanOptions, config: DefenseConfig, progress: Progress) -
         device=options.device,
         threads=options.threads,
         engine=_engine(options),
+        embeddings=options.embeddings,
     )
 
 
@@ -137,7 +139,8 @@ def _engine(options: ScanOptions) -> Engine:
         return LocalEngine()
     if options.workers is not None and options.workers < 1:
         raise ClipguardError(f"--workers {options.workers}: give 1 or more")
-    return RayEngine(address=options.ray_address, workers=options.workers)
+    gpus = 0.0 if choose_device(options.device).kind == "cpu" else 1.0
+    return RayEngine(address=options.ray_address, workers=options.workers, gpus=gpus)
 
 
 def _scan_config(options: ScanOptions) -> DefenseConfig:

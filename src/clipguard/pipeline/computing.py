@@ -1,5 +1,7 @@
 """What computes each stage: given values in, files in the stage's folder out."""
 
+import resource
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from clipguard.clip.embeddings import ReadingPass, read_source
+from clipguard.clip.embeddings import ReadingPass, pace, read_source
+from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.classifiers import ClassifierConfig
 from clipguard.compute.classifiers import train_classifier as from_scratch
 from clipguard.compute.inference import features as features_of
@@ -39,6 +42,12 @@ from clipguard.runs import Stage, resume_folder, write_array, write_table
 from clipguard.seeds import Stream
 from clipguard.triggers.affine import write_triggers
 from clipguard.types import STATES, History, ImageSet, Partition, Preprocessing, State, StepProgress
+
+WORTH_A_REMARK: Final = 1000
+"""Images from which on it is said how long the guide will take."""
+
+_MEGA: Final = 2**20 if sys.platform == "darwin" else 2**10
+"""Units of the system's count of memory in a MB."""
 
 FEATURES_FILE: Final = "feature_separation.parquet"
 """What the victim's features say of the labels of quarantined classes."""
@@ -99,9 +108,23 @@ def read(given: Reading, folder: Path, progress: StepProgress) -> None:
         images=tuple(
             (context.run.working(stage.described(view)), view.preprocessing) for stage, view in given.images
         ),
+        known=context.embeddings_from,
         lanes=lanes_here(),
     )
+    if len(context.source) >= WORTH_A_REMARK and not context.embeddings_from:
+        context.progress(_expectation(context.guide, reading.lanes, len(context.source)), 0, 0)
     read_source(reading, context.engine, progress)
+
+
+def _expectation(guide: ClipGuide, lanes: int, n: int) -> str:
+    """Return in words how long the guide's pass will take, before it starts."""
+    rate, memory = pace(guide, lanes), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MEGA
+    seconds = n / rate
+    time = f"{seconds / 60:,.0f} min" if seconds > 100 else f"{seconds:.0f} s"
+    return (
+        f"guide {guide.name} reads about {rate:,.0f} images a second here, in {memory:,.0f} MB: about {time} "
+        f"for {n:,} images, {50_000 / rate / 60:,.0f} min for 50,000"
+    )
 
 
 def prepare_images(given: View, folder: Path, progress: StepProgress) -> None:

@@ -77,6 +77,7 @@ class Defender:
             the one in CLIPGUARD_DEVICE, else `auto`.
         threads: that compute at once; None takes OMP_NUM_THREADS, else all cores that there are. Only the
             weights of models trained or repaired here depend on it.
+        embeddings: folder of embeddings that the guide has computed elsewhere, in clip-retrieval's layout.
         engine: who reads and embeds the data, shard by shard; by default this process.
     """
 
@@ -88,6 +89,7 @@ class Defender:
         config: DefenseConfig | None = None,
         progress: Progress | None = None,
         engine: Engine | None = None,
+        embeddings: Path | None = None,
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
@@ -96,6 +98,7 @@ class Defender:
         self.config = config
         self.progress = progress
         self.engine = engine
+        self.embeddings = embeddings
         self.device = device
         self.threads = threads
 
@@ -201,6 +204,7 @@ class Defender:
             progress=progress,
             engine=self.engine or LocalEngine(),
             model_view=model_view,
+            embeddings_from=self.embeddings,
         )
         self.scan_: Scan = scan(context)
         self.samples_ = read_table(run.path / "samples.parquet")

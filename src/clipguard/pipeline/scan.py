@@ -38,6 +38,7 @@ class Context:
         engine: runs the reading pass over the shards of the data.
         model_view: preprocessing of the model to repair, where it is known: its images are then made in the
             one pass over the source that makes the others.
+        embeddings_from: folder of embeddings that the guide has computed elsewhere.
         finished: the finished stages by name, in their order.
     """
 
@@ -49,6 +50,7 @@ class Context:
     progress: Progress
     engine: Engine = field(default_factory=LocalEngine)
     model_view: Preprocessing | None = None
+    embeddings_from: Path | None = None
     finished: dict[str, FinishedStage] = field(default_factory=dict)
 
     @property

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from clipguard.clip.known_embeddings import folder_key
 from clipguard.detection.early_model import ResidualConfig
 from clipguard.pipeline import computing
 from clipguard.pipeline.computing import Reading, Repair, Training, View
@@ -33,6 +34,7 @@ EMBEDDINGS: Final = Stage[Reading](
         given.context.run.manifest["source"]["key"],
         given.context.guide.clip.fingerprint,
         given.context.guide.clip.preprocessing_sha256,
+        *([folder_key(given.context.embeddings_from)] if given.context.embeddings_from else ()),
     ],
     compute=computing.read,
 )
