@@ -17,6 +17,7 @@ from clipguard.detection.entropy_map import (
     entropy_map,
     first_partition,
     label_nll,
+    opinion,
     rank,
 )
 from clipguard.errors import ClipguardError
@@ -40,9 +41,14 @@ def two_scorers(n, seed, spread=3.0, levels=None):
     return scores(logits[0], 20.0), scores(logits[1]), draw.integers(0, 3, n)
 
 
+def map_of(guide, early, labels):
+    """Return the entropy map of two scorers."""
+    return entropy_map(label_nll(guide, labels), label_nll(early, labels))
+
+
 def mapped(n, seed, levels=None):
     guide, early, labels = two_scorers(n, seed, levels=levels)
-    return entropy_map(guide, early, labels), labels
+    return map_of(guide, early, labels), labels
 
 
 def of_losses(guide, early):
@@ -111,6 +117,19 @@ def test_scores_that_are_no_numbers_are_refused_with_their_first_row(value):
     )
 
 
+@pytest.mark.parametrize("broken", [(1, 12), (7, 8)])
+def test_scores_come_in_pieces_and_are_judged_together(monkeypatch, broken):
+    monkeypatch.setattr(entropy_map_module, "TOGETHER", 4)
+    guide, _, labels = two_scorers(13, 1)
+    slow = oracle.label_nll(guide.logits.tolist(), guide.scale, labels.tolist())
+    found = opinion(guide, labels)
+    np.testing.assert_allclose(found.nll, slow, rtol=1e-9)
+    assert np.array_equal(found.likeliest, guide.logits.argmax(1))
+    guide.logits[list(broken), 1] = np.nan
+    with pytest.raises(ClipguardError, match=f"for 2 samples, first row {broken[0]}:"):
+        opinion(guide, labels)
+
+
 @given(st.lists(st.integers(-4, 4), max_size=30))
 def test_ranks_are_those_of_counting_with_ties_averaged(values):
     slow = [float(r) for r in oracle.ranks(values)]
@@ -137,10 +156,8 @@ def test_class_ranks_are_ranks_among_the_samples_of_one_label(pairs):
 def test_shuffling_the_rows_shuffles_the_result_and_changes_no_bit_of_it(config, n, seed, levels, data):
     guide, early, labels = two_scorers(n, seed, levels=levels)
     order = np.array(data.draw(st.permutations(range(n))), dtype=np.int64)
-    entropy = entropy_map(guide, early, labels)
-    shuffled = entropy_map(
-        scores(guide.logits[order], guide.scale), scores(early.logits[order]), labels[order]
-    )
+    entropy = map_of(guide, early, labels)
+    shuffled = map_of(scores(guide.logits[order], guide.scale), scores(early.logits[order]), labels[order])
     for name in ("guide_nll", "early_nll", "guide_rank", "early_rank"):
         assert np.array_equal(getattr(entropy, name)[order], getattr(shuffled, name)), name
     one = first_partition(entropy, labels, 3, config)
@@ -194,7 +211,7 @@ def test_larger_thresholds_flag_more_and_leave_less_clean(n, seed, levels, bound
 def test_class_by_class_every_class_of_two_or_more_samples_keeps_clean_ones(counts, seed, levels):
     labels = np.repeat(np.arange(3), counts)
     guide, early, _ = two_scorers(len(labels), seed, levels=levels)
-    partition = first_partition(entropy_map(guide, early, labels), labels, 3, EntropyMapConfig(by="class"))
+    partition = first_partition(map_of(guide, early, labels), labels, 3, EntropyMapConfig(by="class"))
     assert (np.bincount(labels[partition.clean], minlength=3) > 0).all()
 
 
@@ -244,5 +261,5 @@ def test_classes_short_of_clean_samples_are_named_also_those_without_any(monkeyp
 
 def test_an_empty_data_set_gives_an_empty_map():
     nothing = np.zeros(0, dtype=np.int64)
-    entropy = entropy_map(scores(np.zeros((0, 3))), scores(np.zeros((0, 3))), nothing)
+    entropy = map_of(scores(np.zeros((0, 3))), scores(np.zeros((0, 3))), nothing)
     assert len(entropy.guide_nll) == len(entropy.early_rank) == 0

@@ -82,7 +82,7 @@ def scanned(clipguard, data, tmp_path):
 def published(run: Path) -> dict[str, bytes]:
     """Return the bytes of what a scan found."""
     names = ("samples.parquet", "stages/read/images.npy", "stages/read/embeddings.npy")
-    return {name: (run / name).read_bytes() for name in (*names, "stages/early_model/logits.npy")}
+    return {name: (run / name).read_bytes() for name in (*names, "stages/early_model/early_nll.npy")}
 
 
 @contextlib.contextmanager

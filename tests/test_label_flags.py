@@ -7,7 +7,6 @@ import pytest
 
 from clipguard.detection.label_flow import (
     FOLDS,
-    LabelFlow,
     label_only_poison,
     refitted_label_flow,
     too_few_to_refit,
@@ -15,7 +14,7 @@ from clipguard.detection.label_flow import (
 )
 from clipguard.seeds import Seed
 from clipguard.types import State, partition_of
-from tiny_labels import CONFIG, K, blobs, nobody, probe_of, relabelled, view_of
+from tiny_labels import CONFIG, K, blobs, flow_of, nobody, probe_of, relabelled, view_of
 
 C, U, X, T, L = State.CLEAN, State.UNCERTAIN, State.EXCLUDED, State.TRIGGER, State.LABEL
 
@@ -34,10 +33,10 @@ def test_flagged_labels_are_set_apart_with_excluded_ones_and_rise_in_the_ranking
     before = partition([C, C, T, U, U, C], [0.2, 0.4, 0.9, 0.5, 0.6, 0.1])
     labels = np.array([3, 1, 3, 0, 3, 3])
     log_probs = np.log(np.array([[0.1, 0.2, 0.3, 0.4]] * 6))
-    flow = LabelFlow(np.arange(6) == 0, np.isin(np.arange(6), [1, 2]), log_probs)
-    kept, fingerprint = log_probs.copy(), before.fingerprint
+    flow = flow_of(np.arange(6) == 0, np.isin(np.arange(6), [1, 2]), log_probs, labels)
+    kept, fingerprint = flow.soft_labels.copy(), before.fingerprint
     after = with_label_flags(before, labels, flow, CONFIG)
-    assert np.array_equal(log_probs, kept)
+    assert np.array_equal(flow.soft_labels, kept)
     assert before.fingerprint == fingerprint
     # What is flagged for a trigger stays so; what was clean or uncertain may still be.
     assert after.state.tolist() == [L, X, T, U, U, C]
@@ -54,9 +53,9 @@ def test_flagged_labels_are_set_apart_with_excluded_ones_and_rise_in_the_ranking
 
 def test_without_a_flag_the_partition_stays_as_it_is_and_excluded_labels_give_no_soft_ones():
     labels, log_probs = np.array([3, 1, 3, 0]), np.log(np.full((4, K), 0.25))
-    before, nothing = all_clean(labels), LabelFlow(nobody(labels), nobody(labels), log_probs)
+    before, nothing = all_clean(labels), flow_of(nobody(labels), nobody(labels), log_probs, labels)
     assert with_label_flags(before, labels, nothing, CONFIG) is before
-    excluded = LabelFlow(nobody(labels), labels == 3, log_probs)
+    excluded = flow_of(nobody(labels), labels == 3, log_probs, labels)
     after = with_label_flags(before, labels, excluded, CONFIG)
     assert after.state.tolist() == [X, C, X, C]
     assert after.quarantined == (3,)
@@ -73,9 +72,14 @@ def marked(count):
 
 def first_flow(embeddings, labels):
     """Return the first flow and its view; the guide is the probe."""
-    log_probs, loss = probe_of(embeddings, labels)
-    view = view_of(labels, loss)
-    return label_only_poison(view, log_probs, CONFIG), view
+    probe = probe_of(embeddings, labels)
+    view = view_of(labels, probe.loss)
+    return label_only_poison(view, probe, CONFIG), view
+
+
+def same(one, other):
+    """Return whether two flows flag and exclude the same labels by the same losses."""
+    return all(np.array_equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
 
 
 def refitted(embeddings, view, flow, config=CONFIG):
@@ -116,7 +120,7 @@ def test_a_class_that_is_hard_and_next_to_nothing_of_it_poisoned_counts_almost_w
     own = np.where(draw.random(3000) < np.where(labels == 0, 0.3, 0.05), 0.1, 0.9)
     log_probs = np.log(np.full((3000, 3), 0.05))
     log_probs[np.arange(3000), labels] = np.log(own)
-    flow = LabelFlow(np.arange(3000) < 2, nobody(labels), log_probs)
+    flow = flow_of(np.arange(3000) < 2, nobody(labels), log_probs, labels)
     after = with_label_flags(all_clean(labels, 3), labels, flow, CONFIG)
     assert after.clean_share == pytest.approx(np.array([996 / 998, 1, 1]))
 
@@ -125,19 +129,29 @@ def test_the_clean_share_is_a_number_where_nothing_is_left_to_compare_with():
     labels = np.array([0, 0, 0, 1])
     before = partition([U, U, U, T], k=2)
     log_probs = np.log(np.array([[0.9, 0.1], [0.1, 0.9], [0.1, 0.9], [0.9, 0.1]]))
-    flow = LabelFlow(np.arange(4) == 1, nobody(labels), log_probs)
+    flow = flow_of(np.arange(4) == 1, nobody(labels), log_probs, labels)
     assert with_label_flags(before, labels, flow, CONFIG).clean_share.tolist() == [0.5, 1.0]
 
 
 def test_without_a_refit_the_first_flow_stands():
     embeddings, labels, _ = marked(150)
     first, view = first_flow(embeddings, labels)
-    assert refitted(embeddings, view, first, replace(CONFIG, rounds=0)) is first
+    assert same(refitted(embeddings, view, first, replace(CONFIG, rounds=0)), first)
     # A class of which next to nothing is left cannot be learnt anew.
-    whole_class = LabelFlow(labels == 0, first.excluded, first.log_probs)
-    assert refitted(embeddings, view, whole_class) is whole_class
-    assert too_few_to_refit(labels, whole_class)
-    assert not too_few_to_refit(labels, first)
+    whole_class = first._replace(flagged=labels == 0)
+    assert same(refitted(embeddings, view, whole_class), whole_class)
+    assert too_few_to_refit(view, whole_class)
+    assert not too_few_to_refit(view, first)
+
+
+def test_where_the_first_flow_stands_it_gets_the_soft_labels_of_the_suspected_classes():
+    embeddings, labels, _ = marked(150)
+    probe, nothing = probe_of(embeddings, labels), np.zeros(0, np.int64)
+    view = view_of(labels, probe.loss)
+    without = probe._replace(soft_rows=nothing, soft_labels=np.zeros((0, K), np.float32))
+    flow = refitted(embeddings, view, label_only_poison(view, without, CONFIG), replace(CONFIG, rounds=0))
+    assert np.array_equal(flow.soft_rows, np.flatnonzero(labels == 0))
+    assert np.array_equal(flow.soft_labels, probe.soft_labels[flow.soft_rows])
 
 
 @pytest.mark.parametrize("kept", [2 * FOLDS - 1, 2 * FOLDS])
@@ -146,19 +160,19 @@ def test_a_refit_needs_two_samples_a_fold_of_each_suspected_class(kept, side):
     embeddings, labels, _ = marked(150)
     first, view = first_flow(embeddings, labels)
     members = np.flatnonzero(labels == 0)
-    flow = LabelFlow(nobody(labels), nobody(labels), first.log_probs)
+    flow = first._replace(flagged=nobody(labels), excluded=nobody(labels))
     flow.flagged[members[0]] = True
     getattr(flow, side)[members[1 : len(members) - kept]] = True
     few = kept < 2 * FOLDS
-    assert too_few_to_refit(labels, flow) == few
-    assert (refitted(embeddings, view, flow) is flow) == few
+    assert too_few_to_refit(view, flow) == few
+    assert same(refitted(embeddings, view, flow), flow) == few
 
 
 def test_a_class_that_is_not_suspected_may_be_small():
     labels = np.repeat([0, 1], [40, 3])
-    flow = LabelFlow(np.arange(43) < 5, nobody(labels), np.zeros((43, 2)))
-    assert not too_few_to_refit(labels, flow)
-    assert too_few_to_refit(labels, flow._replace(flagged=np.arange(43) > 41))
+    flow = flow_of(np.arange(43) < 5, nobody(labels), np.zeros((43, 2)), labels)
+    assert not too_few_to_refit(view_of(labels), flow)
+    assert too_few_to_refit(view_of(labels), flow._replace(flagged=np.arange(43) > 41))
 
 
 def test_a_refitted_probe_scores_what_it_leaves_out_and_explained_samples_have_no_say():
@@ -178,7 +192,7 @@ def test_labels_with_a_moderate_loss_count_as_clean_as_often_as_in_other_classes
     flagged, low_loss = np.arange(55) < 15, np.isin(np.arange(55), [*range(15, 19), *range(35, 50)])
     log_probs = np.full((55, 2), -9.0)
     log_probs[np.arange(55), labels] = np.where(low_loss, -0.1, -2.0)
-    flow = LabelFlow(flagged, nobody(labels), log_probs)
+    flow = flow_of(flagged, nobody(labels), log_probs, labels)
     after = with_label_flags(all_clean(labels, 2), labels, flow, CONFIG)
     assert after.clean_share == pytest.approx([4 / 0.75 / 20, 1.0])
 
@@ -190,5 +204,5 @@ def test_a_refitted_probe_has_a_bound_of_its_own():
         refitted(embeddings, view, first, replace(CONFIG, refit_flag_loss=b)) for b in (9.0, 2.0)
     )
     for bound, flow in ((9.0, strict), (2.0, loose)):
-        assert (-flow.log_probs[np.arange(len(labels)), labels][flow.flagged] > bound).all()
+        assert (flow.loss[flow.flagged] > bound).all()
     assert loose.flagged.sum() > strict.flagged.sum() > 0

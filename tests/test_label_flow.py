@@ -4,34 +4,37 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from clipguard.compute.cross_validation import fold_numbers
 from clipguard.detection import label_flow
 from clipguard.detection.label_flow import (
     FOLDS,
     GUIDE_LOSS,
     NO_LOG_PROB,
     LabelFlowConfig,
-    class_log_probs,
+    Probe,
     label_flow_z,
     label_only_poison,
+    linear_probe,
 )
 from clipguard.seeds import Seed
-from tiny_labels import CONFIG, K, blobs, nobody, probe_of, relabelled, view_of
+from tiny_labels import CONFIG, K, blobs, nobody, probe_from, probe_of, relabelled, view_of
 
 
 def flagged_labels(embeddings, labels, guide_nll=None, unexplained=None):
     """Return which labels are flagged; the guide is the probe, unless its losses are given."""
-    log_probs, loss = probe_of(embeddings, labels)
-    view = view_of(labels, loss if guide_nll is None else guide_nll, unexplained)
-    return label_only_poison(view, log_probs, CONFIG).flagged
+    probe = probe_of(embeddings, labels)
+    view = view_of(labels, probe.loss if guide_nll is None else guide_nll, unexplained)
+    return label_only_poison(view, probe, CONFIG).flagged
 
 
-def log_probs_of(likeliest, labels, k, loss=9.0):
-    """Return those of a probe that is sure of one class, and gives labels of another one that loss."""
+def sure_probe(likeliest, labels, k, loss=9.0):
+    """Return a probe that is sure of one class, and gives labels of another one that loss."""
     log_probs = np.full((len(labels), k), -9.0)
     log_probs[np.arange(len(labels)), labels] = -loss
     log_probs[np.arange(len(labels)), likeliest] = 0.0
-    return log_probs
+    return probe_from(log_probs, labels)
 
 
 @pytest.mark.parametrize("target", [0, 2])
@@ -56,12 +59,12 @@ def test_a_bias_that_all_classes_share_in_some_measure_is_no_attack_however_larg
     labels = draw.integers(0, k, n)
     bias = draw.uniform(0.0, 0.04, k)
     wrong = draw.random(n) < bias[labels]
-    log_probs = log_probs_of(np.where(wrong, (labels - 1) % k, labels), labels, k)
+    probe = sure_probe(np.where(wrong, (labels - 1) % k, labels), labels, k)
     view = view_of(labels)
-    assert label_flow_z(view.unexplained, log_probs, view).max() > CONFIG.z_score
-    assert not label_only_poison(view, log_probs, CONFIG).flagged.any()
+    assert label_flow_z(view.unexplained, probe.likeliest, view).max() > CONFIG.z_score
+    assert not label_only_poison(view, probe, CONFIG).flagged.any()
     monkeypatch.setattr(label_flow, "OUTLIER", -1e9)
-    assert label_only_poison(view, log_probs, CONFIG).flagged.any()
+    assert label_only_poison(view, probe, CONFIG).flagged.any()
 
 
 def test_little_poison_stands_out_among_the_highest_losses_where_biases_hide_it_from_the_rest(monkeypatch):
@@ -76,11 +79,11 @@ def test_little_poison_stands_out_among_the_highest_losses_where_biases_hide_it_
         likeliest[biased], depth[biased] = one + 1, 6.0
     poisoned = (labels == 0) & (draw.random(n) < 0.04)
     likeliest[poisoned] = draw.integers(1, k, poisoned.sum())
-    log_probs, view = log_probs_of(likeliest, labels, k, depth), view_of(labels)
+    probe, view = sure_probe(likeliest, labels, k, depth), view_of(labels)
     monkeypatch.setattr(label_flow, "EXTREME_SHARE", 0.003)
-    assert np.array_equal(label_only_poison(view, log_probs, CONFIG).flagged, poisoned)
+    assert np.array_equal(label_only_poison(view, probe, CONFIG).flagged, poisoned)
     monkeypatch.setattr(label_flow, "EXTREME_SHARE", 0.5)
-    assert not label_only_poison(view, log_probs, CONFIG).flagged.any()
+    assert not label_only_poison(view, probe, CONFIG).flagged.any()
 
 
 def test_labels_that_all_have_the_same_loss_are_all_counted():
@@ -88,17 +91,17 @@ def test_labels_that_all_have_the_same_loss_are_all_counted():
     n, k = 4000, 10
     labels, poisoned = np.arange(n) % k, np.arange(n) % 40 == 0
     likeliest = np.where(poisoned, 1 + np.arange(n) // 40 % 9, labels)
-    flow = label_only_poison(view_of(labels), log_probs_of(likeliest, labels, k), CONFIG)
+    flow = label_only_poison(view_of(labels), sure_probe(likeliest, labels, k), CONFIG)
     assert np.array_equal(flow.flagged, poisoned)
 
 
 def test_in_a_class_where_nothing_is_flagged_nothing_is_excluded_either():
     embeddings, labels = blobs()
     changed, _ = relabelled(labels, 60)
-    log_probs, _ = probe_of(embeddings, changed)
-    assert label_only_poison(view_of(changed), log_probs, CONFIG).excluded.any()
+    probe = probe_of(embeddings, changed)
+    assert label_only_poison(view_of(changed), probe, CONFIG).excluded.any()
     believing = view_of(changed, np.zeros(len(labels)))
-    assert not label_only_poison(believing, log_probs, CONFIG).excluded.any()
+    assert not label_only_poison(believing, probe, CONFIG).excluded.any()
 
 
 def test_labels_of_one_class_alone_that_became_another_are_flagged_by_the_pair(monkeypatch):
@@ -111,23 +114,23 @@ def test_labels_of_one_class_alone_that_became_another_are_flagged_by_the_pair(m
     moved = (labels == 5) & (draw.random(n) < 0.2)
     changed = np.where(moved, 2, labels)
     likeliest[moved], depth[moved] = 5, 7.0
-    log_probs = pair_log_probs(likeliest, changed, depth, k)
-    flow = label_only_poison(view_of(changed), log_probs, CONFIG)
+    probe = pair_probe(likeliest, changed, depth, k)
+    flow = label_only_poison(view_of(changed), probe, CONFIG)
     assert np.array_equal(np.unique(changed[flow.flagged]), [2])
     assert flow.flagged[moved].all()
     # Two such pairs are not far ahead of each other: confusion, of which there may be more.
     also = (labels == 4) & (draw.random(n) < 0.2)
     twice = np.where(also, 1, changed)
-    two_pairs = pair_log_probs(np.where(also, 4, likeliest), twice, np.where(also, 7, depth), k)
+    two_pairs = pair_probe(np.where(also, 4, likeliest), twice, np.where(also, 7, depth), k)
     assert not label_only_poison(view_of(twice), two_pairs, CONFIG).flagged.any()
     monkeypatch.setattr(label_flow, "PAIR_Z", 1e9)
-    assert not label_only_poison(view_of(changed), log_probs, CONFIG).flagged.any()
+    assert not label_only_poison(view_of(changed), probe, CONFIG).flagged.any()
 
 
-def pair_log_probs(likeliest, labels, depth, k):
-    """Return log-probabilities: `depth` nats are between the likeliest class and all others."""
+def pair_probe(likeliest, labels, depth, k):
+    """Return a probe to which `depth` nats are between the likeliest class and all others."""
     own = np.eye(k, dtype=bool)[likeliest]
-    return np.where(own, 0.0, -np.where(likeliest == labels, 9.0, depth)[:, None])
+    return probe_from(np.where(own, 0.0, -np.where(likeliest == labels, 9.0, depth)[:, None]), labels)
 
 
 def test_symmetric_noise_is_not_called_an_attack():
@@ -166,11 +169,15 @@ def test_a_sample_is_scored_by_a_probe_that_was_fitted_without_it():
     # A lone sample far from all others: a probe that has learnt it believes its label.
     embeddings, labels = blobs((40,) * K)
     embeddings[5] = 1000
-    before, _ = probe_of(embeddings, labels)
+    before = probe_of(embeddings, labels)
     changed = labels.copy()
     changed[5] = 3
-    after, _ = probe_of(embeddings, changed)
-    assert np.array_equal(before[5], after[5])
+    after = probe_of(embeddings, changed)
+    assert before.likeliest[5] == after.likeliest[5]
+    # Two labels leave different others, whose odds are the same.
+    assert before.soft_labels[5, 1] * after.soft_labels[5, 2] == pytest.approx(
+        before.soft_labels[5, 2] * after.soft_labels[5, 1]
+    )
 
 
 def test_samples_that_are_left_out_are_scored_but_not_learnt():
@@ -178,42 +185,79 @@ def test_samples_that_are_left_out_are_scored_but_not_learnt():
     left_out = np.arange(len(labels)) % 10 == 0
     moved = embeddings.copy()
     moved[left_out] += 5
-    one, other = (class_log_probs(values, labels, K, left_out, Seed(0)) for values in (embeddings, moved))
-    assert np.array_equal(one[~left_out], other[~left_out])
-    assert not np.array_equal(one[left_out], other[left_out])
+    one, other = (probe_of(values, labels, left_out) for values in (embeddings, moved))
+    assert np.array_equal(one.loss[~left_out], other.loss[~left_out])
+    assert not np.array_equal(one.loss[left_out], other.loss[left_out])
     # The comparison can fail: learnt, those samples change the others' scores.
-    assert not np.array_equal(probe_of(moved, labels)[0][~left_out], one[~left_out])
+    assert not np.array_equal(probe_of(moved, labels).loss[~left_out], one.loss[~left_out])
 
 
 def test_the_folds_are_drawn_from_the_seed():
     embeddings, labels = blobs((40,) * K)
-    one, again, other = (class_log_probs(embeddings, labels, K, nobody(labels), Seed(s)) for s in (0, 0, 1))
+    one, again, other = (probe_of(embeddings, labels, seed=seed).loss for seed in (0, 0, 1))
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)
 
 
 def test_of_a_class_of_a_few_samples_the_probe_has_no_opinion():
     embeddings, labels = blobs((40, 40, 40, 6))
-    log_probs, _ = probe_of(embeddings, labels)
-    assert (log_probs[:, 3] == NO_LOG_PROB).all()
-    assert (log_probs[:, :3] > NO_LOG_PROB).all()
+    probe = probe_of(embeddings, labels)
+    assert (probe.loss[labels == 3] == 0).all()
+    assert (probe.loss[labels != 3] > 0).all()
+    assert set(probe.likeliest) == {0, 1, 2}
+    assert (probe.soft_labels[:, 3] == 0).all()
     assert not flagged_labels(embeddings, labels)[labels == 3].any()
 
 
 def test_samples_that_are_left_out_do_not_count_towards_the_fewest_of_a_class():
     embeddings, labels = blobs((40, 40, 40, 2 * FOLDS))
     left_out = np.arange(len(labels)) == len(labels) - 1
-    assert (class_log_probs(embeddings, labels, K, nobody(labels), Seed(0)) > NO_LOG_PROB).all()
-    assert (class_log_probs(embeddings, labels, K, left_out, Seed(0))[:, 3] == NO_LOG_PROB).all()
+    assert (probe_of(embeddings, labels).loss > 0).all()
+    assert (probe_of(embeddings, labels, left_out).loss[labels == 3] == 0).all()
 
 
 def test_of_one_class_alone_the_probe_has_no_opinion_at_all():
     embeddings, labels = blobs((40, 4, 4, 4))
-    log_probs, _ = probe_of(embeddings, labels)
-    view = view_of(labels)
-    assert (log_probs == NO_LOG_PROB).all()
+    probe, view = probe_of(embeddings, labels), view_of(labels)
+    assert not probe.loss.any()
+    assert not probe.likeliest.any()
+    assert (probe.soft_labels == np.float32(1 / K)).all()
     assert not flagged_labels(embeddings, labels).any()
-    assert np.isfinite(label_flow_z(view.unexplained, log_probs, view)).all()
+    assert np.isfinite(label_flow_z(view.unexplained, probe.likeliest, view)).all()
+
+
+def test_a_probe_is_that_of_log_probabilities_of_all_samples_at_once():
+    embeddings, labels = blobs((700, 40, 40, 6))
+    probe, log_probs = probe_of(embeddings, labels), np.full((len(labels), K), NO_LOG_PROB)
+    fold = fold_numbers(len(labels), FOLDS, Seed(0).generator())
+    for number in range(FOLDS):
+        rows = (fold != number) & (labels < 3)
+        lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=[1 / 3] * 3)
+        lda.fit(embeddings[rows].astype(float), labels[rows])
+        log_probs[fold == number, :3] = lda.predict_log_proba(embeddings[fold == number].astype(float))
+    slow = probe_from(log_probs, labels)
+    for name in Probe._fields:
+        np.testing.assert_allclose(getattr(probe, name), getattr(slow, name), rtol=1e-6, atol=1e-12)
+    assert np.array_equal(probe.likeliest, slow.likeliest)
+
+
+def test_soft_labels_are_given_for_the_samples_of_some_classes_alone():
+    embeddings, labels = blobs((40,) * K)
+    every = probe_of(embeddings, labels)
+    some = linear_probe(embeddings, labels, np.array([False, True, False, True]), nobody(labels), Seed(0))
+    assert np.array_equal(some.soft_rows, np.flatnonzero(labels % 2))
+    assert np.array_equal(some.soft_labels, every.soft_labels[some.soft_rows])
+    assert np.array_equal(some.loss, every.loss)
+
+
+def test_a_probe_of_few_samples_says_nearly_the_same_as_one_of_many(monkeypatch):
+    embeddings, labels = blobs((900, 600, 300, 30))
+    every = probe_of(embeddings, labels)
+    monkeypatch.setattr(label_flow, "MOST_ROWS", 700)
+    some = probe_of(embeddings, labels)
+    assert not np.array_equal(some.loss, every.loss)
+    assert (some.likeliest == every.likeliest).mean() > 0.97
+    assert np.corrcoef(some.loss, every.loss)[0, 1] > 0.9
 
 
 @settings(max_examples=40)
@@ -224,8 +268,8 @@ def test_the_z_score_is_the_difference_of_rates_in_standard_errors(seed, k):
     labels = draw.integers(0, k, n)
     log_probs, guide = draw.normal(-3, 3, (n, k)), draw.exponential(4, n)
     unexplained, improbable = draw.random(n) < 0.8, draw.random(n) < 0.6
-    view = view_of(labels, guide, unexplained)
-    z = label_flow_z(improbable & unexplained, log_probs, view)
+    view = view_of(labels, guide, unexplained, k)
+    z = label_flow_z(improbable & unexplained, log_probs.argmax(1), view)
     size = [max(1, sum(unexplained & (labels == c))) for c in range(k)]
     for c in range(k):
         into, out, variance = 0.0, 0.0, 0.0
@@ -253,21 +297,22 @@ def test_only_unexplained_labels_with_a_high_loss_are_flagged_or_excluded(seed, 
     with pytest.MonkeyPatch.context() as patch:
         # Every class is suspected that receives more than it loses, so that something is flagged.
         patch.setattr(label_flow, "OUTLIER", -1e9)
-        flow = label_only_poison(view_of(labels, guide, unexplained), log_probs, LabelFlowConfig(z_score=0.0))
+        view, probe = view_of(labels, guide, unexplained, k), probe_from(log_probs, labels)
+        flow = label_only_poison(view, probe, LabelFlowConfig(z_score=0.0))
     assert not flow.flagged[~unexplained | (guide <= GUIDE_LOSS) | (loss <= CONFIG.flag_loss)].any()
     assert not flow.flagged[log_probs.argmax(1) == labels].any()
     assert not flow.excluded[~unexplained | (loss <= CONFIG.exclude_loss) | flow.flagged].any()
-    assert np.array_equal(flow.log_probs, log_probs)
+    assert np.array_equal(flow.loss, probe.loss)
 
 
 def test_in_a_suspected_target_class_alone_labels_with_a_moderate_loss_are_excluded():
     embeddings, labels = blobs()
     changed, poisoned = relabelled(labels, 60, 2)
-    log_probs, loss = probe_of(embeddings, changed)
+    probe = probe_of(embeddings, changed)
     # A guide that believes every second label, whatever it is: half of the poison is not flagged.
-    guide = np.where(np.arange(len(labels)) % 2, loss, 0.0)
-    flow = label_only_poison(view_of(changed, guide), log_probs, CONFIG)
+    guide = np.where(np.arange(len(labels)) % 2, probe.loss, 0.0)
+    flow = label_only_poison(view_of(changed, guide), probe, CONFIG)
     assert 0.3 < flow.flagged[poisoned].mean() < 0.7
     assert (flow.flagged | flow.excluded)[poisoned].mean() > 0.9
-    assert np.array_equal(flow.excluded, (changed == 2) & (loss > CONFIG.exclude_loss) & ~flow.flagged)
-    assert not label_only_poison(view_of(labels, guide), log_probs, CONFIG).excluded.any()
+    assert np.array_equal(flow.excluded, (changed == 2) & (probe.loss > CONFIG.exclude_loss) & ~flow.flagged)
+    assert not label_only_poison(view_of(labels, guide), probe_of(embeddings, labels), CONFIG).excluded.any()

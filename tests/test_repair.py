@@ -104,7 +104,7 @@ def test_holding_out_changes_nothing_but_the_state_of_those_samples(tmp_path):
 
 def test_victim_retraining_and_unlearning_do_not_depend_on_held_out_samples(elsewhere, result):
     rows = held_out(result)
-    logits = np.where(rows[:, None], np.float32(0.5), result.guide.logits)
+    logits = np.where(rows[:, None], np.float32(0.5), result.guide.logits[:])
     changes = {"data": other_at(result.data, rows), "guide": replace(result.guide, logits=logits)}
     config = with_unlearning(readmit=0.2, loss="cgd")
     made = []

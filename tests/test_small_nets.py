@@ -10,9 +10,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from clipguard.compute import small_nets
+from clipguard.compute.inference import classifier_logits
 from clipguard.compute.small_nets import SmallNetConfig, binary_loss, continued, train_small_nets
 from clipguard.compute.training import cross_entropy
+from clipguard.runs import ShardedArray, write_array
 from clipguard.seeds import Seed
+from clipguard.types import Rows
 
 N = 30
 TINY = SmallNetConfig(
@@ -39,20 +42,22 @@ def logits_of(config, trainable=None, seed=0, labels=None, images=None, on_epoch
         everyone() if trainable is None else trainable,
         Seed(seed),
         on_epoch,
-    ).logits
+    ).logits[:]
 
 
 def record(monkeypatch):
     """Return a list that fills with (rows trained on, rows scored) of each net; nothing is trained."""
-    nets, images = [], noise()
+    nets, models, images = [], [], noise()
 
     def no_fit(model, given_images, rows, *_):
         nets.append((set(rows.tolist()), set()))
+        models.append(model)
 
     def constant(model, given_images):
+        number = next(n for n, known in enumerate(models) if known is model)
         scored = {int(np.flatnonzero((images == image).all((1, 2, 3)))[0]) for image in given_images}
-        nets[-1][1].update(scored)
-        return np.full((len(given_images), 3), len(nets), dtype=np.float32)
+        nets[number][1].update(scored)
+        return np.full((len(given_images), 3), number + 1, dtype=np.float32)
 
     monkeypatch.setattr(small_nets, "fit", no_fit)
     monkeypatch.setattr(small_nets, "classifier_logits", constant)
@@ -220,11 +225,53 @@ def test_a_training_goes_on_from_given_nets_with_the_same_fold_left_out(monkeypa
     assert len(first.nets) == 2
     weights = [{name: value.clone() for name, value in net.state_dict().items()} for net in first.nets]
     second = train_small_nets(config, images, 3, loss, everyone(), Seed(0), start=first.nets)
-    assert not np.array_equal(first.logits, second.logits)
+    assert not np.array_equal(first.logits[:], second.logits[:])
     for net, kept in zip(first.nets, weights, strict=True):
         assert all(bool((net.state_dict()[name] == value).all()) for name, value in kept.items())
     nets = record(monkeypatch)
-    train_small_nets(config, images, 3, loss, everyone(), Seed(0))
-    train_small_nets(config, images, 3, loss, everyone(), Seed(0), start=first.nets)
+    for start in ((), first.nets):
+        train_small_nets(config, images, 3, loss, everyone(), Seed(0), start=start).logits[:]
     assert nets[:2] == nets[2:]
     assert all(not trained & scored for trained, scored in nets)
+
+
+@pytest.mark.parametrize("config", [TINY, replace(TINY, folds=3, runs=2)], ids=["one net", "six nets"])
+def test_logits_of_some_images_are_those_that_they_have_among_all(config, tmp_path):
+    given, images = cross_entropy(np.arange(N) % 3), noise()
+    for number in range(3):
+        write_array(tmp_path / f"{number}.npy", images[10 * number : 10 * number + 10])
+    files = ShardedArray([tmp_path / f"{number}.npy" for number in range(3)])
+    in_memory, in_files = (
+        train_small_nets(config, rows, 3, given, everyone(), Seed(0)).logits for rows in (images, files)
+    )
+    assert isinstance(in_memory, Rows)
+    assert in_memory.shape == (N, 3)
+    assert np.array_equal(in_memory[:], in_files[:])
+    rows = np.random.default_rng(0).permutation(N)[:11]
+    np.testing.assert_allclose(in_files[rows], in_memory[:][rows], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(in_files[7:19], in_memory[:][7:19], rtol=1e-5, atol=1e-6)
+
+
+def test_images_are_read_in_bounded_pieces_whose_scores_are_those_of_one_pass(monkeypatch):
+    trained = train_small_nets(
+        replace(TINY, folds=2), noise(), 3, cross_entropy(np.arange(N) % 3), everyone(), Seed(0)
+    )
+    whole, pieces = trained.logits[:], []
+    monkeypatch.setattr(small_nets, "_SCORED", 4)
+
+    def recorded(model, images):
+        pieces.append(len(images))
+        return classifier_logits(model, images)
+
+    monkeypatch.setattr(small_nets, "classifier_logits", recorded)
+    np.testing.assert_allclose(trained.logits[:], whole, rtol=1e-5, atol=1e-6)
+    assert max(pieces) == 4
+    assert sum(pieces) == N
+
+
+def test_the_order_in_which_nets_are_trained_is_free(monkeypatch):
+    config, given = replace(TINY, folds=2, runs=2), cross_entropy(np.arange(N) % 3)
+    forth = train_small_nets(config, noise(), 3, given, everyone(), Seed(0))
+    monkeypatch.setattr(small_nets, "_one_by_one", lambda tasks: [task() for task in tasks[::-1]][::-1])
+    back = train_small_nets(config, noise(), 3, given, everyone(), Seed(0))
+    assert np.array_equal(forth.logits[:], back.logits[:])

@@ -40,6 +40,7 @@ SAMPLE = RunSummary(
     version="0.1.0",
     seed=3,
     threads=2,
+    device="cpu",
     run_dir="runs/one",
     verdict=Verdict(answer="undecided", reasons=["nothing above chance", "not built yet"]),
     data=DataSummary(
@@ -291,10 +292,10 @@ def test_flagged_labels_alone_are_above_chance_and_their_class_is_named(fitted):
 
 def test_a_guide_that_reads_nothing_is_named_in_the_verdict(fitted):
     scan = fitted.scan_
-    right = np.eye(3, dtype=np.float32)[scan.data.labels]
+    right = scan.data.labels
     reasons = {
-        name: " ".join(verdict(replace(scan, guide=replace(scan.guide, logits=logits))).reasons)
-        for name, logits in (("right", right), ("wrong", np.roll(right, 1, axis=1)))
+        name: " ".join(verdict(replace(scan, likeliest=likeliest)).reasons)
+        for name, likeliest in (("right", right), ("wrong", (right + 1) % 3))
     }
     assert "near chance (33.3%)" in reasons["wrong"]
     assert "the guide agrees with only 0.0%" in reasons["wrong"]

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipguard.mitigation.trigger_augmentation import in_memory, trigger_augmented
+from clipguard.mitigation.trigger_augmentation import trigger_augmented
+from clipguard.runs import ShardedArray, write_array
 from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
 from clipguard.types import NO_TRIGGER, Scores, State, image_set, partition_of
@@ -41,6 +42,7 @@ def test_copies_with_the_trigger_are_appended_as_clean_and_nothing_else_changes(
     added = round(0.5 * partition.clean.sum())
     assert len(longer) == N + added == len(extended) == len(scores.logits)
     assert np.array_equal(longer.images[:N], data.images)
+    assert longer.images.shape == (len(longer), 2, 2, 3)
     assert np.array_equal(longer.labels[:N], data.labels)
     assert (longer.images[N:] == 255).all()
     assert longer.ids[:N] == data.ids
@@ -57,7 +59,7 @@ def test_only_clean_samples_are_copied_once_with_image_label_and_guide_of_their_
     same = AffineTrigger(scale=NOTHING + 1, shift=NOTHING)
     longer, extended, scores = trigger_augmented(*case, [same], 0.6, Seed(1))
     # With a trigger that changes nothing, rows are recognisable.
-    rows = longer.images[N:, 0, 0, 0].astype(int)
+    rows = longer.images[N:][:, 0, 0, 0].astype(int)
     assert len(set(rows)) == len(rows) == round(0.6 * partition.clean.sum())
     assert partition.clean[rows].all()
     assert np.array_equal(longer.labels[N:], data.labels[rows])
@@ -76,7 +78,7 @@ def test_each_trigger_is_copied_apart_and_never_onto_the_class_it_leads_to(case)
     _, partition, _ = case
     triggers = [painting(255, label=0), painting(90, label=1)]
     longer, _, _ = trigger_augmented(*case, triggers, 0.4, Seed(1))
-    grey, labels = longer.images[N:, 0, 0, 0], longer.labels[N:]
+    grey, labels = longer.images[N:][:, 0, 0, 0], longer.labels[N:]
     each = round(0.4 * partition.clean.sum())
     assert grey.tolist() == [255] * each + [90] * each
     assert set(labels[grey == 255]) == {1, 2}
@@ -87,9 +89,10 @@ def test_each_trigger_is_copied_apart_and_never_onto_the_class_it_leads_to(case)
 def test_without_a_trigger_nothing_is_copied(case):
     data, partition, guide = case
     longer, extended, scores = trigger_augmented(*case, [], 0.5, Seed(1))
-    assert longer.fingerprint == data.fingerprint
+    assert np.array_equal(longer.pixels, data.images)
+    assert longer.ids == data.ids
     assert extended.fingerprint == partition.fingerprint
-    assert np.array_equal(scores.logits, guide.logits)
+    assert np.array_equal(scores.logits[:], guide.logits)
 
 
 def test_the_class_that_all_flagged_samples_are_labelled_with_is_not_copied(case):
@@ -101,17 +104,21 @@ def test_the_class_that_all_flagged_samples_are_labelled_with_is_not_copied(case
     assert not (longer.labels[N:] == 1).any()
 
 
-def test_the_images_come_in_pieces_of_which_the_count_is_known_beforehand(case):
-    joined = []
-
-    def join(count, pieces):
-        kept = list(pieces)
-        joined.append((count, [len(piece) for piece in kept]))
-        return in_memory(count, iter(kept))
-
-    longer, _, _ = trigger_augmented(*case, [painting(255)], 0.5, Seed(1), join)
-    plain, _, _ = trigger_augmented(*case, [painting(255)], 0.5, Seed(1))
-    assert longer.fingerprint == plain.fingerprint
-    ((count, sizes),) = joined
-    assert count == sum(sizes) == len(longer)
-    assert max(sizes) < N
+@pytest.mark.parametrize("files", [False, True], ids=["in memory", "in files"])
+def test_copies_are_made_when_asked_for_in_any_order_and_the_originals_stay_as_they_are(
+    case, tmp_path, files
+):
+    data, partition, guide = case
+    before = data.images.copy()
+    if files:
+        for number, start in enumerate((0, 40)):
+            write_array(tmp_path / f"{number}.npy", data.images[start : start + 40 if not number else N])
+        data = replace(data, images=ShardedArray([tmp_path / "0.npy", tmp_path / "1.npy"]))
+    triggers = [painting(255, label=0), painting(90, label=1)]
+    longer, _, _ = trigger_augmented(data, partition, guide, triggers, 0.4, Seed(1))
+    every = longer.images[:]
+    order = np.random.default_rng(0).permutation(len(longer))
+    assert np.array_equal(longer.images[order], every[order])
+    assert np.array_equal(longer.images[N - 3 : N + 3], every[N - 3 : N + 3])
+    assert np.array_equal(every[:N], before)
+    assert np.array_equal(data.images[:], before)

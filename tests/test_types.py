@@ -15,6 +15,8 @@ from clipguard.types import (
     History,
     ImageSet,
     Partition,
+    Rows,
+    RowsAt,
     Scores,
     State,
     array_digest,
@@ -23,7 +25,7 @@ from clipguard.types import (
 )
 
 CLASSES = ("cat", "dog", "frog")
-VALUES = (ImageSet, Scores, EntropyMap, Partition, AffineTrigger, History)
+VALUES = (ImageSet, RowsAt, Scores, EntropyMap, Partition, AffineTrigger, History)
 
 
 def a_set(n: int = 6, seed: int = 0) -> ImageSet:
@@ -126,10 +128,22 @@ def test_wrong_shapes_and_kinds_are_refused_while_tests_run(images, labels):
         image_set(images, labels, CLASSES)
 
 
-def test_logits_must_be_single_precision_matrices_while_tests_run():
+def test_logits_are_rows_while_tests_run():
     Scores(logits=np.zeros((2, 3), np.float32), scale=1.0, source="net")
     with pytest.raises(TypeError):
-        Scores(logits=np.zeros((2, 3), np.float64), scale=1.0, source="net")
+        Scores(logits=3.0, scale=1.0, source="net")
+
+
+@given(st.lists(st.integers(0, 4), max_size=9), st.integers(0, 9), st.integers(0, 9))
+def test_rows_at_some_places_are_those_rows(places, start, stop):
+    values, at = np.arange(15).reshape(5, 3), np.array(places, np.int64)
+    rows = RowsAt(rows=values, at=at)
+    assert isinstance(rows, Rows)
+    assert len(rows) == len(places)
+    assert rows.shape == (len(places), 3)
+    assert np.array_equal(rows[start:stop], values[at][start:stop])
+    some = np.arange(len(places))[::-2]
+    assert np.array_equal(rows[some], values[at][some])
 
 
 states_and_seed = st.tuples(st.lists(st.sampled_from(State), max_size=12), st.integers(0, 2**32))

@@ -1,8 +1,16 @@
 """Clouds of embeddings whose labels are partly wrong, and what a linear probe makes of them."""
 
 import numpy as np
+from scipy.special import softmax
 
-from clipguard.detection.label_flow import LabelFlowConfig, LabelView, class_log_probs
+from clipguard.detection.label_flow import (
+    NO_LOG_PROB,
+    LabelFlow,
+    LabelFlowConfig,
+    LabelView,
+    Probe,
+    linear_probe,
+)
 from clipguard.seeds import Seed
 
 K = 4
@@ -21,19 +29,36 @@ def blobs(sizes=(300,) * K, spread=1.0, seed=0):
     return (centres[labels] + spread * draw.normal(size=(len(labels), 12))).astype(np.float32), labels
 
 
-def view_of(labels, guide_nll=None, unexplained=None):
+def view_of(labels, guide_nll=None, unexplained=None, k=None):
     """Return the view under a guide that believes no label, if none is given, and without a trigger."""
     return LabelView(
         labels=labels,
+        num_classes=int(labels.max()) + 1 if k is None else k,
         guide_nll=np.full(len(labels), 9.0) if guide_nll is None else guide_nll,
         unexplained=~nobody(labels) if unexplained is None else unexplained,
     )
 
 
-def probe_of(embeddings, labels):
-    """Return the log-probabilities of the linear probe, and its losses of the labels."""
-    log_probs = class_log_probs(embeddings, labels, K, nobody(labels), Seed(0))
-    return log_probs, -log_probs[np.arange(len(labels)), labels]
+def probe_of(embeddings, labels, left_out=None, seed=0):
+    """Return the linear probe, with soft labels of every sample."""
+    left_out = nobody(labels) if left_out is None else left_out
+    return linear_probe(embeddings, labels, np.ones(K, dtype=bool), left_out, Seed(seed))
+
+
+def probe_from(log_probs, labels):
+    """Return the probe that gives these log-probabilities [n, k], with soft labels of every sample."""
+    own = log_probs[np.arange(len(labels)), labels]
+    others = log_probs.copy()
+    others[np.arange(len(labels)), labels] = NO_LOG_PROB
+    soft = softmax(others, axis=1).astype(np.float32)
+    loss = np.where(own > NO_LOG_PROB, -own, 0.0)
+    return Probe(loss, log_probs.argmax(1), np.arange(len(labels)), soft)
+
+
+def flow_of(flagged, excluded, log_probs, labels):
+    """Return the flow of a probe that gives these log-probabilities."""
+    probe = probe_from(log_probs, labels)
+    return LabelFlow(flagged, excluded, probe.loss, probe.soft_rows, probe.soft_labels)
 
 
 def relabelled(labels, count, target=0, seed=1):

@@ -129,16 +129,37 @@ def image_set(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowsAt:
+    """Rows of other ones, chosen by number: in any order, left out or repeated, read when asked for."""
+
+    rows: Rows
+    at: Int64[np.ndarray, "n"]
+
+    @property
+    def shape(self) -> Any:
+        """Number of rows, then the shape of each."""
+        return (len(self), *self.rows.shape[1:])
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.at)
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Return the rows of a slice or of an array of row numbers, as an array."""
+        return self.rows[self.at[rows]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Logits of one scorer over a data set.
+    """Logits of one scorer over a data set, perhaps computed when asked for: all might not fit in memory.
 
     Attributes:
-        logits: before any scale; softmax of `scale * logits` is the scorer's posterior.
+        logits: float32 [n, k], before any scale; softmax of `scale * logits` is the scorer's posterior.
         scale: CLIP's logit scale, 1 for an ordinary classifier.
         source: who scored, for tables and the report.
     """
 
-    logits: Float32[np.ndarray, "n k"]
+    logits: Rows
     scale: float
     source: str
 

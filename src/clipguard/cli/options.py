@@ -24,6 +24,17 @@ Classes = Annotated[
     Parameter(help="Class names: a .txt with one a line, or a .json list or object; default: the source's."),
 ]
 Rows = Annotated[str | None, Parameter(help="Keep the rows FIRST:END only, such as 0:12000.")]
+Device = Annotated[
+    str | None,
+    Parameter(
+        help="cpu, cuda, cuda:N, or auto, the first GPU that works or else the processor; default: "
+        "CLIPGUARD_DEVICE, else auto."
+    ),
+]
+Threads = Annotated[
+    int | None,
+    Parameter(help="Threads that compute at once; default: OMP_NUM_THREADS, else all cores there are."),
+]
 Repeated = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 Out = Annotated[Path, Parameter(name=("--out", "-o"))]
 RunFolder = Annotated[Out, Parameter(help="Run folder, created if needed; the same data resume there.")]
@@ -43,6 +54,9 @@ class ScanOptions:
             commonest size, at most 64.
         early_model: shallow, residual, cgd, or an architecture.
         rank_within: Rank samples among all (the default), or within their class.
+        engine: Who reads and embeds the data: this process, or Ray (clipguard[ray]) on many.
+        ray_address: Of a Ray cluster; without it, Ray is started on this machine.
+        workers: Processes of Ray; default: one a processor core.
     """
 
     out: RunFolder
@@ -57,7 +71,12 @@ class ScanOptions:
     limits: Annotated[Limits, Parameter(group=Group("Limits on hostile input"))] = field(
         default_factory=Limits
     )
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    workers: int | None = None
     seed: Seed = 0
+    device: Device = None
+    threads: Threads = None
     json: Json = False
 
 
@@ -121,6 +140,7 @@ class AttackOptions:
     classes: Classes = None
     size: str | None = None
     seed: Seed = 0
+    device: Device = None
     json: Json = False
 
 
@@ -161,4 +181,5 @@ class BenchOptions:
     cache: Path | None = None
     only: Repeated = ()
     cells: str = "*"
+    device: Device = None
     json: Json = False

@@ -15,6 +15,7 @@ from clipguard.cli.outcome import Outcome
 from clipguard.cli.places import cache_folder
 from clipguard.cli.progress import warn, working
 from clipguard.cli.text import rows_from, settings_from, size_from
+from clipguard.compute.device import choose_device, computing_on
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size, read_images
 from clipguard.data.writer import write_parquet
@@ -86,7 +87,7 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
     attack = attack_named(options.attack, rate=options.rate, target=options.target, **own)
     cache = (options.cache or cache_folder()) / "attacks"
     seed = Seed(options.seed)
-    with working() as progress:
+    with working() as progress, computing_on(choose_device(options.device)):
         train, test, unreadable = _read(path, options, progress)
         fit_seed = seed.child(Stream.ATTACK_FIT, options.attack)
         attack = fit_attack(attack, train, fit_seed, cache, progress)

@@ -32,7 +32,8 @@ def show_run(summary: RunSummary, samples: Mapping[str, Any], console: Console) 
     for name, file in summary.files.items():
         console.print(_plain(f"{name.capitalize():8} {file}"), soft_wrap=True)
     seconds = sum(stage.seconds for stage in summary.stages.values())
-    console.print(Text(f"{'Time':8} {duration(seconds)}", style="dim"))
+    where = f" on {summary.device}" if summary.device != "cpu" else ""
+    console.print(_plain(f"{'Time':8} {duration(seconds)}{where}"), style="dim")
 
 
 def _plain(text: str) -> Text:

@@ -8,7 +8,8 @@
 The first two are the layout of clip-retrieval, whose tools read them.
 """
 
-from collections.abc import Iterator, Sequence
+import platform
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -26,6 +27,7 @@ from clipguard.data import ImageSource
 from clipguard.data.decode import Decoder, ReadRow, Unreadable, read_rows
 from clipguard.data.decode.reading import MAX_UNREADABLE
 from clipguard.data.provenance import record_rows, record_source, recorded_rows, rows_file
+from clipguard.data.source import Opened
 from clipguard.errors import ClipguardError
 from clipguard.runs import write_array, write_pieces, write_table
 from clipguard.types import Preprocessing, StepProgress
@@ -44,6 +46,7 @@ class ReadingPass:
         folder: of embeddings and of what is known of each image.
         images: folders of images, each with the preprocessing that gives them.
         lanes: chunks that are embedded side by side, each on one thread.
+        shard_rows: rows a shard.
     """
 
     source: ImageSource
@@ -51,24 +54,54 @@ class ReadingPass:
     folder: Path
     images: tuple[tuple[Path, Preprocessing], ...]
     lanes: int = 1
+    shard_rows: int = SHARD
 
     @property
     def count(self) -> int:
         """Number of shards."""
-        return -(-len(self.source) // SHARD)
+        return -(-len(self.source) // self.shard_rows)
+
+    def units(self, shards: Sequence[int]) -> list[list[int]]:
+        """Return the shards, those together that would be read from the same start of the source."""
+        firsts = [shard * self.shard_rows for shard in shards]
+        starts = np.searchsorted(self.source.starts, firsts, side="right")
+        cuts = np.flatnonzero(np.diff(starts)) + 1
+        return [part.tolist() for part in np.split(np.array(shards, np.int64), cuts)]
 
     def rows(self, shard: int) -> Int64[np.ndarray, "m"]:
         """Return the rows of a shard that are read: all, or those that are known to be readable."""
-        every = np.arange(shard * SHARD, min((shard + 1) * SHARD, len(self.source)))
+        every = np.arange(shard * self.shard_rows, min((shard + 1) * self.shard_rows, len(self.source)))
         return every if self.guide else every[recorded_rows(rows_file(self.folder, shard)).readable]
 
-    def has(self, shard: int) -> bool:
+    def has(self, shard: int, /) -> bool:
         """Return whether an earlier attempt has left a shard whole."""
         return rows_file(self.folder, shard).exists() and all(
             image_file(folder, shard).exists() for folder, _ in self.images
         )
 
-    def __call__(self, shards: Sequence[int]) -> Iterator[int]:
+    def elsewhere(self) -> "Callable[[], ReadingPass]":
+        """Return what makes the same pass in another process that sees the same files.
+
+        Raises:
+            ClipguardError: the source is no file or folder.
+        """
+        if self.source.opened is None:
+            raise ClipguardError(
+                f"{self.source.location} is in the memory of this process: give a path to use other processes"
+            )
+        images = tuple((folder.absolute(), view) for folder, view in self.images)
+        guide = self.guide and self.guide.unloaded()
+        return partial(
+            _reopened,
+            self.source.opened,
+            key=self.source.key,
+            guide=guide,
+            folder=self.folder.absolute(),
+            images=images,
+            shard_rows=self.shard_rows,
+        )
+
+    def __call__(self, shards: Sequence[int], /) -> Iterator[int]:
         """Finish the shards in order; the number of each is returned when all its files are in place.
 
         Raises:
@@ -144,6 +177,16 @@ class ReadingPass:
                 )
 
 
+def _reopened(opened: Opened, *, key: str, **others: Any) -> ReadingPass:
+    source = opened.open()
+    if source.key != key:
+        raise ClipguardError(
+            f"{source.location} is other data on {platform.node()} than where it was listed: "
+            "all nodes have to see the same files, with the same dates"
+        )
+    return ReadingPass(source=source, **others)
+
+
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """Rows of a shard whose readable images are embedded together; `last` ends the shard."""
@@ -193,7 +236,7 @@ def read_source(reading: ReadingPass, engine: Engine, progress: StepProgress) ->
     n, done, bad = len(reading.source), 0, len(reading.source.refused)
     there = [shard for shard in range(reading.count) if reading.has(shard)]
     missing = sorted(set(range(reading.count)) - set(there))
-    for shards in (there, engine.run(reading, units_of(reading.source, missing)) if missing else ()):
+    for shards in (there, engine.run(reading, reading.units(missing)) if missing else ()):
         for shard in shards:
             recorded = recorded_rows(rows_file(reading.folder, shard))
             done, bad = done + len(recorded.ids), bad + len(recorded.unreadable)
@@ -211,10 +254,3 @@ def _too_many(source: ImageSource, bad: int, unreadable: list[Unreadable]) -> Cl
         f"at least {bad} of {total} images of {source.location} are unreadable, more than "
         f"{MAX_UNREADABLE:.0%}, such as {one.id!r} ({one.reason}): repair or remove them"
     )
-
-
-def units_of(source: ImageSource, shards: Sequence[int]) -> list[list[int]]:
-    """Return the shards, those together that would be read from the same start of the source."""
-    starts = np.searchsorted(source.starts, [shard * SHARD for shard in shards], side="right")
-    cuts = np.flatnonzero(np.diff(starts)) + 1
-    return [part.tolist() for part in np.split(np.array(shards, np.int64), cuts)]

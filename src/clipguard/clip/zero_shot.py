@@ -6,17 +6,19 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from clipguard.clip.loading import DEFAULT_MODEL, DEFAULT_PRETRAINED, FOLDER_PREFIX, HUB_PREFIX, load_clip
 from clipguard.clip.model import Clip
 from clipguard.data.wordnet import short_names
 from clipguard.errors import ClipguardError
-from clipguard.types import Scores
+from clipguard.types import Rows, Scores
 
 EMBEDDED = "mini"
 EMBEDDED_SHA256 = "3b4bd16a096cd2bedaab52fc70dd0d276480c3e6c8ce4fe5cfd549c32a5b8848"
@@ -29,6 +31,33 @@ DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"[\d\s.,_+-]*\d[\d\s.,_+-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Cosines:
+    """Cosines [n, k] of unit image embeddings [n, d] and classes, as `Rows`: computed when asked for.
+
+    Sums are in float64 and rounded once. Single precision would depend on which rows are asked for together.
+    """
+
+    embeddings: Rows
+    classes: Float64[np.ndarray, "k d"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The numbers of images and of classes."""
+        return len(self.embeddings), len(self.classes)
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.embeddings)
+
+    def __getitem__(self, rows: Any, /) -> Float32[np.ndarray, "m k"]:
+        """Return the cosines of a slice of the images, or of an array of row numbers."""
+        cosines: Float32[np.ndarray, "m k"] = (
+            self.embeddings[rows].astype(np.float64) @ self.classes.T
+        ).astype(np.float32)
+        return cosines
 
 
 @dataclass(frozen=True)
@@ -68,6 +97,12 @@ class ClipGuide:
             return load_clip(self.model, self.pretrained)
         folder = resources.files("clipguard") / "clip" / EMBEDDED
         return load_clip(f"{FOLDER_PREFIX}{folder}")
+
+    def unloaded(self) -> "ClipGuide":
+        """Return the same choice without the loaded model, for another process; a folder by its full path."""
+        folder = self.model.removeprefix(FOLDER_PREFIX)
+        whole = f"{FOLDER_PREFIX}{Path(folder).expanduser().absolute()}"
+        return replace(self, model=self.model if folder == self.model else whole)
 
     @property
     def weights_verified_by(self) -> str | None:
@@ -130,15 +165,17 @@ class ClipGuide:
         unit: Float32[np.ndarray, "k d"] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
         return unit
 
-    def logits(self, image_embeddings: Float32[np.ndarray, "n d"], class_names: Sequence[str]) -> Scores:
+    def logits(self, image_embeddings: Rows, class_names: Sequence[str]) -> Scores:
         """Return cosines of images and classes, with the scale whose softmax is the zero-shot posterior.
+
+        `image_embeddings` are float32 [n, d], of length one; they are read when a cosine is asked for.
 
         A sigmoid model's bias is left out, because it cancels: see `clipguard.clip.model.Clip`.
 
         Raises:
             ClipguardError: a bad template, or a model that cannot be loaded.
         """
-        cosines: Float32[np.ndarray, "n k"] = image_embeddings @ self.class_embeddings(class_names).T
+        cosines = Cosines(image_embeddings, self.class_embeddings(class_names).astype(np.float64))
         scale = self.clip.logit_scale if self.use_logit_scale else 1.0
         return Scores(logits=cosines, scale=scale, source=self.name)
 

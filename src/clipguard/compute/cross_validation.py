@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool, Int64, Shaped
+from jaxtyping import Bool, Float64, Int64, Shaped
+
+from clipguard.types import Rows, chunks
 
 ScoreFold = Callable[[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]], Shaped[np.ndarray, "m ..."]]
 """(samples outside the fold, samples of the fold) -> scores of the samples of the fold."""
@@ -19,6 +21,14 @@ def fold_numbers(n: int, folds: int, draw: np.random.Generator) -> Int64[np.ndar
         for number, (_, inside) in enumerate(split):
             numbers[inside] = number
     return numbers
+
+
+def double(values: Rows, rows: Int64[np.ndarray, "m"]) -> Float64[np.ndarray, "m d"]:
+    """Return some rows of single-precision values in float64, without a copy of all in single precision."""
+    out = np.empty((len(rows), *values.shape[1:]))
+    for part in chunks(len(rows)):
+        out[part] = values[rows[part]]
+    return out
 
 
 def out_of_fold(

@@ -4,12 +4,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-Work = Callable[[Sequence[int]], Iterator[int]]
-"""Finishes the shards of the numbers it is given, in order, and says which one is finished.
 
-A finished shard is a file that was renamed into place, so that a kill costs the shard that was being made.
-Engines may send the function to other processes: it holds values and paths, and nothing that is open.
-"""
+@runtime_checkable
+class Work(Protocol):
+    """A function over shards. A finished shard is a file renamed into place: a kill costs one shard."""
+
+    def __call__(self, shards: Sequence[int], /) -> Iterator[int]:
+        """Finish the shards in order and say which one is finished."""
+
+    def has(self, shard: int, /) -> bool:
+        """Return whether a shard is finished."""
+
+    def elsewhere(self) -> "Callable[[], Work]":
+        """Return what makes the same function in another process, by values and paths alone.
+
+        Raises:
+            ClipguardError: it works on something that only this process has.
+        """
 
 
 @runtime_checkable
@@ -31,4 +42,4 @@ class LocalEngine:
 
     def run(self, work: Work, units: Sequence[Sequence[int]]) -> Iterator[int]:
         """Return the numbers as they are finished."""
-        return work([number for unit in units for number in unit])
+        return work([shard for unit in units for shard in unit])

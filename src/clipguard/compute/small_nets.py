@@ -3,7 +3,8 @@
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from functools import partial
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from clipguard.compute.cross_validation import fold_numbers
 from clipguard.compute.inference import classifier_logits
+from clipguard.compute.lanes import in_lanes, in_turn
 from clipguard.compute.training import EpochHook, LossFunction, Recipe, fit
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
-from clipguard.types import Rows
+from clipguard.types import Rows, chunks
 
 _SCHEDULES: Final[dict[str, tuple[float, bool]]] = {"constant": (0.0, True), "one-cycle": (0.2, False)}
 """Warm-up, and whether the learning rate stays at its peak."""
@@ -69,16 +71,59 @@ class SmallNetConfig:
         )
 
 
+_SCORED: Final = 1000
+"""Images that are read together to be scored: whole batches of `classifier_logits`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetLogits:
+    """Logits [n, k] of small nets, averaged over runs, as `Rows`: computed when asked for.
+
+    Attributes:
+        nets: one a run and fold, in that order.
+        fold: of each sample in each run; it is scored by the net of that fold.
+        images: what is scored.
+        outputs: k.
+    """
+
+    nets: tuple[Normalized, ...]
+    fold: Int64[np.ndarray, "runs n"]
+    images: Rows
+    outputs: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The numbers of images and of outputs."""
+        return len(self), self.outputs
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.images)
+
+    def __getitem__(self, rows: Any, /) -> Float32[np.ndarray, "m k"]:
+        """Return the logits of a slice of the images, or of an array of row numbers."""
+        index = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        total = np.zeros((len(index), self.outputs), dtype=np.float32)
+        runs = len(self.fold)
+        for number, net in enumerate(self.nets):
+            run, fold = divmod(number, len(self.nets) // runs)
+            places = np.flatnonzero(self.fold[run, index] == fold)
+            for part in chunks(len(places), _SCORED):
+                some = places[part]
+                total[some] += classifier_logits(net, self.images[index[some]])
+        return total / np.float32(runs)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedNets:
     """What small nets leave behind.
 
     Attributes:
-        logits: for every sample, averaged over runs.
+        logits: of every sample, averaged over runs, computed when asked for.
         nets: one a run and fold, in that order.
     """
 
-    logits: Float32[np.ndarray, "n k"]
+    logits: NetLogits
     nets: tuple[Normalized, ...]
 
 
@@ -92,7 +137,7 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
     on_epoch: EpochHook | None = None,
     start: tuple[Normalized, ...] = (),
 ) -> TrainedNets:
-    """Return logits [n, outputs] for all images, and the nets that were trained on the trainable ones only.
+    """Return the nets that were trained on the trainable images only, and their logits [n, outputs] of all.
 
     With the nets of another training of this kind as `start`, under the same seed, each goes on from there
     with the same fold left out; the nets given stay as they are.
@@ -100,20 +145,21 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
     h, w = images.shape[1:3]
     spec = ModelSpec(architecture=config.architecture, num_classes=outputs, input_size=(h, w))
     recipe = config.recipe(int(trainable.sum()))
-    total = np.zeros((len(images), outputs), dtype=np.float32)
-    nets: list[Normalized] = []
-    for run in range(config.runs):
-        stream = seed.child("run", run)
-        fold = _folds(len(images), config.folds, stream)
-        for number in range(config.folds):
-            inside = fold == number
-            rows = np.flatnonzero(trainable & ~inside) if config.folds > 1 else np.flatnonzero(trainable)
-            part = stream.child("fold", number)
-            model = copy.deepcopy(start[len(nets)]) if start else build(spec, part.child("init"))
-            fit(model, images, rows, loss, recipe, part.child("refit" if start else "fit"), on_epoch)
-            total[inside] += classifier_logits(model, images[inside] if config.folds > 1 else images)
-            nets.append(model)
-    return TrainedNets(logits=total / np.float32(config.runs), nets=tuple(nets))
+    streams = [seed.child("run", run) for run in range(config.runs)]
+    fold = np.stack([_folds(len(images), config.folds, stream) for stream in streams])
+
+    hook = on_epoch and in_turn(on_epoch)
+
+    def train(run: int, number: int) -> Normalized:
+        rows = np.flatnonzero(trainable & (fold[run] != number) if config.folds > 1 else trainable)
+        part, place = streams[run].child("fold", number), run * config.folds + number
+        model = copy.deepcopy(start[place]) if start else build(spec, part.child("init"))
+        fit(model, images, rows, loss, recipe, part.child("refit" if start else "fit"), hook)
+        return model
+
+    tasks = [partial(train, run, number) for run in range(config.runs) for number in range(config.folds)]
+    nets = tuple(in_lanes(tasks))
+    return TrainedNets(logits=NetLogits(nets=nets, fold=fold, images=images, outputs=outputs), nets=nets)
 
 
 def continued(config: SmallNetConfig, epochs: int) -> SmallNetConfig:

@@ -42,6 +42,7 @@ class ImageSource:
         reader: fetches the images.
         rows: the reader's row number of each sample, ascending.
         listed: how many rows the reader has.
+        opened: how another process can open the same; None for what is in memory, and for a sub-set.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class ImageSource:
     reader: Reader = field(repr=False)
     rows: Int64[np.ndarray, "n"] = field(repr=False)
     listed: int
+    opened: "Opened | None" = None
 
     @staticmethod
     def open(
@@ -94,6 +96,9 @@ class ImageSource:
             reader=listing.reader,
             rows=np.arange(start, stop),
             listed=len(listing.labels),
+            opened=Opened(Path(what).absolute(), classes, rows, bounds)
+            if isinstance(what, (str, Path))
+            else None,
         )
         _check_labels(source)
         return source
@@ -171,7 +176,26 @@ class ImageSource:
             labels=self.labels[chosen],
             ids=tuple(self.ids[row] for row in chosen),
             rows=self.rows[chosen],
+            opened=None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The arguments of `ImageSource.open` for a path."""
+
+    path: Path
+    classes: Classes | None
+    rows: tuple[int, int] | None
+    limits: Limits
+
+    def open(self) -> ImageSource:
+        """Return the source.
+
+        Raises:
+            ClipguardError: as `ImageSource.open`.
+        """
+        return ImageSource.open(self.path, classes=self.classes, rows=self.rows, limits=self.limits)
 
 
 def listing_of(what: object, limits: Limits) -> Listing:

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Int64
 from torch.nn import functional as F
 
-from clipguard.compute.device import tensor
+from clipguard.compute.device import array, tensor
 from clipguard.compute.small_nets import SmallNetConfig, train_small_nets
 from clipguard.compute.training import EpochHook, LossFunction, cross_entropy
+from clipguard.detection.drawn_rows import MOST_ROWS, drawn_by_class
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import factory_of
 from clipguard.seeds import Seed
@@ -80,12 +81,11 @@ def residual_loss(labels: Int64[np.ndarray, "n"], guide: Scores) -> LossFunction
     most `MOST_NATS` against a class.
     """
     given = tensor(labels)
-    scaled = guide.scale * guide.logits.astype(np.float64)
-    bounded = np.maximum(scaled - scaled.max(1, keepdims=True), -MOST_NATS).astype(np.float32)
-    offset = tensor(bounded)
 
     def loss(logits: torch.Tensor, rows: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits + offset[rows].to(logits.device), given[rows].to(logits.device))
+        scaled = guide.scale * guide.logits[array(rows)].astype(np.float64)
+        bounded = np.maximum(scaled - scaled.max(1, keepdims=True), -MOST_NATS).astype(np.float32)
+        return F.cross_entropy(logits + tensor(bounded).to(logits.device), given[rows].to(logits.device))
 
     return loss
 
@@ -93,9 +93,13 @@ def residual_loss(labels: Int64[np.ndarray, "n"], guide: Scores) -> LossFunction
 def early_model_scores(
     data: ImageSet, guide: Scores, config: SmallNetConfig, seed: Seed, on_epoch: EpochHook | None = None
 ) -> Scores:
-    """Return the model's logits for every sample; `guide` counts only with `ResidualConfig`."""
-    everything = np.ones(len(data), dtype=bool)
+    """Return the model's logits of every sample; `guide` counts only with `ResidualConfig`.
+
+    The model learns from at most `MOST_ROWS` samples, of each class its share.
+    """
+    trainable = np.zeros(len(data), dtype=bool)
+    trainable[drawn_by_class(data.labels, np.arange(len(data)), MOST_ROWS, seed.child("rows"))] = True
     residual = isinstance(config, ResidualConfig)
     loss = residual_loss(data.labels, guide) if residual else cross_entropy(data.labels)
-    trained = train_small_nets(config, data.images, len(data.class_names), loss, everything, seed, on_epoch)
+    trained = train_small_nets(config, data.images, len(data.class_names), loss, trainable, seed, on_epoch)
     return Scores(logits=trained.logits, scale=1.0, source=f"early-training model {config.architecture}")

@@ -1,15 +1,15 @@
 """Entropy map and first partition: two losses of every given label, as ranks (pure numpy)."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.special import logsumexp
 from scipy.stats import rankdata
 
 from clipguard.errors import ClipguardError
-from clipguard.types import EntropyMap, Partition, Scores, State, partition_of
+from clipguard.types import EntropyMap, Partition, Scores, State, chunks, partition_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,26 +32,53 @@ FEW_CLEAN: Final = 10
 """A class with fewer clean samples than this has too few to trust what is learnt of it."""
 
 
-def label_nll(scores: Scores, labels: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
-    """Return the negative log-likelihood of the given labels in nats.
+TOGETHER: Final = 1000
+"""Samples that are scored together: whole batches of a net, so that its scores are those of one long pass."""
 
-    In float64, and as log(1 + odds of the other classes): otherwise all confident scores would tie at 0.
+
+class Opinion(NamedTuple):
+    """A scorer's negative log-likelihood of each given label, in nats, and the class it finds likeliest."""
+
+    nll: Float64[np.ndarray, "n"]
+    likeliest: Int64[np.ndarray, "n"]
+
+
+def opinion(scores: Scores, labels: Int64[np.ndarray, "n"]) -> Opinion:
+    """Return what a scorer says of every sample, in one pass that holds the scores of a few at a time.
 
     Raises:
         ClipguardError: a score is NaN or infinite.
     """
-    logits = scores.scale * scores.logits.astype(np.float64)
-    broken = np.flatnonzero(~np.isfinite(logits).all(1))
-    if len(broken):
+    nll, likeliest = np.empty(len(labels)), np.empty(len(labels), dtype=np.int64)
+    broken: list[int] = []
+    for part in chunks(len(labels), TOGETHER):
+        logits = scores.logits[part]
+        finite = np.isfinite(logits).all(1)
+        broken += (part.start + np.flatnonzero(~finite)).tolist()
+        nll[part] = _nll(np.where(finite[:, None], logits, 0), scores.scale, labels[part])
+        likeliest[part] = logits.argmax(1)
+    if broken:
         raise ClipguardError(
             f"{scores.source} gave NaN or infinite scores for {len(broken)} samples, first row {broken[0]}: "
             "check its weights and inputs"
         )
+    return Opinion(nll, likeliest)
+
+
+def label_nll(scores: Scores, labels: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
+    """Return the negative log-likelihood of the given labels alone, see `opinion`."""
+    return opinion(scores, labels).nll
+
+
+def _nll(
+    logits: Float32[np.ndarray, "m k"], scale: float, labels: Int64[np.ndarray, "m"]
+) -> Float64[np.ndarray, "m"]:
+    """Return the losses, in float64 and as log(1 + odds of the others): confident ones would tie at 0."""
+    scaled = scale * logits.astype(np.float64)
     given = np.arange(len(labels)), labels
-    own = logits[given]
-    logits[given] = -np.inf
-    odds = logsumexp(logits, axis=1) - own
-    nll: np.ndarray = np.logaddexp(0.0, odds)
+    own = scaled[given]
+    scaled[given] = -np.inf
+    nll: Float64[np.ndarray, " m"] = np.logaddexp(0.0, logsumexp(scaled, axis=1) - own)
     return nll
 
 
@@ -61,9 +88,8 @@ def rank(values: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
     return ranks / max(1, len(values))
 
 
-def entropy_map(guide: Scores, early: Scores, labels: Int64[np.ndarray, "n"]) -> EntropyMap:
-    """Return both models' losses of the given labels and their ranks among all samples."""
-    guide_nll, early_nll = label_nll(guide, labels), label_nll(early, labels)
+def entropy_map(guide_nll: Float64[np.ndarray, "n"], early_nll: Float64[np.ndarray, "n"]) -> EntropyMap:
+    """Return both models' losses of the given labels with their ranks among all samples."""
     return EntropyMap(
         guide_nll=guide_nll, early_nll=early_nll, guide_rank=rank(guide_nll), early_rank=rank(early_nll)
     )

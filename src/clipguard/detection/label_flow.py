@@ -1,18 +1,22 @@
 """Label flow: classes that receive far more improbable labels than they lose (label-only poison)."""
 
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Shaped
+from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.special import softmax
 
-from clipguard.compute.cross_validation import fold_numbers, out_of_fold
+from clipguard.compute.cross_validation import double, fold_numbers
+from clipguard.detection.drawn_rows import MOST_ROWS, drawn_by_class
 from clipguard.seeds import Seed
-from clipguard.types import Partition, State
+from clipguard.types import Partition, Rows, State, chunks
+
+if TYPE_CHECKING:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 NO_LOG_PROB: Final = -1e6
-"""Log-probability of a class that the linear probe could not learn: finite, so that it can be stored."""
+"""Log-probability of a class that the linear probe could not learn: finite, so that a softmax takes it."""
 
 FOLDS: Final = 5
 """Every sample is scored by a linear probe that was fitted without its fold."""
@@ -60,12 +64,30 @@ class LabelFlowConfig:
     refit_flag_loss: float = 9.0
 
 
+class Probe(NamedTuple):
+    """What a linear probe says of every sample, fitted without it.
+
+    Attributes:
+        loss: of the given label, in nats; 0 where the probe has no opinion of it.
+        likeliest: class.
+        soft_rows: samples of some classes, ascending.
+        soft_labels: of these, the probabilities of the other classes if the given label is wrong.
+    """
+
+    loss: Float64[np.ndarray, "n"]
+    likeliest: Int64[np.ndarray, "n"]
+    soft_rows: Int64[np.ndarray, "m"]
+    soft_labels: Float32[np.ndarray, "m k"]
+
+
 class LabelFlow(NamedTuple):
-    """Labels that are flagged, others that are excluded, and log p(class | embedding) of the probe."""
+    """Labels that are flagged, others that are excluded, and what the probe says (see `Probe`)."""
 
     flagged: Bool[np.ndarray, "n"]
     excluded: Bool[np.ndarray, "n"]
-    log_probs: Float64[np.ndarray, "n k"]
+    loss: Float64[np.ndarray, "n"]
+    soft_rows: Int64[np.ndarray, "m"]
+    soft_labels: Float32[np.ndarray, "m k"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,56 +96,82 @@ class LabelView:
 
     Attributes:
         labels: as given.
+        num_classes: k, empty classes included.
         guide_nll: the guide's loss of them, in nats.
         unexplained: samples that are not flagged for a trigger; only these count.
     """
 
     labels: Int64[np.ndarray, "n"]
+    num_classes: int
     guide_nll: Float64[np.ndarray, "n"]
     unexplained: Bool[np.ndarray, "n"]
 
 
-def class_log_probs(
-    embeddings: Shaped[np.ndarray, "n d"],
+def linear_probe(
+    embeddings: Rows,
     labels: Int64[np.ndarray, "n"],
-    k: int,
+    softened: Bool[np.ndarray, "k"],
     left_out: Bool[np.ndarray, "n"],
     seed: Seed,
-) -> Float64[np.ndarray, "n k"]:
-    """Return log p(class | embedding) under equal priors, each row out of fold.
+) -> Probe:
+    """Return what a linear probe of the embeddings [n, d] says, under equal priors, each row out of fold.
 
     The probe is linear discriminant analysis with Ledoit-Wolf shrinkage on the guide's image embeddings. It
-    is exact, takes seconds, and a few per cent of wrong labels hardly move a class mean. Samples that are
-    `left_out` are scored but not learnt. A class with fewer than two samples a fold takes no part: its column
-    is `NO_LOG_PROB`, and so are all columns where no two classes are left.
+    is exact, takes seconds, and a few per cent of wrong labels hardly move a class mean. It learns from at
+    most `MOST_ROWS` samples, of each class its share. Samples that are `left_out` are scored but not learnt.
+    Soft labels are given for the samples of the `softened` classes. Of a class with fewer than two samples a
+    fold the probe has no opinion, and of none where no two classes are left.
     """
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
-    unknown = np.full((len(labels), k), NO_LOG_PROB)
+    n, k, soft_rows = len(labels), len(softened), np.flatnonzero(softened[labels])
+    equal = np.full((len(soft_rows), k), 1 / k, np.float32)
+    probe = Probe(np.zeros(n), np.zeros(n, np.int64), soft_rows, equal)
     classes = np.flatnonzero(np.bincount(labels[~left_out], minlength=k) >= 2 * FOLDS)
     if len(classes) < 2:
-        return unknown
-    usable = ~left_out & np.isin(labels, classes)
-
-    def score(outside: Bool[np.ndarray, "n"], inside: Bool[np.ndarray, "n"]) -> Float64[np.ndarray, "f k"]:
-        rows = usable & outside
-        present = np.unique(labels[rows])
-        probe = LinearDiscriminantAnalysis(
-            solver="lsqr", shrinkage="auto", priors=np.full(len(present), 1 / len(present))
-        )
-        probe.fit(embeddings[rows].astype(np.float64), labels[rows])
-        log_probs = np.full((int(inside.sum()), k), NO_LOG_PROB)
-        if len(log_probs):
-            known = probe.predict_log_proba(embeddings[inside].astype(np.float64))
-            log_probs[:, present] = np.maximum(known, NO_LOG_PROB / 2)
-        return log_probs
-
-    return out_of_fold(fold_numbers(len(labels), FOLDS, seed.generator()), score, unknown)
+        return probe
+    usable, folds = ~left_out & np.isin(labels, classes), fold_numbers(n, FOLDS, seed.generator())
+    for fold in range(FOLDS):
+        rows = np.flatnonzero(usable & (folds != fold))
+        learned = drawn_by_class(labels, rows, MOST_ROWS, seed.child("rows", fold))
+        _score(probe, _fitted(embeddings, labels, learned), embeddings, labels, np.flatnonzero(folds == fold))
+    return probe
 
 
-def label_only_poison(
-    view: LabelView, log_probs: Float64[np.ndarray, "n k"], config: LabelFlowConfig
-) -> LabelFlow:
+def _fitted(
+    embeddings: Rows, labels: Int64[np.ndarray, "n"], rows: Int64[np.ndarray, "m"]
+) -> "LinearDiscriminantAnalysis":
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    present = np.unique(labels[rows])
+    discriminant = LinearDiscriminantAnalysis(
+        solver="lsqr", shrinkage="auto", priors=np.full(len(present), 1 / len(present))
+    )
+    return discriminant.fit(double(embeddings, rows), labels[rows])
+
+
+def _score(
+    probe: Probe,
+    discriminant: "LinearDiscriminantAnalysis",
+    embeddings: Rows,
+    labels: Int64[np.ndarray, "n"],
+    rows: Int64[np.ndarray, "m"],
+) -> None:
+    """Write into `probe` what a discriminant says of some rows, a few at a time."""
+    for part in chunks(len(rows)):
+        some = rows[part]
+        given = np.arange(len(some)), labels[some]
+        log_probs = np.full((len(some), probe.soft_labels.shape[1]), NO_LOG_PROB)
+        known = discriminant.predict_log_proba(double(embeddings, some))
+        log_probs[:, discriminant.classes_] = np.maximum(known, NO_LOG_PROB / 2)
+        own = log_probs[given]
+        probe.loss[some] = np.where(own > NO_LOG_PROB, -own, 0.0)
+        probe.likeliest[some] = log_probs.argmax(1)
+        log_probs[given] = NO_LOG_PROB
+        places = np.searchsorted(probe.soft_rows, some)
+        soft = places < np.searchsorted(probe.soft_rows, some, side="right")
+        probe.soft_labels[places[soft]] = softmax(log_probs[soft], axis=1).astype(np.float32)
+
+
+def label_only_poison(view: LabelView, probe: Probe, config: LabelFlowConfig) -> LabelFlow:
     """Return which labels are flagged, those of suspected target classes with a high loss, or excluded.
 
     Ordinary confusion goes both ways: about as many dogs are called cat as cats are called dog, as shares of
@@ -147,18 +195,17 @@ def label_only_poison(
     Some poison has a moderate loss. Such labels of a suspected target class are excluded, not flagged: most
     of them are correct.
     """
-    k, loss = log_probs.shape[1], _label_loss(view, log_probs)
-    suspected = _suspected_targets(view, log_probs, loss, config)
-    flow = _of_classes(suspected, view, log_probs, config.flag_loss, config.exclude_loss)
-    explained = np.bincount(view.labels[~view.unexplained], minlength=k)
-    flagged = np.bincount(view.labels[flow.flagged], minlength=k)
+    suspected = _suspected_targets(view, probe, config)
+    flow = _of_classes(suspected, view, probe, config.flag_loss, config.exclude_loss)
+    explained = np.bincount(view.labels[~view.unexplained], minlength=view.num_classes)
+    flagged = np.bincount(view.labels[flow.flagged], minlength=view.num_classes)
     suspected &= (flagged > 0) & (explained <= flagged)
     inside = suspected[view.labels]
-    return LabelFlow(flow.flagged & inside, flow.excluded & inside, log_probs)
+    return flow._replace(flagged=flow.flagged & inside, excluded=flow.excluded & inside)
 
 
 def refitted_label_flow(
-    embeddings: Shaped[np.ndarray, "n d"],
+    embeddings: Rows,
     view: LabelView,
     flow: LabelFlow,
     config: LabelFlowConfig,
@@ -169,62 +216,56 @@ def refitted_label_flow(
     Where much of a class is poison, the first probe has learnt the poison as much as the correct labels,
     above all where poison shares something that it sees, and gives the rest of it a low loss. Which classes
     are suspected targets stays as it was. A class of which too little would be left keeps the first result.
+    The soft labels are given for all samples of the suspected classes.
     """
-    suspected = _classes_of(view.labels[flow.flagged], flow)
+    suspected = np.bincount(view.labels[flow.flagged], minlength=view.num_classes) > 0
+    if not config.rounds or too_few_to_refit(view, flow):
+        # The first probe once more, since it did not know whose soft labels are needed.
+        nobody = np.zeros(len(view.labels), dtype=bool)
+        first = linear_probe(embeddings, view.labels, suspected, nobody, seed)
+        return flow._replace(soft_rows=first.soft_rows, soft_labels=first.soft_labels)
     for _ in range(config.rounds):
         left_out = flow.flagged | flow.excluded
         if _keeps_too_few(view.labels[~left_out], suspected):
             break
-        log_probs = class_log_probs(embeddings, view.labels, len(suspected), left_out, seed)
-        flow = _of_classes(suspected, view, log_probs, config.refit_flag_loss, config.exclude_loss)
+        probe = linear_probe(embeddings, view.labels, suspected, left_out, seed)
+        flow = _of_classes(suspected, view, probe, config.refit_flag_loss, config.exclude_loss)
     return flow
 
 
-def too_few_to_refit(labels: Int64[np.ndarray, "n"], flow: LabelFlow) -> bool:
+def too_few_to_refit(view: LabelView, flow: LabelFlow) -> bool:
     """Return whether a suspected target class keeps fewer samples than a refitted probe needs."""
-    return _keeps_too_few(labels[~(flow.flagged | flow.excluded)], _classes_of(labels[flow.flagged], flow))
-
-
-def _classes_of(labels: Int64[np.ndarray, "m"], flow: LabelFlow) -> Bool[np.ndarray, "k"]:
-    return np.asarray(np.bincount(labels, minlength=flow.log_probs.shape[1]) > 0)
+    suspected = np.bincount(view.labels[flow.flagged], minlength=view.num_classes) > 0
+    return _keeps_too_few(view.labels[~(flow.flagged | flow.excluded)], suspected)
 
 
 def _keeps_too_few(kept: Int64[np.ndarray, "m"], suspected: Bool[np.ndarray, "k"]) -> bool:
     return bool((np.bincount(kept, minlength=len(suspected))[suspected] < 2 * FOLDS).any())
 
 
-def _label_loss(view: LabelView, log_probs: Float64[np.ndarray, "n k"]) -> Float64[np.ndarray, "n"]:
-    """Return the probe's loss of each unexplained label, in nats; 0 where it has no opinion."""
-    own = log_probs[np.arange(len(view.labels)), view.labels]
-    return np.where(view.unexplained & (own > NO_LOG_PROB), -own, 0.0)
-
-
 def _of_classes(
     suspected: Bool[np.ndarray, "k"],
     view: LabelView,
-    log_probs: Float64[np.ndarray, "n k"],
+    probe: Probe,
     flag_loss: float,
     exclude_loss: float,
 ) -> LabelFlow:
     """Return the labels of the suspected classes with a high loss, and those with a moderate one."""
-    inside, loss = suspected[view.labels], _label_loss(view, log_probs)
+    inside, loss = suspected[view.labels] & view.unexplained, probe.loss
     high = (loss > flag_loss) & (view.guide_nll > GUIDE_LOSS)
-    flagged = high & (log_probs.argmax(1) != view.labels) & inside
-    return LabelFlow(flagged, inside & (loss > exclude_loss) & ~flagged, log_probs)
+    flagged = high & (probe.likeliest != view.labels) & inside
+    excluded = inside & (loss > exclude_loss) & ~flagged
+    return LabelFlow(flagged, excluded, loss, probe.soft_rows, probe.soft_labels)
 
 
-def _suspected_targets(
-    view: LabelView,
-    log_probs: Float64[np.ndarray, "n k"],
-    loss: Float64[np.ndarray, "n"],
-    config: LabelFlowConfig,
-) -> Bool[np.ndarray, "k"]:
+def _suspected_targets(view: LabelView, probe: Probe, config: LabelFlowConfig) -> Bool[np.ndarray, "k"]:
     """Return which classes receive so many more improbable labels than they lose that they stand out."""
-    z = label_flow_z(_extreme(loss, EXTREME_SHARE, config.flag_loss), log_probs, view)
+    loss = np.where(view.unexplained, probe.loss, 0.0)
+    z = label_flow_z(_extreme(loss, EXTREME_SHARE, config.flag_loss), probe.likeliest, view)
     median = np.median(z)
     deviation = max(1.0, 1.4826 * float(np.median(np.abs(z - median))))
     by_class = (z > config.z_score) & (z - median > OUTLIER * deviation)
-    rate, variance = _flow(_extreme(loss, PAIR_SHARE, config.flag_loss), log_probs, view)
+    rate, variance = _flow(_extreme(loss, PAIR_SHARE, config.flag_loss), probe.likeliest, view)
     one_way = (rate - rate.T) / np.sqrt(variance + variance.T)
     # At most one pair is so far ahead. Of a single pair, nothing is the next.
     least = max(PAIR_Z, PAIR_RATIO * float(np.sort(one_way, axis=None)[-2])) if len(rate) > 2 else np.inf
@@ -239,23 +280,23 @@ def _extreme(loss: Float64[np.ndarray, "n"], share: float, least: float) -> Bool
 
 
 def label_flow_z(
-    improbable: Bool[np.ndarray, "n"], log_probs: Float64[np.ndarray, "n k"], view: LabelView
+    improbable: Bool[np.ndarray, "n"], likeliest: Int64[np.ndarray, "n"], view: LabelView
 ) -> Float64[np.ndarray, "k"]:
     """Return by how many standard errors each class receives more improbable labels than it loses.
 
     With C the counts of improbable labels (given a, the probe says b) and n the class sizes among the
     unexplained samples, that is sum_b C_ab / n_a - sum_b C_ba / n_b in standard errors of Poisson counts.
     """
-    rate, variance = _flow(improbable, log_probs, view)
+    rate, variance = _flow(improbable, likeliest, view)
     error = np.sqrt(variance.sum(1) + variance.sum(0))
     return np.asarray((rate.sum(1) - rate.sum(0)) / error)
 
 
 def _flow(
-    improbable: Bool[np.ndarray, "n"], log_probs: Float64[np.ndarray, "n k"], view: LabelView
+    improbable: Bool[np.ndarray, "n"], likeliest: Int64[np.ndarray, "n"], view: LabelView
 ) -> tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k k"]]:
     """Return C_ab / n_a as `label_flow_z` has them, and their variances."""
-    k, likeliest = log_probs.shape[1], log_probs.argmax(1)
+    k = view.num_classes
     rows = improbable & (likeliest != view.labels)
     counts = np.zeros((k, k))
     np.add.at(counts, (view.labels[rows], likeliest[rows]), 1)
@@ -270,7 +311,7 @@ def with_label_flags(
     """Return the partition with the flagged and the excluded labels; suspicion of the flagged halfway to 1.
 
     Their classes are quarantined: most poison that is not flagged waits there for re-admission. The soft
-    label of a sample is the probe's opinion of the other classes.
+    label of a sample is the probe's opinion of the other classes; `flow` has those of all suspected classes.
     """
     touched = flow.flagged | flow.excluded
     if not touched.any():
@@ -281,19 +322,18 @@ def with_label_flags(
     state[flow.excluded & ~by_trigger], state[flow.flagged] = State.EXCLUDED, State.LABEL
     suspicion = np.where(flow.flagged, (1 + partition.suspicion) / 2, partition.suspicion)
     moved = replace(partition, state=state, suspicion=suspicion, quarantined=tuple(quarantined.tolist()))
-    moved = replace(moved, clean_share=_clean_share(moved, flow.log_probs, labels, config))
+    moved = replace(moved, clean_share=_clean_share(moved, flow.loss, labels, config))
     if not flow.flagged.any():
         return moved
     # Also of samples that are not flagged: the model's features may flag them later.
     rows = np.flatnonzero(flow.flagged | (np.isin(labels, quarantined) & ~by_trigger))
-    others = flow.log_probs[rows]
-    np.put_along_axis(others, labels[rows, None], NO_LOG_PROB, axis=1)
-    return replace(moved, soft_rows=rows, soft_labels=softmax(others, axis=1).astype(np.float32))
+    places = np.searchsorted(flow.soft_rows, rows)
+    return replace(moved, soft_rows=rows, soft_labels=flow.soft_labels[places])
 
 
 def _clean_share(
     partition: Partition,
-    log_probs: Float64[np.ndarray, "n k"],
+    loss: Float64[np.ndarray, "n"],
     labels: Int64[np.ndarray, "n"],
     config: LabelFlowConfig,
 ) -> Float64[np.ndarray, "k"]:
@@ -304,9 +344,8 @@ def _clean_share(
     What exceeds that is poison. It is not taken as more than what was flagged: a class may have more moderate
     losses than others because it is hard.
     """
-    k, rest = log_probs.shape[1], ~partition.flagged
-    view = LabelView(labels=labels, guide_nll=np.zeros(len(labels)), unexplained=rest)
-    moderate = _label_loss(view, log_probs) > config.exclude_loss
+    k, rest = len(partition.clean_share), ~partition.flagged
+    moderate = rest & (loss > config.exclude_loss)
     quarantined = np.array(partition.quarantined, dtype=np.int64)
     elsewhere = rest & ~np.isin(labels, quarantined)
     usual = float(np.mean(moderate[elsewhere])) if elsewhere.any() else 0.0

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Shaped
+from jaxtyping import Bool, Float64, Int64
 from scipy.special import expit
 
-from clipguard.compute.cross_validation import fold_numbers, out_of_fold
+from clipguard.compute.cross_validation import double, fold_numbers, out_of_fold
 from clipguard.compute.small_nets import (
     SmallNetConfig,
     TrainedNets,
@@ -16,9 +16,10 @@ from clipguard.compute.small_nets import (
     train_small_nets,
 )
 from clipguard.compute.training import EpochHook
+from clipguard.detection.drawn_rows import MOST_ROWS, drawn_by_class
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed, Stream
-from clipguard.types import ImageSet, Partition, State
+from clipguard.types import ImageSet, Partition, Rows, State, chunks
 
 
 def _shallow() -> SmallNetConfig:
@@ -102,7 +103,7 @@ class TriggerScores(NamedTuple):
 def propensity_weights(
     clean: Bool[np.ndarray, "n"],
     flagged: Bool[np.ndarray, "n"],
-    embeddings: Shaped[np.ndarray, "n d"],
+    embeddings: Rows,
     seed: Seed,
 ) -> Float64[np.ndarray, " n"] | None:
     """Return weights under which `clean` shows the same contents as `flagged` does; None for too few samples.
@@ -116,7 +117,7 @@ def propensity_weights(
     if min(int(clean.sum()), int(flagged.sum())) < FOLDS * FEWEST:
         return None
     rows = np.flatnonzero(clean | flagged)
-    odds = np.exp(_log_odds(embeddings[rows], flagged[rows], seed))[clean[rows]]
+    odds = np.exp(_log_odds(embeddings, rows, flagged[rows], seed))[clean[rows]]
     for _ in range(20):
         # A bound on what is then divided by its mean has to be met anew.
         odds = np.clip(odds / odds.mean(), 1 / LARGEST_WEIGHT, LARGEST_WEIGHT)
@@ -126,9 +127,9 @@ def propensity_weights(
 
 
 def _log_odds(
-    embeddings: Shaped[np.ndarray, "m d"], flagged: Bool[np.ndarray, " m"], seed: Seed
+    embeddings: Rows, samples: Int64[np.ndarray, " m"], flagged: Bool[np.ndarray, " m"], seed: Seed
 ) -> Float64[np.ndarray, " m"]:
-    """Return each sample's log-odds of being flagged, given its content, up to a constant."""
+    """Return the log-odds of some samples of being flagged, given their content, up to a constant."""
     from sklearn.linear_model import LogisticRegression
 
     draw = seed.generator()
@@ -140,11 +141,10 @@ def _log_odds(
         rows = np.sort(np.concatenate(list(few)))
         # Embeddings have length 1, so that their differences are small: C has to be large for them to count.
         regression = LogisticRegression(C=16.0, max_iter=300)
-        regression.fit(embeddings[rows].astype(np.float64), flagged[rows])
-        log_odds: Float64[np.ndarray, " f"] = regression.decision_function(
-            embeddings[inside].astype(np.float64)
-        )
-        return log_odds
+        regression.fit(double(embeddings, samples[rows]), flagged[rows])
+        scored = samples[inside]
+        parts = (double(embeddings, scored[part]) for part in chunks(len(scored)))
+        return np.concatenate([regression.decision_function(part) for part in parts])
 
     return out_of_fold(fold_numbers(len(flagged), FOLDS, draw), score, np.empty(len(flagged))).clip(-30, 30)
 
@@ -152,7 +152,7 @@ def _log_odds(
 def trigger_scores(
     data: ImageSet,
     partition: Partition,
-    embeddings: Shaped[np.ndarray, "n d"],
+    embeddings: Rows,
     config: TriggerDetectorConfig,
     seed: Seed,
     on_epoch: EpochHook | None = None,
@@ -171,40 +171,81 @@ def trigger_scores(
     A further one that flags fewer is discarded: it has begun to learn missed poison as clean.
 
     `embeddings` balance the two sets, see `propensity_weights`.
+
+    Of more than `MOST_ROWS` samples, so many are drawn, see `compared_rows`. All rounds are about these, and
+    the nets of the last round score the others as well.
     """
-    clean, flagged = partition.clean, partition.has(State.TRIGGER)
+    rows = compared_rows(data.labels, partition, seed.child("rows"))
+    drawn = np.zeros(len(data), dtype=bool)
+    drawn[rows] = True
+    clean, flagged = partition.clean & drawn, partition.has(State.TRIGGER) & drawn
     weights = propensity_weights(clean, flagged, embeddings, seed.child(Stream.PROPENSITY))
     notes: tuple[str, ...] = () if weights is not None else (_unbalanced(clean, flagged),)
-    loss = binary_loss(flagged, np.ones(len(data)) if weights is None else weights)
+    loss = binary_loss(
+        flagged, _thinned(np.ones(len(data)) if weights is None else weights, partition, drawn)
+    )
     nets = train_small_nets(config.net, data.images, 1, loss, clean | flagged, seed, on_epoch)
-    probability, ever = _probability(nets), flagged
+    probability, ever = _probability(nets, rows), flagged
     for number in range(config.refinements):
         carrying = probability > config.flagged
         if carrying.sum() < FEWEST:
             notes += _unrefined(int(carrying.sum())) if number == 0 else ()
             break
-        rest, ever = ~carrying & ~(ever & (probability > config.clean)), ever | carrying
+        rest, ever = drawn & ~carrying & ~(ever & (probability > config.clean)), ever | carrying
         loss = binary_loss(carrying, _refinement_weights(rest, carrying, embeddings, seed))
         again = continued(config.net, REFINEMENT_EPOCHS)
-        nets = train_small_nets(again, data.images, 1, loss, rest | carrying, seed, on_epoch, nets.nets)
-        refined = _probability(nets)
-        if number > 0 and (refined > config.flagged).sum() < (1 - SETTLED) * carrying.sum():
+        refined = train_small_nets(again, data.images, 1, loss, rest | carrying, seed, on_epoch, nets.nets)
+        scores = _probability(refined, rows)
+        if number > 0 and (scores > config.flagged).sum() < (1 - SETTLED) * carrying.sum():
             break
-        probability = refined
+        nets, probability = refined, scores
         if (carrying ^ (probability > config.flagged)).sum() <= SETTLED * carrying.sum():
             break
+    if len(rows) < len(data):
+        probability = _probability(nets, np.arange(len(data)))
+        notes += (f"the trigger detector has learned from {len(rows):,} of {len(data):,} samples",)
     return TriggerScores(probability, notes)
 
 
-def _probability(nets: TrainedNets) -> Float64[np.ndarray, " n"]:
-    probability: Float64[np.ndarray, " n"] = expit(nets.logits[:, 0].astype(np.float64))
+def compared_rows(labels: Int64[np.ndarray, "n"], partition: Partition, seed: Seed) -> Int64[np.ndarray, "m"]:
+    """Return the samples that all rounds are about: all, or `MOST_ROWS` of them, drawn class by class.
+
+    Those flagged for a trigger, among which poison may be rare, are drawn only where they are more than half
+    of that.
+    """
+    if len(labels) <= MOST_ROWS:
+        return np.arange(len(labels))
+    flagged = partition.has(State.TRIGGER)
+    first = drawn_by_class(labels, np.flatnonzero(flagged), MOST_ROWS // 2, seed.child("flagged"))
+    left = MOST_ROWS - len(first)
+    others = drawn_by_class(labels, np.flatnonzero(~flagged), left, seed.child("others"))
+    return np.sort(np.concatenate([first, others]))
+
+
+def _thinned(
+    weights: Float64[np.ndarray, "n"], partition: Partition, drawn: Bool[np.ndarray, "n"]
+) -> Float64[np.ndarray, "n"]:
+    """Return weights by which clean and flagged samples have the shares that they had before the draw.
+
+    The probability of an innocent sample is the share of the flagged ones: the draw must not raise it.
+    """
+    sides = partition.clean, partition.has(State.TRIGGER)
+    sizes, kept = (np.array([(side & some).sum() for side in sides]) for some in (True, drawn))
+    factors = (sizes / max(1, sizes.sum())) / np.maximum(kept / max(1, kept.sum()), 1e-12)
+    return np.asarray(weights * np.select(sides, factors.tolist(), 1.0))
+
+
+def _probability(nets: TrainedNets, rows: Int64[np.ndarray, "m"]) -> Float64[np.ndarray, " n"]:
+    """Return the probability of some samples, 0 elsewhere."""
+    probability = np.zeros(len(nets.logits))
+    probability[rows] = expit(nets.logits[rows][:, 0].astype(np.float64))
     return probability
 
 
 def _refinement_weights(
     rest: Bool[np.ndarray, "n"],
     carrying: Bool[np.ndarray, "n"],
-    embeddings: Shaped[np.ndarray, "n d"],
+    embeddings: Rows,
     seed: Seed,
 ) -> Float64[np.ndarray, " n"]:
     weights = propensity_weights(rest, carrying, embeddings, seed.child(Stream.PROPENSITY_SECOND_ROUND))

@@ -1,6 +1,6 @@
 """Trigger inversion: what the flagged samples share, as a trigger that can be put on other images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
-from clipguard.types import NO_TRIGGER, ImageSet, Partition, Rows, Scores, State
+from clipguard.types import NO_TRIGGER, Images, ImageSet, Partition, Scores, State, chunks
 
 FEWEST: Final = 30
 """Flagged samples below which a median says too little."""
@@ -79,44 +79,56 @@ def invert_trigger(
     rows, trusted = np.flatnonzero(flagged), np.flatnonzero(clean)
     if min(len(rows), len(trusted)) < FEWEST:
         return None
-    classes = softmax(guide.scale * guide.logits.astype(np.float64), axis=1)
-    mix = classes[rows].mean(0) / np.maximum(classes[trusted].mean(0), 1e-12)
-    weight = classes[trusted] @ mix
+    mix = _mean_posterior(guide, rows) / np.maximum(_mean_posterior(guide, trusted), 1e-12)
+    weight = np.concatenate([posteriors @ mix for posteriors in _posteriors(guide, trusted)])
     draw = seed.generator()
-    rows = draw.permutation(rows)[:MOST]
-    reference = draw.choice(trusted, MOST, p=weight / weight.sum())
-    middle, spread = _median_and_mad(data.images, rows)
-    plain_middle, plain_spread = _median_and_mad(data.images, reference)
+    shared = data.images[draw.permutation(rows)[:MOST]]
+    plain = data.images[draw.choice(trusted, MOST, p=weight / weight.sum())]
+    middle, spread = _median_and_mad(shared)
+    plain_middle, plain_spread = _median_and_mad(plain)
     # A trigger hides what is beneath; it does not add contrast. A dead pixel has no contrast to compare.
     scale = np.where(plain_spread < 1, 1, np.minimum(spread / np.maximum(plain_spread, 1), 1))
     # Where half of the values are equal, as in the black around digits, a median and its deviation jump at
     # the slightest change: there, most of the flagged values must be others than the trusted ones.
     dull = np.minimum(spread, plain_spread) < 1
-    same = dull & (_distance(data.images, rows, reference) < DISTANT)
+    same = dull & (_distance(shared, plain) < DISTANT)
     scale = np.where(same, 1, scale).astype(np.float32)
     shift = np.where(same, 0, middle - scale * plain_middle).astype(np.float32)
     return AffineTrigger(scale=scale, shift=shift)
 
 
-def _median_and_mad(
-    images: Rows, rows: Int64[np.ndarray, "m"]
-) -> tuple[Float32[np.ndarray, "h w 3"], Float32[np.ndarray, "h w 3"]]:
+def _posteriors(guide: Scores, rows: Int64[np.ndarray, "m"]) -> Iterator[Float64[np.ndarray, "_ k"]]:
+    """Return what the guide sees in the samples of `rows`, some at a time."""
+    for part in chunks(len(rows)):
+        yield softmax(guide.scale * guide.logits[rows[part]].astype(np.float64), axis=1)
+
+
+def _mean_posterior(guide: Scores, rows: Int64[np.ndarray, "m"]) -> Float64[np.ndarray, "k"]:
+    """Return the mix of classes that the guide sees, summed sample by sample whatever the pieces."""
+    total = np.zeros((1, guide.logits.shape[1]))
+    for posteriors in _posteriors(guide, rows):
+        total = np.concatenate([total, posteriors]).sum(0, keepdims=True)
+    mean: Float64[np.ndarray, " k"] = total[0] / len(rows)
+    return mean
+
+
+def _median_and_mad(images: Images) -> tuple[Float32[np.ndarray, "h w 3"], Float32[np.ndarray, "h w 3"]]:
     """Return the median and the median absolute deviation of each value, line by line to save memory."""
     middle, spread = np.empty((2, *images.shape[1:]), dtype=np.float32)
     for line in range(images.shape[1]):
-        values = images[rows, line].astype(np.float32)
+        values = images[:, line].astype(np.float32)
         middle[line] = np.median(values, axis=0)
         spread[line] = np.median(np.abs(values - middle[line]), axis=0)
     return middle, spread
 
 
 def _distance(
-    images: Rows, some: Int64[np.ndarray, "m"], others: Int64[np.ndarray, "l"]
+    some: UInt8[np.ndarray, "m h w 3"], others: UInt8[np.ndarray, "l h w 3"]
 ) -> Float32[np.ndarray, "h w 3"]:
     """Return the Kolmogorov-Smirnov distance of each value's two distributions, in [0, 1]."""
-    out = np.empty(images.shape[1:], dtype=np.float32)
-    for line in range(images.shape[1]):
-        first, second = (_cumulated(images[rows, line]) for rows in (some, others))
+    out = np.empty(some.shape[1:], dtype=np.float32)
+    for line in range(some.shape[1]):
+        first, second = (_cumulated(images[:, line]) for images in (some, others))
         out[line] = np.abs(first - second).max(-1)
     return out
 

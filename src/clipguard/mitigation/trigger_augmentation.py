@@ -1,37 +1,58 @@
 """Trigger augmentation: copies of clean samples with the reconstructed trigger, under their own labels."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import chain
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
-from clipguard.types import Images, ImageSet, Partition, Scores, image_set
-
-_PIECE: Final = 64
-"""Images that are copied together."""
-
-Join = Callable[[int, Iterator[Images]], Images]
-"""Makes one array of so many images that come in pieces: in memory, or on disk where they might not fit."""
+from clipguard.types import ImageSet, Partition, RowsAt, Scores, array_digest
 
 
-def in_memory(_: int, pieces: Iterator[Images]) -> Images:
-    """Return all pieces as one array."""
-    return np.concatenate(list(pieces))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithCopies:
+    """Images, then copies of some of them with triggers, as `Rows`: a copy is made when it is asked for.
+
+    Attributes:
+        images: the originals first, then those that are copied.
+        triggers: the reconstructed ones.
+        number: which trigger each image carries, -1 for none.
+    """
+
+    images: RowsAt
+    triggers: Sequence[AffineTrigger]
+    number: Int64[np.ndarray, "n"]
+
+    @property
+    def shape(self) -> Any:
+        """Number of images, then height, width and 3."""
+        return self.images.shape
+
+    def __len__(self) -> int:
+        """Return the number of images, copies included."""
+        return len(self.images)
+
+    def __getitem__(self, rows: Any, /) -> UInt8[np.ndarray, "m h w 3"]:
+        """Return the images of a slice or of an array of row numbers."""
+        images, number = self.images[rows], self.number[rows]
+        for n, trigger in enumerate(self.triggers):
+            carry = number == n
+            if carry.any():
+                images[carry] = trigger.apply(images[carry])
+        result: UInt8[np.ndarray, "m h w 3"] = images
+        return result
 
 
-def trigger_augmented(  # noqa: PLR0913  # what is copied, with what on it, how and where to: no two belong together
+def trigger_augmented(
     data: ImageSet,
     partition: Partition,
     guide: Scores,
     triggers: Sequence[AffineTrigger],
     share: float,
     seed: Seed,
-    join: Join = in_memory,
 ) -> tuple[ImageSet, Partition, Scores]:
     """Return all three, longer by clean copies of clean samples that carry a trigger.
 
@@ -40,22 +61,22 @@ def trigger_augmented(  # noqa: PLR0913  # what is copied, with what on it, how 
     """
     chosen = [_to_copy(data, partition, trigger, share, seed) for trigger in triggers]
     rows = np.concatenate([*chosen, np.zeros(0, np.int64)])
-    originals = (data.images[i : i + _PIECE] for i in range(0, len(data), _PIECE))
-    copies = (
-        trigger.apply(data.images[some[i : i + _PIECE]])
-        for trigger, some in zip(triggers, chosen, strict=True)
-        for i in range(0, len(some), _PIECE)
-    )
-    images = join(len(data) + len(rows), chain(originals, copies))
     marks = (
         f"{data.ids[row]} with reconstructed trigger {number}"
         for number, some in enumerate(chosen)
         for row in some
     )
-    labels = np.concatenate([data.labels, data.labels[rows]])
-    longer = image_set(images, labels, data.class_names, (*data.ids, *marks))
-    scores = replace(guide, logits=np.concatenate([guide.logits, guide.logits[rows]]))
-    return longer, partition.extend(rows), scores
+    changes = (array for trigger in triggers for array in (trigger.scale, trigger.shift))
+    at = np.concatenate([np.arange(len(data)), rows])
+    number = np.repeat(np.arange(-1, len(triggers)), [len(data), *map(len, chosen)])
+    longer = replace(
+        data,
+        images=WithCopies(images=RowsAt(rows=data.images, at=at), triggers=triggers, number=number),
+        labels=data.labels[at],
+        ids=(*data.ids, *marks),
+        fingerprint=array_digest(np.array([data.fingerprint]), at, number, *changes),
+    )
+    return longer, partition.extend(rows), replace(guide, logits=RowsAt(rows=guide.logits, at=at))
 
 
 def _to_copy(

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipguard.compute.device import tensor
+from clipguard.compute.device import array, tensor
 from clipguard.compute.inference import classifier_logits
 from clipguard.compute.training import LossFunction, Recipe, fit
 from clipguard.errors import ClipguardError
@@ -119,10 +119,10 @@ class _Sets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Targets:
-    """What the loss compares with: given labels, the guide's logits, soft labels by row."""
+    """What the loss compares with: given labels, the guide's scores, soft labels by row."""
 
     labels: Tensor
-    guide: Tensor
+    guide: Scores
     soft_labels: Tensor
     soft_index: Tensor
     """Place of each sample in `soft_labels`, whose last row is zero: that of samples without one."""
@@ -135,7 +135,7 @@ def _targets(data: ImageSet, partition: Partition, guide: Scores) -> _Targets:
     soft_labels = np.concatenate([partition.soft_labels, np.zeros((1, k), np.float32)])
     return _Targets(
         labels=tensor(data.labels),
-        guide=tensor(guide.logits) * guide.scale,
+        guide=guide,
         soft_labels=tensor(soft_labels),
         soft_index=tensor(index),
     )
@@ -145,18 +145,20 @@ def _unlearning_loss(sets: _Sets, targets: _Targets, config: UnlearningConfig) -
     forget, guide_weight = _UNLEARNING[config.loss], GUIDE_WEIGHT[config.loss]
 
     def loss(logits: Tensor, rows: Tensor, _: Tensor) -> Tensor:
-        given = targets.labels[rows]
-        clean, flagged = sets.clean[rows], sets.flagged[rows]
+        device = logits.device
+        given, weights = targets.labels[rows].to(device), sets.weight[rows].to(device)
+        clean, flagged = (side[rows].nonzero()[:, 0] for side in (sets.clean, sets.flagged))
         learnt = F.cross_entropy(logits[clean], given[clean], reduction="none")
-        total = (sets.weight[rows][clean] * learnt).sum()
-        if bool(flagged.any()):
+        total = (weights[clean] * learnt).sum()
+        if len(flagged):
             wrong = logits[flagged]
-            soft = targets.soft_labels[targets.soft_index[rows][flagged]]
+            soft = targets.soft_labels[targets.soft_index[rows][flagged]].to(device)
             weight = config.weight * (1 - soft.sum(1) * (1 - config.label_only_weight))
             total = total + (weight * forget(wrong, given[flagged])).sum()
             total = total - config.relabel * (soft * wrong.log_softmax(1)).sum()
             if guide_weight > 0:
-                posterior = (targets.guide[rows][flagged] / TEMPERATURE).softmax(1)
+                scores = targets.guide.scale * tensor(targets.guide.logits[array(rows[flagged])])
+                posterior = (scores / TEMPERATURE).softmax(1)
                 gap = F.kl_div((wrong / TEMPERATURE).log_softmax(1), posterior, reduction="none").sum()
                 total = total + guide_weight * TEMPERATURE * TEMPERATURE * gap
         return total / len(rows)

@@ -1,27 +1,32 @@
 """What computes each stage: given values in, files in the stage's folder out."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64, Int64
 
 from clipguard.clip.embeddings import ReadingPass, read_source
 from clipguard.compute.classifiers import ClassifierConfig
 from clipguard.compute.classifiers import train_classifier as from_scratch
 from clipguard.compute.inference import features as features_of
-from clipguard.compute.inference import planes, thread_count
+from clipguard.compute.inference import planes
+from clipguard.compute.lanes import lanes_here
+from clipguard.compute.threads import intra_op, training_threads
+from clipguard.detection.drawn_rows import MOST_ROWS
 from clipguard.detection.early_model import early_model_scores
+from clipguard.detection.entropy_map import label_nll
 from clipguard.detection.feature_separation import separated_by_features
 from clipguard.detection.label_flow import (
     LabelFlow,
     LabelView,
-    class_log_probs,
+    Probe,
     label_only_poison,
+    linear_probe,
     refitted_label_flow,
     too_few_to_refit,
 )
@@ -33,10 +38,10 @@ from clipguard.mitigation.unlearning import unlearn
 from clipguard.models.features import head_of
 from clipguard.models.spec import ModelSpec, Normalized, check_sound, save
 from clipguard.pipeline.scan import Context, EpochProgress, Scan, write_notes
-from clipguard.runs import Stage, read_array, resume_folder, write_array, write_pieces, write_table
+from clipguard.runs import Stage, resume_folder, write_array, write_table
 from clipguard.seeds import Stream
 from clipguard.triggers.affine import write_triggers
-from clipguard.types import STATES, History, Images, Partition, Preprocessing, State, StepProgress
+from clipguard.types import STATES, History, Partition, Preprocessing, State, StepProgress
 
 FEATURES_FILE: Final = "feature_separation.parquet"
 """What the victim's features say of the labels of quarantined classes."""
@@ -95,7 +100,7 @@ def read(given: Reading, folder: Path, progress: StepProgress) -> None:
         images=tuple(
             (context.run.working(stage.described(view)), view.preprocessing) for stage, view in given.images
         ),
-        lanes=thread_count(),
+        lanes=lanes_here(),
     )
     read_source(reading, context.engine, progress)
 
@@ -113,20 +118,22 @@ def prepare_images(given: View, folder: Path, progress: StepProgress) -> None:
 
 
 def train_early_model(scan: Scan, folder: Path, progress: StepProgress) -> None:
-    """Write the logits of the early-training model."""
-    config, context = scan.context.config.early_model, scan.context
-    epochs = config.total_epochs(len(scan.data)) * config.runs * config.folds
+    """Write the early-training model's loss of every given label."""
+    config, context, n = scan.context.config.early_model, scan.context, len(scan.data)
+    epochs = config.total_epochs(min(n, MOST_ROWS)) * config.runs * config.folds
     counter = EpochProgress(epochs, progress)
     scores = early_model_scores(scan.data, scan.guide, config, context.seed(Stream.EARLY_MODEL), counter)
-    write_array(folder / "logits.npy", scores.logits)
+    write_array(folder / "early_nll.npy", label_nll(scores, scan.data.labels))
+    if n > MOST_ROWS:
+        write_notes(folder, [f"the early-training model has learned from {MOST_ROWS:,} of {n:,} samples"])
 
 
 def detect_triggers(scan: Scan, folder: Path, progress: StepProgress) -> None:
     """Write each sample's probability of carrying a trigger."""
     config, context = scan.context.config.trigger_detector, scan.context
     sides = scan.partition.has(State.CLEAN, State.TRIGGER)
-    counter = EpochProgress(config.total_epochs(int(sides.sum())), progress)
-    embeddings = context.embeddings[:]
+    counter = EpochProgress(config.total_epochs(min(int(sides.sum()), MOST_ROWS)), progress)
+    embeddings = context.embeddings
     scores = trigger_scores(scan.data, scan.partition, embeddings, config, context.seed("detect"), counter)
     counter.finish()
     write_array(folder / "probability.npy", scores.probability)
@@ -134,17 +141,19 @@ def detect_triggers(scan: Scan, folder: Path, progress: StepProgress) -> None:
 
 
 def follow_labels(scan: Scan, folder: Path, progress: StepProgress) -> None:
-    """Write the log-probabilities of the linear probe."""
-    everything = np.ones(len(scan.data), dtype=bool)
-    embeddings, seed = scan.context.embeddings[:], scan.context.seed("labels")
-    log_probs = class_log_probs(embeddings, scan.data.labels, scan.num_classes, ~everything, seed)
-    write_array(folder / "log_probs.npy", log_probs)
+    """Write what the linear probe says of every label, without soft labels: no class is suspected yet."""
+    nobody, no_class = np.zeros(len(scan.data), dtype=bool), np.zeros(scan.num_classes, dtype=bool)
+    embeddings, seed = scan.context.embeddings, scan.context.seed("labels")
+    probe = linear_probe(embeddings, scan.data.labels, no_class, nobody, seed)
+    for name, values in probe._asdict().items():
+        write_array(folder / f"{name}.npy", values)
 
 
 def label_view(scan: Scan) -> LabelView:
     """Return what label flow is measured on: what no trigger explains."""
     return LabelView(
         labels=scan.data.labels,
+        num_classes=scan.num_classes,
         guide_nll=scan.entropy.guide_nll,
         unexplained=~scan.partition.has(State.TRIGGER),
     )
@@ -152,20 +161,18 @@ def label_view(scan: Scan) -> LabelView:
 
 def first_label_flow(scan: Scan) -> LabelFlow:
     """Return what the stage `label_flow` flags and excludes."""
-    log_probs = scan.context.array("label_flow", "log_probs.npy")
-    return label_only_poison(label_view(scan), log_probs, scan.context.config.label_flow)
+    probe = Probe(*(scan.context.array("label_flow", f"{name}.npy") for name in Probe._fields))
+    return label_only_poison(label_view(scan), probe, scan.context.config.label_flow)
 
 
 def refit_label_flow(scan: Scan, folder: Path, progress: StepProgress) -> None:
     """Write what a refitted probe flags and excludes."""
-    first, context = first_label_flow(scan), scan.context
-    embeddings = context.embeddings[:]
-    flow = refitted_label_flow(
-        embeddings, label_view(scan), first, context.config.label_flow, context.seed("labels")
-    )
+    first, view, context = first_label_flow(scan), label_view(scan), scan.context
+    embeddings = context.embeddings
+    flow = refitted_label_flow(embeddings, view, first, context.config.label_flow, context.seed("labels"))
     for name, values in flow._asdict().items():
         write_array(folder / f"{name}.npy", values)
-    if too_few_to_refit(scan.data.labels, first):
+    if too_few_to_refit(view, first):
         write_notes(
             folder, ["the linear probe was not fitted again: a suspected target class keeps too few samples"]
         )
@@ -185,26 +192,38 @@ def reconstruct_triggers(scan: Scan, folder: Path, progress: StepProgress) -> No
 
 def status_columns(partition: Partition) -> dict[str, Any]:
     """Return the columns that say what becomes of each sample."""
-    names = [STATES[State(state)] for state in partition.state]
-    return {"status": [name.status for name in names], "reason": [name.reason for name in names]}
+    names = [STATES[state] for state in sorted(STATES)]
+    status, reason = (np.array(texts, object) for texts in zip(*[name[:2] for name in names], strict=True))
+    return {"status": status[partition.state], "reason": reason[partition.state]}
+
+
+def ranks(ids: Sequence[str], suspicion: Float64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+    """Return the place of each sample in the list of all, 1 for the most suspicious.
+
+    Ties go by name and not by row, so that a shuffled data set gives the same list.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = pa.table({"suspicion": suspicion, "id": pa.array(ids, pa.string())})
+    order = pc.sort_indices(table, [("suspicion", "descending"), ("id", "ascending")])
+    rank = np.empty(len(ids), dtype=np.int64)
+    rank[np.asarray(order)] = np.arange(1, len(ids) + 1)
+    return rank
 
 
 def write_samples(scan: Scan, folder: Path, progress: StepProgress) -> None:
     """Write samples.parquet: one row a sample, the most suspicious ranked 1."""
     data, partition = scan.data, scan.partition
     names = np.array(data.class_names, dtype=object)
-    # Ties go by name and not by row, so that a shuffled data set gives the same list.
-    order = np.lexsort((np.array(data.ids, dtype=object).astype(str), -partition.suspicion))
-    rank = np.empty(len(data), dtype=np.int64)
-    rank[order] = np.arange(1, len(data) + 1)
     columns = {
         "id": data.ids,
         "label": data.labels,
         "label_name": names[data.labels],
-        "guide_label_name": names[scan.guide.logits.argmax(1)],
+        "guide_label_name": names[scan.likeliest],
         **scan.columns,
         "suspicion_score": partition.suspicion,
-        "rank": rank,
+        "rank": ranks(data.ids, partition.suspicion),
         **status_columns(partition),
         "trigger": partition.trigger + 1,
     }
@@ -216,7 +235,8 @@ def train_classifier(given: Training, folder: Path, progress: StepProgress) -> N
     counter = EpochProgress(given.classifier.recipe.epochs, progress)
     checkpoint = resume_folder(folder) / "checkpoint.safetensors"
     data, rows = given.scan.data, np.flatnonzero(given.rows)
-    model, history = from_scratch(given.classifier, data, rows, on_epoch=counter, checkpoint=checkpoint)
+    with intra_op(training_threads()):
+        model, history = from_scratch(given.classifier, data, rows, on_epoch=counter, checkpoint=checkpoint)
     _keep(folder, model, given.classifier.spec, history)
 
 
@@ -244,22 +264,19 @@ def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None
     """Write the repaired model."""
     scan, context = given.scan, given.scan.context
     checkpoint = resume_folder(folder) / "checkpoint.safetensors"
-
-    def on_disk(count: int, pieces: Iterator[Images]) -> Images:
-        file = checkpoint.with_name("images.npy")
-        write_pieces(file, (count, *scan.data.images.shape[1:]), np.dtype(np.uint8), pieces)
-        return read_array(file, mmap=True)
-
     config, seed = context.config.unlearning, context.seed(Stream.UNLEARNING)
     counter = EpochProgress(config.recipe.epochs, progress)
     data, partition, guide = scan.data, scan.partition, scan.guide
     if scan.triggers and config.augment > 0:
         copies = seed.child("copies")
         data, partition, guide = trigger_augmented(
-            data, partition, guide, scan.triggers, config.augment, copies, on_disk
+            data, partition, guide, scan.triggers, config.augment, copies
         )
     model = copy.deepcopy(given.victim)
-    history = unlearn(model, data, partition, guide, config, seed, on_epoch=counter, checkpoint=checkpoint)
+    with intra_op(training_threads()):
+        history = unlearn(
+            model, data, partition, guide, config, seed, on_epoch=counter, checkpoint=checkpoint
+        )
     _keep(folder, model, given.spec, history)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Int64, Shaped
 
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.engine import Engine, LocalEngine
@@ -98,6 +98,7 @@ class Scan:
         data: the readable images at the size at which the small nets see them.
         images_key: of the stage that holds them.
         guide: the guide's scores.
+        likeliest: the class that the guide finds likeliest in each image.
         entropy: both losses of every label, and their ranks.
         partition: what becomes of every sample.
         columns: further columns of samples.parquet.
@@ -108,6 +109,7 @@ class Scan:
     data: ImageSet
     images_key: str
     guide: Scores
+    likeliest: Int64[np.ndarray, "n"]
     entropy: EntropyMap
     partition: Partition
     columns: Mapping[str, Shaped[np.ndarray, "n"]]

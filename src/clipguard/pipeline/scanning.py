@@ -1,13 +1,13 @@
 """A scan: one signal after another moves the partition. Each signal is a function from scan to scan."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from typing import Any, Final
 
 import numpy as np
 
 from clipguard.data.provenance import UNREADABLE, recorded_source
-from clipguard.detection.entropy_map import entropy_map, first_partition
+from clipguard.detection.entropy_map import entropy_map, first_partition, opinion
 from clipguard.detection.label_flow import LabelFlow, with_label_flags
 from clipguard.detection.trigger_detector import refine
 from clipguard.detection.trigger_inversion import assigned
@@ -36,11 +36,17 @@ def map_entropy(scan: Scan) -> Scan:
     """Return the scan with both losses of every label and the first partition."""
     context = scan.context
     context.finish(EARLY_MODEL, scan)
-    logits = context.array("early_model", "logits.npy")
-    early = Scores(logits=logits, scale=1.0, source="early-training model")
-    entropy = entropy_map(scan.guide, early, scan.data.labels)
+    guide_nll, likeliest = opinion(scan.guide, scan.data.labels)
+    entropy = entropy_map(guide_nll, context.array("early_model", "early_nll.npy"))
     partition = first_partition(entropy, scan.data.labels, scan.num_classes, context.config.entropy_map)
-    return replace(scan, entropy=entropy, partition=partition, columns={**scan.columns, **asdict(entropy)})
+    columns = {field.name: getattr(entropy, field.name) for field in fields(entropy)}
+    return replace(
+        scan,
+        likeliest=likeliest,
+        entropy=entropy,
+        partition=partition,
+        columns={**scan.columns, **columns},
+    )
 
 
 def detect_triggers(scan: Scan) -> Scan:
@@ -87,7 +93,7 @@ def scan(context: Context) -> Scan:
         ClipguardError: unreadable images, a guide that cannot be had, NaN scores.
     """
     data, key = read(context)
-    guide = context.guide.logits(context.embeddings[:], data.class_names)
+    guide = context.guide.logits(context.embeddings, data.class_names)
     result = _unknown(context, data, key, guide)
     for signal in SIGNALS:
         result = signal(result)
@@ -138,6 +144,7 @@ def _unknown(context: Context, data: ImageSet, key: str, guide: Scores) -> Scan:
         data=data,
         images_key=key,
         guide=guide,
+        likeliest=np.zeros(len(data), dtype=np.int64),
         entropy=EntropyMap(guide_nll=nothing, early_nll=nothing, guide_rank=nothing, early_rank=nothing),
         partition=partition_of(np.full(len(data), State.UNCERTAIN, np.uint8), nothing, len(data.class_names)),
         columns={},

@@ -52,7 +52,7 @@ MODEL_IMAGES: Final = replace(IMAGES, name="model_images")
 
 EARLY_MODEL: Final = Stage[Scan](
     name="early_model",
-    version=1,
+    version=2,
     title="train the early-training model",
     config=lambda scan: {"net": asdict(scan.context.config.early_model), "seed": scan.context.config.seed},
     # Only a residual model learns from the guide's scores.
@@ -66,7 +66,7 @@ EARLY_MODEL: Final = Stage[Scan](
 
 TRIGGER_DETECTOR: Final = Stage[Scan](
     name="trigger_detector",
-    version=2,
+    version=3,
     title="look for a trigger",
     config=lambda scan: {
         "detector": asdict(scan.context.config.trigger_detector),
@@ -79,7 +79,7 @@ TRIGGER_DETECTOR: Final = Stage[Scan](
 
 LABEL_FLOW: Final = Stage[Scan](
     name="label_flow",
-    version=1,
+    version=2,
     title="compare labels with a linear probe",
     config=lambda scan: {"seed": scan.context.config.seed},
     inputs=lambda scan: scan.context.key("embeddings"),
@@ -89,7 +89,7 @@ LABEL_FLOW: Final = Stage[Scan](
 
 LABEL_FLOW_REFIT: Final = Stage[Scan](
     name="label_flow_refit",
-    version=1,
+    version=2,
     title="compare labels with a probe that has not learnt the flagged ones",
     config=lambda scan: asdict(scan.context.config.label_flow),
     inputs=lambda scan: [
@@ -103,7 +103,7 @@ LABEL_FLOW_REFIT: Final = Stage[Scan](
 
 TRIGGER_INVERSION: Final = Stage[Scan](
     name="trigger_inversion",
-    version=2,
+    version=3,
     title="reconstruct the trigger",
     config=lambda scan: {"seed": scan.context.config.seed},
     inputs=lambda scan: [scan.images_key, *_guide_key(scan), scan.partition.fingerprint],
@@ -116,7 +116,7 @@ MODEL_TRIGGER_INVERSION: Final = replace(TRIGGER_INVERSION, name="model_trigger_
 
 SAMPLES: Final = Stage[Scan](
     name="samples",
-    version=1,
+    version=2,
     title="write the table of samples",
     config=lambda scan: {"columns": list(scan.columns)},
     inputs=lambda scan: [
@@ -136,6 +136,7 @@ VICTIM: Final = Stage[Training](
     config=lambda given: asdict(given.classifier),
     inputs=lambda given: [given.scan.images_key, array_digest(given.rows)],
     compute=computing.train_classifier,
+    threaded=True,
 )
 
 RETRAINING: Final = replace(
@@ -161,7 +162,7 @@ FEATURE_SEPARATION: Final = Stage[Repair](
 
 UNLEARNING: Final = Stage[Repair](
     name="unlearning",
-    version=1,
+    version=2,
     title="unlearn the flagged samples",
     config=lambda given: {
         "unlearning": asdict(given.scan.context.config.unlearning),
@@ -176,6 +177,7 @@ UNLEARNING: Final = Stage[Repair](
         given.origin,
     ],
     compute=computing.unlearn_flagged,
+    threaded=True,
 )
 
 

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from jaxtyping import Int64
 
 from clipguard import __version__
+from clipguard.compute.device import CPU, current_device
 from clipguard.compute.inference import classifier_logits
 from clipguard.data.provenance import UNREADABLE, recorded_source
-from clipguard.detection.entropy_map import classes_with_few_clean
+from clipguard.detection.entropy_map import TOGETHER, classes_with_few_clean
+from clipguard.models.spec import Normalized
 from clipguard.pipeline.scan import Scan
 from clipguard.pipeline.stages import STAGES
 from clipguard.runs import read_json, write_json
@@ -22,7 +25,7 @@ from clipguard.runs.summary import (
     Verdict,
     plain,
 )
-from clipguard.types import State
+from clipguard.types import Rows, State, chunks
 
 if TYPE_CHECKING:
     from clipguard.pipeline.defender import Defender
@@ -57,7 +60,7 @@ def verdict(scan: Scan) -> Verdict:
 
 
 def _agreement(scan: Scan) -> float:
-    return float(np.mean(scan.guide.logits.argmax(1) == scan.data.labels))
+    return float(np.mean(scan.likeliest == scan.data.labels))
 
 
 def few_clean(scan: Scan) -> tuple[str, ...]:
@@ -69,6 +72,7 @@ def warnings_of(scan: Scan) -> list[str]:
     """Return what a user should know of a scan, one sentence each."""
     context, guide = scan.context, scan.context.guide
     warnings = [*guide.warnings_for(context.source.class_names), *_data_warnings(scan), *context.notes()]
+    warnings += (current_device() or CPU).passed_over
     if guide.weights_verified_by is None:
         warnings.append(
             f"the weights of guide {guide.name} are not known to clipguard: compare their sha256 "
@@ -130,9 +134,15 @@ def own_rates(defender: "Defender") -> tuple[Rates, Rates]:
     words = f"{len(rows)} {kind} samples that the scan trusts, by their given labels"
     rates = []
     for model in (defender.before_, defender.model_):
-        right = classifier_logits(model, scan.data.images[rows]).argmax(1) == scan.data.labels[rows]
-        rates.append(Rates(accuracy=float(right.mean()), measured_on=words, n=len(rows)))
+        accuracy = float(np.mean(_classes(model, scan.data.images, rows) == scan.data.labels[rows]))
+        rates.append(Rates(accuracy=accuracy, measured_on=words, n=len(rows)))
     return rates[0], rates[1]
+
+
+def _classes(model: Normalized, images: Rows, rows: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
+    """Return the class that the model gives each image of `rows`, some of which are in memory at a time."""
+    parts = (images[rows[part]] for part in chunks(len(rows), TOGETHER))
+    return np.concatenate([classifier_logits(model, some).argmax(1) for some in parts])
 
 
 def write_summary(
@@ -152,6 +162,7 @@ def write_summary(
         version=__version__,
         seed=run.manifest["seed"],
         threads=run.manifest["threads"],
+        device=run.manifest["device"],
         run_dir=str(run.path),
         verdict=defender.verdict_,
         data=DataSummary(

@@ -3,6 +3,7 @@
 from clipguard.runs.files import (
     read_array,
     read_json,
+    read_rows,
     read_table,
     replacing,
     write_array,
@@ -30,6 +31,7 @@ __all__ = [
     "described",
     "read_array",
     "read_json",
+    "read_rows",
     "read_table",
     "replacing",
     "resume_folder",

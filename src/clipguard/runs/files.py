@@ -5,12 +5,16 @@ import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Int64, Shaped
 
 from clipguard.errors import ClipguardError, reason_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 Array = Shaped[np.ndarray, "..."]
 
@@ -147,8 +151,31 @@ def write_table(
         pq.write_table(pa.table(arrays), part)
 
 
-def read_table(path: Path) -> dict[str, Array]:
+def read_table(path: Path, only: Collection[str] | None = None) -> dict[str, Array]:
     """Return the columns of `path` in order; texts as object arrays, nulls among numbers as NaN.
+
+    Equal texts of a column are one object where they repeat: a row takes a pointer, not a text of its own.
+
+    Args:
+        path: the file.
+        only: names of columns, which may be missing; all columns, if not given.
+
+    Raises:
+        ClipguardError: the file is missing or damaged.
+    """
+    import pyarrow.parquet as pq
+
+    with _reading(path):
+        with pq.ParquetFile(path) as file:
+            names = [name for name in file.schema_arrow.names if only is None or name in only]
+            repeated = [name for name in names if _repeats(file, name)]
+        with pq.ParquetFile(path, read_dictionary=repeated) as file:
+            # One by one: all columns together would be in memory twice for a moment.
+            return {name: _values(file.read([name])[0]) for name in names}
+
+
+def read_rows(path: Path, rows: Int64[np.ndarray, "m"], only: Collection[str]) -> dict[str, list[Any]]:
+    """Return some rows of the columns of `only`, as far as `path` has them, as Python values.
 
     Raises:
         ClipguardError: the file is missing or damaged.
@@ -156,8 +183,40 @@ def read_table(path: Path) -> dict[str, Array]:
     import pyarrow.parquet as pq
 
     with _reading(path), pq.ParquetFile(path) as file:
-        table = file.read()
-        return {name: table[name].to_numpy() for name in table.column_names}
+        names = [name for name in file.schema_arrow.names if name in only]
+        columns: dict[str, list[Any]] = {name: [None] * len(rows) for name in names}
+        start = 0
+        for batch in file.iter_batches(columns=names):
+            inside = np.flatnonzero((rows >= start) & (rows < start + len(batch)))
+            for name in names:
+                values = batch[name].take(rows[inside] - start).to_pylist()
+                for place, value in zip(inside.tolist(), values, strict=True):
+                    columns[name][place] = value
+            start += len(batch)
+        return columns
+
+
+def _repeats(file: "pq.ParquetFile", name: str) -> bool:
+    """Return whether a column holds texts of which the first ones repeat."""
+    import pyarrow as pa
+
+    first = next(file.iter_batches(65_536, columns=[name]), None)
+    if first is None or not (pa.types.is_string(first[0].type) or pa.types.is_large_string(first[0].type)):
+        return False
+    return bool(2 * len(first[0].unique()) <= len(first))
+
+
+def _values(column: "pa.ChunkedArray") -> Array:
+    """Return a column as numpy has it; of a dictionary, one object for equal texts."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        values: Array = column.to_numpy()
+        return values
+    encoded = column.unify_dictionaries().combine_chunks()
+    texts = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
+    taken: Array = texts[encoded.indices.fill_null(len(texts) - 1).to_numpy()]
+    return taken
 
 
 def _refuse_nonfinite(what: str, values: Array) -> None:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from clipguard.compute.device import here
 from clipguard.compute.inference import planes
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.cache import Tensors
@@ -72,7 +73,7 @@ class TrojanNN(SurrogateAttack):
             net = self.architecture
             raise ClipguardError(f"{net} does not end in a linear layer: choose another architecture")
         units = strongest(head, self.target, self.units)
-        mask = torch.from_numpy(mask_of(h, w))
+        mask = torch.from_numpy(mask_of(h, w)).to(here())
         start = pixels(noise_pattern(h, w, seed.child("patch"))[None])
 
         def distance(x: Pixels, patch: Pattern) -> Tensor:

@@ -23,6 +23,7 @@ from jaxtyping import Float32, Int64, UInt8
 from clipguard.clip.loading import FOLDER_PREFIX
 from clipguard.clip.model import IMAGE_CHUNK, Clip
 from clipguard.clip.zero_shot import ClipGuide, guide_from_name
+from clipguard.detection.entropy_map import opinion
 from clipguard.lab.benchmark.config import GuideChoice
 from clipguard.lab.benchmark.machine import machine
 from clipguard.runs import read_array, write_array
@@ -176,4 +177,4 @@ def accuracy(guide: BenchGuide, data: ImageSet, labels: Int64[np.ndarray, "n"]) 
     starts = range(0, len(data), SHARD)
     shards = [guide.clip.embed_images(np.asarray(data.images[start : start + SHARD])) for start in starts]
     scores = guide.logits(np.concatenate(shards), data.class_names)
-    return float(np.mean(scores.logits.argmax(1) == labels))
+    return float(np.mean(opinion(scores, labels).likeliest == labels))

@@ -11,11 +11,11 @@ from PIL import Image
 
 from clipguard.data.writer import png
 from clipguard.outputs.report.plot import entropy_map
-from clipguard.outputs.samples import Table, read_samples
+from clipguard.outputs.samples import Table, read_samples, read_texts
 from clipguard.runs import RunFolder, ShardedArray, read_table
 from clipguard.runs.summary import read_summary
 from clipguard.triggers.affine import AffineTrigger, read_triggers
-from clipguard.types import STATES, Images, Partition
+from clipguard.types import STATES, Images, Partition, State
 
 TOP: Final = 100
 """How many of the most suspicious samples are shown."""
@@ -29,7 +29,6 @@ EXAMPLES: Final = 6
 CLASSES: Final = 40
 """How many classes are listed, most flagged first."""
 
-_TEXTS: Final = ("id", "label_name", "guide_label_name", "status", "reason")
 _NUMBERS: Final = ("rank", "suspicion_score", "trigger_score", "trigger")
 _GREY: Final = 128.0
 
@@ -51,13 +50,15 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
     samples, partition = read_samples(folder.path)
     order = np.argsort(samples["rank"], kind="stable").astype(np.int64)
     top, least = order[:TOP], order[partition.clean[order]][::-1][:EXAMPLES]
-    images = _images(np.union1d(top, least), samples, folder)
+    texts = read_texts(folder.path, np.concatenate([top, least]))
+    images = _images(set(texts["id"]), folder)
+    pictures = [images.get(name) for name in texts["id"]]
     return {
         "run": run,
         "manifest": folder.manifest,
         "n": len(partition),
         "statuses": _statuses(partition),
-        "classes": _classes(samples, partition, run.few_clean),
+        "classes": _classes(samples["label"], partition, run.few_clean, folder.path),
         "map": entropy_map(
             samples["guide_rank"],
             samples["early_rank"],
@@ -65,8 +66,12 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
             marked=top,
             marked_as=f"the {len(top)} most suspicious samples",
         ),
-        "top": [_sample(samples, i, images) for i in top.tolist()],
-        "triggers": _triggers([images[i] for i in least.tolist() if i in images], partition, folder),
+        "top": [
+            _sample(samples, partition, row, {name: values[place] for name, values in texts.items()})
+            | {"thumbnail": None if image is None else picture(image)}
+            for place, (row, image) in enumerate(zip(top.tolist(), pictures, strict=False))
+        ],
+        "triggers": _triggers([one for one in pictures[len(top) :] if one is not None], partition, folder),
     }
 
 
@@ -83,55 +88,56 @@ def _statuses(partition: Partition) -> dict[str, dict[str, Any]]:
     return statuses
 
 
-def _classes(samples: Table, partition: Partition, few_clean: Sequence[str]) -> dict[str, Any]:
+def _classes(
+    given: Int64[np.ndarray, "n"], partition: Partition, few_clean: Sequence[str], run: Path
+) -> dict[str, Any]:
     """Return the classes by their flagged share, and how many more there are than are listed."""
-    labels, first, index, sizes = np.unique(
-        samples["label"], return_index=True, return_inverse=True, return_counts=True
-    )
-    flagged = np.bincount(index[partition.flagged], minlength=len(labels))
-    names = samples["label_name"][first]
+    labels, first, sizes = np.unique(given, return_index=True, return_counts=True)
+    flagged = np.bincount(np.searchsorted(labels, given[partition.flagged]), minlength=len(labels))
+    order = np.lexsort((labels, -flagged / sizes))[:CLASSES]
+    names = read_texts(run, first[order])["label_name"]
     listed = [
         {
-            "name": str(names[c]),
+            "name": name,
             "size": int(sizes[c]),
             "flagged": int(flagged[c]),
             "share": float(flagged[c] / sizes[c]),
-            "few_clean": names[c] in few_clean,
+            "few_clean": name in few_clean,
         }
-        for c in np.lexsort((labels, -flagged / sizes))
+        for c, name in zip(order, names, strict=True)
     ]
-    return {"listed": listed[:CLASSES], "others": max(0, len(listed) - CLASSES)}
+    return {"listed": listed, "others": len(labels) - len(listed)}
 
 
-def _images(rows: Int64[np.ndarray, "m"], samples: Table, folder: RunFolder) -> dict[int, Picture]:
-    """Return the images of some rows of the table, as the scan saw them, if it still has them.
+def _images(names: set[str], folder: RunFolder) -> dict[str, Picture]:
+    """Return those of the images that the run folder still has, by name, as the scan saw them.
 
-    They are found by name: whoever sorts the table must not see other pictures.
+    By name, since whoever sorts the table must not see other pictures.
     """
     stage, read = folder.finished("images"), folder.finished("embeddings")
     if stage is None or read is None:
         return {}
-    images = ShardedArray.of(stage.path)
-    files = sorted((read.path / "metadata").glob("*.parquet"))
-    names = [name for file in files for name in read_table(file)["image_path"].tolist()]
-    # A scan that was stopped may have left images of other data rows, or of another size.
-    if images.shape != (len(names), *read_summary(folder.path).data.size, 3):
+    images, n = ShardedArray.of(stage.path), 0
+    places: dict[str, int] = {}
+    for file in sorted((read.path / "metadata").glob("*.parquet")):
+        ids = read_table(file)["image_path"].tolist()
+        places |= {name: n + place for place, name in enumerate(ids) if name in names}
+        n += len(ids)
+    # A scan that was stopped may have left images of other data, or of another size.
+    if images.shape != (n, *read_summary(folder.path).data.size, 3):
         return {}
-    places = {name: place for place, name in enumerate(names)}
-    found = [row for row in rows.tolist() if samples["id"][row] in places]
-    kept = np.array([places[samples["id"][row]] for row in found], np.int64)
-    return dict(zip(found, images[kept], strict=True))
+    return dict(zip(places, images[np.array(list(places.values()), np.int64)], strict=True))
 
 
-def _sample(samples: Table, row: int, images: dict[int, Picture]) -> dict[str, Any]:
-    """Return what is shown of a sample, None for NaN, with its image as `thumbnail` if there is one."""
-    texts = {name: str(samples[name][row]) for name in _TEXTS}
+def _sample(samples: Table, partition: Partition, row: int, texts: dict[str, str]) -> dict[str, Any]:
+    """Return what is shown of a sample, None for NaN."""
     numbers = {name: samples[name][row].item() for name in _NUMBERS}
-    image = images.get(row)
+    state = STATES[State(partition.state[row])]
     return {
         **texts,
+        "status": state.status,
+        "reason": state.reason,
         **{name: value if np.isfinite(value) else None for name, value in numbers.items()},
-        "thumbnail": None if image is None else picture(image),
     }
 
 
