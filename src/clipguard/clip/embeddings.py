@@ -10,7 +10,7 @@ The first two are the layout of clip-retrieval, whose tools read them.
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -54,7 +54,7 @@ class ReadingPass:
     folder: Path
     images: tuple[tuple[Path, Preprocessing], ...]
     lanes: int = 1
-    shard_rows: int = SHARD
+    shard_rows: int = field(default_factory=lambda: SHARD)
 
     @property
     def count(self) -> int:
