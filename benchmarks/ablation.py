@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 
-from clipguard.data.decode import thumbnail
+from clipguard.data.decode import prepared
 from clipguard.detection.early_model import EARLY_MODELS, early_model_scores
 from clipguard.detection.entropy_map import EntropyMapConfig, entropy_map, first_partition
 from clipguard.detection.trigger_detector import trigger_scores
@@ -27,7 +27,7 @@ from clipguard.lab.benchmark.results import Row
 from clipguard.lab.evaluation import detection
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.seeds import Seed, Stream
-from clipguard.types import ImageSet, Partition, Scores
+from clipguard.types import ImageSet, Partition, Preprocessing, Scores
 from runners import RESULTS, runners
 
 FOLDER = RESULTS / "ablation"
@@ -73,7 +73,7 @@ def separation(runner: CellRunner, name: str) -> Row:
 def guide_scores(runner: CellRunner) -> tuple[Scores, np.ndarray]:
     """Return the guide's logits and embeddings of a cell's poisoned set."""
     data = runner.poisoned[0]
-    embeddings = runner.guide.clip.embed_images(np.asarray(data.images))
+    embeddings = runner.guide.clip.embed_images(data.pixels)
     return runner.guide.logits(embeddings, data.class_names), embeddings
 
 
@@ -86,7 +86,8 @@ def first_of(guide: Scores, scores: Scores, data: ImageSet) -> Partition:
 def thumbnails(data: ImageSet) -> ImageSet:
     """Return the data as the small nets see it."""
     h, w = (min(side, LARGEST) for side in data.images.shape[1:3])
-    return replace(data, images=np.stack([thumbnail(image, (h, w)) for image in data.images]))
+    view = Preprocessing(size=(h, w))
+    return replace(data, images=np.stack([prepared(image, view) for image in data.pixels]))
 
 
 def detectors() -> None:

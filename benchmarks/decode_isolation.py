@@ -15,8 +15,10 @@ import statistics
 import time
 from pathlib import Path
 
+import numpy as np
+
 from clipguard.data import ImageSource
-from clipguard.data.decode import Decoder, Unreadable, decode_rows
+from clipguard.data.decode import Decoder
 from clipguard.safety.limits import Limits
 
 
@@ -24,8 +26,8 @@ def timed(source: ImageSource, limits: Limits) -> tuple[float, str]:
     """Return the seconds that decoding all rows takes, and the hash of the pixels."""
     digest = hashlib.sha256()
     started = time.perf_counter()
-    for _, image in decode_rows(source, range(len(source)), Decoder(limits)):
-        digest.update(image.reason.encode() if isinstance(image, Unreadable) else image.tobytes())
+    for image in Decoder(limits).results("pixels", source.read(range(len(source)))):
+        digest.update(image.tobytes() if isinstance(image, np.ndarray) else str(image).encode())
     return time.perf_counter() - started, digest.hexdigest()
 
 

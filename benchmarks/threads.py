@@ -61,7 +61,7 @@ def train(architecture: str, count: int) -> int:
     from clipguard.seeds import Seed
 
     seed = Seed(0).child("threads", architecture)
-    model = build(ModelSpec(architecture=architecture, num_classes=10, input_size=(32, 32)), seed)
+    model = build(ModelSpec.sized(architecture=architecture, num_classes=10, input_size=(32, 32)), seed)
     recipe = Recipe(epochs=1, batch_size=BATCHES[architecture], lr=0.01, crop=0.0, flip=False)
     fit(model, _images(count), np.arange(count), cross_entropy(np.arange(count) % 10), recipe, seed)
     return count

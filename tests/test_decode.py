@@ -1,6 +1,7 @@
 """data.decode: any image becomes RGB or a reason, and nothing hostile gets further."""
 
 import contextlib
+import hashlib
 import io
 import struct
 import subprocess
@@ -9,10 +10,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from clipguard.data import Failed, ImageSource
@@ -23,15 +25,16 @@ from clipguard.data.decode import (
     check_readable,
     common_size,
     decode,
-    decode_rows,
+    prepared,
     read_images,
-    thumbnail,
+    read_rows,
 )
 from clipguard.data.decode import reading as module
-from clipguard.data.decode.pixels import TURNS
+from clipguard.data.decode.pixels import TURNS, Views
 from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits
 from clipguard.types import Preprocessing
+from tiny_reading import counting
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -163,7 +166,7 @@ def test_a_photograph_is_turned_upright(orientation):
     source = ImageSource.open(
         [(Image.open(io.BytesIO(file)), label) for label in range(2)], classes=["a", "b"]
     )
-    assert common_size(source).common == (6, 9)
+    assert common_size(source) == (6, 9)
 
 
 def test_orientation_one_to_eight_agree_with_the_standard():
@@ -246,25 +249,6 @@ warnings.warn("still printed")
     assert [line.partition(" ")[2] for line in done.stderr.splitlines()] == ["UserWarning: still printed"]
 
 
-# Thumbnails
-
-
-@given(arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20), st.just(3))), st.data())
-def test_a_thumbnail_has_exactly_the_size_asked_for_and_its_own_size_changes_nothing(image, data):
-    size = data.draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
-    made = thumbnail(image, size)
-    assert made.shape == (*size, 3)
-    assert made.dtype == np.uint8
-    assert (thumbnail(image, image.shape[:2]) == image).all()
-
-
-def test_shrinking_averages_instead_of_skipping_pixels():
-    stripes = np.zeros((32, 32, 3), np.uint8)
-    stripes[:, ::2] = 255
-    middle = thumbnail(stripes, (8, 8))[2:-2, 2:-2].astype(int)
-    assert abs(middle - 127.5).max() < 10
-
-
 # Whole sources
 
 
@@ -315,14 +299,23 @@ def test_a_class_that_was_empty_before_is_no_error(tmp_path):
     check_readable(ImageSource.open(tmp_path), (Unreadable("cat/03.png", "torn"),))
 
 
-def test_rows_are_decoded_one_by_one_with_their_numbers(tmp_path):
+def test_rows_are_hashed_and_decoded_one_by_one_at_every_size_asked_for(tmp_path):
     source = write_set(tmp_path, broken=("cat/03.png",))
-    results = dict(decode_rows(source, np.array([1, 3, 21]), Decoder(source.limits)))
+    whole, small = Preprocessing(size=(6, 9)), Preprocessing(size=(3, 4))
+    reads = read_rows(source, np.array([1, 3, 21]), (whole, small), Decoder(source.limits))
+    results = {read.row: read for read in reads}
     assert list(results) == [1, 3, 21]
-    assert (results[1] == noise(seed=1)).all()
-    assert isinstance(results[3], Unreadable)
-    assert results[3].id == "cat/03.png"
-    assert (results[21] == noise(seed=101)).all()
+    for row, pixels in ((1, noise(seed=1)), (21, noise(seed=101))):
+        views = results[row].views
+        assert isinstance(views, Views)
+        assert views.size == (6, 9)
+        assert (views.images[0] == pixels).all()
+        assert (views.images[1] == prepared(pixels, small)).all()
+    assert isinstance(results[3].views, Unreadable)
+    assert results[3].views.id == "cat/03.png"
+    for row, read in results.items():
+        content = (tmp_path / source.ids[row]).read_bytes()
+        assert (read.contents.size, read.contents.sha256) == (len(content), hashlib.sha256(content).digest())
 
 
 def test_progress_ends_with_all_rows(tmp_path, monkeypatch):
@@ -334,18 +327,38 @@ def test_progress_ends_with_all_rows(tmp_path, monkeypatch):
     assert calls == [(15, 40), (30, 40), (40, 40)]
 
 
-def test_the_common_size_is_that_of_most_and_the_largest_is_by_area():
+def test_the_common_size_is_that_of_most_and_of_equals_the_larger():
     shapes = [(4, 6)] * 3 + [(5, 5)] * 2 + [(1, 20), (6, 5)]
     pairs = [(np.zeros(shape, np.uint8), row % 2) for row, shape in enumerate(shapes)]
-    sizes = common_size(ImageSource.open(pairs, classes=["a", "b"]))
-    assert sizes.common == (4, 6)
-    assert sizes.largest == (6, 5)
+    assert common_size(ImageSource.open(pairs, classes=["a", "b"])) == (4, 6)
+    assert common_size(ImageSource.open(pairs[2:], classes=["a", "b"])) == (5, 5)
 
 
 def test_the_sample_is_spread_over_the_whole_source_and_skips_the_unreadable(tmp_path):
     source = write_set(tmp_path, broken=("cat/00.png",))
-    (tmp_path / "dog" / "19.png").write_bytes(encoded(Image.new("L", (30, 20))))
-    assert common_size(source, sample=4) == ((6, 9), (20, 30))
+    for name in ("cat/13.png", "dog/19.png"):
+        (tmp_path / name).write_bytes(encoded(Image.new("L", (30, 20))))
+    # Rows 0 (which is torn), 13, 26 and 39.
+    assert common_size(source, sample=4) == (20, 30)
+    assert common_size(source) == (6, 9)
+
+
+def test_of_a_file_that_is_read_from_row_groups_the_sample_is_the_first_rows_of_some(tmp_path):
+    sizes = [(4, 5) if row % 50 < 3 else (6, 9) for row in range(400)]
+    contents = [encoded(Image.new("L", (w, h))) for h, w in sizes]
+    cells = pa.array([{"bytes": content, "path": None} for content in contents])
+    table = pa.table({"image": cells, "label": np.arange(400) % 2})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=50)
+    source = counting(ImageSource.open(tmp_path / "a.parquet", classes=["a", "b"]))
+    assert common_size(source, sample=24) == (4, 5)
+    assert source.reader.rows == [first + row for first in range(0, 400, 50) for row in range(3)]
+    source.reader.rows.clear()
+    common_size(source, sample=3)
+    assert source.reader.rows == [0, 200, 350]
+    some = counting(ImageSource.open(tmp_path / "a.parquet", classes=["a", "b"], rows=(48, 60)))
+    assert common_size(some, sample=100) == (6, 9)
+    # Six of each group, of which the first has two.
+    assert some.reader.rows == list(range(48, 56))
 
 
 def test_a_sample_without_any_readable_image_is_an_error():
@@ -359,7 +372,7 @@ def test_real_images_are_all_readable_at_their_own_size(name, size):
     if not (SHARED / name).exists():
         pytest.skip(f"shared data set {name} is missing")
     source = ImageSource.open(SHARED / name / "test.parquet", rows=(0, 1100))
-    assert common_size(source) == (size, size)
+    assert common_size(source) == size
     images, unreadable = read_images(source, Preprocessing(size=size))
     assert unreadable == ()
     assert images.images.shape == (1100, *size, 3)

@@ -11,7 +11,7 @@ from torch import nn
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute import classifiers
 from clipguard.compute.inference import classifier_logits
-from clipguard.data.decode import thumbnail
+from clipguard.data.decode import prepared
 from clipguard.detection.label_flow import LabelFlow
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, build, load, read_spec, save
@@ -19,7 +19,7 @@ from clipguard.pipeline import computing
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.stages import UNLEARNING
-from clipguard.runs import read_array, read_table
+from clipguard.runs import ShardedArray, read_table
 from clipguard.seeds import Seed
 from clipguard.types import Preprocessing, State
 from tiny_runs import CONFIG, NAMES, poisoned_set, source_of
@@ -27,7 +27,15 @@ from tiny_runs import CONFIG, NAMES, poisoned_set, source_of
 GUIDE = ClipGuide("mini")
 SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
 RETRAIN = replace(CONFIG, by="retrain")
-SCAN = ["read", "early_model", "trigger_detector", "label_flow", "trigger_inversion", "samples"]
+SCAN = [
+    "embeddings",
+    "images",
+    "early_model",
+    "trigger_detector",
+    "label_flow",
+    "trigger_inversion",
+    "samples",
+]
 
 
 def small_net(num_classes):
@@ -94,6 +102,7 @@ def test_the_constructor_only_stores(tmp_path):
 
     made = Defender(GUIDE, tmp_path / "run", config=CONFIG, progress=progress)
     stored = {"guide": GUIDE, "run_dir": tmp_path / "run", "config": CONFIG, "progress": progress}
+    stored["engine"] = None
     assert vars(made) == {**stored, "device": None, "threads": None}
     assert not (tmp_path / "run").exists()
 
@@ -137,8 +146,8 @@ def test_a_fit_of_a_model_of_another_input_size_adds_its_images_and_triggers_onl
     assert done.scan_.data.images.shape == (240, 16, 16, 3)
     images = done.trained_on_.data.images
     assert images.shape == (240, 12, 10, 3)
-    assert np.array_equal(images[7], thumbnail(done.scan_.data.images[7], (12, 10)))
-    assert np.array_equal(images, read_array(scanned_folder / "stages" / "model_images" / "images.npy"))
+    assert np.array_equal(images[7:8][0], prepared(done.scan_.data.pixels[7], Preprocessing(size=(12, 10))))
+    assert np.array_equal(images[:], ShardedArray.of(scanned_folder / "stages" / "model_images")[:])
 
 
 def test_a_model_of_another_input_size_is_repaired_with_triggers_of_its_size(source, tmp_path, monkeypatch):
@@ -330,10 +339,11 @@ def test_the_small_nets_see_the_size_that_is_set_whatever_the_model_takes(source
     assert done.trained_on_.data.images.shape[1:3] == (20, 24)
     small = done.scan_.data.images
     assert small.shape == (len(source), 12, 40, 3)
-    assert {"view", "model_images", "model_trigger_inversion"} <= done.stages_.keys()
+    assert {"model_images", "model_trigger_inversion"} <= done.stages_.keys()
     images = poisoned_set()[0].images
-    assert np.array_equal(small[7], thumbnail(images[7], (12, 40)))
-    assert np.array_equal(done.trained_on_.data.images[7], thumbnail(images[7], (20, 24)))
+    assert np.array_equal(small[7:8][0], prepared(images[7], Preprocessing(size=(12, 40))))
+    model_images = done.trained_on_.data.images
+    assert np.array_equal(model_images[7:8][0], prepared(images[7], Preprocessing(size=(20, 24))))
 
 
 def test_notes_of_stages_become_warnings_also_where_they_are_read_back(tmp_path):
@@ -365,9 +375,10 @@ def test_the_published_table_follows_what_is_flagged_in_this_run(fitted, source,
     # Label flow is computed outside of the stages that hold its log-probabilities: as another rule would.
     shutil.copytree(fitted.run_dir, tmp_path / "run")
     flagged, excluded = (np.arange(len(source)) == row for row in (5, 6))
-    log_probs = np.zeros((len(source), 3))
+    soft = np.full((2, 3), 1 / 3, np.float32)
+    flow = LabelFlow(flagged, excluded, np.zeros(len(source)), np.array([5, 6]), soft)
     for rule in ("label_only_poison", "refitted_label_flow"):
-        monkeypatch.setattr(computing, rule, lambda *_: LabelFlow(flagged, excluded, log_probs))
+        monkeypatch.setattr(computing, rule, lambda *_: flow)
     again = Defender(GUIDE, tmp_path / "run", config=CONFIG).fit(source)
     rows = read_table(tmp_path / "run" / "samples.parquet")
     assert {"trigger_detector", "label_flow"} <= set(cached(again))

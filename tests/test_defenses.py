@@ -77,7 +77,15 @@ def test_clipguard_and_retrain_give_the_same_partition_from_one_scan(case):
     assert one.partition.fingerprint == other.partition.fingerprint
     assert one.entropy_map is not None
     assert len(one.entropy_map.guide_nll) == len(DATA)
-    scan = ("read", "early_model", "trigger_detector", "label_flow", "trigger_inversion", "samples")
+    scan = (
+        "embeddings",
+        "images",
+        "early_model",
+        "trigger_detector",
+        "label_flow",
+        "trigger_inversion",
+        "samples",
+    )
     assert tuple(one.seconds) == (*scan, "unlearning")
     assert tuple(other.seconds) == (*scan, "retraining")
     assert {name: one.seconds[name] for name in scan} == {name: other.seconds[name] for name in scan}

@@ -31,7 +31,7 @@ from clipguard.pipeline.defender import Defender
 from clipguard.seeds import Seed
 from tiny_runs import CONFIG, GUIDE, poisoned_set, source_of
 
-SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(8, 8))
+SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(8, 8))
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(23) % 3
 RECIPE = Recipe(epochs=1, batch_size=8, lr=0.1)

@@ -104,7 +104,15 @@ def test_a_defence_trains_a_victim_repairs_it_and_measures_both(clipguard, attac
         # Each rate is a number of images, of 24, or of the 12 of one class.
         counts = [rates["accuracy"] * 24, *(rates[name] * 12 for name in RATES - {"accuracy"})]
         assert counts == pytest.approx(np.rint(counts))
-    scan = {"read", "early_model", "trigger_detector", "label_flow", "samples", "trigger_inversion"}
+    scan = {
+        "embeddings",
+        "images",
+        "early_model",
+        "trigger_detector",
+        "label_flow",
+        "samples",
+        "trigger_inversion",
+    }
     assert scan | {"victim", "unlearning"} <= value["stages"].keys() <= versions().keys()
     assert value["files"]["model"] == str(run / "model.safetensors")
     assert value["detection"]["poisoned"] == 8

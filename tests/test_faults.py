@@ -18,7 +18,7 @@ from clipguard.cli.progress import Lines
 from clipguard.clip import embeddings
 from clipguard.clip.loading import load_clip
 from clipguard.data import ImageSource
-from clipguard.data.decode import Sizes
+from clipguard.data.decode import decoder
 from clipguard.data.writer import write_parquet
 from clipguard.pipeline.stages import TRIGGER_DETECTOR
 from clipguard.runs import read_json
@@ -81,7 +81,11 @@ def scanned(clipguard, data, tmp_path):
 
 def published(run: Path) -> dict[str, bytes]:
     """Return the bytes of what a scan found."""
-    names = ("samples.parquet", "stages/read/images.npy", "stages/read/embeddings.npy")
+    names = (
+        "samples.parquet",
+        "stages/images/images_000000.npy",
+        "stages/embeddings/img_emb/img_emb_000000.npy",
+    )
     return {name: (run / name).read_bytes() for name in (*names, "stages/early_model/early_nll.npy")}
 
 
@@ -134,42 +138,54 @@ def test_a_limit_on_file_sizes_is_one_line_and_lifting_it_resumes(scanned, whole
     assert published(tmp_path / "run") == whole
 
 
-def test_an_image_removed_while_scanning_is_skipped_and_reported(
+def test_an_image_removed_while_scanning_is_refused_and_running_again_scans_the_others(
     clipguard, scanned, data, tmp_path, monkeypatch
 ):
-    def remove_one(source: ImageSource) -> Sizes:
+    def remove_one(source: ImageSource) -> tuple[int, int]:
         (data / "cat/0000.png").unlink()
-        return Sizes(common=(16, 16), largest=(16, 16))
+        return 16, 16
 
-    monkeypatch.setattr("clipguard.pipeline.defender.common_size", remove_one)
-    ran = scanned(tmp_path / "run")
-    assert "1 images could not be read and were skipped, first 'cat/0000.png'" in ran.err
-    (entry,) = read_json(tmp_path / "run/stages/read/unreadable.json")
-    assert entry == {"id": "cat/0000.png", "reason": "No such file or directory"}
+    with monkeypatch.context() as patch:
+        patch.setattr("clipguard.pipeline.defender.common_size", remove_one)
+        scanned(tmp_path / "run", says="changed while it was being read: run again when it rests")
+    assert not (tmp_path / "run").exists()
+    scanned(tmp_path / "run")
+    assert read_json(tmp_path / "run/stages/embeddings/unreadable.json") == []
     checked = clipguard("verify", tmp_path / "run", "--data", data, "--json")
-    assert checked.json["counts"]["inputs"] == {"ok": N - 1, "missing": 1}
+    assert checked.json["counts"]["inputs"] == {"ok": N - 1}
 
 
 def test_a_parquet_file_removed_while_scanning_costs_no_finished_shard(clipguard, tmp_path, monkeypatch):
-    file, aside = tmp_path / "data.parquet", tmp_path / "aside"
-    write_parquet(image_set(pictures(N), np.arange(N) % 2, NAMES), file)
-    monkeypatch.setattr(embeddings, "SHARD", 16)
-    shards, real = [], embeddings._write_shard
+    data, aside = tmp_path / "data", tmp_path / "aside"
+    data.mkdir()
+    files = [data / f"train-{number:05d}-of-00002.parquet" for number in range(2)]
+    for file in files:
+        write_parquet(image_set(pictures(N), np.arange(N) % 2, NAMES), file)
+    # Few rows are fetched ahead, so that some shards of the first file are finished when the other is missed.
+    monkeypatch.setattr(embeddings, "SHARD", 8)
+    monkeypatch.setattr(decoder, "BATCH_ITEMS", 4)
+    monkeypatch.setattr(decoder, "MOST_WORKERS", 2)
+    recorded, real = [], embeddings.record_rows
 
-    def removing(source, rows, *rest):
-        shards.append(rows.start)
-        if shards == [0, 16]:
-            file.rename(aside)
-        real(source, rows, *rest)
+    def recording(file, *rest):
+        recorded.append(file.stem)
+        real(file, *rest)
 
-    monkeypatch.setattr(embeddings, "_write_shard", removing)
-    command = ("scan", file, "-o", tmp_path / "run", "--guide", "mini")
-    ran = clipguard(*command)
+    def remove_one(source: ImageSource) -> tuple[int, int]:
+        files[1].rename(aside)
+        return 16, 16
+
+    monkeypatch.setattr(embeddings, "record_rows", recording)
+    command = ("scan", data, "-o", tmp_path / "run", "--guide", "mini")
+    with monkeypatch.context() as patch:
+        patch.setattr("clipguard.pipeline.defender.common_size", remove_one)
+        ran = clipguard(*command)
     assert (ran.code, ran.out) == (2, "")
-    assert str(file) in ran.err.splitlines()[-1]
-    aside.rename(file)
+    assert str(files[1]) in ran.err.splitlines()[-1]
+    assert 0 < len(recorded) <= N / 8
+    aside.rename(files[1])
     assert clipguard(*command).code == 3
-    assert shards == [0, 16, 16, 32]
+    assert recorded == [f"rows_{shard:06d}" for shard in range(2 * N // 8)]
 
 
 def test_a_folder_in_which_another_process_works_is_left_to_it(scanned, tmp_path):
@@ -217,7 +233,7 @@ def test_a_signal_ends_a_run_in_one_line_and_the_same_command_resumes(
     with monkeypatch.context() as patch:
         patch.setattr(Lines, "__call__", lambda lines, title, done, total: titles.add(title))
         scanned(tmp_path / "run")
-    assert titles == {"hash the data", TRIGGER_DETECTOR.title}
+    assert titles == {TRIGGER_DETECTOR.title}
     assert published(tmp_path / "run") == whole
 
 

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clipguard.clip import embeddings as module
-from clipguard.clip.embeddings import units_of
+from clipguard.clip.embeddings import ReadingPass
 from clipguard.data import ImageSource
 from clipguard.data.decode import decode, prepared
 from clipguard.data.provenance import recorded_rows, recorded_source, rows_file
@@ -63,6 +64,10 @@ def metadata(folder):
     """Return the tables beside the embeddings, one after the other."""
     tables = [read_table(file) for file in sorted((folder / "metadata").glob("*.parquet"))]
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+
+def units_of(source, shards):
+    return ReadingPass(source=source, guide=None, folder=Path(), images=()).units(shards)
 
 
 def parquet(path, n, rows_a_group=None):

@@ -14,10 +14,18 @@ from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.scan import Context
 from clipguard.pipeline.summary import few_clean
 from clipguard.runs import read_table
-from clipguard.types import NO_TRIGGER, STATES, State
+from clipguard.types import NO_TRIGGER, STATES, Preprocessing, State
 from tiny_runs import CONFIG, GUIDE, NAMES, folder_of, poisoned_set, scanned, silent
 
-SCAN = ("read", "early_model", "trigger_detector", "label_flow", "trigger_inversion", "samples")
+SCAN = (
+    "embeddings",
+    "images",
+    "early_model",
+    "trigger_detector",
+    "label_flow",
+    "trigger_inversion",
+    "samples",
+)
 DETECTOR, FLOW = CONFIG.trigger_detector, CONFIG.label_flow
 
 
@@ -53,12 +61,12 @@ def test_small_nets_see_the_commonest_size_within_its_bounds(tmp_path, size, exp
     context = Context(
         run=folder_of(tmp_path / "run", source),
         source=source,
-        sizes=common_size(source),
+        common_size=common_size(source),
         guide=GUIDE,
-        config=CONFIG,
+        config=replace(CONFIG, size=None),
         progress=silent,
     )
-    assert context.thumbnail_size == expected
+    assert context.view == Preprocessing(size=expected)
 
 
 def test_a_scan_finds_the_poison(result, poisoned):
@@ -86,7 +94,7 @@ def test_a_row_a_sample_is_written_and_ranked_by_suspicion(result):
     assert np.array_equal(rows["suspicion_score"], partition.suspicion)
     assert np.array_equal(rows["label"], result.data.labels)
     assert list(rows["label_name"]) == [NAMES[label] for label in result.data.labels]
-    assert list(rows["guide_label_name"]) == [NAMES[row.argmax()] for row in result.guide.logits]
+    assert list(rows["guide_label_name"]) == [NAMES[row.argmax()] for row in result.guide.logits[:]]
     for name, value in asdict(result.entropy).items():
         assert np.array_equal(rows[name], value)
     assert [*zip(rows["status"], rows["reason"], strict=True)] == [
@@ -149,20 +157,20 @@ CHANGES = {
     "nothing": (CONFIG, set(SCAN)),
     "trigger detector": (
         replace(CONFIG, trigger_detector=replace(DETECTOR, net=replace(DETECTOR.net, epochs=3))),
-        {"read", "early_model", "label_flow"},
+        {"embeddings", "images", "early_model", "label_flow"},
     ),
     # Without a flagged label, nothing is fitted again and nothing changes.
     "label flow": (replace(CONFIG, label_flow=replace(FLOW, z_score=5.0)), set(SCAN)),
     "a threshold of the entropy map": (
         replace(CONFIG, entropy_map=replace(CONFIG.entropy_map, candidate=0.12)),
-        {"read", "early_model", "label_flow"},
+        {"embeddings", "images", "early_model", "label_flow"},
     ),
     "early-training model": (
         replace(CONFIG, early_model=replace(CONFIG.early_model, runs=2)),
-        {"read", "label_flow"},
+        {"embeddings", "images", "label_flow"},
     ),
-    "the seed": (replace(CONFIG, seed=1), {"read"}),
-    "the image size": (replace(CONFIG, size=(12, 12)), {"read", "label_flow"}),
+    "the seed": (replace(CONFIG, seed=1), {"embeddings", "images"}),
+    "the image size": (replace(CONFIG, size=(12, 12)), {"embeddings", "label_flow"}),
     "what is done after the scan": (replace(CONFIG, by="retrain", architecture="shallow-4"), set(SCAN)),
 }
 
@@ -176,16 +184,15 @@ def test_a_changed_setting_recomputes_what_stands_on_it_and_nothing_else(copied,
 def test_other_prompts_leave_the_pass_over_the_images_as_it_is(copied, poisoned):
     guide = ClipGuide("mini", templates=("a drawing of a {}",))
     again = scanned(copied, poisoned[0], guide=guide)
-    assert cached(again) == {"read", "early_model", "label_flow"}
+    assert cached(again) == {"embeddings", "images", "early_model", "label_flow"}
 
 
 def test_another_size_is_read_once_and_kept(poisoned, tmp_path):
     size = replace(CONFIG, size=(12, 10))
     first, second = (scanned(tmp_path / "run", poisoned[0], size) for _ in range(2))
     assert first.data.images.shape == second.data.images.shape == (240, 12, 10, 3)
-    assert list(first.context.finished)[:2] == ["read", "view"]
-    assert first.images_key == first.context.finished["view"].key != first.context.finished["read"].key
-    assert cached(second) == {*SCAN, "view"}
+    assert first.images_key == first.context.finished["images"].key
+    assert cached(second) == set(SCAN)
 
 
 def test_a_class_that_the_detector_leaves_without_clean_samples_is_named(result, copied, poisoned):
@@ -204,7 +211,10 @@ def test_progress_counts_every_stage_to_its_end(poisoned, tmp_path, flagged):
         config,
         lambda title, done, total: steps.setdefault(title, []).append((done, total)),
     )
-    titles = [stage.title for stage in (scanning.READ, scanning.EARLY_MODEL, scanning.TRIGGER_DETECTOR)]
+    titles = [
+        stage.title
+        for stage in (scanning.EMBEDDINGS, scanning.IMAGES, scanning.EARLY_MODEL, scanning.TRIGGER_DETECTOR)
+    ]
     assert list(steps) == titles
     for counts in steps.values():
         done, total = zip(*counts, strict=True)
@@ -263,9 +273,9 @@ def test_label_only_poison_is_flagged_quarantined_and_gets_soft_labels(label_onl
 def test_the_refitted_probe_is_kept_and_fitted_anew_with_other_settings(label_only, unsure_guide):
     first, path = label_only[0], label_only[0].context.run.path
     again = scanned(path, first.data, LABELS)
-    assert tuple(first.context.finished) == (*SCAN[:4], "label_flow_refit", *SCAN[4:])
+    assert tuple(first.context.finished) == (*SCAN[:5], "label_flow_refit", *SCAN[5:])
     assert cached(again) == set(first.context.finished)
     assert again.partition.fingerprint == first.partition.fingerprint
     refitted = scanned(path, first.data, replace(LABELS, label_flow=replace(LABELS.label_flow, rounds=2)))
     assert not refitted.context.finished["label_flow_refit"].cached
-    assert {"read", "early_model", "trigger_detector", "label_flow"} <= cached(refitted)
+    assert {"embeddings", "images", "early_model", "trigger_detector", "label_flow"} <= cached(refitted)

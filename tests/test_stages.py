@@ -20,7 +20,7 @@ from clipguard.seeds import Seed
 from tiny_runs import CONFIG, GUIDE, folder_of, poisoned_set, source_of
 
 STAND_ON = {"victim": {"unlearning"}}
-"""What holds a stage's key among its inputs, beside `read`, on which all stand. Others hold the partition."""
+"""What holds a stage's key among its inputs; all but `label_flow` hold that of `images`, or the partition."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,6 @@ def test_the_stages_that_modules_run_are_all_in_the_list():
 
 # What this file's first defence, with a victim that it trains, does not need.
 OTHERS = {
-    "view",
     "label_flow_refit",
     "model_images",
     "model_trigger_inversion",
@@ -90,8 +89,10 @@ def test_a_raised_version_recomputes_the_stage_and_what_stands_on_it_and_nothing
     assert not OTHERS & whole.stages_.keys()
     changed(monkeypatch, name, version=99)
     again = Defender(GUIDE, run, config=CONFIG).fit(source)
-    expected = {name} | STAND_ON.get(name, set())
-    assert computed(again) == (whole.stages_.keys() if name == "read" else expected)
+    everything = whole.stages_.keys()
+    of_images = everything - {"embeddings", "label_flow"}
+    expected = {"embeddings": everything, "images": of_images}
+    assert computed(again) == expected.get(name, {name} | STAND_ON.get(name, set()))
 
 
 SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(12, 10))
@@ -100,8 +101,9 @@ SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_siz
 def flag_labels(patch):
     """Flag and exclude one label each, whatever the linear probe says."""
     flagged, excluded = (np.arange(240) == row for row in (5, 6))
+    flow = LabelFlow(flagged, excluded, np.zeros(240), np.array([5, 6]), np.full((2, 3), 1 / 3, np.float32))
     for rule in ("label_only_poison", "refitted_label_flow"):
-        patch.setattr(computing, rule, lambda *_: LabelFlow(flagged, excluded, np.zeros((240, 3))))
+        patch.setattr(computing, rule, lambda *_: flow)
 
 
 def fit_given(source, path):

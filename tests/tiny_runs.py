@@ -64,7 +64,7 @@ def poisoned_set(n: int = 240, share: float = 0.1, seed: int = 0) -> tuple[Image
 
 def source_of(data: ImageSet) -> ImageSource:
     """Return the set as a source of arrays."""
-    return ImageSource.open((data.images, data.labels), classes=data.class_names)
+    return ImageSource.open((data.pixels, data.labels), classes=data.class_names)
 
 
 def folder_of(path: Path, source: ImageSource) -> RunFolder:
@@ -81,7 +81,7 @@ def folder_of(path: Path, source: ImageSource) -> RunFolder:
 
 def other_at(data: ImageSet, rows: np.ndarray) -> ImageSet:
     """Return the data with other pixels and labels at the rows."""
-    images, labels = data.images.copy(), data.labels.copy()
+    images, labels = data.pixels.copy(), data.labels.copy()
     images[rows], labels[rows] = 255 - images[rows], (labels[rows] + 1) % 3
     return image_set(images, labels, data.class_names, data.ids)
 

@@ -136,7 +136,7 @@ def main() -> None:
     first, end = map(int, chosen.rows.split(":"))
     source = ImageSource.open(chosen.data, rows=(first, end))
     seed, how = Seed(chosen.seed).child("backdoored guide"), Poisoning(epochs=chosen.epochs)
-    data = read_images(source, Preprocessing(size=common_size(source).common))[0]
+    data = read_images(source, Preprocessing(size=common_size(source)))[0]
     train, held_out = split(data, how.held_out, seed.child("split"))
     guide, attack = ClipGuide("mini"), attack_named(chosen.attack, target=chosen.target)
     pack(poison(guide, train, attack, how, seed), guide.clip, chosen.folder)

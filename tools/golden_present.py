@@ -28,6 +28,7 @@ PRESENT = {
     "guide_from_name": "clip.zero_shot",
     "load": "models.spec",
     "poisoned_digits": "lab.demo",
+    "ShardedArray": "runs",
     "read_array": "runs",
     "read_images": "data.decode",
 }
@@ -57,8 +58,8 @@ def scan_values(defender: Any, api: SimpleNamespace) -> dict[str, str]:
     stages, samples = defender.stages_, defender.samples_
     few = few_clean(scan)
     return {
-        "images": sha(scan.data.images),
-        "embeddings": sha(api.read_array(stages["read"].path / "embeddings.npy")),
+        "images": sha(scan.data.pixels),
+        "embeddings": sha(api.ShardedArray.of(stages["embeddings"].path / "img_emb")[:]),
         "guide's logits": sha(scan.guide.logits),
         **{name: sha(getattr(scan.entropy, name)) for name in base.RANKS},
         "trigger scores": sha(samples["trigger_score"]),

@@ -11,7 +11,7 @@ The first two are the layout of clip-retrieval, whose tools read them.
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -59,7 +59,7 @@ class ReadingPass:
     images: tuple[tuple[Path, Preprocessing], ...]
     known: Path | None = None
     lanes: int = 1
-    shard_rows: int = SHARD
+    shard_rows: int = field(default_factory=lambda: SHARD)
 
     @property
     def count(self) -> int:

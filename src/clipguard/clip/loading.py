@@ -151,11 +151,13 @@ def _preprocessing(config: dict[str, Any]) -> Preprocessing:
 
     given = PreprocessCfg(**config)
     size = (given.size, given.size) if isinstance(given.size, int) else tuple(given.size)
+    # open_clip knows no other than bicubic beside it, nor beside bicubic for the shorter side of an oblong.
+    oblong = given.resize_mode == "shortest" and size[0] != size[1]
+    bilinear = given.interpolation == "bilinear" and not oblong
     return Preprocessing(
         size=size,
         resize=given.resize_mode,
-        # open_clip knows no others, and takes this for all that it does not know.
-        interpolation="bilinear" if given.interpolation == "bilinear" else "bicubic",
+        interpolation="bilinear" if bilinear else "bicubic",
         fill=given.fill_color,
         mean=tuple(given.mean),
         std=tuple(given.std),

@@ -81,7 +81,7 @@ class ShardedArray:
             if step != 1:
                 raise TypeError("a slice of rows has no step")
             return self._between(start, max(start, stop))
-        if np.asarray(rows).dtype.kind not in "iu" or rows.ndim != 1:
+        if np.ndim(rows) != 1 or rows.dtype.kind not in "iu":
             raise TypeError("rows are asked for by a slice or by an array of row numbers")
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             raise IndexError(f"rows up to {rows.max()} of {len(self)}")
