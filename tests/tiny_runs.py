@@ -72,7 +72,7 @@ def folder_of(path: Path, source: ImageSource) -> RunFolder:
     info = SourceInfo(
         kind=source.kind,
         location=source.location,
-        fingerprint=source.fingerprint,
+        key=source.key,
         n=len(source),
         class_names=source.class_names,
     )
@@ -103,7 +103,7 @@ def scanned(
         Context(
             run=folder_of(path, source),
             source=source,
-            sizes=common_size(source),
+            common_size=common_size(source),
             guide=guide,
             config=config,
             progress=progress,

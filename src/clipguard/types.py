@@ -69,6 +69,11 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
 
+    @property
+    def geometry(self) -> "Preprocessing":
+        """The same without normalisation: what decides the pixels."""
+        return replace(self, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSet:

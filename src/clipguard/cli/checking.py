@@ -35,7 +35,7 @@ def run_verify(
     """
     checks = {"artefacts": verify_run(run)}
     if data is not None:
-        checks["inputs"] = check_inputs(run, data)
+        checks["inputs"] = list(check_inputs(RunFolder.read(run).path / "stages" / "embeddings", data))
     if model is not None:
         checks["model"] = [_check_model(run, model)]
     if guide is not None:

@@ -13,6 +13,8 @@ from clipguard.cli.progress import warn, working
 from clipguard.cli.tables import show_run
 from clipguard.cli.text import channels_from, parsed, rows_from, size_from
 from clipguard.clip.zero_shot import ClipGuide, guide_from_name
+from clipguard.compute.engine import Engine, LocalEngine
+from clipguard.compute.ray_engine import RayEngine
 from clipguard.compute.training import DEFAULT_RECIPE
 from clipguard.data import ImageSource
 from clipguard.detection.early_model import early_model_named
@@ -28,6 +30,7 @@ from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.summary import write_summary
 from clipguard.runs.summary import RunSummary, plain
+from clipguard.types import Progress
 
 
 def run_scan(path: Path, options: ScanOptions) -> Outcome:
@@ -39,7 +42,7 @@ def run_scan(path: Path, options: ScanOptions) -> Outcome:
     config = _scan_config(options)
     with working() as progress:
         source = _source(path, options)
-        defender = Defender(_guide(options), options.out, config=config, progress=progress).scan(source)
+        defender = _defender(options, config, progress).scan(source)
         if (options.out / MODEL).exists():
             defender.warnings_.append(f"{options.out / MODEL} is of an earlier defend: a scan makes no model")
         summary = _finish(defender, "scan")
@@ -64,7 +67,7 @@ def run_defend(path: Path, options: DefendOptions) -> Outcome:
             truth = truth_beside(path, options.test) if options.rows is None else None
             test = open_test(options.test, source, options.classes, truth)
             notes = check_test(test, partial(progress, READ_TEST_IMAGES))
-        defender = Defender(_guide(options), options.out, config=config, progress=progress)
+        defender = _defender(options, config, progress)
         defender.fit(source, model=options.model, spec=spec)
         defender.warnings_ += notes
         summary = _finish(defender, "defend", **measure(defender, test))
@@ -100,10 +103,31 @@ def _source(path: Path, options: ScanOptions) -> ImageSource:
     return source
 
 
+def _defender(options: ScanOptions, config: DefenseConfig, progress: Progress) -> Defender:
+    return Defender(_guide(options), options.out, config=config, progress=progress, engine=_engine(options))
+
+
 def _guide(options: ScanOptions) -> ClipGuide:
     return guide_from_name(
         options.guide, templates=options.template or None, use_logit_scale=options.logit_scale
     )
+
+
+def _engine(options: ScanOptions) -> Engine:
+    """Return who runs the reading pass.
+
+    Raises:
+        ClipguardError: options of Ray without Ray, or no worker.
+    """
+    if options.engine == "local":
+        if options.ray_address is not None or options.workers is not None:
+            raise ClipguardError(
+                "--ray-address and --workers are for --engine ray: add it, or leave them out"
+            )
+        return LocalEngine()
+    if options.workers is not None and options.workers < 1:
+        raise ClipguardError(f"--workers {options.workers}: give 1 or more")
+    return RayEngine(address=options.ray_address, workers=options.workers)
 
 
 def _scan_config(options: ScanOptions) -> DefenseConfig:

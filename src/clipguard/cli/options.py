@@ -43,6 +43,9 @@ class ScanOptions:
             commonest size, at most 64.
         early_model: shallow, residual, cgd, or an architecture.
         rank_within: Rank samples among all (the default), or within their class.
+        engine: Who reads and embeds the data: this process, or Ray (clipguard[ray]) on many.
+        ray_address: Of a Ray cluster; without it, Ray is started on this machine.
+        workers: Processes of Ray; default: one a processor core.
     """
 
     out: RunFolder
@@ -57,6 +60,9 @@ class ScanOptions:
     limits: Annotated[Limits, Parameter(group=Group("Limits on hostile input"))] = field(
         default_factory=Limits
     )
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    workers: int | None = None
     seed: Seed = 0
     json: Json = False
 

@@ -169,7 +169,7 @@ def _read(path: Path, options: AttackOptions, progress: Progress) -> tuple[Image
         raise ClipguardError(
             f"--target {options.target}: {path} has the labels 0 to {len(source.class_names) - 1}"
         )
-    size = common_size(source).common if options.size is None else size_from(options.size, "--size")
+    size = common_size(source) if options.size is None else size_from(options.size, "--size")
     if options.test is None:
         if options.test_rows is not None:
             raise ClipguardError("--test-rows says which rows of --test to keep: give --test too")

@@ -1,104 +1,255 @@
-"""The embedding pass: images to thumbnails and CLIP embeddings, shard by shard."""
+"""The reading pass: one read of a source gives hashes, images at any sizes and CLIP embeddings, by shards.
 
+    FOLDER/img_emb/img_emb_000000.npy          embeddings of the readable images [m, d], float32
+    FOLDER/metadata/metadata_000000.parquet    their ids as `image_path`, and their labels
+    FOLDER/rows/rows_000000.parquet            hash, size or fault of every image; written last
+    IMAGES/images_000000.npy                   the readable images at one size [m, h, w, 3], uint8
+
+The first two are the layout of clip-retrieval, whose tools read them.
+"""
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Float32, Int64
 
-from clipguard.clip.model import Clip
+from clipguard.clip.model import IMAGE_CHUNK, Clip
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.compute.engine import Engine
+from clipguard.compute.lanes import ordered_map
 from clipguard.data import ImageSource
-from clipguard.data.decode import Decoder, Unreadable, check_readable, decode_rows, thumbnail
-from clipguard.runs import (
-    read_array,
-    read_json,
-    resume_folder,
-    write_array,
-    write_image_set,
-    write_json,
-    write_pieces,
-)
-from clipguard.types import StepProgress, image_set
+from clipguard.data.decode import Decoder, ReadRow, Unreadable, read_rows
+from clipguard.data.decode.reading import MAX_UNREADABLE
+from clipguard.data.provenance import record_rows, record_source, recorded_rows, rows_file
+from clipguard.data.source import Opened
+from clipguard.errors import ClipguardError
+from clipguard.runs import write_array, write_pieces, write_table
+from clipguard.types import Preprocessing, StepProgress
 
-SHARD = 1024
-"""Rows a shard: a killed embedding pass loses at most so many."""
-
-_BATCH = 64
+SHARD: Final = 1024
+"""Rows a shard: a killed pass loses at most so many."""
 
 
-def _write_shard(
-    source: ImageSource, rows: range, clip: Clip, size: tuple[int, int], shard: Path, decoder: Decoder
-) -> None:
-    """Write the files of one shard; `unreadable.json` comes last and says that the others are whole."""
-    shard.mkdir(exist_ok=True)
-    bad: list[Unreadable] = []
-    kept: list[int] = []
-    crops: list[np.ndarray] = []
-    images, embeddings = [], []
-    for row, image in decode_rows(source, rows, decoder):
-        if isinstance(image, Unreadable):
-            bad.append(image)
-            continue
-        kept.append(row)
-        # Thumbnail and crop are small: many huge images are never in memory together.
-        images.append(thumbnail(image, size))
-        crops.append(clip.crop(image))
-        if len(crops) == _BATCH:
-            embeddings.append(clip.embed_crops(crops))
-            crops = []
-    if crops:
-        embeddings.append(clip.embed_crops(crops))
-    write_array(shard / "images.npy", np.array(images, dtype=np.uint8).reshape(-1, *size, 3))
-    merged = np.concatenate(embeddings) if embeddings else np.zeros((0, 1), np.float32)
-    write_array(shard / "embeddings.npy", merged)
-    write_array(shard / "rows.npy", np.array(kept, dtype=np.int64))
-    write_json(shard / "unreadable.json", [[entry.id, entry.reason] for entry in bad])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingPass:
+    """What is read, and where it goes.
+
+    Attributes:
+        source: n images of any sizes.
+        guide: the model that embeds them; None where `folder` holds the embeddings already.
+        folder: of embeddings and of what is known of each image.
+        images: folders of images, each with the preprocessing that gives them.
+        lanes: chunks that are embedded side by side, each on one thread.
+        shard_rows: rows a shard.
+    """
+
+    source: ImageSource
+    guide: ClipGuide | None
+    folder: Path
+    images: tuple[tuple[Path, Preprocessing], ...]
+    lanes: int = 1
+    shard_rows: int = SHARD
+
+    @property
+    def count(self) -> int:
+        """Number of shards."""
+        return -(-len(self.source) // self.shard_rows)
+
+    def units(self, shards: Sequence[int]) -> list[list[int]]:
+        """Return the shards, those together that would be read from the same start of the source."""
+        firsts = [shard * self.shard_rows for shard in shards]
+        starts = np.searchsorted(self.source.starts, firsts, side="right")
+        cuts = np.flatnonzero(np.diff(starts)) + 1
+        return [part.tolist() for part in np.split(np.array(shards, np.int64), cuts)]
+
+    def rows(self, shard: int) -> Int64[np.ndarray, "m"]:
+        """Return the rows of a shard that are read: all, or those that are known to be readable."""
+        every = np.arange(shard * self.shard_rows, min((shard + 1) * self.shard_rows, len(self.source)))
+        return every if self.guide else every[recorded_rows(rows_file(self.folder, shard)).readable]
+
+    def has(self, shard: int, /) -> bool:
+        """Return whether an earlier attempt has left a shard whole."""
+        return rows_file(self.folder, shard).exists() and all(
+            image_file(folder, shard).exists() for folder, _ in self.images
+        )
+
+    def elsewhere(self) -> "Callable[[], ReadingPass]":
+        """Return what makes the same pass in another process that sees the same files.
+
+        Raises:
+            ClipguardError: the source is no file or folder.
+        """
+        if self.source.opened is None:
+            raise ClipguardError(
+                f"{self.source.location} is in the memory of this process: give a path to use other processes"
+            )
+        images = tuple((folder.absolute(), view) for folder, view in self.images)
+        guide = self.guide and self.guide.unloaded()
+        return partial(
+            _reopened,
+            self.source.opened,
+            key=self.source.key,
+            guide=guide,
+            folder=self.folder.absolute(),
+            images=images,
+            shard_rows=self.shard_rows,
+        )
+
+    def __call__(self, shards: Sequence[int], /) -> Iterator[int]:
+        """Finish the shards in order; the number of each is returned when all its files are in place.
+
+        Raises:
+            ClipguardError: an image is not what it was when it was embedded, or the guide gives NaN.
+        """
+        embed = partial(_embedded, self.guide.clip if self.guide else None)
+        parts: list[tuple[_Piece, Float32[np.ndarray, "_ d"] | None]] = []
+        for part in ordered_map(embed, self._pieces(shards), self.lanes, 2 * self.lanes):
+            parts.append(part)
+            if part[0].last:
+                self._write(part[0].shard, parts)
+                parts = []
+                yield part[0].shard
+
+    def _pieces(self, shards: Sequence[int]) -> "Iterator[_Piece]":
+        """Return what is read in pieces of `IMAGE_CHUNK` readable images, the last of a shard smaller.
+
+        An embedding's last bits depend on how many images are embedded together: so a piece never holds
+        images of two shards, whoever reads them.
+        """
+        rows = [self.rows(shard) for shard in shards]
+        views = [view for _, view in self.images]
+        if self.guide:
+            views.insert(0, self.guide.clip.preprocessing)
+        decoder = Decoder(self.source.limits)
+        reads = read_rows(self.source, np.concatenate(rows), tuple(views), decoder)
+        for shard, its_rows in zip(shards, rows, strict=True):
+            piece = _Piece(shard, [])
+            for read in islice(reads, len(its_rows)):
+                if piece.readable == IMAGE_CHUNK:
+                    yield piece
+                    piece = _Piece(shard, [])
+                piece.reads.append(read)
+            yield _Piece(shard, piece.reads, last=True)
+
+    def _write(self, shard: int, parts: "list[tuple[_Piece, Float32[np.ndarray, '_ d'] | None]]") -> None:
+        reads = [read for piece, _ in parts for read in piece.reads]
+        good = [read for read in reads if not isinstance(read.views, Unreadable)]
+        if not self.guide:
+            self._check_same(shard, reads)
+        first = 1 if self.guide else 0
+        for number, (folder, view) in enumerate(self.images, first):
+            if not image_file(folder, shard).exists():
+                folder.mkdir(exist_ok=True)
+                pieces = (read.views.images[number][None] for read in good)  # type: ignore[union-attr]  # readable
+                shape = (len(good), *view.size, 3)
+                write_pieces(image_file(folder, shard), shape, np.dtype(np.uint8), pieces)
+        if self.guide:
+            self._write_embeddings(shard, good, [vectors for _, vectors in parts if vectors is not None])
+            record_rows(_within(rows_file(self.folder, shard)), self.source, reads)
+
+    def _write_embeddings(
+        self, shard: int, good: list[ReadRow], vectors: list[Float32[np.ndarray, "_ d"]]
+    ) -> None:
+        merged = np.concatenate(vectors) if vectors else np.zeros((0, 1), np.float32)
+        write_array(_within(embedding_file(self.folder, shard)), merged)
+        rows = [read.row for read in good]
+        columns: dict[str, Any] = {
+            "image_path": [self.source.ids[row] for row in rows],
+            "label": self.source.labels[rows],
+        }
+        write_table(_within(self.folder / "metadata" / f"metadata_{shard:06d}.parquet"), columns)
+
+    def _check_same(self, shard: int, reads: list[ReadRow]) -> None:
+        recorded = recorded_rows(rows_file(self.folder, shard))
+        before = [recorded.sha256[place] for place in recorded.readable]
+        for read, sha256 in zip(reads, before, strict=True):
+            if isinstance(read.views, Unreadable) or read.contents.sha256 != sha256:
+                name = self.source.ids[read.row]
+                raise ClipguardError(
+                    f"{self.source.location}: {name!r} changed since it was read: scan in a new run folder"
+                )
 
 
-def embed_source(
-    source: ImageSource,
-    clip: Clip,
-    size: tuple[int, int],
-    folder: Path,
-    progress: StepProgress | None = None,
-) -> None:
-    """Write thumbnails as an image set, `embeddings.npy` and `unreadable.json`; decode each image once.
+def _reopened(opened: Opened, *, key: str, **others: Any) -> ReadingPass:
+    source = opened.open()
+    if source.key != key:
+        raise ClipguardError(
+            f"{source.location} is other data on {platform.node()} than where it was listed: "
+            "all nodes have to see the same files, with the same dates"
+        )
+    return ReadingPass(source=source, **others)
 
-    A shard that an earlier, killed attempt has left whole is not computed again. The shards stay in the
-    stage's `resume_folder` until the run folder has finished the stage.
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows of a shard whose readable images are embedded together; `last` ends the shard."""
+
+    shard: int
+    reads: list[ReadRow]
+    last: bool = False
+
+    @property
+    def readable(self) -> int:
+        return sum(not isinstance(read.views, Unreadable) for read in self.reads)
+
+
+def _embedded(clip: Clip | None, piece: _Piece) -> tuple[_Piece, Float32[np.ndarray, "_ d"] | None]:
+    good = [read.views for read in piece.reads if not isinstance(read.views, Unreadable)]
+    return piece, clip.embed_crops([views.images[0] for views in good]) if clip and good else None
+
+
+def _within(file: Path) -> Path:
+    """Return the file, its folder made."""
+    file.parent.mkdir(exist_ok=True)
+    return file
+
+
+def embedding_file(folder: Path, shard: int) -> Path:
+    """Return the file of a shard's embeddings."""
+    return folder / "img_emb" / f"img_emb_{shard:06d}.npy"
+
+
+def image_file(folder: Path, shard: int) -> Path:
+    """Return the file of a shard's images at one size."""
+    return folder / f"images_{shard:06d}.npy"
+
+
+def read_source(reading: ReadingPass, engine: Engine, progress: StepProgress) -> None:
+    """Write all files of a pass; a shard that an earlier, killed attempt has left whole is not read again.
 
     Args:
-        source: n images, of any sizes.
-        clip: the model that embeds them.
-        size: height and width of the thumbnails, in pixels.
-        folder: where the files go.
+        reading: what is read and where it goes.
+        engine: who runs it over the shards.
         progress: called with (images done, n) after each shard.
 
     Raises:
-        ClipguardError: too many images are unreadable.
+        ClipguardError: more than a tenth of the images are unreadable, which is said as soon as it is known;
+            or the source changed meanwhile.
     """
-    kept = resume_folder(folder)
-    shards = [kept / f"shard-{number:06d}" for number in range(-(-len(source) // SHARD))]
-    decoder = Decoder(source.limits)
-    for number, shard in enumerate(shards):
-        rows = range(number * SHARD, min((number + 1) * SHARD, len(source)))
-        if not (shard / "unreadable.json").exists():
-            _write_shard(source, rows, clip, size, shard, decoder)
-        if progress is not None:
-            progress(rows.stop, len(source))
-    _merge(source, shards, folder)
+    n, done, bad = len(reading.source), 0, len(reading.source.refused)
+    there = [shard for shard in range(reading.count) if reading.has(shard)]
+    missing = sorted(set(range(reading.count)) - set(there))
+    for shards in (there, engine.run(reading, reading.units(missing)) if missing else ()):
+        for shard in shards:
+            recorded = recorded_rows(rows_file(reading.folder, shard))
+            done, bad = done + len(recorded.ids), bad + len(recorded.unreadable)
+            if bad > MAX_UNREADABLE * (n + len(reading.source.refused)):
+                raise _too_many(reading.source, bad, recorded.unreadable)
+            progress(done, n)
+    if reading.guide:
+        record_source(reading.folder, reading.source, reading.count)
 
 
-def _merge(source: ImageSource, shards: list[Path], folder: Path) -> None:
-    bad = tuple(Unreadable(*entry) for shard in shards for entry in read_json(shard / "unreadable.json"))
-    check_readable(source, bad)
-    rows = np.concatenate([read_array(shard / "rows.npy") for shard in shards])
-    kept = source.take(rows)
-    full = [shard for shard in shards if len(read_array(shard / "rows.npy"))]
-    parts = [read_array(shard / "images.npy", mmap=True) for shard in full]
-    write_pieces(folder / "images.npy", (len(rows), *parts[0].shape[1:]), parts[0].dtype, parts)
-    images = read_array(folder / "images.npy", mmap=True)
-    write_image_set(folder, image_set(images, kept.labels, kept.class_names, kept.ids))
-    write_array(
-        folder / "embeddings.npy", np.concatenate([read_array(shard / "embeddings.npy") for shard in full])
+def _too_many(source: ImageSource, bad: int, unreadable: list[Unreadable]) -> ClipguardError:
+    one = (*source.refused, *unreadable)[0]
+    total = len(source) + len(source.refused)
+    return ClipguardError(
+        f"at least {bad} of {total} images of {source.location} are unreadable, more than "
+        f"{MAX_UNREADABLE:.0%}, such as {one.id!r} ({one.reason}): repair or remove them"
     )
-    listed = [{"id": entry.id, "reason": entry.reason} for entry in (*source.refused, *bad)]
-    write_json(folder / "unreadable.json", listed)

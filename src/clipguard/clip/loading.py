@@ -25,6 +25,7 @@ from clipguard.errors import ClipguardError, reason_of
 from clipguard.models import weights
 from clipguard.safety.limits import Limits, parse_json, read_bounded
 from clipguard.safety.network import PATIENCE, answers
+from clipguard.types import Preprocessing
 
 # Read when huggingface_hub is imported: a download says which file it wants and nothing about this machine.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -129,10 +130,11 @@ def _open(name: str, file: Path, model: str, tokenizer: str, settings: str, **ar
 
     try:
         with _root_logger_restored():
-            network, preprocess = open_clip.create_model_from_pretrained(model, **arguments)
+            network, _ = open_clip.create_model_from_pretrained(model, **arguments)
+            preprocessing = _preprocessing(open_clip.get_model_preprocess_cfg(network))
             tokens = open_clip.get_tokenizer(tokenizer)
         network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        clip = Clip(name, file, network, preprocess, tokens, settings)
+        clip = Clip(name, file, network, preprocessing, tokens, settings)
         # Sizes, means and deviations that fit no image, or no text, fail here and not in the midst of a scan.
         clip.embed_images([np.zeros((8, 8, 3), np.uint8)])
         clip.embed_texts(["a"])
@@ -141,6 +143,23 @@ def _open(name: str, file: Path, model: str, tokenizer: str, settings: str, **ar
     except Exception as error:  # A foreign folder can make open_clip and timm raise nearly anything.
         raise ClipguardError(f"guide {name} cannot be built: {reason_of(error)}") from error
     return clip
+
+
+def _preprocessing(config: dict[str, Any]) -> Preprocessing:
+    """Return open_clip's evaluation transform of a config; where it says nothing, open_clip's defaults."""
+    from open_clip.transform import PreprocessCfg
+
+    given = PreprocessCfg(**config)
+    size = (given.size, given.size) if isinstance(given.size, int) else tuple(given.size)
+    return Preprocessing(
+        size=size,
+        resize=given.resize_mode,
+        # open_clip knows no others, and takes this for all that it does not know.
+        interpolation="bilinear" if given.interpolation == "bilinear" else "bicubic",
+        fill=given.fill_color,
+        mean=tuple(given.mean),
+        std=tuple(given.std),
+    )
 
 
 def _require_text_parts(name: str, config: dict[str, Any], *, local_tokenizer: bool) -> None:

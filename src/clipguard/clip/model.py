@@ -11,8 +11,9 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from clipguard.data.decode.geometry import prepared
 from clipguard.errors import ClipguardError
-from clipguard.types import Images
+from clipguard.types import Images, Preprocessing
 
 # Small enough for the activations of one chunk to stay in the cache of a CPU core: 64 is a quarter slower.
 IMAGE_CHUNK: Final = 32
@@ -33,7 +34,7 @@ class Clip:
         name: the model, as the user would write it.
         weights: the safetensors file.
         network: open_clip's model, in evaluation mode.
-        preprocess: open_clip's evaluation transform: geometry on PIL images, then to tensor, then normalise.
+        preprocessing: open_clip's evaluation transform, as a value.
         tokenizer: texts to [m, context_length] token numbers.
         settings: the config by which the network is built from its weights, as text.
     """
@@ -41,7 +42,7 @@ class Clip:
     name: str
     weights: Path
     network: Any
-    preprocess: Any
+    preprocessing: Preprocessing
     tokenizer: Callable[[list[str]], Any]
     settings: str = ""
 
@@ -65,7 +66,7 @@ class Clip:
     @property
     def preprocessing_sha256(self) -> str:
         """The sha256 of all that decides an embedding beside the weights: config and preprocessing."""
-        return hashlib.sha256(f"{self.settings}/{self.preprocess!r}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.settings}/{self.preprocessing!r}".encode()).hexdigest()
 
     @property
     def hub_sha256(self) -> str | None:
@@ -84,19 +85,10 @@ class Clip:
         Raises:
             ClipguardError: the model returns NaN or Inf.
         """
-        return self.embed_crops([self.crop(image) for image in batch])
-
-    def crop(self, image: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
-        """Return the image as the model takes it, resized and cropped. Large images shrink by that."""
-        from PIL import Image
-
-        picture = Image.fromarray(image)
-        for step in self.preprocess.transforms[:-2]:
-            picture = step(picture)
-        return np.asarray(picture)
+        return self.embed_crops([prepared(image, self.preprocessing) for image in batch])
 
     def embed_crops(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:
-        """Return one embedding for each result of `crop`; see `embed_images`.
+        """Return one embedding for each image that is resized and cropped already; see `embed_images`.
 
         Raises:
             ClipguardError: the model returns NaN or Inf.
@@ -114,12 +106,17 @@ class Clip:
         )
 
     def _pixels(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Any:
-        """Return what `preprocess` gives; its last two steps run once a batch, which is faster."""
+        """Return the crops as the network takes them: in 0..1, normalised."""
+        import torch
+
         from clipguard.compute.device import tensor
 
-        *_geometry, _to_tensor, normalize = self.preprocess.transforms
+        mean, std = (
+            torch.tensor(values).view(-1, 1, 1)
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
         # A view in channels-last order, in which these networks run faster.
-        return normalize(tensor(np.stack(crops)).permute(0, 3, 1, 2).float().div(255))
+        return tensor(np.stack(crops)).permute(0, 3, 1, 2).float().div(255).sub(mean).div(std)
 
     def _embedded(
         self, encode: Callable[..., Any], prepare: Callable[[Any], Any], items: Sequence[Any], chunk: int

@@ -6,8 +6,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,12 @@ class ClipGuide:
             return load_clip(self.model, self.pretrained)
         folder = resources.files("clipguard") / "clip" / EMBEDDED
         return load_clip(f"{FOLDER_PREFIX}{folder}")
+
+    def unloaded(self) -> "ClipGuide":
+        """Return the same choice without the loaded model, for another process; a folder by its full path."""
+        folder = self.model.removeprefix(FOLDER_PREFIX)
+        whole = f"{FOLDER_PREFIX}{Path(folder).expanduser().absolute()}"
+        return replace(self, model=self.model if folder == self.model else whole)
 
     @property
     def weights_verified_by(self) -> str | None:

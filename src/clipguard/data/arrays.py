@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 from PIL.Image import Image
 
-from clipguard.data.listing import Item, Listing, as_labels
+from clipguard.data.listing import InMemory, Item, Listing, as_labels
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.safety.limits import Limits
 
@@ -23,7 +23,7 @@ HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.fo
 
 
 @dataclass(frozen=True, slots=True)
-class ArrayReader:
+class ArrayReader(InMemory):
     """Reads rows of one array, or of a list of arrays and Pillow images that differ in size."""
 
     images: UInt8[np.ndarray, "n h w *c"] | Sequence[Image | UInt8[np.ndarray, "_ _ ..."]]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.data.listing import Failed, Item, Listing, fault, printable, unique_ids
+from clipguard.data.listing import Failed, Item, Listing, Stamp, fault, printable, stamp, unique_ids
 from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits, read_bounded
 
@@ -40,6 +40,13 @@ class FolderReader:
                     yield read_bounded(path, self.limits.file_bytes)
             except OSError as error:
                 yield Failed(fault(error))
+
+    def stamps(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Stamp]:
+        """Return size and date of each file."""
+        return (stamp(self.root / self.paths[row], self.paths[row]) for row in rows)
+
+    def starts(self) -> None:
+        """Return None: each row is a file."""
 
 
 def leaves(path: Path, inside: Path) -> bool:

@@ -1,8 +1,10 @@
 """What every kind of source is reduced to before it is checked: labels, ids and something that reads."""
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -31,12 +33,43 @@ class Unreadable:
 Item = bytes | Shaped[np.ndarray, "..."] | Image | Failed
 
 
+Stamp = tuple[str, int, int]
+"""Name, size in bytes and date of change in nanoseconds of a file."""
+
+
 @runtime_checkable
 class Reader(Protocol):
     """Fetches undecoded images by row number."""
 
     def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
         """Return one item a row; `rows` ascends."""
+
+    def stamps(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Stamp] | None:
+        """Return the files that hold the rows, as the system lists them; None for what is no file."""
+
+    def starts(self) -> Int64[np.ndarray, "g"] | None:
+        """Return the rows at which reading can begin without reading what comes before; None for all."""
+
+
+class InMemory:
+    """What readers of objects share: no file speaks for them, and any row can be read at once."""
+
+    __slots__ = ()
+
+    def stamps(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Stamp] | None:
+        """Return None: nothing but the contents tells whether they are the same."""
+
+    def starts(self) -> Int64[np.ndarray, "g"] | None:
+        """Return None: all rows."""
+
+
+def stamp(path: Path, name: str) -> Stamp:
+    """Return the stamp of a file under a name; a file that has gone has size and date -1."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return name, -1, -1
+    return name, status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 from PIL.Image import Image
 
-from clipguard.data.listing import Failed, Item, Listing, as_labels, fault
+from clipguard.data.listing import Failed, InMemory, Item, Listing, as_labels, fault
 from clipguard.data.quiet import quiet_pillow
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.safety.limits import Limits, read_bounded
@@ -18,7 +18,7 @@ LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
 
 
 @dataclass(frozen=True, slots=True)
-class PairReader:
+class PairReader(InMemory):
     """Reads an indexable of (image, label) pairs."""
 
     data: Any
@@ -90,7 +90,7 @@ def list_pairs(data: Any) -> Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class DatasetsReader:
+class DatasetsReader(InMemory):
     """Reads the undecoded images of a `datasets.Dataset`."""
 
     data: Any

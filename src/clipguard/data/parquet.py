@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.data.listing import Item, Listing, unique_ids
+from clipguard.data.listing import Item, Listing, Stamp, stamp, unique_ids
 from clipguard.data.parquet_file import Shard, list_shard, read_cells
 from clipguard.data.parquet_sandbox import sandboxed_cells, sandboxed_shard
 from clipguard.errors import ClipguardError
@@ -22,24 +22,35 @@ class ParquetReader:
 
     Attributes:
         files: the shards.
-        starts: number of the first row of each shard, and the number of all rows.
+        firsts: number of the first row of each shard, and the number of all rows.
+        groups: number of the first row of each row group.
         limits: a larger cell becomes `Failed`.
     """
 
     files: tuple[Path, ...]
-    starts: tuple[int, ...]
+    firsts: tuple[int, ...]
+    groups: Int64[np.ndarray, "g"]
     limits: Limits
 
     def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
         """Return the images' bytes; none where they are null."""
-        cuts = np.searchsorted(rows, self.starts)
+        cuts = np.searchsorted(rows, self.firsts)
         read = sandboxed_cells if sandboxes(self.limits) else read_cells
         for number, path in enumerate(self.files):
-            rows_here = rows[cuts[number] : cuts[number + 1]] - self.starts[number]
+            rows_here = rows[cuts[number] : cuts[number + 1]] - self.firsts[number]
             if len(rows_here):
                 # Closed at once where the caller wants no more, so that its worker does not linger.
                 with closing(read(path, str(path), rows_here, self.limits)) as items:
                     yield from items
+
+    def stamps(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Stamp]:
+        """Return size and date of each shard that holds rows."""
+        cuts = np.searchsorted(rows, self.firsts)
+        return (stamp(file, file.name) for file, n in zip(self.files, np.diff(cuts), strict=True) if n)
+
+    def starts(self) -> Int64[np.ndarray, "g"]:
+        """Return the first row of each row group: one is read from its beginning."""
+        return self.groups
 
 
 def _ids(files: list[Path], shards: list[Shard]) -> tuple[str, ...]:
@@ -77,12 +88,13 @@ def list_parquet(files: list[Path], location: Path, limits: Limits) -> Listing:
     if not len(labels):
         raise ClipguardError(f"no images found in {location}: its table has no rows")
     names = shards[0].names
-    starts = np.cumsum([0, *(len(shard.labels) for shard in shards)])
+    firsts = np.cumsum([0, *(len(shard.labels) for shard in shards)])
+    groups = [first + np.array(shard.groups) for first, shard in zip(firsts, shards, strict=False)]
     return Listing(
         kind="parquet",
         location=str(location),
         labels=labels,
         ids=_ids(files, shards),
         names=names,
-        reader=ParquetReader(tuple(files), tuple(int(start) for start in starts), limits),
+        reader=ParquetReader(tuple(files), tuple(firsts.tolist()), np.concatenate(groups), limits),
     )

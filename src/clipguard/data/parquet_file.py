@@ -33,11 +33,15 @@ FOOTER_ENTRIES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What is known of a file before its images are read; no paths where there are none to be used."""
+    """What is known of a file before its images are read; no paths where there are none to be used.
+
+    `groups` are the first rows of its row groups.
+    """
 
     labels: Int64[np.ndarray, "n"]
     paths: list[Any] | None
     names: tuple[str, ...] | None
+    groups: Int64[np.ndarray, "g"]
 
 
 def read_cells(
@@ -171,6 +175,8 @@ def list_shard(path: Path, name: str, limits: Limits) -> Shard:
     with _opened(path, name) as opened:
         has_path = _check_columns(opened, name)
         claimed = opened.metadata.num_rows
+        sizes = [opened.metadata.row_group(number).num_rows for number in range(opened.num_row_groups)]
+        groups = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
         if claimed > limits.members:
             raise ClipguardError(f"{name} claims {claimed} rows, more than the limit of {limits.members}")
         image, label = _columns(opened.schema_arrow.names)
@@ -184,4 +190,4 @@ def list_shard(path: Path, name: str, limits: Limits) -> Shard:
         raise ClipguardError(f"{name} claims {claimed} rows but holds {len(labels)}: get it again")
     if paths is not None and any(len(path or "") > limits.name_length for path in paths):
         paths = None
-    return Shard(labels, paths, names)
+    return Shard(labels, paths, names, groups)

@@ -44,11 +44,12 @@ class Request(Message):
 
 
 class Listed(Message):
-    """A `Shard`; its labels are int64."""
+    """A `Shard`; its labels and groups are int64."""
 
     labels: bytes
     paths: list[str | None] | None
     names: tuple[str, ...] | None
+    groups: bytes
 
 
 class Cell(Message):
@@ -69,9 +70,12 @@ def sandboxed_shard(path: Path, name: str, limits: Limits, role: Role = ROLE) ->
         listed: Listed = worker.read(Listed | Fault, limits.memory, PATIENCE * PATIENCE * limits.seconds)
         worker.finish()
         count, odd = divmod(len(listed.labels), 8)
-        if odd or len(listed.paths or ()) not in (0, count):
+        if odd or len(listed.groups) % 8 or len(listed.paths or ()) not in (0, count):
             raise worker.protocol_error()
-        return Shard(np.frombuffer(listed.labels, np.int64), listed.paths, listed.names)
+        labels, groups = (np.frombuffer(numbers, np.int64) for numbers in (listed.labels, listed.groups))
+        if len(groups) and not (groups[0] == 0 and (np.diff(groups) >= 0).all() and groups[-1] <= count):
+            raise worker.protocol_error()
+        return Shard(labels, listed.paths, listed.names, groups)
 
 
 def sandboxed_cells(
@@ -116,7 +120,7 @@ def _answer(request: Request, limits: Limits) -> Iterator[Message]:
         limit_time(PATIENCE * limits.seconds)
         shard = list_shard(path, name, limits)
         labels = np.ascontiguousarray(shard.labels, np.int64).tobytes()
-        yield Listed(labels, shard.paths, shard.names)
+        yield Listed(labels, shard.paths, shard.names, shard.groups.tobytes())
         return
     for item in read_cells(path, name, np.frombuffer(request.rows, np.int64), limits):
         yield Cell(content=item) if isinstance(item, bytes) else Cell(reason=item.reason)

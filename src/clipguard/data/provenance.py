@@ -1,188 +1,174 @@
-"""Provenance: which files were read, with which contents, and whether they still are what they were."""
+"""Provenance: which images were read, with which contents, and whether they still are what they were."""
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
-from clipguard.data import Failed, ImageSource, Item
-from clipguard.data.folder import FolderReader, list_folder
-from clipguard.data.listing import Reader, printable
+from clipguard.data.decode.reading import ReadRow
+from clipguard.data.listing import Unreadable
+from clipguard.data.source import ImageSource, contents_of, listing_of
 from clipguard.errors import ClipguardError
-from clipguard.runs import Checked, compared, described, read_json, read_table, write_json, write_table
+from clipguard.runs import Checked, read_json, read_table, write_json, write_table
 from clipguard.safety.limits import Limits
 
-INPUTS: Final = "inputs.parquet"
-ABOUT: Final = "inputs.json"
+INPUTS: Final = "inputs.json"
+"""What was read as a whole: fingerprint, whether from files, whether all of them, limits, largest image."""
 
-_UNREAD: Final = -1
+UNREADABLE: Final = "unreadable.json"
+ROWS: Final = "rows"
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HashingReader:
-    """A reader that hashes every image file as it passes and lets none pass that differs the second time.
-
-    A run reads its data twice, for the fingerprint and for the pixels: in between, a file may be exchanged.
-
-    Attributes:
-        reader: what fetches the images.
-        sizes: bytes of each row, -1 for one that has not been read.
-        digests: sha256 of each row.
-        dates: size and date of each file that holds many images, as they were in the beginning.
-    """
-
-    reader: Reader
-    sizes: Int64[np.ndarray, "n"]
-    digests: UInt8[np.ndarray, "n 32"]
-    dates: dict[Path, tuple[int, int]]
-
-    def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
-        """Return the items; one that is not what it was becomes `Failed`."""
-        for row, item in zip(rows.tolist(), self.reader.read(rows), strict=True):
-            yield self._hashed(row, item)
-
-    def _hashed(self, row: int, item: Item) -> Item:
-        if not isinstance(item, (bytes, Failed)):
-            return item  # it is in memory already
-        content = item if isinstance(item, bytes) else b""
-        # A file that could not be read gets the hash of nothing that can be read later.
-        digest = hashlib.sha256(content).digest() if isinstance(item, bytes) else bytes(32)
-        if self.sizes[row] == _UNREAD:
-            self.sizes[row], self.digests[row] = len(content), np.frombuffer(digest, np.uint8)
-        elif isinstance(item, bytes) and self.digests[row].tobytes() != digest:
-            return Failed("changed while the data set was being read")
-        return item
+_KEYS: Final = {"fingerprint", "files", "whole", "largest", "unreadable_rows", "limits"}
 
 
-def hashing(source: ImageSource) -> ImageSource:
-    """Return the same source; reading it is what hashes its files."""
-    if isinstance(source.reader, HashingReader):
-        return source
-    count = int(source.rows[-1]) + 1
-    return replace(
-        source,
-        reader=HashingReader(
-            reader=source.reader,
-            sizes=np.full(count, _UNREAD, dtype=np.int64),
-            digests=np.zeros((count, 32), dtype=np.uint8),
-            dates={file: _date(file) for file in _containers(source)},
-        ),
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRows:
+    """What was read of some rows of a source, in their order; the reason is empty where one could be read."""
+
+    ids: Sequence[str]
+    sizes: Int64[np.ndarray, "m 2"]
+    sha256: Sequence[bytes]
+    reasons: Sequence[str]
+
+    @property
+    def readable(self) -> Int64[np.ndarray, "r"]:
+        """Places of the rows that could be read."""
+        return np.flatnonzero([not reason for reason in self.reasons])
+
+    @property
+    def unreadable(self) -> list[Unreadable]:
+        """The other ones."""
+        pairs = zip(self.ids, self.reasons, strict=True)
+        return [Unreadable(name, reason) for name, reason in pairs if reason]
 
 
-def write_inputs(source: ImageSource, folder: Path) -> None:
-    """Write path, size and sha256 of every file that the source was read from into `folder`.
+def rows_file(folder: Path, shard: int) -> Path:
+    """Return the file of what was read of a shard's rows."""
+    return folder / ROWS / f"rows_{shard:06d}.parquet"
 
-    Of an image folder, each image, hashed as it was read; of anything else, each file that holds images.
-    What has no file, such as arrays in memory, leaves an empty list: its fingerprint is in the manifest.
+
+def record_rows(file: Path, source: ImageSource, reads: Sequence[ReadRow]) -> None:
+    """Write what was read: id, label, bytes and sha256 of the undecoded image, its size, its fault."""
+    bad = [read.views.reason if isinstance(read.views, Unreadable) else "" for read in reads]
+    sizes = [(0, 0) if isinstance(read.views, Unreadable) else read.views.size for read in reads]
+    height, width = np.array(sizes, np.int64).reshape(-1, 2).T
+    columns: dict[str, Any] = {
+        "id": [source.ids[read.row] for read in reads],
+        "label": source.labels[[read.row for read in reads]],
+        "bytes": np.array([read.contents.size for read in reads], np.int64),
+        "sha256": [read.contents.sha256 for read in reads],
+        "height": height,
+        "width": width,
+        "reason": bad,
+    }
+    write_table(file, columns)
+
+
+def recorded_rows(file: Path) -> RecordedRows:
+    """Return what `record_rows` wrote.
 
     Raises:
-        ClipguardError: a file changed while it was being read.
+        ClipguardError: the file is missing or damaged.
     """
-    source = hashing(source)
-    reader = source.reader
-    assert isinstance(reader, HashingReader)
-    if isinstance(reader.reader, FolderReader):
-        columns = _folder_columns(source, reader, reader.reader)
-        whole = len(source) == len(reader.reader.paths)
-    else:
-        columns, whole = _container_columns(reader), True
-    write_table(folder / INPUTS, columns)
-    kind = "folder" if isinstance(reader.reader, FolderReader) else "files"
+    table = read_table(file)
+    try:
+        return RecordedRows(
+            ids=table["id"].tolist(),
+            sizes=np.stack([table["height"], table["width"]], 1),
+            sha256=table["sha256"].tolist(),
+            reasons=table["reason"].tolist(),
+        )
+    except KeyError as error:
+        raise ClipguardError(f"{file} lacks the column {error}: delete it and run again") from error
+
+
+def record_source(folder: Path, source: ImageSource, shards: int) -> None:
+    """Write what the recorded rows of all shards say of the source as a whole, once all are there.
+
+    Raises:
+        ClipguardError: files changed, came or went while the source was being read.
+    """
+    if source.key_now() != source.key:
+        raise ClipguardError(f"{source.location} changed while it was being read: run again when it rests")
+    unreadable, lost, largest, first = list(source.refused), [], (0, 0), 0
+
+    def contents() -> Iterator[bytes]:
+        nonlocal largest, first
+        for shard in range(shards):
+            rows = recorded_rows(rows_file(folder, shard))
+            unreadable.extend(rows.unreadable)
+            lost.extend(np.delete(np.arange(first, first + len(rows.ids)), rows.readable).tolist())
+            first += len(rows.ids)
+            places = rows.sizes.prod(1)
+            largest = max(
+                largest, tuple(rows.sizes[places.argmax()].tolist()), key=lambda size: size[0] * size[1]
+            )
+            yield from rows.sha256
+
     about = {
-        "kind": kind,
-        "whole": whole,
-        "files": len(columns["path"]),
-        "bytes": int(columns["bytes"].sum()),
+        "fingerprint": source.fingerprint_of(contents()),
+        "files": Path(source.location).exists(),
+        "whole": source.whole,
+        "largest": largest,
+        "unreadable_rows": lost,
         "limits": asdict(source.limits),
     }
-    write_json(folder / ABOUT, about)
+    write_json(folder / UNREADABLE, [{"id": entry.id, "reason": entry.reason} for entry in unreadable])
+    write_json(folder / INPUTS, about)
 
 
-def _folder_columns(source: ImageSource, reader: HashingReader, files: FolderReader) -> dict[str, Any]:
-    unread = np.flatnonzero(reader.sizes[source.rows] == _UNREAD)
-    for _ in source.read(unread):
-        pass
-    digests = [reader.digests[row].tobytes().hex() for row in source.rows]
-    return {
-        "path": [printable(files.paths[row]) for row in source.rows],
-        "bytes": reader.sizes[source.rows],
-        "sha256": digests,
-    }
-
-
-def _container_columns(reader: HashingReader) -> dict[str, Any]:
-    entries = {file: described(file) for file in sorted(reader.dates)}
-    for file, date in reader.dates.items():
-        if _date(file) != date:
-            raise ClipguardError(f"{file} changed while it was being read: run again when it stays as it is")
-    return {
-        "path": [printable(file.name) for file in entries],
-        "bytes": np.array([entry["bytes"] for entry in entries.values()], dtype=np.int64),
-        "sha256": [entry["sha256"] for entry in entries.values()],
-    }
-
-
-def _containers(source: ImageSource) -> list[Path]:
-    """Return the files that hold many images each."""
-    if isinstance(source.reader, FolderReader):
-        return []
-    files = getattr(source.reader, "files", None)
-    if files is not None:
-        return [Path(file) for file in files]
-    # An .npz file is read into arrays at once, so that only the location still names it.
-    whole = Path(source.location)
-    return [whole] if whole.suffix and whole.is_file() else []
-
-
-def _date(file: Path) -> tuple[int, int]:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-def check_inputs(run: Path, data: Path) -> list[Checked]:
-    """Return what became of each file that the run read, now looked for in or at `data`, by the run's limits.
+def recorded_source(folder: Path) -> dict[str, Any]:
+    """Return what `record_source` wrote.
 
     Raises:
-        ClipguardError: the run has no list of its inputs, read no files, or `data` cannot be listed.
+        ClipguardError: the file is missing or damaged.
     """
-    folder = run / "stages" / "read"
-    if not (folder / INPUTS).is_file():
-        raise ClipguardError(f"run folder {run} has no list of its inputs: its scan is not finished")
-    inputs, about = read_table(folder / INPUTS), read_json(folder / ABOUT)
+    about = read_json(folder / INPUTS)
+    if not isinstance(about, dict) or not about.keys() >= _KEYS:
+        raise ClipguardError(f"{folder / INPUTS} is damaged: delete the run folder and run again")
+    return about
+
+
+def check_inputs(folder: Path, data: Path) -> Iterator[Checked]:
+    """Return what became of each image that a finished reading stage read, now looked for in or at `data`.
+
+    Args:
+        folder: of the stage.
+        data: what is said to be the same data; it is listed by the limits of the run.
+
+    Raises:
+        ClipguardError: the stage is missing or damaged, was read from no file, or `data` cannot be listed.
+    """
+    files = sorted((folder / ROWS).glob("*.parquet"))
+    if not files or not (folder / INPUTS).is_file():
+        raise ClipguardError(f"stage {folder} has no list of its inputs: its scan is not finished")
+    about = recorded_source(folder)
     try:
         whole, limits = bool(about["whole"]), Limits(**about["limits"])
-        columns = [inputs[name] for name in ("path", "bytes", "sha256")]
-    except (LookupError, TypeError) as error:
-        raise ClipguardError(
-            f"run folder {run} has a damaged list of its inputs: run again in a new folder"
-        ) from error
-    if not len(columns[0]):
-        raise ClipguardError(
-            f"run folder {run} was read from no file: there is nothing to compare {data} with"
-        )
+    except TypeError as error:
+        raise ClipguardError(f"{folder / INPUTS} is damaged: run again in a new folder") from error
+    if not about["files"]:
+        raise ClipguardError(f"the run was read from no file: there is nothing to compare {data} with")
     if not data.exists():
         raise ClipguardError(f"{data} does not exist: give the data that the run was made of")
-    files = _files(data, about.get("kind") == "folder", limits)
-    checks = []
-    for path, size, digest in zip(*columns, strict=True):
-        entry = {"bytes": size, "sha256": str(digest)}
-        checks.append(compared(str(path), files.pop(str(path), data / str(path)), entry))
-    extra = sorted(files) if whole else []
-    return checks + [Checked(path=path, status="added") for path in extra]
+    recorded: dict[str, bytes] = {}
+    for file in files:
+        rows = recorded_rows(file)
+        recorded.update(zip(rows.ids, rows.sha256, strict=True))
+    listing = listing_of(data, limits)
+    rows_there = np.arange(len(listing.ids)) if whole else _known(listing.ids, recorded)
+    for row, item in zip(rows_there.tolist(), listing.reader.read(rows_there), strict=True):
+        name = listing.ids[row]
+        if name not in recorded:
+            yield Checked(path=name, status="added")
+        else:
+            same = recorded.pop(name) == contents_of(item).sha256
+            yield Checked(path=name, status="ok" if same else "changed")
+    yield from (Checked(path=name, status="missing") for name in sorted(recorded))
 
 
-def _files(data: Path, images: bool, limits: Limits) -> dict[str, Path]:
-    """Return the files at or in `data` that a run would read, by the paths that a run gives them."""
-    if data.is_file():
-        return {printable(data.name): data}
-    if images:
-        # Of readers only a folder's has paths, and the listing of a folder has no other.
-        paths = list_folder(data, limits).reader.paths  # type: ignore[attr-defined]  # a FolderReader
-        return {printable(path): data / path for path in paths}
-    files = sorted([*data.glob("*.parquet"), *data.glob("*.tar")])
-    return {printable(path.name): path for path in files if path.name[0] != "."}
+def _known(ids: Sequence[str], recorded: dict[str, bytes]) -> Int64[np.ndarray, "m"]:
+    return np.flatnonzero([name in recorded for name in ids])

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,8 @@ class ImageSource:
         limits: where reading and decoding stop.
         reader: fetches the images.
         rows: the reader's row number of each sample, ascending.
+        listed: how many rows the reader has.
+        opened: how another process can open the same; None for what is in memory, and for a sub-set.
     """
 
     kind: str
@@ -52,6 +54,8 @@ class ImageSource:
     limits: Limits = field(default=Limits(), repr=False)
     reader: Reader = field(repr=False)
     rows: Int64[np.ndarray, "n"] = field(repr=False)
+    listed: int
+    opened: "Opened | None" = None
 
     @staticmethod
     def open(
@@ -75,7 +79,7 @@ class ImageSource:
             ClipguardError: what is wrong with the input, in one line.
         """
         bounds = limits or Limits()
-        listing = _listing(what, bounds)
+        listing = listing_of(what, bounds)
         start, stop = rows if rows is not None else (0, len(listing.labels))
         if not 0 <= start < stop <= len(listing.labels):
             raise ClipguardError(
@@ -91,6 +95,10 @@ class ImageSource:
             limits=bounds,
             reader=listing.reader,
             rows=np.arange(start, stop),
+            listed=len(listing.labels),
+            opened=Opened(Path(what).absolute(), classes, rows, bounds)
+            if isinstance(what, (str, Path))
+            else None,
         )
         _check_labels(source)
         return source
@@ -106,18 +114,59 @@ class ImageSource:
         return tuple(name for name, count in zip(self.class_names, counts, strict=True) if not count)
 
     @cached_property
+    def key(self) -> str:
+        """SHA-256 over labels, class names, ids, and what a listing says of the contents, which are not read.
+
+        A file whose contents change keeps neither its size nor its date. What is no file is hashed itself.
+        """
+        return self.key_now()
+
+    def key_now(self) -> str:
+        """Return the key as the files are at this moment."""
+        digest = self._hashed_rows()
+        stamps = self.reader.stamps(self.rows)
+        if stamps is None:
+            return self.fingerprint
+        for stamp in stamps:
+            _update(digest, json.dumps(stamp).encode())
+        return digest.hexdigest()
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the undecoded images, labels, class names and ids; reads everything once."""
+        return self.fingerprint_of(contents_of(item).sha256 for item in self.read(range(len(self))))
+
+    def fingerprint_of(self, contents: Iterable[bytes]) -> str:
+        """Return the fingerprint, given the hash of each undecoded image in order."""
+        digest = self._hashed_rows()
+        for one in contents:
+            _update(digest, one)
+        return digest.hexdigest()
+
+    def _hashed_rows(self) -> "hashlib._Hash":
         digest = hashlib.sha256()
         _update(digest, self.labels.astype("<i8").tobytes())
-        _update(digest, json.dumps([self.class_names, self.ids]).encode())
-        for item in self.read(np.arange(len(self))):
-            _update(digest, _content(item))
-        return digest.hexdigest()
+        _update(digest, json.dumps(self.class_names).encode())
+        for name in self.ids:
+            _update(digest, name.encode("utf-8", "surrogatepass"))
+        return digest
+
+    @cached_property
+    def starts(self) -> Int64[np.ndarray, "m"]:
+        """The rows at which reading can begin without reading what comes before, the first among them."""
+        starts = self.reader.starts()
+        if starts is None:
+            return np.arange(len(self))
+        return np.unique(np.searchsorted(self.rows, starts[starts <= self.rows[-1]]))
 
     def read(self, rows: Int64[np.ndarray, "m"] | range) -> Iterator[Item]:
         """Return the undecoded images at `rows`, which ascend, one by one."""
         return self.reader.read(self.rows[_ascending(rows)])
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows that were listed are in it."""
+        return len(self.rows) == self.listed
 
     def take(self, rows: Int64[np.ndarray, "m"] | range) -> "ImageSource":
         """Return the sub-set at `rows`, which ascend; its class names stay, its fingerprint is its own."""
@@ -127,10 +176,34 @@ class ImageSource:
             labels=self.labels[chosen],
             ids=tuple(self.ids[row] for row in chosen),
             rows=self.rows[chosen],
+            opened=None,
         )
 
 
-def _listing(what: object, limits: Limits) -> Listing:
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The arguments of `ImageSource.open` for a path."""
+
+    path: Path
+    classes: Classes | None
+    rows: tuple[int, int] | None
+    limits: Limits
+
+    def open(self) -> ImageSource:
+        """Return the source.
+
+        Raises:
+            ClipguardError: as `ImageSource.open`.
+        """
+        return ImageSource.open(self.path, classes=self.classes, rows=self.rows, limits=self.limits)
+
+
+def listing_of(what: object, limits: Limits) -> Listing:
+    """Return what `what` holds, unchecked; see `ImageSource.open`.
+
+    Raises:
+        ClipguardError: it is no data set.
+    """
     if isinstance(what, (str, Path)):
         return _path_listing(Path(what).expanduser(), limits)
     if isinstance(what, tuple) and len(what) == 2:
@@ -201,12 +274,20 @@ def _update(digest: "hashlib._Hash", part: bytes) -> None:
     digest.update(part)
 
 
-def _content(item: Item) -> bytes:
-    if isinstance(item, bytes):
-        return item
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Size in bytes and sha256 of an undecoded image; of one that could not be fetched, 0 and zeros."""
+
+    size: int
+    sha256: bytes
+
+
+def contents_of(item: Item) -> Contents:
+    """Return size and hash of an undecoded image; those of a file are the file's own."""
+    if isinstance(item, Failed):
+        return Contents(0, bytes(32))
     if isinstance(item, np.ndarray):
-        return repr(item.shape).encode() + item.tobytes()
+        item = repr(item.shape).encode() + item.tobytes()
     if isinstance(item, Image):
-        return repr((item.mode, item.size, item.getpalette())).encode() + item.tobytes()
-    assert isinstance(item, Failed)
-    return b"failed"
+        item = repr((item.mode, item.size, item.getpalette())).encode() + item.tobytes()
+    return Contents(len(item), hashlib.sha256(item).digest())

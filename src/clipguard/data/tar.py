@@ -18,9 +18,11 @@ from clipguard.data.listing import (
     Failed,
     Item,
     Listing,
+    Stamp,
     Unreadable,
     fault,
     printable,
+    stamp,
     unique_ids,
 )
 from clipguard.data.tar_index import Member, members
@@ -59,6 +61,13 @@ class TarReader:
                         yield self._fetch(opened.fileno(), int(offset), int(size))
             except OSError as error:
                 raise ClipguardError(f"{path} cannot be read as tar: {fault(error)}") from error
+
+    def stamps(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Stamp]:
+        """Return size and date of each shard that holds rows."""
+        return (stamp(self.files[shard], self.files[shard].name) for shard in np.unique(self.places[rows, 0]))
+
+    def starts(self) -> None:
+        """Return None: the places of all images are known."""
 
     def _fetch(self, descriptor: int, offset: int, size: int) -> Item:
         if size > self.limits.file_bytes:

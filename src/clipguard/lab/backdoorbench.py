@@ -17,13 +17,14 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard.data import Failed, Item
-from clipguard.data.decode import Decoder, thumbnail
+from clipguard.data.decode import Decoder
+from clipguard.data.decode.pixels import Views
 from clipguard.data.listing import fault
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.poisoning import rebuilt, truth_of
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.safety.limits import Limits, read_bounded
-from clipguard.types import Images, ImageSet
+from clipguard.types import Images, ImageSet, Preprocessing
 
 RECORD: Final = "attack_result.pt"
 MEMORY: Final = 8 << 30
@@ -180,12 +181,13 @@ def _pixels(changes: Changes, clean: ImageSet) -> Images:
     pixels = np.empty((len(changes.entries), height, width, 3), np.uint8)
     limits = Limits()
     contents = (_content(Path(entry.path), limits) for entry in changes.entries)
-    for place, image in enumerate(Decoder(limits).results("pixels", contents)):
-        if not isinstance(image, np.ndarray):
+    views = (Preprocessing(size=(height, width)),)
+    for place, image in enumerate(Decoder(limits).results(views, contents)):
+        if not isinstance(image, Views):
             raise ClipguardError(
                 f"image {changes.entries[place].path} cannot be read ({image}): make the record anew"
             )
-        pixels[place] = thumbnail(image, (height, width))
+        pixels[place] = image.images[0]
     return pixels
 
 

@@ -1,7 +1,7 @@
 """What computes each stage: given values in, files in the stage's folder out."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,14 +10,11 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from clipguard.clip.embeddings import embed_source
+from clipguard.clip.embeddings import ReadingPass, read_source
 from clipguard.compute.classifiers import ClassifierConfig
 from clipguard.compute.classifiers import train_classifier as from_scratch
 from clipguard.compute.inference import features as features_of
-from clipguard.compute.inference import planes
-from clipguard.data.decode import Decoder, Unreadable, decode_rows, thumbnail
-from clipguard.data.decode.reading import REPORT_EVERY
-from clipguard.data.provenance import write_inputs
+from clipguard.compute.inference import planes, thread_count
 from clipguard.detection.drawn_rows import MOST_ROWS
 from clipguard.detection.early_model import early_model_scores
 from clipguard.detection.entropy_map import label_nll
@@ -34,28 +31,35 @@ from clipguard.detection.label_flow import (
 from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.detection.trigger_inversion import FEWEST as FEWEST_TO_INVERT
 from clipguard.detection.trigger_inversion import invert_triggers
-from clipguard.errors import ClipguardError
 from clipguard.mitigation.trigger_augmentation import trigger_augmented
 from clipguard.mitigation.unlearning import unlearn
 from clipguard.models.features import head_of
 from clipguard.models.spec import ModelSpec, Normalized, check_sound, save
 from clipguard.pipeline.scan import Context, EpochProgress, Scan, write_notes
-from clipguard.runs import resume_folder, write_array, write_pieces, write_table
+from clipguard.runs import Stage, resume_folder, write_array, write_table
 from clipguard.seeds import Stream
 from clipguard.triggers.affine import write_triggers
-from clipguard.types import STATES, History, Images, ImageSet, Partition, State, StepProgress
+from clipguard.types import STATES, History, Partition, Preprocessing, State, StepProgress
 
 FEATURES_FILE: Final = "feature_separation.parquet"
 """What the victim's features say of the labels of quarantined classes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resized:
-    """Images of the source at another size than the first pass has them."""
+class View:
+    """Images of the source as a preprocessing gives them; `embeddings` is the key of that stage."""
 
     context: Context
-    data: ImageSet
-    size: tuple[int, int]
+    preprocessing: Preprocessing
+    embeddings: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The one pass over a source, and the images that are made of it on the way: stage and view of each."""
+
+    context: Context
+    images: tuple[tuple[Stage[View], View], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,27 +88,31 @@ class Repair:
     origin: str
 
 
-def read(context: Context, folder: Path, progress: StepProgress) -> None:
-    """Write thumbnails and embeddings of the readable images, and the hashes of what was read."""
-    embed_source(context.source, context.guide.clip, context.thumbnail_size, folder, progress)
-    write_inputs(context.source, folder)
+def read(given: Reading, folder: Path, progress: StepProgress) -> None:
+    """Write embeddings, and what was read; in the folders of the stages of images, these images."""
+    context = given.context
+    reading = ReadingPass(
+        source=context.source,
+        guide=context.guide,
+        folder=folder,
+        images=tuple(
+            (context.run.working(stage.described(view)), view.preprocessing) for stage, view in given.images
+        ),
+        lanes=thread_count(),
+    )
+    read_source(reading, context.engine, progress)
 
 
-def resize(given: Resized, folder: Path, progress: StepProgress) -> None:
-    """Write the readable images at another size."""
-    source, readable = given.context.source, set(given.data.ids)
-    rows = np.array([row for row, name in enumerate(source.ids) if name in readable], dtype=np.int64)
-
-    def images() -> Iterator[Images]:
-        decoded = decode_rows(source, rows, Decoder(source.limits))
-        for done, (_, image) in enumerate(decoded, 1):
-            if isinstance(image, Unreadable):
-                raise ClipguardError(f"{source.location}: {image.id!r} changed while it was read: run again")
-            yield thumbnail(image, given.size)[None]
-            if done % REPORT_EVERY == 0 or done == len(rows):
-                progress(done, len(rows))
-
-    write_pieces(folder / "images.npy", (len(rows), *given.size, 3), np.dtype(np.uint8), images())
+def prepare_images(given: View, folder: Path, progress: StepProgress) -> None:
+    """Write the readable images as a preprocessing gives them, unless the first pass has done so."""
+    context = given.context
+    reading = ReadingPass(
+        source=context.source,
+        guide=None,
+        folder=context.finished["embeddings"].path,
+        images=((folder, given.preprocessing),),
+    )
+    read_source(reading, context.engine, progress)
 
 
 def train_early_model(scan: Scan, folder: Path, progress: StepProgress) -> None:
@@ -123,7 +131,7 @@ def detect_triggers(scan: Scan, folder: Path, progress: StepProgress) -> None:
     config, context = scan.context.config.trigger_detector, scan.context
     sides = scan.partition.has(State.CLEAN, State.TRIGGER)
     counter = EpochProgress(config.total_epochs(min(int(sides.sum()), MOST_ROWS)), progress)
-    embeddings = context.array("read", "embeddings.npy")
+    embeddings = context.embeddings
     scores = trigger_scores(scan.data, scan.partition, embeddings, config, context.seed("detect"), counter)
     counter.finish()
     write_array(folder / "probability.npy", scores.probability)
@@ -133,7 +141,7 @@ def detect_triggers(scan: Scan, folder: Path, progress: StepProgress) -> None:
 def follow_labels(scan: Scan, folder: Path, progress: StepProgress) -> None:
     """Write what the linear probe says of every label, without soft labels: no class is suspected yet."""
     nobody, no_class = np.zeros(len(scan.data), dtype=bool), np.zeros(scan.num_classes, dtype=bool)
-    embeddings, seed = scan.context.array("read", "embeddings.npy"), scan.context.seed("labels")
+    embeddings, seed = scan.context.embeddings, scan.context.seed("labels")
     probe = linear_probe(embeddings, scan.data.labels, no_class, nobody, seed)
     for name, values in probe._asdict().items():
         write_array(folder / f"{name}.npy", values)
@@ -158,7 +166,7 @@ def first_label_flow(scan: Scan) -> LabelFlow:
 def refit_label_flow(scan: Scan, folder: Path, progress: StepProgress) -> None:
     """Write what a refitted probe flags and excludes."""
     first, view, context = first_label_flow(scan), label_view(scan), scan.context
-    embeddings = context.array("read", "embeddings.npy")
+    embeddings = context.embeddings
     flow = refitted_label_flow(embeddings, view, first, context.config.label_flow, context.seed("labels"))
     for name, values in flow._asdict().items():
         write_array(folder / f"{name}.npy", values)

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from clipguard.clip.zero_shot import ClipGuide
+from clipguard.compute.engine import Engine, LocalEngine
 from clipguard.compute.inference import thread_count
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size
-from clipguard.data.provenance import hashing
+from clipguard.data.provenance import recorded_source
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load, read_spec, weights_digest
 from clipguard.pipeline.computing import FEATURES_FILE
@@ -31,7 +32,7 @@ from clipguard.pipeline.stages import RETRAINING, VICTIM
 from clipguard.pipeline.summary import verdict, warnings_of
 from clipguard.runs import FinishedStage, RunFolder, SourceInfo, described, read_table
 from clipguard.seeds import Seed
-from clipguard.types import Partition, Progress, State
+from clipguard.types import Partition, Preprocessing, Progress, State
 
 
 class Defender:
@@ -47,6 +48,7 @@ class Defender:
         run_dir: folder of the run.
         config: all other settings.
         progress: called with (step, done, total) as work goes on.
+        engine: who reads and embeds the data, shard by shard; by default this process.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Defender:
         *,
         config: DefenseConfig | None = None,
         progress: Progress | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.guide = guide
         self.run_dir = run_dir
         self.config = config
         self.progress = progress
+        self.engine = engine
 
     def scan(self, source: object) -> "Defender":
         """Return self with partition and verdict of `source` (anything that `ImageSource.open` takes).
@@ -94,13 +98,14 @@ class Defender:
             size = given[1].input_size if given else config.size or (32, 32)
             trial = spec_to_train(config, k, size, given[1] if given else None)
             check_sound(build(trial, Seed(0)), trial)
-        self._scan(opened, model if isinstance(model, (str, Path)) else None)
+        view = None if given is None else Preprocessing(size=given[1].input_size)
+        self._scan(opened, model if isinstance(model, (str, Path)) else None, view)
         if given is None:
             self.trained_on_ = with_held_out(self.scan_)
             self.before_, self.spec_, origin = self._train_victim(config)
         else:
             self.before_, self.spec_, origin = given
-            self.trained_on_ = for_model(self.scan_, self.spec_.input_size)
+            self.trained_on_ = for_model(self.scan_, Preprocessing(size=self.spec_.input_size))
         if config.by == "retrain":
             stage = self._retrain(config, given[1] if given else None)
         else:
@@ -140,8 +145,10 @@ class Defender:
         self.model_ = load(stage.path / "model.safetensors", self.spec_)
         return stage
 
-    def _scan(self, source: ImageSource, model: str | Path | None = None) -> "Defender":
-        config, guide, source = self.config or DefenseConfig(), self.guide or ClipGuide(), hashing(source)
+    def _scan(
+        self, source: ImageSource, model: str | Path | None = None, model_view: Preprocessing | None = None
+    ) -> "Defender":
+        config, guide = self.config or DefenseConfig(), self.guide or ClipGuide()
         progress = self.progress or (lambda step, done, total: None)
         # First of all: whether the guide's weights can be had shows at once, a large data set takes its time.
         about = _about_guide(guide)
@@ -151,10 +158,12 @@ class Defender:
         context = Context(
             run=run,
             source=source,
-            sizes=common_size(source),
+            common_size=common_size(source),
             guide=guide,
             config=config,
             progress=progress,
+            engine=self.engine or LocalEngine(),
+            model_view=model_view,
         )
         self.scan_: Scan = scan(context)
         self.samples_ = read_table(run.path / "samples.parquet")
@@ -176,18 +185,32 @@ def _about_guide(guide: ClipGuide) -> dict[str, Any]:
 def _open_run(
     run_dir: str | Path, source: ImageSource, guide: ClipGuide, config: DefenseConfig, progress: Progress
 ) -> RunFolder:
-    n = len(source)
-    progress("hash the data", 0, n)
     info = SourceInfo(
         kind=source.kind,
         location=source.location,
-        fingerprint=source.fingerprint,
-        n=n,
+        key=_source_key(Path(run_dir), source, progress),
+        n=len(source),
         class_names=source.class_names,
     )
-    progress("hash the data", n, n)
     settings = {"guide": guide.name, "templates": guide.prompts, "defense": asdict(config)}
     return RunFolder.open(run_dir, info, settings, seed=config.seed, threads=thread_count())
+
+
+def _source_key(run_dir: Path, source: ImageSource, progress: Progress) -> str:
+    """Return the key under which a run folder knows the source: its own where only the files' dates differ.
+
+    Only where the listing differs from that of the run are the contents read to be compared.
+    """
+    if not (run_dir / "manifest.json").exists():
+        return source.key
+    run = RunFolder.read(run_dir)
+    known, reading = str(run.manifest["source"]["key"]), run.finished("embeddings")
+    if known == source.key or reading is None:
+        return source.key
+    progress("compare the data with those of the run", 0, len(source))
+    same = source.fingerprint == recorded_source(reading.path)["fingerprint"]
+    progress("compare the data with those of the run", len(source), len(source))
+    return known if same else source.key
 
 
 def _opened(source: object) -> ImageSource:

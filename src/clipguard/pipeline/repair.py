@@ -12,16 +12,16 @@ from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.pipeline.computing import FEATURES_FILE, Repair, Training
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.scan import Scan
-from clipguard.pipeline.scanning import at_size, with_triggers
+from clipguard.pipeline.scanning import prepared_images, with_triggers
 from clipguard.pipeline.stages import (
     FEATURE_SEPARATION,
     MODEL_IMAGES,
     MODEL_TRIGGER_INVERSION,
     UNLEARNING,
 )
-from clipguard.runs import FinishedStage, Stage, read_array, read_image_set
+from clipguard.runs import FinishedStage, Stage, read_array
 from clipguard.seeds import Seed, Stream
-from clipguard.types import State
+from clipguard.types import Preprocessing, State
 
 HELD_OUT: Final = 0.05
 """Share of the data that the training of a victim here leaves out."""
@@ -50,18 +50,17 @@ def with_held_out(scan: Scan) -> Scan:
     return replace(scan, partition=scan.partition.moved(held_out, State.HELD_OUT))
 
 
-def for_model(scan: Scan, size: tuple[int, int]) -> Scan:
-    """Return the scan with images at the input size of a model."""
-    if scan.data.images.shape[1:3] == size:
+def for_model(scan: Scan, view: Preprocessing) -> Scan:
+    """Return the scan with images as a model takes them."""
+    if view.geometry == scan.context.view:
         return scan
-    data = read_image_set(scan.context.finished["read"].path)
-    data, key = at_size(scan.context, data, size, MODEL_IMAGES)
+    data, key = prepared_images(scan.context, view, MODEL_IMAGES)
     return replace(scan, data=data, images_key=key)
 
 
 def with_model_triggers(scan: Scan) -> Scan:
     """Return the scan with triggers at the size of its images, which `for_model` may have changed."""
-    if scan.data.images.shape[1:3] == (scan.context.config.size or scan.context.thumbnail_size):
+    if "model_images" not in scan.context.finished:
         return scan
     return with_triggers(scan, MODEL_TRIGGER_INVERSION)
 

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from clipguard.clip.zero_shot import ClipGuide
+from clipguard.compute.engine import Engine, LocalEngine
 from clipguard.data import ImageSource
-from clipguard.data.decode import Sizes
 from clipguard.pipeline.config import DefenseConfig
-from clipguard.runs import FinishedStage, RunFolder, Stage, read_array, read_json, write_json
+from clipguard.runs import FinishedStage, RunFolder, ShardedArray, Stage, read_array, read_json, write_json
 from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
-from clipguard.types import EntropyMap, ImageSet, Partition, Progress, Scores, StepProgress
+from clipguard.types import EntropyMap, ImageSet, Partition, Preprocessing, Progress, Scores, StepProgress
 
 LARGEST_THUMBNAIL: Final = 64
 """Pixels a side at which the small nets see larger images, unless a size is given."""
@@ -31,27 +31,34 @@ class Context:
     Attributes:
         run: where stages are kept.
         source: the untrusted data set.
-        sizes: of its images.
+        common_size: of its images.
         guide: who reads the labels.
         config: all settings.
         progress: told as work goes on.
+        engine: runs the reading pass over the shards of the data.
+        model_view: preprocessing of the model to repair, where it is known: its images are then made in the
+            one pass over the source that makes the others.
         finished: the finished stages by name, in their order.
     """
 
     run: RunFolder
     source: ImageSource
-    sizes: Sizes
+    common_size: tuple[int, int]
     guide: ClipGuide
     config: DefenseConfig
     progress: Progress
+    engine: Engine = field(default_factory=LocalEngine)
+    model_view: Preprocessing | None = None
     finished: dict[str, FinishedStage] = field(default_factory=dict)
 
     @property
-    def thumbnail_size(self) -> tuple[int, int]:
-        """The commonest image size, shrunk to at most `LARGEST_THUMBNAIL` a side."""
-        h, w = self.sizes.common
+    def view(self) -> Preprocessing:
+        """How the small nets see the images: by default at the commonest size, at most 64 a side."""
+        if self.config.size is not None:
+            return Preprocessing(size=self.config.size)
+        h, w = self.common_size
         shrink = min(1.0, LARGEST_THUMBNAIL / max(h, w))
-        return max(8, round(h * shrink)), max(8, round(w * shrink))
+        return Preprocessing(size=(max(8, round(h * shrink)), max(8, round(w * shrink))))
 
     def finish(self, stage: Stage[Any], given: Any) -> FinishedStage:
         """Return the finished stage, computed now unless the run folder has it."""
@@ -65,6 +72,11 @@ class Context:
     def array(self, stage: str, file: str, *, mmap: bool = False) -> Shaped[np.ndarray, "..."]:
         """Return an array that a finished stage holds."""
         return read_array(self.finished[stage].path / file, mmap=mmap)
+
+    @property
+    def embeddings(self) -> ShardedArray:
+        """The guide's embeddings, one row a readable image."""
+        return ShardedArray.of(self.finished["embeddings"].path / "img_emb")
 
     def seed(self, stream: str) -> Seed:
         """Return the random stream of a stage."""

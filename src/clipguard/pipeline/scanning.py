@@ -6,25 +6,27 @@ from typing import Any, Final
 
 import numpy as np
 
+from clipguard.data.provenance import UNREADABLE, recorded_source
 from clipguard.detection.entropy_map import entropy_map, first_partition, opinion
 from clipguard.detection.label_flow import LabelFlow, with_label_flags
 from clipguard.detection.trigger_detector import refine
 from clipguard.detection.trigger_inversion import assigned
-from clipguard.pipeline.computing import Resized, first_label_flow
+from clipguard.pipeline.computing import Reading, View, first_label_flow
 from clipguard.pipeline.scan import Context, Scan
 from clipguard.pipeline.stages import (
     EARLY_MODEL,
+    EMBEDDINGS,
+    IMAGES,
     LABEL_FLOW,
     LABEL_FLOW_REFIT,
-    READ,
+    MODEL_IMAGES,
     SAMPLES,
     TRIGGER_DETECTOR,
     TRIGGER_INVERSION,
-    VIEW,
 )
-from clipguard.runs import Stage, read_array, read_image_set
+from clipguard.runs import ShardedArray, Stage, read_array
 from clipguard.triggers.affine import read_triggers
-from clipguard.types import EntropyMap, ImageSet, Scores, State, partition_of
+from clipguard.types import EntropyMap, ImageSet, Preprocessing, Scores, State, partition_of
 
 Signal = Callable[[Scan], Scan]
 """Returns the scan with the partition moved; further columns of samples.parquet go into `columns`."""
@@ -90,11 +92,8 @@ def scan(context: Context) -> Scan:
     Raises:
         ClipguardError: unreadable images, a guide that cannot be had, NaN scores.
     """
-    read = context.finish(READ, context)
-    context.run.publish(read.path / "unreadable.json", "unreadable.json")
-    data = read_image_set(read.path)
-    guide = context.guide.logits(context.array("read", "embeddings.npy"), data.class_names)
-    data, key = at_size(context, data, context.config.size or context.thumbnail_size, VIEW)
+    data, key = read(context)
+    guide = context.guide.logits(context.embeddings, data.class_names)
     result = _unknown(context, data, key, guide)
     for signal in SIGNALS:
         result = signal(result)
@@ -103,14 +102,38 @@ def scan(context: Context) -> Scan:
     return result
 
 
-def at_size(
-    context: Context, data: ImageSet, size: tuple[int, int], stage: Stage[Resized]
-) -> tuple[ImageSet, str]:
-    """Return the images at a size, and the key of the stage that holds them: `stage`, or the first pass."""
-    if context.thumbnail_size == size:
-        return data, context.finished["read"].key
-    finished = context.finish(stage, Resized(context=context, data=data, size=size))
-    return replace(data, images=read_array(finished.path / "images.npy", mmap=True)), finished.key
+def read(context: Context) -> tuple[ImageSet, str]:
+    """Return the readable images as the small nets see them, and the key of the stage that holds them.
+
+    One pass over the source makes these images, those of the model to repair, and the embeddings.
+    """
+    key = context.run.key(EMBEDDINGS.described(Reading(context=context)))
+    views = [(IMAGES, context.view)]
+    if context.model_view is not None and context.model_view.geometry != context.view:
+        views.append((MODEL_IMAGES, context.model_view.geometry))
+    images = tuple(
+        (stage, View(context=context, preprocessing=view, embeddings=key)) for stage, view in views
+    )
+    embeddings = context.finish(EMBEDDINGS, Reading(context=context, images=images))
+    context.run.publish(embeddings.path / UNREADABLE, UNREADABLE)
+    return prepared_images(context, context.view, IMAGES)
+
+
+def prepared_images(context: Context, view: Preprocessing, stage: Stage[View]) -> tuple[ImageSet, str]:
+    """Return the readable images as a preprocessing gives them, and the key of the stage that holds them."""
+    embeddings = context.finished["embeddings"]
+    given = View(context=context, preprocessing=view.geometry, embeddings=embeddings.key)
+    finished, source = context.finish(stage, given), context.source
+    lost = recorded_source(embeddings.path)["unreadable_rows"]
+    kept = source.take(np.delete(np.arange(len(source)), lost)) if lost else source
+    data = ImageSet(
+        images=ShardedArray.of(finished.path),
+        labels=kept.labels,
+        ids=kept.ids,
+        class_names=kept.class_names,
+        fingerprint=finished.key,
+    )
+    return data, finished.key
 
 
 def _unknown(context: Context, data: ImageSet, key: str, guide: Scores) -> Scan:

@@ -11,43 +11,43 @@ import numpy as np
 
 from clipguard.detection.early_model import ResidualConfig
 from clipguard.pipeline import computing
-from clipguard.pipeline.computing import Repair, Resized, Training
-from clipguard.pipeline.scan import Context, Scan
+from clipguard.pipeline.computing import Reading, Repair, Training, View
+from clipguard.pipeline.scan import Scan
 from clipguard.runs import Stage
 from clipguard.types import array_digest
 
 
 def _guide_key(scan: Scan) -> list[str]:
     """Return what the guide's scores depend on, beside the embeddings."""
-    return [*scan.context.key("read"), scan.context.guide.fingerprint, *scan.data.class_names]
+    return [*scan.context.key("embeddings"), scan.context.guide.fingerprint, *scan.data.class_names]
 
 
-READ: Final = Stage[Context](
-    name="read",
+EMBEDDINGS: Final = Stage[Reading](
+    name="embeddings",
     version=1,
     title="read the images and ask the guide",
-    config=lambda context: {"size": context.thumbnail_size, "limits": asdict(context.source.limits)},
+    config=lambda given: {"limits": asdict(given.context.source.limits)},
     # Other heads, activation functions or crops beside the same weights give other embeddings.
-    inputs=lambda context: [
-        context.source.fingerprint,
-        context.guide.clip.fingerprint,
-        context.guide.clip.preprocessing_sha256,
+    inputs=lambda given: [
+        given.context.run.manifest["source"]["key"],
+        given.context.guide.clip.fingerprint,
+        given.context.guide.clip.preprocessing_sha256,
     ],
     compute=computing.read,
 )
 
 
-VIEW: Final = Stage[Resized](
-    name="view",
+IMAGES: Final = Stage[View](
+    name="images",
     version=1,
     title="read the images at another size",
-    config=lambda given: {"size": given.size},
-    inputs=lambda given: given.context.key("read"),
-    compute=computing.resize,
+    config=lambda given: asdict(given.preprocessing),
+    inputs=lambda given: [given.embeddings],
+    compute=computing.prepare_images,
 )
 
-MODEL_IMAGES: Final = replace(VIEW, name="model_images")
-"""The same at the input size of a given model."""
+MODEL_IMAGES: Final = replace(IMAGES, name="model_images")
+"""The same as a given model takes them."""
 
 
 EARLY_MODEL: Final = Stage[Scan](
@@ -72,7 +72,7 @@ TRIGGER_DETECTOR: Final = Stage[Scan](
         "detector": asdict(scan.context.config.trigger_detector),
         "seed": scan.context.config.seed,
     },
-    inputs=lambda scan: [scan.images_key, *scan.context.key("read"), scan.partition.fingerprint],
+    inputs=lambda scan: [scan.images_key, *scan.context.key("embeddings"), scan.partition.fingerprint],
     compute=computing.detect_triggers,
 )
 
@@ -82,7 +82,7 @@ LABEL_FLOW: Final = Stage[Scan](
     version=2,
     title="compare labels with a linear probe",
     config=lambda scan: {"seed": scan.context.config.seed},
-    inputs=lambda scan: scan.context.key("read"),
+    inputs=lambda scan: scan.context.key("embeddings"),
     compute=computing.follow_labels,
 )
 
@@ -180,8 +180,8 @@ UNLEARNING: Final = Stage[Repair](
 
 
 STAGES: Final[tuple[Stage[Any], ...]] = (
-    READ,
-    VIEW,
+    EMBEDDINGS,
+    IMAGES,
     EARLY_MODEL,
     TRIGGER_DETECTOR,
     LABEL_FLOW,

@@ -8,6 +8,7 @@ from jaxtyping import Int64
 
 from clipguard import __version__
 from clipguard.compute.inference import classifier_logits
+from clipguard.data.provenance import UNREADABLE, recorded_source
 from clipguard.detection.entropy_map import TOGETHER, classes_with_few_clean
 from clipguard.models.spec import Normalized
 from clipguard.pipeline.scan import Scan
@@ -82,7 +83,10 @@ def _data_warnings(scan: Scan) -> list[str]:
     out, source = [], scan.context.source
     if empty := source.empty_classes:
         out.append(f"{len(empty)} classes have no image: {', '.join(empty[:5])}")
-    largest, view = scan.context.sizes.largest, scan.data.images.shape[1:3]
+    if lost := _lost_classes(scan):
+        out.append(f"{len(lost)} classes have no readable image: {', '.join(lost[:5])}")
+    largest = recorded_source(scan.context.finished["embeddings"].path)["largest"]
+    view = scan.data.images.shape[1:3]
     if max(largest) > SMALL_TRIGGER * max(view):
         lost = -(-max(largest) // max(view))
         out.append(
@@ -99,8 +103,15 @@ def _data_warnings(scan: Scan) -> list[str]:
     return out
 
 
+def _lost_classes(scan: Scan) -> list[str]:
+    """Return the classes that have images, none of which can be read."""
+    k = scan.num_classes
+    before, left = (np.bincount(part.labels, minlength=k) for part in (scan.context.source, scan.data))
+    return [scan.data.class_names[label] for label in np.flatnonzero((before > 0) & (left == 0))]
+
+
 def _unreadable(scan: Scan) -> list[dict[str, str]]:
-    listed: list[dict[str, str]] = read_json(scan.context.finished["read"].path / "unreadable.json")
+    listed: list[dict[str, str]] = read_json(scan.context.finished["embeddings"].path / UNREADABLE)
     return listed
 
 

@@ -17,7 +17,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from clipguard.runs.stage import (
     CLOCK,
     FORMAT,
     MANIFEST,
+    DescribedStage,
     FinishedStage,
     finished_stage,
     is_result,
@@ -44,11 +45,14 @@ from clipguard.runs.stage import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceInfo:
-    """What a run folder remembers of its data: enough to refuse other data later."""
+    """What a run folder remembers of its data: enough to refuse other data later.
+
+    `key` is `ImageSource.key` when the folder was made; the contents' own hash stands in the reading stage.
+    """
 
     kind: str
     location: str
-    fingerprint: str
+    key: str
     n: int
     class_names: tuple[str, ...]
 
@@ -105,7 +109,7 @@ class RunFolder:
             "threads": threads,
         }
         if (path / MANIFEST).exists():
-            manifest["created"] = _of_same_data(cls.read(path), source.fingerprint)["created"]
+            manifest["created"] = _of_same_data(cls.read(path), source.key)["created"]
         else:
             _refuse_foreign(path)
         return cls(path, json.loads(json.dumps(manifest)))
@@ -122,7 +126,7 @@ class RunFolder:
             raise ClipguardError(f"{path} is no run folder (it has no {MANIFEST}): give the folder of a run")
         manifest = read_json(path / MANIFEST)
         source = manifest.get("source") if isinstance(manifest, dict) else None
-        if not isinstance(source, dict) or not {"fingerprint", "location"} <= source.keys():
+        if not isinstance(source, dict) or not {"key", "location"} <= source.keys():
             raise ClipguardError(
                 f"run folder {path} has a damaged {MANIFEST}: delete the folder and run again"
             )
@@ -132,22 +136,28 @@ class RunFolder:
             )
         return cls(path, manifest)
 
-    def stage(
-        self,
-        name: str,
-        *,
-        version: int,
-        config: Mapping[str, Any],
-        inputs: Sequence[str],
-        compute: Callable[[Path], None],
-    ) -> FinishedStage:
-        """Return the stage `name`, computed only if no finished one has the same settings and inputs.
+    def key(self, described: DescribedStage) -> str:
+        """Return the key of a stage."""
+        return stage_key(self._description(described))
+
+    def working(self, described: DescribedStage) -> Path:
+        """Return the folder in which a stage is computed, and where a killed attempt has left its files."""
+        return self.path / "stages" / f".{described.name}-{self.key(described)[:12]}{PART}"
+
+    def _description(self, described: DescribedStage) -> dict[str, Any]:
+        return {
+            "stage": described.name,
+            "version": described.version,
+            "config": dict(described.config),
+            "inputs": list(described.inputs),
+            "threads": self.manifest["threads"],
+        }
+
+    def stage(self, described: DescribedStage, compute: Callable[[Path], None]) -> FinishedStage:
+        """Return a stage, computed only if no finished one of its name has the same key.
 
         Args:
-            name: folder name below `stages/`; an older stage of this name is replaced.
-            version: of the code that computes it.
-            config: all that changes the result, as JSON values.
-            inputs: keys of the stages, or fingerprints of the data, that `compute` reads.
+            described: all that decides its result; an older stage of its name is replaced.
             compute: fills the folder it is given. After a kill it is given the same folder again with all
                 that it had written, so it may resume from there; `resume_folder` is the place for what only
                 serves that.
@@ -157,12 +167,9 @@ class RunFolder:
                 running again resumes; or `compute` raised it for bad input, and then nothing of this stage is
                 left, nor of a run folder that has no finished stage.
         """
-        description = {"stage": name, "version": version, "config": dict(config), "inputs": list(inputs)}
-        description["threads"] = self.manifest["threads"]
-        key = stage_key(description)
+        name, key, part = described.name, self.key(described), self.working(described)
         self._claim()
         final = self.path / "stages" / name
-        part = self.path / "stages" / f".{name}-{key[:12]}{PART}"
         manifest = f"stages/{name}/{MANIFEST}"
         with self._in_one_line(f"stage {name!r}"):
             there = finished_stage(final, key)
@@ -172,7 +179,7 @@ class RunFolder:
                 return there
             # A run killed between "manifest written" and "renamed" has a whole stage under the working name.
             if finished_stage(part, key) is None:
-                self._compute(part, compute, {"key": key, **description})
+                self._compute(part, compute, {"key": key, **self._description(described)})
             unseal(self.path, manifest)
             sweep(part)
             replace_folder(part, final)
@@ -221,7 +228,7 @@ class RunFolder:
             self._lock = lock_run(self.path)
             self._created = not (self.path / MANIFEST).exists()
             if not self._created:  # another process may have made it since it was opened
-                _of_same_data(self.read(self.path), self.manifest["source"]["fingerprint"])
+                _of_same_data(self.read(self.path), self.manifest["source"]["key"])
             self._write_manifest()
         except ClipguardError:
             self._lock = None
@@ -274,9 +281,9 @@ class RunFolder:
     def _withdraw(self) -> None:
         """Remove a run folder that this object created and that no stage has been finished in."""
         stages = self.path / "stages"
-        if not self._created or any(stages.iterdir()):
+        if not self._created or any(not stage.name.endswith(PART) for stage in stages.iterdir()):
             return
-        stages.rmdir()
+        shutil.rmtree(stages)
         for name in (MANIFEST, SEAL, LOCK):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something else may have been put there meanwhile: it stays
@@ -284,8 +291,8 @@ class RunFolder:
         self._lock, self._created = None, False
 
 
-def _of_same_data(run: RunFolder, fingerprint: str) -> dict[str, Any]:
-    if run.manifest["source"]["fingerprint"] != fingerprint:
+def _of_same_data(run: RunFolder, key: str) -> dict[str, Any]:
+    if run.manifest["source"]["key"] != key:
         where = run.manifest["source"]["location"]
         raise ClipguardError(
             f"run folder {run.path} belongs to other data ({where}): give a new folder, or delete this one"

@@ -47,6 +47,11 @@ class ShardedArray:
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
         self._lock = threading.Lock()
 
+    @classmethod
+    def of(cls, folder: Path) -> "ShardedArray":
+        """Return the array in all .npy files of a folder, in the order of their names."""
+        return cls(sorted(folder.glob("*.npy")))
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of rows, then the shape of each."""

@@ -22,12 +22,13 @@ from clipguard.types import Progress, StepProgress
 if TYPE_CHECKING:
     from clipguard.runs.run_folder import RunFolder
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Raise it when the meaning of stored files changes: run folders of another format are refused."""
 
 MANIFEST: Final = "manifest.json"
 CLOCK: Final = ".started"
 _HASH_ON_READ: Final = 64 * 2**20
+_SMALL: Final = 2**16
 _RESUME: Final = "resume" + PART
 
 Given = TypeVar("Given")
@@ -49,6 +50,16 @@ class FinishedStage:
     key: str
     seconds: float
     cached: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribedStage:
+    """A stage and what it is computed from; the attributes are those of `Stage`, with their values."""
+
+    name: str
+    version: int
+    config: Mapping[str, Any]
+    inputs: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +85,16 @@ class Stage(Generic[Given]):
 
     def run(self, folder: "RunFolder", given: Given, progress: Progress) -> FinishedStage:
         """Return the finished stage, computed now unless the run folder has it."""
-        return folder.stage(
-            self.name,
+        described = self.described(given)
+        return folder.stage(described, lambda part: self.compute(given, part, partial(progress, self.title)))
+
+    def described(self, given: Given) -> "DescribedStage":
+        """Return all that decides its result."""
+        return DescribedStage(
+            name=self.name,
             version=self.version,
-            config=self.config(given),
-            inputs=self.inputs(given),
-            compute=lambda part: self.compute(given, part, partial(progress, self.title)),
+            config=dict(self.config(given)),
+            inputs=list(self.inputs(given)),
         )
 
 
@@ -92,8 +107,9 @@ def stage_key(description: Mapping[str, Any]) -> str:
 def finished_stage(folder: Path, key: str | None) -> FinishedStage | None:
     """Return the stage in `folder` if it is whole (and has `key`), else None.
 
-    Sizes are always compared; hashes up to 64 MiB a file, where they cost milliseconds. A torn write never
-    gets a manifest, so hashing 10 GB of images at each start would guard only against an ageing disk.
+    Sizes are always compared; hashes where they cost milliseconds, of small files and of stages up to 64 MiB.
+    A torn write never gets a manifest, so hashing 10 GB of images at each start would guard only against an
+    ageing disk.
     """
     try:
         manifest = read_json(folder / MANIFEST)
@@ -101,14 +117,17 @@ def finished_stage(folder: Path, key: str | None) -> FinishedStage | None:
         stage = FinishedStage(
             path=folder, key=manifest["key"], seconds=float(manifest["seconds"]), cached=True
         )
-        whole = all(_matches(file, entry["bytes"], entry["sha256"]) for file, entry in files.items())
+        small = sum(entry["bytes"] for entry in files.values()) <= _HASH_ON_READ
+        whole = all(_matches(file, entry, small) for file, entry in files.items())
     except (ClipguardError, OSError, LookupError, TypeError, AttributeError, ValueError):
         return None
     return stage if whole and key in (None, stage.key) else None
 
 
-def _matches(file: Path, size: int, digest: str) -> bool:
-    return file.stat().st_size == size and (size > _HASH_ON_READ or described(file)["sha256"] == digest)
+def _matches(file: Path, entry: Mapping[str, Any], by_hash: bool) -> bool:
+    size, digest = entry["bytes"], entry["sha256"]
+    by_hash = by_hash or size <= _SMALL
+    return file.stat().st_size == size and (not by_hash or described(file)["sha256"] == digest)
 
 
 def resume_folder(stage: Path) -> Path:

@@ -1,26 +1,20 @@
 """Hostile bytes -> RGB pixels, or a row in the list of unreadable images, in sandboxed workers."""
 
 from clipguard.data.decode.decoder import Decoder
+from clipguard.data.decode.geometry import prepared
 from clipguard.data.decode.pixels import UnreadableImage, decode
-from clipguard.data.decode.reading import (
-    Sizes,
-    check_readable,
-    common_size,
-    decode_rows,
-    read_images,
-    thumbnail,
-)
+from clipguard.data.decode.reading import ReadRow, check_readable, common_size, read_images, read_rows
 from clipguard.data.listing import Unreadable
 
 __all__ = [
     "Decoder",
-    "Sizes",
+    "ReadRow",
     "Unreadable",
     "UnreadableImage",
     "check_readable",
     "common_size",
     "decode",
-    "decode_rows",
+    "prepared",
     "read_images",
-    "thumbnail",
+    "read_rows",
 ]

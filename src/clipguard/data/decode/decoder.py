@@ -1,16 +1,18 @@
 """Items -> pixels or sizes: encoded images in sandboxed workers, arrays in this process."""
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import accumulate
 from typing import Annotated, Final
 
 import numpy as np
 from msgspec import Meta
 
 from clipguard.data import Item
-from clipguard.data.decode.pixels import Decoded, Request, decoded
+from clipguard.data.decode.pixels import Decoded, Request, Views, decoded
 from clipguard.errors import ClipguardError
 from clipguard.safety.limits import MIB, Limits
 from clipguard.safety.sandbox import (
@@ -28,17 +30,18 @@ from clipguard.safety.sandbox import (
 ROLE: Final = role_of("decoder", "clipguard.data.decode.decoder")
 BATCH_ITEMS: Final = 64
 BATCH_BYTES: Final = 8 * MIB
+MOST_WORKERS: Final = 16
 
 
 class Encoded(Message):
-    """An image, and whether its pixels or only its size is needed."""
+    """An image, and what is wanted of it."""
 
     request: Request
     content: memoryview
 
 
 class Result(Message):
-    """The pixels of an image, or its size alone, or why there is neither."""
+    """The pixels of an image, or of its views one after the other; its size alone; or its fault."""
 
     reason: Annotated[str, Meta(max_length=REASON_BYTES)] = ""
     height: int = 0
@@ -56,10 +59,10 @@ class Decoder:
     def __init__(self, limits: Limits, role: Role = ROLE) -> None:
         self.limits, self.role = limits, role
         self.deaths = 0
-        self.most = max(2, min(4, (os.cpu_count() or 1) // 2))
+        self.most = max(2, min(MOST_WORKERS, os.cpu_count() or 1))
 
     def results(self, request: Request, items: Iterable[Item]) -> Iterator[Decoded]:
-        """Return pixels, or height and width, of each item, or the reason why there are none.
+        """Return what is wanted of each item, or the reason why there is none.
 
         Raises:
             ClipguardError: too many workers died or were stopped, or none can be started.
@@ -124,18 +127,23 @@ def _read(request: Request, worker: Worker) -> Decoded:
     Raises:
         WorkerDied: the process died or was stopped.
     """
-    most = 3 * worker.limits.pixels if request == "pixels" else 0
+    shapes = [(*view.size, 3) for view in request] if isinstance(request, tuple) else []
+    most = 3 * worker.limits.pixels if request == "pixels" else sum(map(math.prod, shapes))
     result: Result = worker.read(Result, most + REASON_BYTES)
-    height, width = result.height, result.width
+    size = result.height, result.width
     if result.reason:
         return result.reason
-    if not (height > 0 and 0 < height * width <= worker.limits.pixels):
+    if not (size[0] > 0 and 0 < math.prod(size) <= worker.limits.pixels):
         raise worker.protocol_error()
     if request == "size":
-        return height, width
-    if len(result.pixels) != 3 * height * width:
+        return size
+    shapes = shapes or [(*size, 3)]
+    ends = list(accumulate(map(math.prod, shapes)))
+    if len(result.pixels) != ends[-1]:
         raise worker.protocol_error()
-    return np.frombuffer(result.pixels, np.uint8).reshape(height, width, 3)
+    parts = np.split(np.frombuffer(result.pixels, np.uint8), ends[:-1])
+    images = tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    return images[0] if request == "pixels" else Views(size, images)
 
 
 def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -162,6 +170,9 @@ def _answer(image: Encoded, limits: Limits) -> Iterator[Result]:
     result = decoded(image.request, bytes(image.content), limits)
     if isinstance(result, str):
         yield Result(reason=result)
+    elif isinstance(result, Views):
+        pixels = np.concatenate([view.ravel() for view in result.images]).data
+        yield Result(height=result.size[0], width=result.size[1], pixels=pixels)
     elif isinstance(result, tuple):
         yield Result(height=result[0], width=result[1])
     else:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal
 
@@ -12,9 +13,11 @@ from PIL import Image, UnidentifiedImageError
 
 from clipguard.data import Failed, Item
 from clipguard.data.arrays import CHANNELS
+from clipguard.data.decode.geometry import prepared
 from clipguard.data.quiet import quiet_pillow
 from clipguard.errors import reason_of
 from clipguard.safety.limits import Limits
+from clipguard.types import Preprocessing
 
 # EPS runs an interpreter, and rare formats are the least tested code: neither is for untrusted bytes.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -30,9 +33,20 @@ TURNS = {
 }
 DEFAULT_LIMITS: Final = Limits()
 
-Request = Literal["pixels", "size"]
-Decoded = UInt8[np.ndarray, "h w 3"] | tuple[int, int] | str
-"""Pixels, height and width, or why there are none."""
+Request = Literal["pixels", "size"] | tuple[Preprocessing, ...]
+"""What is wanted of an image: its pixels, its size alone, or what one or more preprocessings make of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """An image as one or more preprocessings give it, and its own height and width."""
+
+    size: tuple[int, int]
+    images: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
+
+
+Decoded = UInt8[np.ndarray, "h w 3"] | tuple[int, int] | Views | str
+"""What was wanted, or why there is none."""
 
 
 class UnreadableImage(Exception):  # noqa: N818  # a finding about the data, no fault
@@ -149,18 +163,22 @@ def decode(item: Item, *, limits: Limits = DEFAULT_LIMITS) -> UInt8[np.ndarray, 
 
 
 def decoded(request: Request, item: Item, limits: Limits) -> Decoded:
-    """Return the pixels of an item, or the size that they would have, or the reason why it has none.
+    """Return what is wanted of an item, or the reason why it has none.
 
     The size of an encoded image comes from its header alone.
     """
     try:
         if request == "pixels" or isinstance(item, Failed):
             return decode(item, limits=limits)
+        if isinstance(request, tuple):
+            image = decode(item, limits=limits)
+            height, width = image.shape[:2]
+            return Views((height, width), tuple(prepared(image, view) for view in request))
         if isinstance(item, np.ndarray):
             return int(item.shape[0]), int(item.shape[1])
         with _guarded():
-            image = _opened(item, limits)
-            sideways = 5 <= _orientation(image) <= 8
-            return (image.width, image.height) if sideways else (image.height, image.width)
+            opened = _opened(item, limits)
+            sideways = 5 <= _orientation(opened) <= 8
+            return (opened.width, opened.height) if sideways else (opened.height, opened.width)
     except UnreadableImage as error:
         return str(error)

@@ -1,51 +1,63 @@
 """Whole sources -> pixels, with a list of what could not be read."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64, UInt8
-from PIL import Image
+from jaxtyping import Int64
 
-from clipguard.data import ImageSource
+from clipguard.data import ImageSource, Item
 from clipguard.data.decode.decoder import Decoder
+from clipguard.data.decode.pixels import Views
 from clipguard.data.listing import Unreadable
+from clipguard.data.source import Contents, contents_of
 from clipguard.errors import ClipguardError
-from clipguard.types import ImageSet, StepProgress, image_set
+from clipguard.types import ImageSet, Preprocessing, StepProgress, image_set
 
 MAX_UNREADABLE = 0.1
 REPORT_EVERY = 100
 
 
-class Sizes(NamedTuple):
-    """Heights and widths found by `common_size`."""
+@dataclass(frozen=True, slots=True)
+class ReadRow:
+    """One row of a source, read once.
 
-    common: tuple[int, int]
-    largest: tuple[int, int]
+    Attributes:
+        row: its number.
+        contents: of the undecoded image.
+        views: what preprocessings make of it, or why it cannot be read.
+    """
+
+    row: int
+    contents: Contents
+    views: Views | Unreadable
 
 
-def decode_rows(
-    source: ImageSource, rows: Int64[np.ndarray, "m"] | range, decoder: Decoder
-) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"] | Unreadable]]:
-    """Return (row, pixels) or (row, why not) for each of `rows`, which ascend.
+def read_rows(
+    source: ImageSource,
+    rows: Int64[np.ndarray, "m"] | range,
+    views: tuple[Preprocessing, ...],
+    decoder: Decoder,
+) -> Iterator[ReadRow]:
+    """Return each of `rows`, which ascend: hashed, decoded and prepared from the same bytes.
 
     Raises:
         ClipguardError: the images made too many workers crash or hang.
     """
-    for row, result in zip(rows, decoder.results("pixels", source.read(rows)), strict=True):
-        if isinstance(result, np.ndarray):
-            yield int(row), result
+    waiting: deque[Contents] = deque()
+
+    def items() -> Iterator[Item]:
+        for item in source.read(rows):
+            waiting.append(contents_of(item))
+            yield item
+
+    for row, result in zip(rows, decoder.results(views, items()), strict=True):
+        contents = waiting.popleft()
+        if not isinstance(result, Views):
+            yield ReadRow(int(row), contents, Unreadable(source.ids[row], str(result)))
         else:
-            yield int(row), Unreadable(source.ids[row], str(result))
-
-
-def thumbnail(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Return `image` at exactly `size` (height, width), antialiased; bit for bit itself if it has it."""
-    if image.shape[:2] == size:
-        return image
-    height, width = size
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+            yield ReadRow(int(row), contents, result)
 
 
 def read_images(
@@ -53,7 +65,7 @@ def read_images(
     size: tuple[int, int],
     progress: StepProgress | None = None,
 ) -> tuple[ImageSet, tuple[Unreadable, ...]]:
-    """Return all readable images at `size` (height, width), and the list of the others.
+    """Return all readable images at `size` (height, width), in memory, and the list of the others.
 
     Args:
         source: where they come from.
@@ -67,14 +79,15 @@ def read_images(
     images = np.empty((total, *size, 3), np.uint8)
     readable = np.ones(total, bool)
     unreadable = []
-    for row, result in decode_rows(source, range(total), Decoder(source.limits)):
-        if isinstance(result, Unreadable):
-            readable[row] = False
-            unreadable.append(result)
+    view = Preprocessing(size=size)
+    for done, read in enumerate(read_rows(source, range(total), (view,), Decoder(source.limits)), 1):
+        if isinstance(read.views, Unreadable):
+            readable[read.row] = False
+            unreadable.append(read.views)
         else:
-            images[row] = thumbnail(result, size)
-        if progress and (row + 1 == total or (row + 1) % REPORT_EVERY == 0):
-            progress(row + 1, total)
+            images[read.row] = read.views.images[0]
+        if progress and (done == total or done % REPORT_EVERY == 0):
+            progress(done, total)
     check_readable(source, tuple(unreadable))
     if unreadable:
         images = images[readable]
@@ -108,24 +121,32 @@ def check_readable(source: ImageSource, unreadable: tuple[Unreadable, ...]) -> N
             )
 
 
-def common_size(source: ImageSource, sample: int = 64) -> Sizes:
-    """Return the most frequent size of `sample` evenly spaced images (the larger of equals), and the largest.
+def common_size(source: ImageSource, sample: int = 64) -> tuple[int, int]:
+    """Return the most frequent height and width of some `sample` images, the larger of equals.
 
     Raises:
         ClipguardError: none of them is readable.
     """
-    rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).round().astype(np.int64))
+    rows = _sampled(source, sample)
     results = list(Decoder(source.limits).results("size", source.read(rows)))
-    sizes = [size for size in results if isinstance(size, tuple)]
-    if not sizes:
+    counts = Counter(size for size in results if isinstance(size, tuple))
+    if not counts:
         raise ClipguardError(
             f"none of {len(rows)} sampled images of {source.location} is readable, first: {results[0]}"
         )
-    counts = Counter(sizes)
+    return max(counts, key=lambda size: (counts[size], size[0] * size[1], size))
 
-    def area(size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        return size[0] * size[1], size
 
-    return Sizes(
-        common=max(counts, key=lambda size: (counts[size], area(size))), largest=max(sizes, key=area)
-    )
+def _sampled(source: ImageSource, sample: int) -> Int64[np.ndarray, "m"]:
+    """Return evenly spaced rows; where reading starts at some rows only, a few after some of these."""
+    count = min(sample, len(source))
+    starts = source.starts
+    if len(starts) == len(source):
+        return np.unique(np.linspace(0, len(source) - 1, count).round().astype(np.int64))
+    chosen = np.unique(np.linspace(0, len(starts) - 1, min(count, len(starts))).round().astype(np.int64))
+    ends = np.append(starts, len(source))[chosen + 1]
+    each = -(-count // len(chosen))
+    pieces = [
+        np.arange(starts[one], min(starts[one] + each, end)) for one, end in zip(chosen, ends, strict=True)
+    ]
+    return np.concatenate(pieces)

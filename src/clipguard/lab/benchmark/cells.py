@@ -99,7 +99,7 @@ def image_sets(choice: DataChoice, paths: BenchmarkPaths) -> tuple[ImageSet, Ima
         ClipguardError: they cannot be had, or name other classes than each other.
     """
     train_source, test_source = sources(choice, paths)
-    size = choice.size or common_size(train_source).common
+    size = choice.size or common_size(train_source)
     train, unreadable = read_images(train_source, size)
     test, unreadable_tests = read_images(test_source, size)
     if choice.imbalance > 1:

@@ -12,7 +12,7 @@ from PIL import Image
 from clipguard.data.writer import png
 from clipguard.outputs.report.plot import entropy_map
 from clipguard.outputs.samples import Table, read_samples, read_texts
-from clipguard.runs import RunFolder, read_array, read_image_set
+from clipguard.runs import RunFolder, ShardedArray
 from clipguard.runs.summary import read_summary
 from clipguard.triggers.affine import AffineTrigger, read_triggers
 from clipguard.types import STATES, Images, Partition, State
@@ -50,9 +50,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
     samples, partition = read_samples(folder.path)
     order = np.argsort(samples["rank"], kind="stable").astype(np.int64)
     top, least = order[:TOP], order[partition.clean[order]][::-1][:EXAMPLES]
-    texts = read_texts(folder.path, np.concatenate([top, least]))
-    images = _images(set(texts["id"]), folder)
-    pictures = [images.get(name) for name in texts["id"]]
+    texts, images = read_texts(folder.path, top), _images(np.union1d(top, least), len(partition), folder)
     return {
         "run": run,
         "manifest": folder.manifest,
@@ -68,10 +66,10 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
         ),
         "top": [
             _sample(samples, partition, row, {name: values[place] for name, values in texts.items()})
-            | {"thumbnail": None if image is None else picture(image)}
-            for place, (row, image) in enumerate(zip(top.tolist(), pictures, strict=False))
+            | {"thumbnail": picture(images[row]) if row in images else None}
+            for place, row in enumerate(top.tolist())
         ],
-        "triggers": _triggers([one for one in pictures[len(top) :] if one is not None], partition, folder),
+        "triggers": _triggers([images[i] for i in least.tolist() if i in images], partition, folder),
     }
 
 
@@ -109,19 +107,16 @@ def _classes(
     return {"listed": listed, "others": len(labels) - len(listed)}
 
 
-def _images(ids: set[str], folder: RunFolder) -> dict[str, Picture]:
-    """Return those of the images that the run folder still has, by id."""
-    stage = folder.finished("read")
+def _images(rows: Int64[np.ndarray, "m"], n: int, folder: RunFolder) -> dict[int, Picture]:
+    """Return the images of some rows by number, as the scan saw them, if it still has them."""
+    stage = folder.finished("images")
     if stage is None:
         return {}
-    data = read_image_set(stage.path)
-    images, view, size = data.images, folder.finished("view"), read_summary(folder.path).data.size
-    # As the scan saw them, since triggers have that size; a view may be left from an earlier scan.
-    if view is not None and images.shape[1:3] != size:
-        images = read_array(view.path / "images.npy", mmap=True)
-    if images.shape[:3] != (len(data), *size):
+    images = ShardedArray.of(stage.path)
+    # A scan that was stopped may have left images of other data rows, or of another size.
+    if images.shape != (n, *read_summary(folder.path).data.size, 3):
         return {}
-    return {name: images[row] for row, name in enumerate(data.ids) if name in ids}
+    return dict(zip(rows.tolist(), images[rows], strict=True))
 
 
 def _sample(samples: Table, partition: Partition, row: int, texts: dict[str, str]) -> dict[str, Any]:
