@@ -1,6 +1,7 @@
 """The one place that seeds: a tree of names, so that a new stage shifts no other stream."""
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,16 +41,26 @@ class Seed:
         return torch.Generator().manual_seed(self.value)
 
     @contextmanager
-    def torch_global(self) -> Iterator[None]:
-        """Seed torch's global generator inside the block and restore it after.
+    def torch_global(self, gpu: int | None = None) -> Iterator[None]:
+        """Seed torch's global generator inside the block and restore it after; others wait for their turn.
 
         Weight initialisation reads the global generator, so that it cannot be passed as an argument.
+
+        Args:
+            gpu: number of the one whose generator is seeded as well; all others stay as they are.
         """
         import torch
 
-        with torch.random.fork_rng():
-            torch.manual_seed(self.value)
+        gpus = [] if gpu is None else [gpu]
+        with _TORCH_GLOBAL, torch.random.fork_rng(devices=gpus, device_type="cuda"):
+            # Not `torch.manual_seed`: it would seed all GPUs of the machine, and nothing would restore them.
+            for generator in (torch.default_generator, *(torch.cuda.default_generators[one] for one in gpus)):
+                generator.manual_seed(self.value)
             yield
+
+
+_TORCH_GLOBAL: Final = threading.RLock()
+"""The generator is the process's: two lanes must not both take it for theirs."""
 
 
 class Stream:

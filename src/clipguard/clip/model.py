@@ -4,7 +4,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,11 +13,13 @@ from jaxtyping import Float32, UInt8
 
 from clipguard.data.decode.geometry import prepared
 from clipguard.errors import ClipguardError
-from clipguard.types import Images, Preprocessing
+from clipguard.types import Images, Preprocessing, chunks
 
 # Small enough for the activations of one chunk to stay in the cache of a CPU core: 64 is a quarter slower.
 IMAGE_CHUNK: Final = 32
 TEXT_CHUNK: Final = 256
+GPU_CHUNK: Final = 512
+"""Images or texts that a GPU is given at once; fewer where its memory is too small."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,8 @@ class Clip:
         """Return one embedding an image, at least one image; sizes may differ within the batch.
 
         The last bits of an embedding depend on how many images share its chunk of `IMAGE_CHUNK`: a data set
-        cut at multiples of it gives the same floats however it is sharded.
+        cut at multiples of it gives the same floats however it is sharded. Chunks are computed side by side
+        in lanes; a GPU takes `GPU_CHUNK` images at once.
 
         Raises:
             ClipguardError: the model returns NaN or Inf.
@@ -109,29 +112,43 @@ class Clip:
         """Return the crops as the network takes them: in 0..1, normalised."""
         import torch
 
-        from clipguard.compute.device import tensor
+        from clipguard.compute.device import here, tensor
 
+        device = here()
+        # A view in channels-last order, in which these networks run faster.
+        pixels = tensor(np.stack(crops)).to(device).permute(0, 3, 1, 2).float().div(255)
         mean, std = (
-            torch.tensor(values).view(-1, 1, 1)
+            torch.tensor(values, device=device).view(-1, 1, 1)
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
-        # A view in channels-last order, in which these networks run faster.
-        return tensor(np.stack(crops)).permute(0, 3, 1, 2).float().div(255).sub(mean).div(std)
+        return pixels.sub(mean).div(std)
 
     def _embedded(
         self, encode: Callable[..., Any], prepare: Callable[[Any], Any], items: Sequence[Any], chunk: int
     ) -> Float32[np.ndarray, "n d"]:
         import torch
 
-        from clipguard.compute.device import array
+        from clipguard.compute.device import Device, array, computing_on, device_for, here
+        from clipguard.compute.inference import piecewise
+        from clipguard.compute.lanes import in_lanes
 
-        with torch.inference_mode():
-            embeddings = np.concatenate(
-                [
-                    array(encode(prepare(items[start : start + chunk]), normalize=True).float())
-                    for start in range(0, len(items), chunk)
-                ]
-            )
+        def embedded(part: slice, device: Device) -> Float32[np.ndarray, "_ d"]:
+            # Inference mode, like precision, is a matter of each lane.
+            with torch.inference_mode(), device.autocast(inference=True):
+                return array(encode(prepare(items[part]).to(here()), normalize=True).float())
+
+        device = device_for(self.network)
+        with computing_on(device):
+            if device.kind == "cuda":
+                pieces = piecewise(functools.partial(embedded, device=device), len(items), GPU_CHUNK)
+                if not all(np.isfinite(piece).all() for piece in pieces):
+                    # Some networks exceed the range of float16.
+                    exact = replace(device, dtype="float32")
+                    pieces = piecewise(functools.partial(embedded, device=exact), len(items), GPU_CHUNK)
+            else:
+                parts = chunks(len(items), chunk)
+                pieces = in_lanes([functools.partial(embedded, part, device) for part in parts])
+        embeddings = np.concatenate(pieces)
         if not np.isfinite(embeddings).all():
             raise ClipguardError(
                 f"guide {self.name} returns NaN or Inf: get its weights {self.weights} again"

@@ -1,20 +1,24 @@
-"""Batched logits and embeddings: one code path for arrays in memory and for sources of any size."""
+"""Batched logits and features: one code path for arrays in memory and for sources of any size."""
+
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from clipguard.compute.device import array, tensor
+from clipguard.compute.device import array, computing_on, device_for, tensor
+from clipguard.compute.lanes import go_on
 from clipguard.errors import ClipguardError
 from clipguard.models.features import head_of, inputs_of
 from clipguard.models.spec import Normalized
 from clipguard.types import Images, Rows
 
+ON_GPU: Final = 8
+"""How many times as large a batch is on a GPU, which small ones leave idle. Too large ones are halved."""
 
-def thread_count() -> int:
-    """Return how many threads of the processor compute; results depend on their number."""
-    return torch.get_num_threads()
+Values = TypeVar("Values")
 
 
 def planes(images: Images) -> UInt8[Tensor, "n 3 h w"]:
@@ -23,16 +27,48 @@ def planes(images: Images) -> UInt8[Tensor, "n 3 h w"]:
     return tensor(np.array(images)).permute(0, 3, 1, 2)
 
 
+def piecewise(values: Callable[[slice], Values], n: int, size: int) -> list[Values]:
+    """Return the values of n rows in pieces of `size`; of half as many where a GPU's memory is too small.
+
+    Raises:
+        ClipguardError: it does not hold one row.
+    """
+    out, start = [], 0
+    while start < n:
+        go_on()
+        try:
+            out.append(values(slice(start, min(start + size, n))))
+        except torch.OutOfMemoryError as error:
+            if size == 1:
+                why = "the GPU's memory does not hold the model and one image"
+                raise ClipguardError(f"{why}: free some, or give another GPU or --device cpu") from error
+            size = max(1, size // 2)
+            continue
+        start += size
+    return out
+
+
 def classifier_logits(model: Normalized, images: Rows, batch_size: int = 250) -> Float32[np.ndarray, "n k"]:
-    """Return the model's logits of all images, in evaluation mode."""
+    """Return the model's logits of all images, in evaluation mode, computed on the current device."""
+    return _of_batches(model, lambda part: images[part], len(images), batch_size, lambda logits: logits)
+
+
+def _of_batches(
+    model: Normalized,
+    batch: Callable[[slice], Images],
+    n: int,
+    batch_size: int,
+    value: Callable[[Tensor], Tensor],
+) -> Float32[np.ndarray, "n d"]:
+    """Return what `value` makes of each batch's logits."""
     model.eval()
-    device = model.mean.device
-    out = []
-    with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            batch = planes(images[start : start + batch_size]).to(device)
-            out.append(array(model(batch).float()))
-    return np.concatenate(out)
+    device = device_for(model)
+
+    def values(part: slice) -> Float32[np.ndarray, "_ d"]:
+        return array(value(model(planes(batch(part)).to(device.torch))).float())
+
+    with computing_on(device), torch.inference_mode(), device.autocast():
+        return np.concatenate(piecewise(values, n, batch_size * (ON_GPU if device.kind == "cuda" else 1)))
 
 
 def features(
@@ -45,19 +81,25 @@ def features(
     Raises:
         ClipguardError: NaN or Inf is among them.
     """
+    device_for(model)
     head = head_of(model, planes(images[:1]))
-    starts = range(0, len(rows), batch_size)
-    batches = (images[rows[start : start + batch_size]] for start in starts)
     if head is None:
-        values = [classifier_logits(model, batch) for batch in batches]
+        result = _of_batches(
+            model, lambda part: images[rows[part]], len(rows), batch_size, lambda logits: logits
+        )
     else:
-        values = []
         with inputs_of(head) as inputs:
-            for batch in batches:
-                classifier_logits(model, batch)
-                values += [array(given.float()) for given in inputs]
-                inputs.clear()
-    result: Float32[np.ndarray, "m d"] = np.concatenate(values)
+            # The last one, after a batch that had been too large.
+            result = _of_batches(
+                model, lambda part: images[rows[part]], len(rows), batch_size, lambda _: _taken(inputs)
+            )
     if not np.isfinite(result).all():
         raise ClipguardError("the model's last layer is given NaN or Inf for some images: give another model")
     return result
+
+
+def _taken(inputs: list[Tensor]) -> Tensor:
+    """Return the last input, and forget all of them."""
+    last = inputs[-1]
+    inputs.clear()
+    return last

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from clipguard.compute.cross_validation import fold_numbers
 from clipguard.compute.inference import classifier_logits
+from clipguard.compute.lanes import in_lanes, in_turn
 from clipguard.compute.training import EpochHook, LossFunction, Recipe, fit
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
@@ -148,21 +148,18 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
     streams = [seed.child("run", run) for run in range(config.runs)]
     fold = np.stack([_folds(len(images), config.folds, stream) for stream in streams])
 
+    hook = on_epoch and in_turn(on_epoch)
+
     def train(run: int, number: int) -> Normalized:
         rows = np.flatnonzero(trainable & (fold[run] != number) if config.folds > 1 else trainable)
         part, place = streams[run].child("fold", number), run * config.folds + number
         model = copy.deepcopy(start[place]) if start else build(spec, part.child("init"))
-        fit(model, images, rows, loss, recipe, part.child("refit" if start else "fit"), on_epoch)
+        fit(model, images, rows, loss, recipe, part.child("refit" if start else "fit"), hook)
         return model
 
     tasks = [partial(train, run, number) for run in range(config.runs) for number in range(config.folds)]
-    nets = tuple(_one_by_one(tasks))
+    nets = tuple(in_lanes(tasks))
     return TrainedNets(logits=NetLogits(nets=nets, fold=fold, images=images, outputs=outputs), nets=nets)
-
-
-def _one_by_one(tasks: Sequence[Callable[[], Normalized]]) -> list[Normalized]:
-    """Return what each task gives. A net depends on its seed and its rows alone: their order is free."""
-    return [task() for task in tasks]
 
 
 def continued(config: SmallNetConfig, epochs: int) -> SmallNetConfig:

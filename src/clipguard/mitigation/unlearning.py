@@ -145,13 +145,14 @@ def _unlearning_loss(sets: _Sets, targets: _Targets, config: UnlearningConfig) -
     forget, guide_weight = _UNLEARNING[config.loss], GUIDE_WEIGHT[config.loss]
 
     def loss(logits: Tensor, rows: Tensor, _: Tensor) -> Tensor:
-        given = targets.labels[rows]
-        clean, flagged = sets.clean[rows], sets.flagged[rows]
+        device = logits.device
+        given, weights = targets.labels[rows].to(device), sets.weight[rows].to(device)
+        clean, flagged = (side[rows].nonzero()[:, 0] for side in (sets.clean, sets.flagged))
         learnt = F.cross_entropy(logits[clean], given[clean], reduction="none")
-        total = (sets.weight[rows][clean] * learnt).sum()
-        if bool(flagged.any()):
+        total = (weights[clean] * learnt).sum()
+        if len(flagged):
             wrong = logits[flagged]
-            soft = targets.soft_labels[targets.soft_index[rows][flagged]]
+            soft = targets.soft_labels[targets.soft_index[rows][flagged]].to(device)
             weight = config.weight * (1 - soft.sum(1) * (1 - config.label_only_weight))
             total = total + (weight * forget(wrong, given[flagged])).sum()
             total = total - config.relabel * (soft * wrong.log_softmax(1)).sum()

@@ -14,7 +14,9 @@ from clipguard.clip.embeddings import ReadingPass, read_source
 from clipguard.compute.classifiers import ClassifierConfig
 from clipguard.compute.classifiers import train_classifier as from_scratch
 from clipguard.compute.inference import features as features_of
-from clipguard.compute.inference import planes, thread_count
+from clipguard.compute.inference import planes
+from clipguard.compute.lanes import lanes_here
+from clipguard.compute.threads import intra_op, training_threads
 from clipguard.detection.drawn_rows import MOST_ROWS
 from clipguard.detection.early_model import early_model_scores
 from clipguard.detection.entropy_map import label_nll
@@ -98,7 +100,7 @@ def read(given: Reading, folder: Path, progress: StepProgress) -> None:
         images=tuple(
             (context.run.working(stage.described(view)), view.preprocessing) for stage, view in given.images
         ),
-        lanes=thread_count(),
+        lanes=lanes_here(),
     )
     read_source(reading, context.engine, progress)
 
@@ -233,7 +235,8 @@ def train_classifier(given: Training, folder: Path, progress: StepProgress) -> N
     counter = EpochProgress(given.classifier.recipe.epochs, progress)
     checkpoint = resume_folder(folder) / "checkpoint.safetensors"
     data, rows = given.scan.data, np.flatnonzero(given.rows)
-    model, history = from_scratch(given.classifier, data, rows, on_epoch=counter, checkpoint=checkpoint)
+    with intra_op(training_threads()):
+        model, history = from_scratch(given.classifier, data, rows, on_epoch=counter, checkpoint=checkpoint)
     _keep(folder, model, given.classifier.spec, history)
 
 
@@ -270,7 +273,10 @@ def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None
             data, partition, guide, scan.triggers, config.augment, copies
         )
     model = copy.deepcopy(given.victim)
-    history = unlearn(model, data, partition, guide, config, seed, on_epoch=counter, checkpoint=checkpoint)
+    with intra_op(training_threads()):
+        history = unlearn(
+            model, data, partition, guide, config, seed, on_epoch=counter, checkpoint=checkpoint
+        )
     _keep(folder, model, given.spec, history)
 
 

@@ -1,16 +1,19 @@
 """`Defender`: scan and repair behind names that follow scikit-learn's."""
 
 import copy
+import functools
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from safetensors.torch import load_file
 from torch import nn
 
 from clipguard.clip.zero_shot import ClipGuide
+from clipguard.compute.device import CPU, choose_device, computing_on, current_device
 from clipguard.compute.engine import Engine, LocalEngine
-from clipguard.compute.inference import thread_count
+from clipguard.compute.threads import granted_threads, one_thread, training_threads
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size
 from clipguard.data.provenance import recorded_source
@@ -34,6 +37,27 @@ from clipguard.runs import FinishedStage, RunFolder, SourceInfo, described, read
 from clipguard.seeds import Seed
 from clipguard.types import Partition, Preprocessing, Progress, State
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def _with_its_means(
+    method: Callable[Concatenate["Defender", Given], Result],
+) -> Callable[Concatenate["Defender", Given], Result]:
+    """Return the method that computes on the defender's device and with its threads.
+
+    What its caller has chosen for the whole thread goes before what would be found.
+    """
+
+    @functools.wraps(method)
+    def computed(self: "Defender", /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        outside = current_device()
+        device = choose_device(self.device) if self.device or outside is None else outside
+        with computing_on(device), granted_threads(self.threads), one_thread():
+            return method(self, *args, **kwargs)
+
+    return computed
+
 
 class Defender:
     """Scans an untrusted data set and repairs a model that was trained on it.
@@ -47,11 +71,15 @@ class Defender:
         guide: the CLIP that reads the labels; the default needs its weights from the hub or its cache.
         run_dir: folder of the run.
         config: all other settings.
-        progress: called with (step, done, total) as work goes on.
+        progress: called with (step, done, total) as work goes on; from other threads, too, one at a time.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto`, the first GPU that works or else the processor; None takes
+            the one in CLIPGUARD_DEVICE, else `auto`.
+        threads: that compute at once; None takes OMP_NUM_THREADS, else all cores that there are. Only the
+            weights of models trained or repaired here depend on it.
         engine: who reads and embeds the data, shard by shard; by default this process.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # settings that are only stored, most by name alone
         self,
         guide: ClipGuide | None = None,
         run_dir: str | Path = "runs/clipguard",
@@ -59,13 +87,18 @@ class Defender:
         config: DefenseConfig | None = None,
         progress: Progress | None = None,
         engine: Engine | None = None,
+        device: str | None = None,
+        threads: int | None = None,
     ) -> None:
         self.guide = guide
         self.run_dir = run_dir
         self.config = config
         self.progress = progress
         self.engine = engine
+        self.device = device
+        self.threads = threads
 
+    @_with_its_means
     def scan(self, source: object) -> "Defender":
         """Return self with partition and verdict of `source` (anything that `ImageSource.open` takes).
 
@@ -77,6 +110,7 @@ class Defender:
         self.scan_.context.run.retract(FEATURES_FILE)
         return self
 
+    @_with_its_means
     def fit(
         self, source: object, model: str | Path | nn.Module | None = None, spec: ModelSpec | None = None
     ) -> "Defender":
@@ -193,7 +227,15 @@ def _open_run(
         class_names=source.class_names,
     )
     settings = {"guide": guide.name, "templates": guide.prompts, "defense": asdict(config)}
-    return RunFolder.open(run_dir, info, settings, seed=config.seed, threads=thread_count())
+    device = current_device() or CPU
+    return RunFolder.open(
+        run_dir,
+        info,
+        settings,
+        seed=config.seed,
+        threads=training_threads(),
+        device=device.description,
+    )
 
 
 def _source_key(run_dir: Path, source: ImageSource, progress: Progress) -> str:

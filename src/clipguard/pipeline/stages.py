@@ -136,6 +136,7 @@ VICTIM: Final = Stage[Training](
     config=lambda given: asdict(given.classifier),
     inputs=lambda given: [given.scan.images_key, array_digest(given.rows)],
     compute=computing.train_classifier,
+    threaded=True,
 )
 
 RETRAINING: Final = replace(
@@ -176,6 +177,7 @@ UNLEARNING: Final = Stage[Repair](
         given.origin,
     ],
     compute=computing.unlearn_flagged,
+    threaded=True,
 )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard import __version__
+from clipguard.compute.device import CPU, current_device
 from clipguard.compute.inference import classifier_logits
 from clipguard.data.provenance import UNREADABLE, recorded_source
 from clipguard.detection.entropy_map import TOGETHER, classes_with_few_clean
@@ -71,6 +72,7 @@ def warnings_of(scan: Scan) -> list[str]:
     """Return what a user should know of a scan, one sentence each."""
     context, guide = scan.context, scan.context.guide
     warnings = [*guide.warnings_for(context.source.class_names), *_data_warnings(scan), *context.notes()]
+    warnings += (current_device() or CPU).passed_over
     if guide.weights_verified_by is None:
         warnings.append(
             f"the weights of guide {guide.name} are not known to clipguard: compare their sha256 "
@@ -160,6 +162,7 @@ def write_summary(
         version=__version__,
         seed=run.manifest["seed"],
         threads=run.manifest["threads"],
+        device=run.manifest["device"],
         run_dir=str(run.path),
         verdict=defender.verdict_,
         data=DataSummary(

@@ -5,9 +5,10 @@
     RUN/*                          published copies: samples.parquet, model.safetensors, report.html ...
     RUN/seal.json                  sha256 of the manifest, of every stage's manifest and every published file
 
-A stage is found again by its key, a hash of its name, version, settings, inputs and the thread count. So a
-changed setting recomputes this stage and all that stand on it, and nothing else. A stage's manifest holds the
-hashes of its files, so that whoever keeps the hash of `seal.json` elsewhere can prove every file of the run.
+A stage is found again by its key, a hash of its name, version, settings, inputs, thread count (where its
+result depends on that) and GPU. So a changed setting recomputes this stage and all that stand on it, and
+nothing else. A stage's manifest holds the hashes of its files, so that whoever keeps the hash of `seal.json`
+elsewhere can prove every file of the run.
 """
 
 import contextlib
@@ -81,6 +82,7 @@ class RunFolder:
         *,
         seed: int,
         threads: int = 1,
+        device: str = "cpu",
     ) -> "RunFolder":
         """Return the run folder at `path`, to be created by its first stage if there is none.
 
@@ -89,7 +91,8 @@ class RunFolder:
             source: the data.
             config: all settings, as JSON values.
             seed: root of all randomness.
-            threads: of the processor that compute; results depend on their number, so that keys hold it.
+            threads: of the processor that train one large net.
+            device: that computes; results depend on it, so that keys hold any other than `cpu`.
 
         Raises:
             ClipguardError: `path` holds something else, another data set's run, or a damaged manifest.
@@ -107,6 +110,7 @@ class RunFolder:
             "config": dict(config),
             "seed": seed,
             "threads": threads,
+            "device": device,
         }
         if (path / MANIFEST).exists():
             manifest["created"] = _of_same_data(cls.read(path), source.key)["created"]
@@ -145,13 +149,17 @@ class RunFolder:
         return self.path / "stages" / f".{described.name}-{self.key(described)[:12]}{PART}"
 
     def _description(self, described: DescribedStage) -> dict[str, Any]:
-        return {
+        description = {
             "stage": described.name,
             "version": described.version,
             "config": dict(described.config),
             "inputs": list(described.inputs),
-            "threads": self.manifest["threads"],
+            # Without that, one thread computes each number.
+            "threads": self.manifest["threads"] if described.threaded else 1,
         }
+        if self.manifest["device"] != "cpu":
+            description["device"] = self.manifest["device"]
+        return description
 
     def stage(self, described: DescribedStage, compute: Callable[[Path], None]) -> FinishedStage:
         """Return a stage, computed only if no finished one of its name has the same key.
@@ -161,6 +169,7 @@ class RunFolder:
             compute: fills the folder it is given. After a kill it is given the same folder again with all
                 that it had written, so it may resume from there; `resume_folder` is the place for what only
                 serves that.
+            threaded: the result depends on the number of threads.
 
         Raises:
             ClipguardError: another process works in this folder, or a fault of disk or system, after which

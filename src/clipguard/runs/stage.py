@@ -60,6 +60,7 @@ class DescribedStage:
     version: int
     config: Mapping[str, Any]
     inputs: Sequence[str]
+    threaded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,7 @@ class Stage(Generic[Given]):
         config: all settings that change the result, as JSON values.
         inputs: keys of stages, or hashes of values, that it reads.
         compute: fills the folder it is given, see `RunFolder.stage`; it says (done, total) as it goes on.
+        threaded: its result depends on the number of threads, which the key then holds.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Stage(Generic[Given]):
     config: Callable[[Given], Mapping[str, Any]]
     inputs: Callable[[Given], Sequence[str]]
     compute: Callable[[Given, Path, StepProgress], None]
+    threaded: bool = False
 
     def run(self, folder: "RunFolder", given: Given, progress: Progress) -> FinishedStage:
         """Return the finished stage, computed now unless the run folder has it."""
@@ -95,11 +98,12 @@ class Stage(Generic[Given]):
             version=self.version,
             config=dict(self.config(given)),
             inputs=list(self.inputs(given)),
+            threaded=self.threaded,
         )
 
 
 def stage_key(description: Mapping[str, Any]) -> str:
-    """Return the key of a stage: the hash of its name, version, settings, inputs and thread count."""
+    """Return the key of a stage: the hash of its name, version, settings, inputs, threads and GPU."""
     text = json.dumps([FORMAT, description], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -108,7 +108,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         command: scan, defend or demo.
         version: of clipguard.
         seed: root of all randomness.
-        threads: of the processor; results depend on their number.
+        threads: of the processor that trained one large net, whose weights depend on their number.
+        device: that computed.
         run_dir: the run folder.
         verdict: the answer, with reasons.
         data: the data set.
@@ -127,6 +128,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     version: str
     seed: int
     threads: int
+    device: str = "cpu"
     run_dir: str
     verdict: Verdict
     data: DataSummary

@@ -1,0 +1,129 @@
+"""How many threads of the processor compute, and where: many results must not depend on their number.
+
+A sum that is split among threads depends on how many there are. So all but the training of one large net
+computes with one thread (`one_thread`). What is faster side by side runs in lanes: `clipguard.compute.lanes`.
+
+What torch 2.14 does: `torch.set_num_threads` holds for the calling thread and becomes the default of threads
+that are started later. OpenBLAS has one number for the whole process. Both are put back.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Final
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from clipguard.errors import ClipguardError
+
+MOST_FOR_ONE_TRAINING: Final = 4
+"""Threads of one training at most: more only wait for each other, in nets as narrow as these."""
+
+_GROUPS: Final = Path("/sys/fs/cgroup")
+
+_GRANTED: ContextVar[int | None] = ContextVar("granted", default=None)
+
+
+def available_threads() -> int:
+    """Return how many threads may compute at once.
+
+    What `granted_threads` says, else OMP_NUM_THREADS, else the cores that this process may use.
+    """
+    granted = _GRANTED.get()
+    if granted is not None:
+        return granted
+    # OpenMP takes a list, one number for each level of nesting.
+    named = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(named) if named.isdecimal() and int(named) > 0 else _cores()
+
+
+@contextmanager
+def granted_threads(threads: int | None) -> Iterator[None]:
+    """Let so many threads compute at once inside the block; None leaves the choice to the environment.
+
+    Raises:
+        ClipguardError: less than one.
+    """
+    if threads is not None and threads < 1:
+        raise ClipguardError(f"{threads} threads: give 1 or more")
+    token = _GRANTED.set(available_threads() if threads is None else threads)
+    try:
+        yield
+    finally:
+        _GRANTED.reset(token)
+
+
+def training_threads() -> int:
+    """Return how many threads one large training takes: its result depends on them."""
+    return min(available_threads(), MOST_FOR_ONE_TRAINING)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread inside the block, in torch and in BLAS."""
+    with one_blas_thread(), intra_op(1):
+        yield
+
+
+@contextmanager
+def intra_op(threads: int) -> Iterator[None]:
+    """Let torch split each operation of the calling thread among so many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _OneBlasThread:
+    """Holds BLAS at one thread while anybody asks for it: its number is the process's, blocks may overlap."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._limits = threading.Lock(), 0, ExitStack()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Hold it inside the block."""
+        with self._lock:
+            if self._inside == 0:
+                self._limits.enter_context(threadpool_limits(1, user_api="blas"))
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._limits.close()
+
+
+one_blas_thread: Final = _OneBlasThread()
+
+
+def _cores() -> int:
+    """Return the cores that this process may use, by affinity and by its group's quota."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # elsewhere than on Linux
+        cores = os.cpu_count() or 1
+    return max(1, min(cores, _quota(_GROUPS) or cores))
+
+
+def _quota(groups: Path) -> int | None:
+    """Return the cores that a container's quota pays for, rounded up, if it can be read and there is one."""
+    try:
+        if (groups / "cpu.max").exists():
+            quota, period = (groups / "cpu.max").read_text().split()
+        else:
+            quota, period = (
+                (groups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
+            )
+        cores = -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+    return cores if cores > 0 else None
