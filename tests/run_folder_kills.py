@@ -16,6 +16,7 @@ import pytest
 
 from clipguard.errors import ClipguardError
 from clipguard.runs import (
+    DescribedStage,
     RunFolder,
     SourceInfo,
     read_array,
@@ -28,8 +29,13 @@ from clipguard.runs import (
 )
 from tiny_data import tree
 
-SOURCE = SourceInfo(kind="folder", location="./images", fingerprint="f1", n=3, class_names=("cat", "dog"))
+SOURCE = SourceInfo(kind="folder", location="./images", key="f1", n=3, class_names=("cat", "dog"))
 OPEN = Path.open
+
+
+def described(name: str, *inputs: str) -> DescribedStage:
+    """Return a stage without settings."""
+    return DescribedStage(name=name, version=1, config={}, inputs=inputs)
 
 
 def work(path: Path) -> None:
@@ -45,14 +51,8 @@ def work(path: Path) -> None:
         write_table(folder / "rows.parquet", {"id": ["a", "b"], "label": np.arange(2)})
 
     run = RunFolder.open(path, SOURCE, {}, seed=0)
-    first = run.stage("read", version=1, config={}, inputs=["f1"], compute=read)
-    last = run.stage(
-        "late",
-        version=1,
-        config={},
-        inputs=[first.key],
-        compute=lambda at: write_json(at / "out.json", [1, 2]),
-    )
+    first = run.stage(described("early", "f1"), read)
+    last = run.stage(described("late", first.key), lambda at: write_json(at / "out.json", [1, 2]))
     run.publish(last.path / "out.json", "out.json")
     with run.publishing("summary.json") as to:
         write_json(to, {"all": "well"})

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from clipguard.clip.zero_shot import EMBEDDED_SHA256, ClipGuide
-from clipguard.data import Failed, ImageSource
-from clipguard.data.provenance import check_inputs, hashing, write_inputs
+from clipguard.data import ImageSource
+from clipguard.data.decode import Decoder, read_rows
+from clipguard.data.provenance import check_inputs, record_rows, recorded_rows, recorded_source, rows_file
 from clipguard.data.writer import write_parquet
 from clipguard.detection.trigger_detector import TriggerDetectorConfig
 from clipguard.errors import ClipguardError
@@ -22,7 +23,9 @@ from clipguard.runs import read_json, read_table, write_json
 from clipguard.safety.limits import Limits
 from clipguard.seeds import Seed
 from clipguard.types import image_set
+from tar_files import samples, write_tar
 from tiny_data import NAMES, image_folder, npz, pictures, tree
+from tiny_reading import VIEW, counting, read_into
 from tiny_runs import CONFIG
 
 N = 20
@@ -35,8 +38,9 @@ ARTEFACTS = (
     "model.safetensors",
     "manifest.json",
     "stages/unlearning/manifest.json",
-    "stages/read/images.npy",
-    "stages/read/inputs.parquet",
+    "stages/images/images_000000.npy",
+    "stages/embeddings/img_emb/img_emb_000000.npy",
+    "stages/embeddings/rows/rows_000000.parquet",
 )
 
 
@@ -45,9 +49,11 @@ def sha256(file):
 
 
 def listed(folder):
-    """Return path -> (bytes, sha256) of an input list."""
-    table = read_table(folder / "inputs.parquet")
-    return dict(zip(table["path"], zip(table["bytes"].tolist(), table["sha256"], strict=True), strict=True))
+    """Return id -> (bytes, sha256) of what was read, and see that the columns are as long as each other."""
+    tables = [read_table(file) for file in sorted((folder / "rows").glob("*.parquet"))]
+    rows = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    sums = (one.hex() for one in rows["sha256"])
+    return dict(zip(rows["id"], zip(rows["bytes"].tolist(), sums, strict=True), strict=True))
 
 
 @pytest.fixture
@@ -55,68 +61,55 @@ def data(tmp_path):
     return image_folder(tmp_path / "data", n=N)
 
 
-@pytest.fixture
-def out(tmp_path):
-    (tmp_path / "run/stages/read").mkdir(parents=True)
-    return tmp_path / "run/stages/read"
+def read(tmp_path, source):
+    """Return the folder of a finished reading stage."""
+    return read_into(tmp_path / "read", source)
 
 
-class Reads:
-    """Counts the images that a reader fetches."""
-
-    def __init__(self, reader):
-        self.reader, self.rows = reader, 0
-
-    def read(self, rows):
-        self.rows += len(rows)
-        return self.reader.read(rows)
+def statuses(folder, data):
+    """Return the set of what became of the images, whose names must not repeat."""
+    checks = list(check_inputs(folder, data))
+    assert len({check.path for check in checks}) == len(checks)
+    return {check.status for check in checks}
 
 
-def test_each_image_of_a_folder_is_listed_with_size_and_hash(data, out):
-    write_inputs(ImageSource.open(data), out)
+def test_each_image_of_a_folder_is_listed_with_size_and_hash(tmp_path, data):
+    out = read(tmp_path, ImageSource.open(data))
     files = sorted(data.rglob("*.png"))
     assert listed(out) == {
         file.relative_to(data).as_posix(): (file.stat().st_size, sha256(file)) for file in files
     }
 
 
-def test_images_are_hashed_while_they_are_read_and_not_once_more(data, out):
-    source = hashing(ImageSource.open(data))
-    inner = source.reader.reader
-    counted = Reads(inner)
-    object.__setattr__(source.reader, "reader", counted)
-    assert len(source.fingerprint) == 64
-    object.__setattr__(source.reader, "reader", inner)
-    assert counted.rows == N
-    shutil.rmtree(data)
-    write_inputs(source, out)
-    assert len(listed(out)) == N
+def test_what_is_recorded_is_said_of_the_bytes_that_were_decoded_and_nothing_is_fetched_once_more(
+    tmp_path, data
+):
+    source = counting(ImageSource.open(data))
+    out = read(tmp_path, source)
+    assert source.reader.rows == list(range(N))
+    assert recorded_source(out)["fingerprint"] == ImageSource.open(data).fingerprint
+    table = read_table(rows_file(out, 0))
+    assert list(table) == ["id", "label", "bytes", "sha256", "height", "width", "reason"]
+    assert table["label"].tolist() == source.labels.tolist()
+    assert set(zip(table["height"], table["width"], table["reason"], strict=True)) == {(16, 16, "")}
 
 
-def test_hashing_changes_nothing_of_the_source(data):
+def test_an_image_that_cannot_be_read_is_recorded_with_its_reason(tmp_path, data):
+    gone, torn = data / "cat/0000.png", data / "dog/0001.png"
+    torn.write_bytes(b"torn")
     source = ImageSource.open(data)
-    hashed = hashing(source)
-    assert hashing(hashed) is hashed
-    assert hashed.fingerprint == source.fingerprint
-    assert list(hashed.read(range(5))) == list(source.read(range(5)))
+    gone.unlink()
+    reads = list(read_rows(source, range(N), (VIEW,), Decoder(source.limits)))
+    record_rows(tmp_path / "rows.parquet", source, reads)
+    rows = recorded_rows(tmp_path / "rows.parquet")
+    assert [entry.id for entry in rows.unreadable] == ["cat/0000.png", "dog/0001.png"]
+    assert rows.unreadable[0].reason == "No such file or directory"
+    assert rows.sha256[source.ids.index("dog/0001.png")].hex() == sha256(torn)
+    assert rows.sha256[source.ids.index("cat/0000.png")] == bytes(32)
+    assert len(rows.readable) == N - 2
 
 
-@pytest.mark.parametrize("change", ["other bytes", "gone", "came back"])
-def test_an_image_that_changes_between_two_readings_is_not_let_through(data, change):
-    file, aside = data / "cat" / "0000.png", data / "aside"
-    source = hashing(ImageSource.open(data))
-    if change == "came back":
-        file.rename(aside)
-    assert len(source.fingerprint) == 64
-    if change == "other bytes":
-        file.write_bytes(file.read_bytes()[:-1] + b"?")
-    elif change == "gone":
-        file.unlink()
-    else:
-        aside.rename(file)
-    first, *others = source.read(range(N))
-    assert isinstance(first, Failed)
-    assert all(isinstance(other, bytes) for other in others)
+# ---- the key
 
 
 def parquet(path):
@@ -125,64 +118,155 @@ def parquet(path):
     return path
 
 
-@pytest.mark.parametrize("kind", ["parquet", "npz"])
-def test_a_file_that_holds_many_images_is_hashed_as_a_whole(tmp_path, out, kind):
-    file = parquet(tmp_path / "a.parquet") if kind == "parquet" else npz(tmp_path / "a.npz", np.arange(N) % 2)
-    write_inputs(ImageSource.open(file), out)
-    assert listed(out) == {file.name: (file.stat().st_size, sha256(file))}
-    assert [check.status for check in check_inputs(tmp_path / "run", file)] == ["ok"]
-    assert [check.status for check in check_inputs(tmp_path / "run", tmp_path)] == ["ok"]
-    file.write_bytes(file.read_bytes() + b" ")
-    assert [check.status for check in check_inputs(tmp_path / "run", file)] == ["changed"]
+def made(tmp_path, kind):
+    """Return a source of a kind, and one of its files."""
+    if kind == "folder":
+        data = image_folder(tmp_path / "data", n=N)
+        return data, data / "cat/0000.png"
+    file = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        parquet(file)
+    elif kind == "tar":
+        write_tar(file, samples(N))
+    else:
+        npz(file, np.arange(N) % 2)
+    return file, file
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, out):
-    file = parquet(tmp_path / "a.parquet")
-    source = hashing(ImageSource.open(file))
-    os.utime(file, ns=(0, 0))
-    with pytest.raises(ClipguardError, match="changed while it was being read"):
-        write_inputs(source, out)
+def key_of(data):
+    return ImageSource.open(data, classes=NAMES).key
 
 
-def test_what_has_no_file_leaves_an_empty_list_and_nothing_to_compare(tmp_path, out):
-    write_inputs(ImageSource.open((pictures(N), np.arange(N) % 2), classes=NAMES), out)
-    assert listed(out) == {}
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tar"])
+def test_the_key_of_files_comes_from_their_sizes_and_dates_and_no_image_is_read(tmp_path, kind):
+    data, file = made(tmp_path, kind)
+    source = counting(ImageSource.open(data, classes=NAMES))
+    key = source.key
+    assert source.reader.rows == []
+    assert key == key_of(data)
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert len({key, key_of(data), source.key_now()}) == 2
+    assert source.key == key
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert source.key_now() == key
+    content = file.read_bytes()
+    with file.open("ab") as opened:
+        opened.write(b"\0")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert source.key_now() != key
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert source.key_now() == key
+
+
+def test_the_key_of_what_is_no_file_is_its_contents(tmp_path):
+    images, labels = pictures(N), np.arange(N) % 2
+    source = ImageSource.open((images, labels), classes=NAMES)
+    assert source.key == source.fingerprint == ImageSource.open((images.copy(), labels), classes=NAMES).key
+    changed = images.copy()
+    changed[3, 0, 0, 0] ^= 1
+    assert ImageSource.open((changed, labels), classes=NAMES).key != source.key
+
+
+def test_labels_names_and_rows_are_part_of_the_key(data):
+    whole = ImageSource.open(data)
+    others = [
+        ImageSource.open(data, classes=("cat", "wolf")),
+        ImageSource.open(data, rows=(0, N - 1)),
+        replace(whole, labels=1 - whole.labels),
+    ]
+    assert len({source.key for source in (whole, *others)}) == 4
+    assert len({source.fingerprint for source in (whole, *others)}) == 4
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tar"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, kind):
+    data, file = made(tmp_path, kind)
+    source = ImageSource.open(data, classes=NAMES)
+    assert source.key
+
+    def touched(done, total):
+        os.utime(file, ns=(0, 0))
+
+    with pytest.raises(ClipguardError, match="changed while it was being read: run again when it rests"):
+        read_into(tmp_path / "read", source, progress=touched)
+
+
+# ---- the comparison
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tar", "npz"])
+def test_an_image_that_changed_is_named_also_where_size_and_date_are_the_same(tmp_path, kind):
+    data, file = made(tmp_path, kind)
+    out = read(tmp_path, ImageSource.open(data, classes=NAMES))
+    assert len(listed(out)) == N
+    assert statuses(out, data) == {"ok"}
+    if kind in ("parquet", "npz"):  # compressed: whoever changes an image writes the file anew
+        images = pictures(N)
+        images[0, 0, 0] ^= 255
+        if kind == "npz":
+            np.savez(file, images=images, labels=np.arange(N) % 2, class_names=np.array(NAMES))
+        else:
+            write_parquet(image_set(images, np.arange(N) % 2, NAMES), file)
+    else:
+        status, content = file.stat(), bytearray(file.read_bytes())
+        at = content.index(b"IDAT") + 12
+        content[at] ^= 1
+        file.write_bytes(content)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert key_of(data) == read_key(out, data)
+    odd = [check for check in check_inputs(out, data) if check.status != "ok"]
+    assert [check.status for check in odd] == ["changed"]
+    assert odd[0].path in listed(out)
+
+
+def read_key(out, data):
+    """Return the key of the source that was read, whose fingerprint is on record."""
+    source = ImageSource.open(data, classes=NAMES)
+    assert recorded_source(out)["fingerprint"] != source.fingerprint
+    return source.key
+
+
+def test_what_has_no_file_leaves_nothing_to_compare(tmp_path):
+    out = read(tmp_path, ImageSource.open((pictures(N), np.arange(N) % 2), classes=NAMES))
+    assert len(listed(out)) == N
     with pytest.raises(ClipguardError, match="read from no file"):
-        check_inputs(tmp_path / "run", tmp_path)
+        list(check_inputs(out, tmp_path))
 
 
-def test_inputs_are_listed_as_ok_changed_missing_or_added(tmp_path, data, out):
-    write_inputs(ImageSource.open(data), out)
+def test_inputs_are_listed_as_ok_changed_missing_or_added(tmp_path, data):
+    out = read(tmp_path, ImageSource.open(data))
     moved = data.rename(tmp_path / "moved")
-    assert {check.status for check in check_inputs(tmp_path / "run", moved)} == {"ok"}
+    assert statuses(out, moved) == {"ok"}
     (moved / "cat/0000.png").write_bytes(b"other")
     (moved / "dog/0001.png").rename(moved / "dog/new.png")
-    odd = {c.path: c.status for c in check_inputs(tmp_path / "run", moved) if c.status != "ok"}
+    odd = {c.path: c.status for c in check_inputs(out, moved) if c.status != "ok"}
     assert odd == {"cat/0000.png": "changed", "dog/0001.png": "missing", "dog/new.png": "added"}
 
 
-def test_inputs_are_looked_for_by_the_limits_of_the_run(tmp_path, data, out):
+def test_inputs_are_looked_for_by_the_limits_of_the_run(tmp_path, data):
     (data / "cat").rename(tmp_path / "cats")
     (data / "cat").symlink_to(tmp_path / "cats")
-    write_inputs(ImageSource.open(data, limits=Limits(links=True)), out)
-    assert {check.status for check in check_inputs(tmp_path / "run", data)} == {"ok"}
+    out = read(tmp_path, ImageSource.open(data, limits=Limits(links=True)))
+    assert statuses(out, data) == {"ok"}
     about = read_json(out / "inputs.json")
     for limits, reason in (
         ({"links": False}, "a link that leads out"),
         ({"links": True, "members": 3}, "more files than the limit of 3"),
-        ({"unknown": 1}, "damaged list of its inputs"),
-        ({"members": "many"}, "damaged list of its inputs"),
-        (None, "damaged list of its inputs"),
+        ({"unknown": 1}, "inputs.json is damaged"),
+        ({"members": "many"}, "inputs.json is damaged"),
+        (None, "inputs.json is damaged"),
     ):
         write_json(out / "inputs.json", about | {"limits": limits})
         with pytest.raises(ClipguardError, match=reason):
-            check_inputs(tmp_path / "run", data)
+            list(check_inputs(out, data))
 
 
-def test_of_some_rows_only_the_others_are_no_addition(tmp_path, data, out):
-    write_inputs(ImageSource.open(data, rows=(5, 15)), out)
+def test_of_some_rows_only_the_others_are_no_addition(tmp_path, data):
+    out = read(tmp_path, ImageSource.open(data, rows=(5, 15)))
     assert len(listed(out)) == 10
-    assert {check.status for check in check_inputs(tmp_path / "run", data)} == {"ok"}
+    assert statuses(out, data) == {"ok"}
 
 
 # ---- the command
@@ -213,7 +297,7 @@ def test_the_manifest_pins_guide_and_model(root):
     guide |= {"preprocessing_sha256": mini.clip.preprocessing_sha256}
     assert manifest["guide"] == guide
     assert manifest["model"]["sha256"] == sha256(root / "model.safetensors")
-    assert manifest["source"]["fingerprint"] == ImageSource.open(root / "data").fingerprint
+    assert manifest["source"]["key"] == ImageSource.open(root / "data").key
 
 
 def test_an_untouched_run_is_proved_without_a_byte_being_written(clipguard, root):
@@ -255,12 +339,12 @@ def test_every_artefact_that_differs_is_named(clipguard, root, name, status):
 
 def test_a_changed_model_and_an_added_file_are_printed_too(clipguard, root):
     (root / "model.safetensors").write_bytes(b"another")
-    (root / "run/stages/read/more.npy").write_bytes(b"more")
+    (root / "run/stages/images/more.npy").write_bytes(b"more")
     ran = clipguard("verify", root / "run", "--model", root / "model.safetensors")
     assert ran.code == 1
     lines = ran.out.splitlines()
     assert f"changed  {root / 'model.safetensors'}" in lines
-    assert "added    stages/read/more.npy" in lines
+    assert "added    stages/images/more.npy" in lines
     assert "inputs: not compared (give --data)" in lines
     assert lines[-1] == f"seal: {sha256(root / 'run/seal.json')}"
 
@@ -280,7 +364,7 @@ def test_what_cannot_be_verified_is_an_error_in_one_line(clipguard, root, damage
 
 
 @pytest.mark.parametrize(
-    "name", ["report2.html", "stages/more.npy", "stages/read/more.npy", "stages/new/manifest.json"]
+    "name", ["report2.html", "stages/more.npy", "stages/images/more.npy", "stages/new/manifest.json"]
 )
 def test_an_added_file_is_listed_wherever_it_lies(clipguard, root, name):
     (root / "run" / name).parent.mkdir(exist_ok=True)
@@ -291,7 +375,8 @@ def test_an_added_file_is_listed_wherever_it_lies(clipguard, root, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["samples.parquet", "stages/unlearning/manifest.json", "stages/read/inputs.parquet"]
+    "name",
+    ["samples.parquet", "stages/unlearning/manifest.json", "stages/embeddings/rows/rows_000000.parquet"],
 )
 def test_a_pipe_in_place_of_a_file_is_listed_and_not_waited_for(clipguard, root, name):
     (root / "run" / name).unlink()
@@ -301,10 +386,10 @@ def test_a_pipe_in_place_of_a_file_is_listed_and_not_waited_for(clipguard, root,
     assert {"part": "artefacts", "path": name, "status": "changed"} in ran.json["files"]
 
 
-@pytest.mark.parametrize("name", ["inputs.parquet", "inputs.json"])
+@pytest.mark.parametrize("name", ["rows/rows_000000.parquet", "inputs.json"])
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"PAR1", "pipe"])
 def test_a_list_of_inputs_that_is_no_list_is_an_error_in_one_line(clipguard, root, name, content):
-    file = root / "run/stages/read" / name
+    file = root / "run/stages/embeddings" / name
     file.unlink()
     if content == "pipe":
         os.mkfifo(file)

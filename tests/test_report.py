@@ -23,7 +23,7 @@ from clipguard.runs import read_json
 from clipguard.runs.summary import Rates, plain
 from clipguard.triggers.affine import AffineTrigger
 from clipguard.types import STATES, State, partition_of
-from tiny_report import FULL, SCAN, add_triggers, make_run
+from tiny_report import FULL, SCAN, add_triggers, images_of, make_run
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -84,7 +84,7 @@ def test_the_most_suspicious_come_first_each_with_its_own_picture(tmp_path):
     states = [(sample["status"], sample["reason"], sample["trigger"]) for sample in top]
     assert states[:3] == [("flagged", "trigger", 1), ("flagged", "label", 0), ("flagged", "trigger", 1)]
     assert states[-1] == ("trusted", "", 0) or states[-1][0] == "set aside"
-    pixels = np.load(tmp_path / "run/stages/read/images.npy")
+    pixels = images_of(tmp_path / "run")
     for row, sample in zip(range(149, 49, -1), top, strict=True):
         assert np.array_equal(opened(sample["thumbnail"]), pixels[row])
 
@@ -98,7 +98,7 @@ def test_each_reconstructed_trigger_is_shown_alone_and_on_the_least_suspicious_c
     grey = np.zeros((8, 8, 3), np.float32)
     add_triggers(run, [AffineTrigger(scale=grey, shift=grey + 200, label=label) for label in labels])
     triggers = summarize(run)["triggers"]
-    pixels = np.load(run / "stages/read/images.npy")
+    pixels = images_of(run)
     assert [one["label"] for one in triggers] == labels
     assert [(one["number"], one["flagged"]) for one in triggers] == [(1, 14), (2, 0)][: len(labels)]
     for one in triggers:
@@ -320,7 +320,7 @@ def test_the_page_stays_below_three_megabytes_whatever_the_images(tmp_path):
 
 def test_images_gone_from_the_run_folder_leave_a_page_that_says_so(tmp_path):
     run = make_run(tmp_path / "run")
-    shutil.rmtree(run / "stages/read")
+    shutil.rmtree(run / "stages/images")
     page = Page(render(summarize(run)))
     assert page.tags.count("img") == 0
     assert page.text.count("no image kept") == 100

@@ -1,6 +1,3 @@
-import json
-import os
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,15 +7,12 @@ from hypothesis.extra import numpy as hnp
 from clipguard.errors import ClipguardError
 from clipguard.runs import (
     read_array,
-    read_image_set,
     read_json,
     read_table,
     write_array,
-    write_image_set,
     write_json,
     write_table,
 )
-from clipguard.types import image_set
 
 NUMBERS = hnp.arrays(
     st.sampled_from([np.uint8, np.int64, np.bool_, np.float32, np.float64]),
@@ -57,42 +51,6 @@ def test_tables_come_back_with_their_types(data, ids, tmp_path_factory):
     for name in ("label", "is_clean", "score"):
         assert back[name].dtype == columns[name].dtype
         assert np.array_equal(back[name], columns[name])
-
-
-@settings(max_examples=40, deadline=None)
-@given(data=st.data(), ids=st.lists(TEXTS, min_size=1, max_size=5, unique=True))
-def test_image_sets_come_back_equal_with_their_images_on_disk(data, ids, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    n = len(ids)
-    images = data.draw(hnp.arrays(np.uint8, (n, 2, 3, 3)))
-    labels = data.draw(hnp.arrays(np.int64, n, elements=st.integers(0, 1)))
-    written = image_set(images, labels, ("<b>cat</b>", "dog\n\u202e"), tuple(ids))
-    write_image_set(folder, written)
-    back = read_image_set(folder)
-    assert isinstance(back.images, np.memmap)
-    assert np.array_equal(back.images, images)
-    assert np.array_equal(back.labels, labels)
-    assert (back.ids, back.class_names, back.fingerprint) == (
-        written.ids,
-        written.class_names,
-        written.fingerprint,
-    )
-
-
-def test_images_decoded_into_the_folder_itself_are_not_copied(tmp_path):
-    images = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, (4, 2, 2, 3))
-    images[:] = 7
-    inode = os.stat(tmp_path / "images.npy").st_ino
-    write_image_set(tmp_path, image_set(images, np.zeros(4, np.int64), ("a",)))
-    assert os.stat(tmp_path / "images.npy").st_ino == inode
-    assert (read_image_set(tmp_path).images == 7).all()
-
-
-def test_a_part_of_a_mapped_file_is_not_taken_for_the_whole(tmp_path):
-    images = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, (4, 2, 2, 3))
-    images[:] = np.arange(4, dtype=np.uint8)[:, None, None, None]
-    write_image_set(tmp_path, image_set(images[2:], np.zeros(2, np.int64), ("a",)))
-    assert read_image_set(tmp_path).images[:, 0, 0, 0].tolist() == [2, 3]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -139,15 +97,3 @@ def test_missing_and_torn_files_are_one_clear_error(tmp_path):
                 read(file)
             assert "\n" not in str(caught.value)
             file.unlink(missing_ok=True)
-
-
-def test_image_sets_whose_files_disagree_are_refused(tmp_path):
-    write_image_set(tmp_path, image_set(np.zeros((2, 2, 2, 3), np.uint8), np.array([0, 1]), ("a", "b")))
-    write_array(tmp_path / "images.npy", np.zeros((3, 2, 2, 3), np.uint8))
-    with pytest.raises(ClipguardError, match="2 rows"):
-        read_image_set(tmp_path)
-    write_array(tmp_path / "images.npy", np.zeros((2, 2, 2, 3), np.uint8))
-    meta = json.loads((tmp_path / "meta.json").read_text())
-    write_json(tmp_path / "meta.json", meta | {"class_names": ["a"]})
-    with pytest.raises(ClipguardError, match="labels outside the 1 class names"):
-        read_image_set(tmp_path)

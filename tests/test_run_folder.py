@@ -9,23 +9,16 @@ import numpy as np
 import pytest
 
 from clipguard.errors import ClipguardError
-from clipguard.runs import (
-    RunFolder,
-    SourceInfo,
-    read_json,
-    write_json,
-)
+from clipguard.runs import DescribedStage, RunFolder, SourceInfo, read_json, write_json
 from clipguard.runs.seal import sealed
 
 
-def source(fingerprint: str = "f1") -> SourceInfo:
-    return SourceInfo(
-        kind="folder", location="./images", fingerprint=fingerprint, n=3, class_names=("cat", "dog")
-    )
+def source(key: str = "f1") -> SourceInfo:
+    return SourceInfo(kind="folder", location="./images", key=key, n=3, class_names=("cat", "dog"))
 
 
-def open_run(path: Path, fingerprint: str = "f1", config: dict | None = None) -> RunFolder:
-    return RunFolder.open(path, source(fingerprint), config or {"epochs": 5}, seed=0)
+def open_run(path: Path, key: str = "f1", config: dict | None = None) -> RunFolder:
+    return RunFolder.open(path, source(key), config or {"epochs": 5}, seed=0)
 
 
 class Counted:
@@ -39,8 +32,12 @@ class Counted:
         (folder / "out.txt").write_text(self.text)
 
 
+def described(name: str = "early_model", version: int = 1, config: dict | None = None, inputs=("f1",)):
+    return DescribedStage(name=name, version=version, config=config or {"epochs": 5}, inputs=inputs)
+
+
 def run_stage(run: RunFolder, compute, name: str = "early_model", config: dict | None = None, inputs=("f1",)):
-    return run.stage(name, version=1, config=config or {"epochs": 5}, inputs=inputs, compute=compute)
+    return run.stage(described(name, config=config or {"epochs": 5}, inputs=inputs), compute)
 
 
 # ---- the cache of stages
@@ -73,15 +70,11 @@ def test_a_changed_setting_or_input_computes_again_and_replaces_the_older_stage(
 def test_another_version_of_the_code_or_another_thread_count_computes_again(tmp_path):
     path = tmp_path / "run"
     first = run_stage(open_run(path), Counted("old"))
-    newer = open_run(path).stage(
-        "early_model", version=2, config={"epochs": 5}, inputs=("f1",), compute=Counted("new")
-    )
+    newer = open_run(path).stage(described(version=2), Counted("new"))
     assert (newer.cached, newer.key != first.key) == (False, True)
     assert (newer.path / "out.txt").read_text() == "new"
     threaded = RunFolder.open(path, source(), {"epochs": 5}, seed=0, threads=2)
-    other = threaded.stage(
-        "early_model", version=2, config={"epochs": 5}, inputs=("f1",), compute=Counted("two")
-    )
+    other = threaded.stage(described(version=2), Counted("two"))
     assert (other.cached, other.key != newer.key) == (False, True)
     assert read_json(path / "manifest.json")["threads"] == 2
     assert read_json(other.path / "manifest.json")["version"] == 2
@@ -144,15 +137,16 @@ def test_files_in_sub_folders_are_hashed_and_unfinished_files_are_dropped(tmp_pa
 KILLED = """
     import os, signal, sys, time
     from pathlib import Path
-    from clipguard.runs import RunFolder, SourceInfo
-    source = SourceInfo(kind="folder", location="./images", fingerprint="f1", n=3, class_names=("cat", "dog"))
+    from clipguard.runs import DescribedStage, RunFolder, SourceInfo
+    source = SourceInfo(kind="folder", location="./images", key="f1", n=3, class_names=("cat", "dog"))
     def compute(folder):
         (folder / "shard0.txt").write_text("by the killed process")
         time.sleep(0.05)
         (folder / "shard1.txt.part").write_text("to")
         os.kill(os.getpid(), signal.SIGKILL)
     run = RunFolder.open(Path(sys.argv[1]), source, {"epochs": 5}, seed=0)
-    run.stage("early_model", version=1, config={"epochs": 5}, inputs=["f1"], compute=compute)
+    stage = DescribedStage(name="early_model", version=1, config={"epochs": 5}, inputs=["f1"])
+    run.stage(stage, compute)
 """
 
 
@@ -241,16 +235,16 @@ def test_a_run_folder_of_other_data_is_refused_and_left_alone(tmp_path):
     run_stage(open_run(tmp_path / "run"), Counted())
     before = (tmp_path / "run/manifest.json").read_bytes()
     with pytest.raises(ClipguardError, match=r"belongs to other data \(./images\)"):
-        open_run(tmp_path / "run", fingerprint="f2")
+        open_run(tmp_path / "run", key="f2")
     assert (tmp_path / "run/manifest.json").read_bytes() == before
 
 
 def test_other_data_is_refused_even_if_its_run_was_made_after_opening(tmp_path):
-    late = open_run(tmp_path / "run", fingerprint="f2")
+    late = open_run(tmp_path / "run", key="f2")
     run_stage(open_run(tmp_path / "run"), Counted())
     with pytest.raises(ClipguardError, match="belongs to other data"):
         run_stage(late, Counted())
-    assert read_json(tmp_path / "run/manifest.json")["source"]["fingerprint"] == "f1"
+    assert read_json(tmp_path / "run/manifest.json")["source"]["key"] == "f1"
 
 
 def test_a_run_folder_whose_name_is_no_utf8_is_refused(tmp_path):
@@ -308,11 +302,12 @@ LOCKED = """
     import sys
     from pathlib import Path
     from clipguard.errors import ClipguardError
-    from clipguard.runs import RunFolder, SourceInfo
-    source = SourceInfo(kind="folder", location="./images", fingerprint="f1", n=3, class_names=("cat", "dog"))
+    from clipguard.runs import DescribedStage, RunFolder, SourceInfo
+    source = SourceInfo(kind="folder", location="./images", key="f1", n=3, class_names=("cat", "dog"))
     run = RunFolder.open(Path(sys.argv[1]), source, {"epochs": 5}, seed=0)
     try:
-        run.stage("guide", version=1, config={}, inputs=[], compute=lambda folder: None)
+        stage = DescribedStage(name="guide", version=1, config={}, inputs=[])
+        run.stage(stage, lambda folder: None)
     except ClipguardError as error:
         print(error)
 """

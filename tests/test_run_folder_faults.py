@@ -7,7 +7,7 @@ import pytest
 
 from clipguard.errors import ClipguardError
 from clipguard.runs import RunFolder
-from run_folder_kills import SOURCE, full_disks, kills
+from run_folder_kills import SOURCE, described, full_disks, kills
 
 
 @pytest.fixture
@@ -53,6 +53,6 @@ def test_a_fault_of_the_machine_keeps_what_was_done_but_bad_input_does_not(tmp_p
     for cause, kept in ((FileNotFoundError(2, "gone"), True), (OSError("bad magic"), False), (None, False)):
         run = RunFolder.open(tmp_path / f"run-{kept}-{cause}", SOURCE, {}, seed=0)
         with pytest.raises(ClipguardError, match="bring it back"):
-            run.stage("read", version=1, config={}, inputs=[], compute=fails(cause))
+            run.stage(described("early"), fails(cause))
         assert bool(list(run.path.rglob("shard.txt"))) is kept
         assert run.path.exists() is kept

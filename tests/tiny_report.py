@@ -5,9 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
-from clipguard.runs import RunFolder, SourceInfo, read_json, write_image_set, write_json, write_table
+from clipguard.clip.embeddings import image_file
+from clipguard.runs import (
+    DescribedStage,
+    RunFolder,
+    ShardedArray,
+    SourceInfo,
+    read_json,
+    write_array,
+    write_json,
+    write_table,
+)
 from clipguard.triggers.affine import AffineTrigger, write_triggers
-from clipguard.types import image_set
 
 RATES = {"target_recall": None, "n": 1000, "attack_n": 900, "measured_on": "test set"}
 FULL = {
@@ -36,7 +45,7 @@ FULL = {
     },
     "few_clean": ["dog"],
     "stages": {
-        "read": {"title": "read and embed the images", "seconds": 53.1},
+        "embeddings": {"title": "read and embed the images", "seconds": 53.1},
         "early_model": {"title": "train the early-training model", "seconds": 80.2},
     },
     "warnings": ["the images are much larger than what is looked at"],
@@ -58,12 +67,10 @@ def make_run(path: Path, n: int = 150, *, names=("cat", "dog", "ship"), ids=None
     ids = tuple(ids or (f"train/{i}.png" for i in range(n)))
     labels = np.arange(n) % len(names)
     pixels = rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8)
-    images = image_set(pixels, labels, tuple(names), ids)
-    info = SourceInfo(
-        kind="arrays", location="./data", fingerprint=images.fingerprint, n=n, class_names=tuple(names)
-    )
+    info = SourceInfo(kind="arrays", location="./data", key="k1", n=n, class_names=tuple(names))
     folder = RunFolder.open(path, info, {"epochs": 5}, seed=0)
-    _finish(folder, "read", lambda at: write_image_set(at, images))
+    _finish(folder, "embeddings", lambda at: _write_names(at, ids))
+    _finish(folder, "images", lambda at: _write_images(at, pixels))
     ranks = (np.arange(n) + 1) / n
     half, flagged = n // 2, n // 10
     states = [("trusted", "")] * half + [("set aside", "held out")] + [("set aside", "excluded")] * 3
@@ -100,4 +107,22 @@ def add_triggers(run: Path, triggers: list[AffineTrigger]) -> None:
 
 
 def _finish(folder: RunFolder, name: str, compute: Callable[[Path], None]) -> None:
-    folder.stage(name, version=1, config={}, inputs=[], compute=compute)
+    folder.stage(DescribedStage(name=name, version=1, config={}, inputs=[]), compute)
+
+
+def _write_names(folder: Path, ids: tuple[str, ...]) -> None:
+    """Write which image lies where as a scan does, in more than one file."""
+    (folder / "metadata").mkdir()
+    for shard, part in enumerate(np.array_split(np.array(ids, object), 3)):
+        write_table(folder / f"metadata/metadata_{shard:06d}.parquet", {"image_path": part.tolist()})
+
+
+def _write_images(folder: Path, pixels: np.ndarray) -> None:
+    """Write images as a scan does, in more than one file."""
+    for shard, part in enumerate(np.array_split(pixels, 3)):
+        write_array(image_file(folder, shard), part)
+
+
+def images_of(run: Path) -> np.ndarray:
+    """Return the images that a run keeps."""
+    return ShardedArray.of(run / "stages" / "images")[:]

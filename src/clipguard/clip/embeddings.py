@@ -144,7 +144,8 @@ class ReadingPass:
             self._check_same(shard, reads)
         first = 1 if self.guide else 0
         for number, (folder, view) in enumerate(self.images, first):
-            if not image_file(folder, shard).exists():
+            # Of an attempt that was killed before it had noted what it read, nothing is kept.
+            if self.guide or not image_file(folder, shard).exists():
                 folder.mkdir(exist_ok=True)
                 pieces = (read.views.images[number][None] for read in good)  # type: ignore[union-attr]  # readable
                 shape = (len(good), *view.size, 3)

@@ -2,13 +2,11 @@
 
 from clipguard.runs.files import (
     read_array,
-    read_image_set,
     read_json,
     read_rows,
     read_table,
     replacing,
     write_array,
-    write_image_set,
     write_json,
     write_pieces,
     write_table,
@@ -17,12 +15,13 @@ from clipguard.runs.files import (
 from clipguard.runs.run_folder import RunFolder, SourceInfo
 from clipguard.runs.seal import SEAL, described
 from clipguard.runs.sharded_array import ShardedArray
-from clipguard.runs.stage import FinishedStage, Stage, resume_folder
+from clipguard.runs.stage import DescribedStage, FinishedStage, Stage, resume_folder
 from clipguard.runs.verify import Checked, compared, verify_run
 
 __all__ = [
     "SEAL",
     "Checked",
+    "DescribedStage",
     "FinishedStage",
     "RunFolder",
     "ShardedArray",
@@ -31,7 +30,6 @@ __all__ = [
     "compared",
     "described",
     "read_array",
-    "read_image_set",
     "read_json",
     "read_rows",
     "read_table",
@@ -39,7 +37,6 @@ __all__ = [
     "resume_folder",
     "verify_run",
     "write_array",
-    "write_image_set",
     "write_json",
     "write_pieces",
     "write_table",

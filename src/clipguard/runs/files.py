@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from clipguard.errors import ClipguardError, reason_of
-from clipguard.types import ImageSet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -224,42 +223,3 @@ def _refuse_nonfinite(what: str, values: Array) -> None:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         count = int((~np.isfinite(values)).sum())
         raise ClipguardError(f"{what} would hold {count} NaN or Inf: check the images and the model")
-
-
-def _is_map_of(images: Shaped[np.memmap, "..."], path: Path) -> bool:
-    """Tell whether `images` is all of the file `path`: a stage may decode straight into its own folder."""
-    if images.filename is None or not path.exists() or not path.samefile(images.filename):
-        return False
-    return images.flags.c_contiguous and images.shape == read_array(path, mmap=True).shape
-
-
-def write_image_set(folder: Path, images: ImageSet) -> None:
-    """Write `images` into `folder` as images.npy, rows.parquet and meta.json, this last."""
-    pixels = folder / "images.npy"
-    if isinstance(images.images, np.memmap) and _is_map_of(images.images, pixels):
-        images.images.flush()
-    else:
-        write_array(pixels, images.pixels)
-    write_table(folder / "rows.parquet", {"id": images.ids, "label": images.labels})
-    meta = {"class_names": images.class_names, "fingerprint": images.fingerprint}
-    write_json(folder / "meta.json", meta)
-
-
-def read_image_set(folder: Path) -> ImageSet:
-    """Return the set that `write_image_set` wrote, its images a read-only memory map.
-
-    Raises:
-        ClipguardError: a file is missing or damaged, or they do not belong together.
-    """
-    images = read_array(folder / "images.npy", mmap=True)
-    rows, meta = read_table(folder / "rows.parquet"), read_json(folder / "meta.json")
-    with _reading(folder):
-        labels = rows["label"].astype(np.int64)
-        ids, names = tuple(rows["id"]), tuple(meta["class_names"])
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(images) != len(ids):
-            raise ValueError(f"images.npy has shape {images.shape}, rows.parquet {len(ids)} rows")
-        if len(labels) and not (labels.min() >= 0 and labels.max() < len(names)):
-            raise ValueError(f"labels outside the {len(names)} class names")
-        return ImageSet(
-            images=images, labels=labels, ids=ids, class_names=names, fingerprint=str(meta["fingerprint"])
-        )

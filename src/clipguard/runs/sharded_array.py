@@ -2,10 +2,11 @@
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -44,13 +45,20 @@ class ShardedArray:
         self._offsets = [headers[number][2] for number in full]
         self._starts = np.cumsum([0, *(headers[number][0][0] for number in full)])
         self._bytes = int(self.dtype.itemsize * np.prod(self._row, dtype=np.int64))
-        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._open: OrderedDict[int, _Opened] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
     def of(cls, folder: Path) -> "ShardedArray":
-        """Return the array in all .npy files of a folder, in the order of their names."""
-        return cls(sorted(folder.glob("*.npy")))
+        """Return the array in all .npy files of a folder, in the order of their names.
+
+        Raises:
+            ClipguardError: there is none, or see above.
+        """
+        files = sorted(folder.glob("*.npy"))
+        if not files:
+            raise ClipguardError(f"{folder} holds no .npy file: delete it and run again")
+        return cls(files)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,7 +88,7 @@ class ShardedArray:
         out = np.empty((len(rows), *self._row), self.dtype)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         places = rows - self._starts[shards]
-        flat = out.reshape(len(rows), -1)
+        flat = out.reshape(len(rows), self._bytes // self.dtype.itemsize)
         for number, (shard, place) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
             self._read(shard, place, flat[number])
         return out
@@ -100,17 +108,17 @@ class ShardedArray:
         file, left = self._file(shard), into.view(np.uint8).data
         offset = self._offsets[shard] + place * self._bytes
         while len(left):
-            count = os.preadv(file.fileno(), [left], offset)
+            count = os.preadv(file.descriptor, [left], offset)
             if not count:
                 raise ClipguardError(f"{self._files[shard]} is shorter than it was: delete it and run again")
             left, offset = left[count:], offset + count
 
-    def _file(self, shard: int) -> BinaryIO:
+    def _file(self, shard: int) -> "_Opened":
         """Return an open file. One that is closed for its sake stays open as long as a thread reads it."""
         with self._lock:
             if shard not in self._open:
                 try:
-                    self._open[shard] = self._files[shard].open("rb", buffering=0)
+                    self._open[shard] = _Opened(self._files[shard])
                 except OSError as error:
                     raise ClipguardError(
                         f"{self._files[shard]} cannot be read ({reason_of(error)}): run again to write it"
@@ -119,6 +127,14 @@ class ShardedArray:
                     self._open.popitem(last=False)
             self._open.move_to_end(shard)
             return self._open[shard]
+
+
+class _Opened:
+    """A file that is closed when nobody reads it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 def _header(file: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:

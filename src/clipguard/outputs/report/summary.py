@@ -12,7 +12,7 @@ from PIL import Image
 from clipguard.data.writer import png
 from clipguard.outputs.report.plot import entropy_map
 from clipguard.outputs.samples import Table, read_samples, read_texts
-from clipguard.runs import RunFolder, ShardedArray
+from clipguard.runs import RunFolder, ShardedArray, read_table
 from clipguard.runs.summary import read_summary
 from clipguard.triggers.affine import AffineTrigger, read_triggers
 from clipguard.types import STATES, Images, Partition, State
@@ -50,7 +50,9 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
     samples, partition = read_samples(folder.path)
     order = np.argsort(samples["rank"], kind="stable").astype(np.int64)
     top, least = order[:TOP], order[partition.clean[order]][::-1][:EXAMPLES]
-    texts, images = read_texts(folder.path, top), _images(np.union1d(top, least), len(partition), folder)
+    texts = read_texts(folder.path, np.concatenate([top, least]))
+    images = _images(set(texts["id"]), folder)
+    pictures = [images.get(name) for name in texts["id"]]
     return {
         "run": run,
         "manifest": folder.manifest,
@@ -66,10 +68,10 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
         ),
         "top": [
             _sample(samples, partition, row, {name: values[place] for name, values in texts.items()})
-            | {"thumbnail": picture(images[row]) if row in images else None}
-            for place, row in enumerate(top.tolist())
+            | {"thumbnail": None if image is None else picture(image)}
+            for place, (row, image) in enumerate(zip(top.tolist(), pictures, strict=False))
         ],
-        "triggers": _triggers([images[i] for i in least.tolist() if i in images], partition, folder),
+        "triggers": _triggers([one for one in pictures[len(top) :] if one is not None], partition, folder),
     }
 
 
@@ -107,16 +109,24 @@ def _classes(
     return {"listed": listed, "others": len(labels) - len(listed)}
 
 
-def _images(rows: Int64[np.ndarray, "m"], n: int, folder: RunFolder) -> dict[int, Picture]:
-    """Return the images of some rows by number, as the scan saw them, if it still has them."""
-    stage = folder.finished("images")
-    if stage is None:
+def _images(names: set[str], folder: RunFolder) -> dict[str, Picture]:
+    """Return the images of these samples by name, as the scan saw them, if it still has them.
+
+    They are found by name: whoever sorts the table must not see other pictures.
+    """
+    stage, read = folder.finished("images"), folder.finished("embeddings")
+    if stage is None or read is None:
         return {}
-    images = ShardedArray.of(stage.path)
+    images, n = ShardedArray.of(stage.path), 0
+    places: dict[str, int] = {}
+    for file in sorted((read.path / "metadata").glob("*.parquet")):
+        ids = read_table(file, ["image_path"])["image_path"].tolist()
+        places |= {name: place for place, name in enumerate(ids, n) if name in names}
+        n += len(ids)
     # A scan that was stopped may have left images of other data rows, or of another size.
     if images.shape != (n, *read_summary(folder.path).data.size, 3):
         return {}
-    return dict(zip(rows.tolist(), images[rows], strict=True))
+    return dict(zip(places, images[np.array([*places.values()], np.int64)], strict=True))
 
 
 def _sample(samples: Table, partition: Partition, row: int, texts: dict[str, str]) -> dict[str, Any]:
