@@ -8,7 +8,7 @@ import numpy as np
 
 from clipguard.pipeline import scanning, stages
 from clipguard.runs import read_array, read_table, write_array
-from clipguard.types import State
+from clipguard.types import State, chunks
 from tiny_runs import poisoned_set, scanned
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "architecture.md"
@@ -27,8 +27,8 @@ def test_the_documents_example_is_a_signal_that_moves_the_partition_and_adds_a_c
     before = scanned(tmp_path / "before", data)
     module, stage, signal = example()
     names = {**vars(stages), **vars(scanning), "np": np, "replace": replace, "read_array": read_array}
-    names |= {"write_array": write_array, "State": State}
-    annotations = r' -> [^:]*?(?=:\n)|: (?:Images|Partition|Float64\[np\.ndarray, "n"\])(?=[,)])'
+    names |= {"write_array": write_array, "State": State, "chunks": chunks}
+    annotations = r' -> [^:]*?(?=:\n)|: (?:Rows|Partition|Float64\[np\.ndarray, "n"\])(?=[,)])'
     exec(re.sub(annotations, "", module), names)
     exec(stage, names)
     exec(re.sub(annotations, "", signal), names)
