@@ -19,7 +19,7 @@ import numpy as np
 
 from clipguard.data.decode import prepared
 from clipguard.detection.early_model import EARLY_MODELS, early_model_scores
-from clipguard.detection.entropy_map import EntropyMapConfig, entropy_map, first_partition
+from clipguard.detection.entropy_map import EntropyMapConfig, entropy_map, first_partition, label_nll
 from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.lab.benchmark.cells import CellRunner
 from clipguard.lab.benchmark.machine import commit, machine
@@ -65,7 +65,7 @@ def separation(runner: CellRunner, name: str) -> Row:
     began = time.monotonic()
     scores = early_model_scores(small, guide, MODELS[name], Seed(runner.cell.seed).child("ablation"))
     seconds = time.monotonic() - began
-    entropy = entropy_map(guide, scores, data.labels)
+    entropy = entropy_map(label_nll(guide, data.labels), label_nll(scores, data.labels))
     figures = detection(entropy, first_of(guide, scores, data), data, truth)
     return {**figures, "seconds": round(seconds, 1), "attack": runner.cell.attack.name}
 
@@ -79,7 +79,7 @@ def guide_scores(runner: CellRunner) -> tuple[Scores, np.ndarray]:
 
 def first_of(guide: Scores, scores: Scores, data: ImageSet) -> Partition:
     """Return the partition by the entropy map alone."""
-    entropy = entropy_map(guide, scores, data.labels)
+    entropy = entropy_map(label_nll(guide, data.labels), label_nll(scores, data.labels))
     return first_partition(entropy, data.labels, len(data.class_names), EntropyMapConfig())
 
 

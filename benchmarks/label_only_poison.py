@@ -21,8 +21,8 @@ from clipguard.data.decode import read_images
 from clipguard.detection.label_flow import (
     LabelFlowConfig,
     LabelView,
-    class_log_probs,
     label_only_poison,
+    linear_probe,
     refitted_label_flow,
 )
 from clipguard.lab.benchmark.config import GuideChoice
@@ -95,11 +95,13 @@ def flags_of(draw: Draw, embeddings: np.ndarray, guide_log_probs: np.ndarray) ->
     """Return the suspected target classes, and how many of the flagged labels are poison."""
     embeddings, labels = embeddings[draw.rows], draw.labels
     everyone, k = np.ones(len(labels), bool), guide_log_probs.shape[1]
-    view = LabelView(labels=labels, guide_nll=-guide_log_probs[draw.rows, labels], unexplained=everyone)
-    flow = label_only_poison(view, class_log_probs(embeddings, labels, k, ~everyone, Seed(0)), CONFIG)
+    guide_nll = -guide_log_probs[draw.rows, labels]
+    view = LabelView(labels=labels, num_classes=k, guide_nll=guide_nll, unexplained=everyone)
+    probe = linear_probe(embeddings, labels, np.zeros(k, bool), ~everyone, Seed(0))
+    flow = label_only_poison(view, probe, CONFIG)
     if flow.flagged.any():
         flow = refitted_label_flow(embeddings, view, flow, CONFIG, Seed(0))
-    flagged, excluded, _ = flow
+    flagged, excluded = flow.flagged, flow.excluded
     return {
         "target": draw.target,
         "poison": int(draw.poison.sum()),
@@ -118,7 +120,7 @@ def main() -> None:
     guide = guide_of(GuideChoice(name="mini"), CACHE / "embeddings", HERE)
     embeddings = guide.clip.embed_images(list(data.images))
     scores = guide.logits(embeddings, data.class_names)
-    guide_log_probs = log_softmax(scores.scale * scores.logits.astype(np.float64), axis=1)
+    guide_log_probs = log_softmax(scores.scale * scores.logits[:].astype(np.float64), axis=1)
     command = "python benchmarks/label_only_poison.py"
     about = {"config": asdict(CONFIG), "command": command, "machine": machine()}
     earlier = json.loads(FILE.read_text()) if FILE.exists() else {}

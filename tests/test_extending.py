@@ -27,8 +27,7 @@ def test_the_documents_example_is_a_signal_that_moves_the_partition_and_adds_a_c
     before = scanned(tmp_path / "before", data)
     module, stage, signal = example()
     names = {**vars(stages), **vars(scanning), "np": np, "replace": replace, "read_array": read_array}
-    names |= {"chunks": chunks}
-    names |= {"write_array": write_array, "State": State}
+    names |= {"write_array": write_array, "State": State, "chunks": chunks}
     annotations = r' -> [^:]*?(?=:\n)|: (?:Rows|Partition|Float64\[np\.ndarray, "n"\])(?=[,)])'
     exec(re.sub(annotations, "", module), names)
     exec(stage, names)

@@ -29,7 +29,7 @@ def test_damaged_results_are_one_clear_error(tmp_path):
         write_report(run)
     run = make_run(tmp_path / "other")
     write_table(run / "samples.parquet", {"id": ["a"]})
-    with pytest.raises(ClipguardError, match="lacks the column label_name"):
+    with pytest.raises(ClipguardError, match="lacks the column status"):
         write_report(run)
     with pytest.raises(ClipguardError, match="no run folder"):
         write_report(tmp_path)

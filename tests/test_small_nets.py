@@ -272,6 +272,6 @@ def test_images_are_read_in_bounded_pieces_whose_scores_are_those_of_one_pass(mo
 def test_the_order_in_which_nets_are_trained_is_free(monkeypatch):
     config, given = replace(TINY, folds=2, runs=2), cross_entropy(np.arange(N) % 3)
     forth = train_small_nets(config, noise(), 3, given, everyone(), Seed(0))
-    monkeypatch.setattr(small_nets, "_one_by_one", lambda tasks: [task() for task in tasks[::-1]][::-1])
+    monkeypatch.setattr(small_nets, "in_lanes", lambda tasks: [task() for task in tasks[::-1]][::-1])
     back = train_small_nets(config, noise(), 3, given, everyone(), Seed(0))
     assert np.array_equal(forth.logits[:], back.logits[:])

@@ -60,7 +60,7 @@ def scan_values(defender: Any, api: SimpleNamespace) -> dict[str, str]:
     return {
         "images": sha(scan.data.pixels),
         "embeddings": sha(api.ShardedArray.of(stages["embeddings"].path / "img_emb")[:]),
-        "guide's logits": sha(scan.guide.logits),
+        "guide's logits": sha(scan.guide.logits[:]),
         **{name: sha(getattr(scan.entropy, name)) for name in base.RANKS},
         "trigger scores": sha(samples["trigger_score"]),
         "log odds of labels": sha(api.read_array(stages["label_flow"].path / "log_probs.npy")),

@@ -71,8 +71,8 @@ class SmallNetConfig:
         )
 
 
-_SCORED: Final = 1000
-"""Images that are read together to be scored: whole batches of `classifier_logits`."""
+_SCORED: Final = 2000
+"""Images that are read together to be scored: whole batches of `classifier_logits`, on a GPU, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

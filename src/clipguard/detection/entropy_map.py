@@ -32,8 +32,11 @@ FEW_CLEAN: Final = 10
 """A class with fewer clean samples than this has too few to trust what is learnt of it."""
 
 
-TOGETHER: Final = 1000
+TOGETHER: Final = 2000
 """Samples that are scored together: whole batches of a net, so that its scores are those of one long pass."""
+
+_IN_DOUBLE: Final = 250
+"""Of these, samples whose losses are computed together, since that takes several copies in float64."""
 
 
 class Opinion(NamedTuple):
@@ -55,8 +58,10 @@ def opinion(scores: Scores, labels: Int64[np.ndarray, "n"]) -> Opinion:
         logits = scores.logits[part]
         finite = np.isfinite(logits).all(1)
         broken += (part.start + np.flatnonzero(~finite)).tolist()
-        nll[part] = _nll(np.where(finite[:, None], logits, 0), scores.scale, labels[part])
         likeliest[part] = logits.argmax(1)
+        logits = np.where(finite[:, None], logits, 0)
+        pieces = chunks(len(logits), _IN_DOUBLE)
+        nll[part] = np.concatenate([_nll(logits[some], scores.scale, labels[part][some]) for some in pieces])
     if broken:
         raise ClipguardError(
             f"{scores.source} gave NaN or infinite scores for {len(broken)} samples, first row {broken[0]}: "
