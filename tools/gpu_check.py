@@ -1,6 +1,6 @@
 """Check on a real GPU what `make test` cannot: `make test-gpu`, some minutes, no network, only torch needed.
 
-Each check prints one line. One that lacks a package is left out with its name in capitals. The exit code is 0 if
+Each check prints one line. What is left out for want of a package is told in capitals. The exit code is 0 if
 all that could be checked passed, 1 if a check failed, and 2 if there is no GPU, so that nothing was checked.
 """
 
