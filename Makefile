@@ -1,5 +1,6 @@
 # make demo   install (once) and run a whole defence offline, on the embedded guide
 # make test   install (once), then format check, lint, types, layers and tests
+# make test-gpu   on a machine with a GPU: what the others cannot check; needs torch, no network, no install
 # make coverage, make mutants   how good the tests are: branch coverage, and faults put into the maths
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,12 +11,13 @@ COVERED = $(addprefix tests/test_,$(addsuffix .py,sources sources_arrays catalog
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format coverage mutants torture clean
+.PHONY: help demo test test-gpu lint format coverage mutants torture clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo     install into $(VENV) once, poison digits, scan, unlearn, write a report'
 	@echo 'make test     install into $(VENV) once, then everything that CI runs'
+	@echo 'make test-gpu  check what only a GPU shows, with $(PYTHON) and the torch that it has; installs nothing'
 	@echo 'make lint     format check, ruff, mypy and import-linter only'
 	@echo 'make coverage branch coverage of what meets hostile input and faults: data and runs'
 	@echo 'make mutants  put faults into the entropy map, one at a time, and count those that no test sees'
@@ -31,6 +33,10 @@ demo: $(VENV)/.installed-demo
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+# No environment of its own: whatever has torch will do. Eight minutes at most.
+test-gpu:
+	timeout 480 $(PYTHON) tools/gpu_check.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

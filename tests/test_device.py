@@ -157,9 +157,7 @@ def test_batches_that_do_not_fit_are_halved_and_none_is_lost_or_repeated(most, s
 
 def test_a_memory_that_holds_not_even_one_row_is_a_fault_in_one_line():
     memory = Small(0)
-    with pytest.raises(
-        ClipguardError, match=r"^the GPU's memory does not hold the model and one image: free"
-    ):
+    with pytest.raises(ClipguardError, match=r"^the GPU.s memory does not hold the model and one image"):
         piecewise(lambda part: memory(part.stop - part.start), 23, 8)
     assert memory.sizes == [8, 4, 2, 1]
 

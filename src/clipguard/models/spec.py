@@ -181,7 +181,7 @@ def check_sound(model: Normalized, spec: ModelSpec) -> None:
             raise ClipguardError(f"model {name!r} has NaN or Inf weights in {bad[0][:LONGEST_NAME]!r}")
         trial = copy.deepcopy(model)
         for training in (False, True):
-            with Seed(0).torch_global():
+            with Seed(0).torch_global(trial.mean.device.index):
                 # The network itself is called, so that whatever it returns reaches the checks.
                 logits = trial.train(training).network(trial.scaled(noise.to(trial.mean.device)))
                 _check_logits(logits, spec)

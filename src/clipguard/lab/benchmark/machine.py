@@ -11,14 +11,17 @@ from typing import Final
 
 import torch
 
+from clipguard.compute.device import arithmetic
+
 _CODE: Final = Path(__file__).parents[1]
 
 
 def machine() -> str:
-    """Return processor, threads and torch in one line: the same line gives the same floats."""
-    return (
-        f"{platform.machine()}, {_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
+    """Return processor, threads, torch and GPU, if any, in one line: the same line gives the same floats."""
+    means = arithmetic()
+    gpu = f", {means['device']}" if "device" in means else ""
+    threads = f"{means['threads']} threads, torch {torch.__version__}"
+    return f"{platform.machine()}, {_processor()}, {threads}{gpu}"
 
 
 @functools.cache
