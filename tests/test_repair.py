@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from clipguard.compute import classifiers, training
 from clipguard.detection.feature_separation import separated_by_features
@@ -22,7 +23,7 @@ from clipguard.pipeline.scanning import with_triggers
 from clipguard.pipeline.stages import RETRAINING, TRIGGER_INVERSION, UNLEARNING, VICTIM
 from clipguard.runs import read_table
 from clipguard.seeds import Seed
-from clipguard.types import State, image_set
+from clipguard.types import Preprocessing, State, image_set
 from tiny_runs import CONFIG, NAMES, configured, moved, other_at, poisoned_set, scanned
 
 UNLEARN = CONFIG.unlearning
@@ -118,9 +119,9 @@ def test_victim_retraining_and_unlearning_do_not_depend_on_held_out_samples(else
 
 
 def test_unlearning_does_depend_on_samples_that_are_not_held_out(elsewhere, result):
-    row = np.flatnonzero(result.partition.clean)[:1]
+    rows = np.flatnonzero(result.partition.clean)
     one = unlearnt(elsewhere("one"))
-    other = unlearnt(elsewhere("other", data=other_at(result.data, row)))
+    other = unlearnt(elsewhere("other", data=other_at(result.data, rows)))
     assert weights(one) != weights(other)
 
 
@@ -163,14 +164,15 @@ def test_a_class_that_would_lose_all_its_samples_is_named_and_nothing_is_trained
 
 
 def test_what_is_retrained_sees_images_as_the_given_model_does():
-    like = replace(SPEC, architecture="shallow-4", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    prepared = Preprocessing(size=(16, 16), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    like = ModelSpec(architecture="shallow-4", num_classes=3, preprocessing=prepared)
     made = spec_to_train(CONFIG, 3, (16, 16), like)
     assert made == replace(like, architecture=CONFIG.architecture)
     assert spec_to_train(CONFIG, 3, (16, 16), None) == SPEC
 
 
 def test_another_spec_trains_another_model(elsewhere, result):
-    other = replace(SPEC, mean=(0.1, 0.2, 0.3))
+    other = replace(SPEC, preprocessing=Preprocessing(size=(16, 16), mean=(0.1, 0.2, 0.3)))
     here, keep = elsewhere("run"), ~held_out(result)
     assert weights(train(here, keep, SPEC, VICTIM)) != weights(train(here, keep, other, VICTIM))
 
@@ -200,7 +202,19 @@ def test_a_class_that_never_had_a_sample_is_no_loss(elsewhere, result):
 
 
 def test_a_model_of_the_same_input_size_is_given_the_scan_as_it_is(result):
-    assert for_model(result, (16, 16)) is result
+    assert for_model(result, SPEC.preprocessing) is result
+    # Its normalisation comes later, and is none of the images' business.
+    assert for_model(result, replace(SPEC.preprocessing, mean=(0.1, 0.2, 0.3))) is result
+
+
+def test_a_model_that_crops_is_given_other_images_of_the_same_size(elsewhere):
+    here = elsewhere("run")
+    made = for_model(here, replace(SPEC.preprocessing, resize="shortest", crop=0.5))
+    assert made.images_key != here.images_key
+    assert made.data.images.shape == here.data.images.shape
+    whole = np.asarray(here.data.images[:1])[0]
+    twice = np.asarray(Image.fromarray(whole).resize((32, 32), Image.Resampling.BICUBIC))
+    assert np.array_equal(np.asarray(made.data.images[:1])[0], twice[8:24, 8:24])
 
 
 class Killed(BaseException):
@@ -385,7 +399,9 @@ def test_feature_separation_is_kept_and_done_anew_for_another_model_or_other_set
     assert cached("one")
     assert not cached("two")
     assert not cached("two", replace(CONFIG, feature_separation=replace(FEATURES, flag_log_odds=9.0)))
-    assert not cached("one", spec=replace(SPEC, mean=(0.1, 0.2, 0.3)))
+    assert not cached(
+        "one", spec=replace(SPEC, preprocessing=Preprocessing(size=(16, 16), mean=(0.1, 0.2, 0.3)))
+    )
 
 
 def test_without_flagged_labels_or_rounds_there_is_no_feature_separation(elsewhere):

@@ -140,4 +140,9 @@ def _note(folder: Path, trials: dict[str, Any], before: Reading | None, after: R
 
 
 def _plain(reading: Reading) -> dict[str, Any]:
-    return {"n": len(reading.right), "accuracy": reading.accuracy, "followed": reading.followed}
+    return {
+        "n": len(reading.right),
+        "accuracy": reading.accuracy,
+        "loss": reading.loss,
+        "followed": reading.followed,
+    }
