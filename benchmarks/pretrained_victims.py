@@ -139,6 +139,7 @@ def _trained(
             weight_decay=0.01,
             warmup=0.1,
             crop=0.0,
+            flip=False,
         )
         loss, note = cross_entropy(seen.labels.copy()), path.with_suffix(".checkpoint")
         fit(model, seen.images, np.arange(len(seen)), loss, recipe, seed.child("fit"), None, note)

@@ -18,11 +18,11 @@ from clipguard.models.header import read_class_names
 from clipguard.models.preprocessing import timm_preprocessing
 from clipguard.models.spec import ModelSpec, build, load, read_spec, save
 from clipguard.models.weights import PREFIXES, beside_a_model
-from clipguard.pipeline.repair import for_model
+from clipguard.pipeline.repair import for_model, spec_to_train
 from clipguard.pipeline.victims import Victim, check_fit, given_victim
 from clipguard.seeds import Seed
 from clipguard.types import Preprocessing
-from tiny_runs import NAMES, moved, poisoned_set, scanned
+from tiny_runs import CONFIG, NAMES, moved, poisoned_set, scanned
 
 SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
 
@@ -234,3 +234,11 @@ def test_a_model_that_crops_is_given_other_images_of_the_same_size(scan, tmp_pat
     whole = Image.fromarray(np.array(here.data.images[:1])[0])
     twice = np.asarray(whole.resize((32, 32), Image.Resampling.BICUBIC))
     assert np.array_equal(np.asarray(made.data.images[:1])[0], twice[8:24, 8:24])
+
+
+def test_what_is_retrained_sees_images_as_the_given_model_does():
+    prepared = Preprocessing(size=(16, 16), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    like = ModelSpec(architecture="shallow-4", num_classes=3, preprocessing=prepared)
+    made = spec_to_train(CONFIG, 3, (16, 16), like)
+    assert made == replace(like, architecture=CONFIG.architecture)
+    assert spec_to_train(CONFIG, 3, (16, 16), None) == SPEC

@@ -18,7 +18,7 @@ from clipguard.mitigation.unlearning import unlearn
 from clipguard.models.spec import ModelSpec, build, load
 from clipguard.pipeline import computing, unlearning_stage
 from clipguard.pipeline.computing import FEATURES_FILE
-from clipguard.pipeline.repair import for_model, held_out_rows, repair, spec_to_train, train, with_held_out
+from clipguard.pipeline.repair import for_model, held_out_rows, repair, train, with_held_out
 from clipguard.pipeline.scanning import with_triggers
 from clipguard.pipeline.stages import RETRAINING, TRIGGER_INVERSION, UNLEARNING, VICTIM
 from clipguard.runs import read_table
@@ -139,13 +139,6 @@ def test_the_model_to_repair_stays_as_it_was(elsewhere):
     assert not torch.equal(repaired.network.head.weight, victim.network.head.weight)
 
 
-def test_the_history_of_unlearning_has_the_sizes_of_its_sets(elsewhere, result):
-    history = read_table(unlearnt(elsewhere("run")).path / "history.parquet")
-    assert list(history["epoch"]) == [1, 2]
-    assert history["clean"][0] == result.partition.clean.sum() - spared(result)
-    assert history["flagged"][0] == result.partition.flagged.sum()
-
-
 @pytest.mark.parametrize("stage", [VICTIM, RETRAINING], ids=lambda stage: stage.name)
 def test_training_uses_exactly_the_rows_that_are_kept(elsewhere, result, monkeypatch, stage):
     learnt_rows, real = [], classifiers.fit
@@ -166,14 +159,6 @@ def test_a_class_that_would_lose_all_its_samples_is_named_and_nothing_is_trained
     with pytest.raises(ClipguardError, match="class 'dog' has no sample left to train on"):
         train(here, result.data.labels != 1, SPEC, RETRAINING)
     assert not here.context.run.path.exists()
-
-
-def test_what_is_retrained_sees_images_as_the_given_model_does():
-    prepared = Preprocessing(size=(16, 16), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    like = ModelSpec(architecture="shallow-4", num_classes=3, preprocessing=prepared)
-    made = spec_to_train(CONFIG, 3, (16, 16), like)
-    assert made == replace(like, architecture=CONFIG.architecture)
-    assert spec_to_train(CONFIG, 3, (16, 16), None) == SPEC
 
 
 def test_another_spec_trains_another_model(elsewhere, result):

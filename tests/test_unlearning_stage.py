@@ -62,6 +62,10 @@ def test_the_stage_lists_its_trials_and_what_they_were_measured_on(result, victi
     assert [reading["n"] for reading in found["readings"]] == [spared, spared]
     assert spared > 3
     assert read_class_names(stage.path / "model.safetensors") == NAMES
+    history = read_table(stage.path / "history.parquet")
+    assert list(history["epoch"]) == [1, 2]
+    assert history["clean"][0] == result.partition.clean.sum() - spared
+    assert history["flagged"][0] == result.partition.flagged.sum()
 
 
 def test_a_rate_that_is_given_is_taken_without_trials(result, victim, tmp_path):

@@ -31,9 +31,7 @@ def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None
     """Write the repaired model; the same one, to the bit, where nothing was flagged."""
     scan = given.scan
     if not scan.partition.flagged.any():
-        write_notes(
-            folder, ["nothing was flagged, so that there is nothing to unlearn: the model is unchanged"]
-        )
+        write_notes(folder, ["nothing was flagged, so there is nothing to unlearn: the model is unchanged"])
         nothing = History(columns={"epoch": (), "loss": (), "seconds": ()}, seconds=0.0)
         keep(folder, given.victim, given.spec, scan.data, nothing)
         progress(1, 1)
