@@ -12,7 +12,7 @@ from clipguard.lab.benchmark.longtail import long_tailed
 from clipguard.lab.benchmark.rates import attack_succeeded, rates_of, triggered_tests
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
-from clipguard.types import image_set
+from clipguard.types import Preprocessing, image_set
 
 NAMES = ("a", "b", "c")
 
@@ -26,7 +26,8 @@ class Corner(nn.Module):
 
 
 def model() -> Normalized:
-    spec = ModelSpec.sized(num_classes=3, input_size=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    plain = Preprocessing(size=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    spec = ModelSpec(num_classes=3, preprocessing=plain)
     return Normalized(Corner(), spec).eval()
 
 

@@ -42,7 +42,8 @@ class ByRow(nn.Module):
 
 def by_row(logits):
     """Return such a model with its images; normalisation leaves 0..255 as they are."""
-    spec = replace(SPEC, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+    plain = Preprocessing(size=(8, 8), mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+    spec = replace(SPEC, preprocessing=plain)
     images = np.repeat(np.arange(len(logits), dtype=np.uint8), 12).reshape(-1, 2, 2, 3)
     return Normalized(ByRow(logits), spec), images
 

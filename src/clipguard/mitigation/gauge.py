@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, UInt8
+from scipy.special import logsumexp
 
 from clipguard.compute.inference import classifier_logits
 from clipguard.models.spec import Normalized
 from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
-from clipguard.types import Images, ImageSet, Partition
+from clipguard.types import ImageSet, Partition
 
 SPARED_SHARE: Final = 0.1
 """Share of each class's clean samples that the repair of a given model is measured on, not taught."""
@@ -29,6 +30,9 @@ Of a warp, and of other triggers that are not affine, too little is reconstructe
 
 NO_EFFECT: Final = 0.01
 
+MOST_NATS: Final = 5.0
+"""Loss of one sample beyond which it counts no more: else one wrong label would decide."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -36,11 +40,13 @@ class Reading:
 
     Attributes:
         right: which of the samples it gives their labels.
+        loss: mean loss of the labels in nats, of each at most `MOST_NATS`.
         followed: share of the samples with the reconstructed trigger that it sends where the trigger leads;
             None where no trigger says so.
     """
 
     right: Bool[np.ndarray, "m"]
+    loss: float
     followed: float | None
 
     @property
@@ -60,18 +66,21 @@ class Gauge:
         targets: where it leads.
     """
 
-    images: Images
+    images: UInt8[np.ndarray, "m h w 3"]
     labels: Int64[np.ndarray, "m"]
-    triggered: Images
+    triggered: UInt8[np.ndarray, "l h w 3"]
     targets: Int64[np.ndarray, "l"]
 
     def read(self, model: Normalized) -> Reading:
         """Return what a model makes of the samples."""
-        right = classifier_logits(model, self.images).argmax(1) == self.labels
+        logits = classifier_logits(model, self.images).astype(np.float64)
+        right = logits.argmax(1) == self.labels
+        nats = logsumexp(logits, axis=1) - logits[np.arange(len(right)), self.labels]
+        loss = float(np.minimum(nats, MOST_NATS).mean())
         if not len(self.targets):
-            return Reading(right=right, followed=None)
+            return Reading(right=right, loss=loss, followed=None)
         follows = classifier_logits(model, self.triggered).argmax(1) == self.targets
-        return Reading(right=right, followed=float(follows.mean()))
+        return Reading(right=right, loss=loss, followed=float(follows.mean()))
 
 
 def gauge_of(

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipguard.compute.training import LossFunction, Recipe, fit
 from clipguard.errors import ClipguardError
-from clipguard.mitigation.gauge import Gauge, cost
+from clipguard.mitigation.gauge import MOST_NATS, Gauge
 from clipguard.models.spec import Normalized
 from clipguard.seeds import Seed
 from clipguard.types import Rows
@@ -25,21 +25,21 @@ ADAMW_RATE: Final = 1e-3
 STEPS: Final = 10
 """Of a trial. Mostly one or two rates are tried."""
 
-TOLERANCE: Final = 0.01
-TOLERANCE_OF_ERROR: Final = 0.2
-"""Share of the trusted samples that a trial may cost, and share of those that the model has wrong already.
+FACTOR: Final = 1.5
+NATS: Final = 0.005
+"""A trial may raise the loss of the trusted samples to so many times what it was, and by so many nats.
 
-A net that was trained from scratch at a high rate moves about as far in the last steps of its own training.
-One that was fine-tuned from good weights has almost no error, and by the same steps it gets several times as
-much.
+A net that was trained from scratch at a high rate has a loss that the last steps of its training moved by as
+much. One that was fine-tuned from good weights has almost none, and the same steps make it several times as
+large, long before its accuracy shows it.
 """
 
 
 class Trial(NamedTuple):
-    """A rate, and the share of the trusted samples that some steps at it cost."""
+    """A rate, and the loss of the trusted samples after some steps at it."""
 
     rate: float
-    cost: float
+    loss: float
 
 
 def fitting_optimizer(model: nn.Module, recipe: Recipe) -> Recipe:
@@ -58,17 +58,17 @@ def suited_recipe(  # noqa: PLR0913  # what is trained on, how, and what measure
     gauge: Gauge,
     seed: Seed,
 ) -> tuple[Recipe, list[Trial]]:
-    """Return the recipe at the highest rate whose trial costs little, and the trials.
+    """Return the recipe at the highest rate whose trial does little damage, and the trials.
 
     The model stays as it is. It is the highest such rate, since a repair at a low one leaves the backdoor
-    where it is. Where every trial costs much, it is the lowest. Without samples to measure on, the recipe
+    where it is. Where every trial does much, it is the lowest. Without samples to measure on, the recipe
     stays as it is.
     """
     if not len(gauge.labels):
         return recipe, []
     some = _drawn(rows, STEPS * recipe.batch_size, seed)
     before, trials = gauge.read(model), list[Trial]()
-    tolerance = TOLERANCE + TOLERANCE_OF_ERROR * (1 - before.accuracy)
+    most = FACTOR * before.loss + NATS
     for share in LADDER:
         tried = replace(recipe, lr=recipe.lr * share)
         trial = copy.deepcopy(model)
@@ -76,11 +76,11 @@ def suited_recipe(  # noqa: PLR0913  # what is trained on, how, and what measure
         short = replace(tried, epochs=1, constant=True)
         try:
             fit(trial, images, some, loss, short, seed)
-            trials.append(Trial(tried.lr, cost(before, gauge.read(trial))[0]))
+            trials.append(Trial(tried.lr, gauge.read(trial).loss))
         except ClipguardError:
             # It diverged.
-            trials.append(Trial(tried.lr, 1.0))
-        if trials[-1].cost <= tolerance:
+            trials.append(Trial(tried.lr, MOST_NATS))
+        if trials[-1].loss <= most:
             break
     return replace(recipe, lr=trials[-1].rate), trials
 

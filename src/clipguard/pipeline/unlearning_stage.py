@@ -34,9 +34,7 @@ def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None
 def _unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None:
     scan = given.scan
     if not scan.partition.flagged.any():
-        write_notes(
-            folder, ["nothing was flagged, so that there is nothing to unlearn: the model is unchanged"]
-        )
+        write_notes(folder, ["nothing was flagged, so there is nothing to unlearn: the model is unchanged"])
         nothing = History(columns={"epoch": (), "loss": (), "seconds": ()}, seconds=0.0)
         keep(folder, given.victim, given.spec, scan.data, nothing)
         progress(1, 1)
@@ -136,4 +134,9 @@ def _note(folder: Path, trials: dict[str, Any], before: Reading | None, after: R
 
 
 def _plain(reading: Reading) -> dict[str, Any]:
-    return {"n": len(reading.right), "accuracy": reading.accuracy, "followed": reading.followed}
+    return {
+        "n": len(reading.right),
+        "accuracy": reading.accuracy,
+        "loss": reading.loss,
+        "followed": reading.followed,
+    }
