@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from clipguard.compute.engine import Work
+from clipguard.compute.engine import ShardWork
 from clipguard.errors import ClipguardError, reason_of
 
 _INSTALL: Final = "install it with pip install 'clipguard[ray]', or leave --engine out"
@@ -32,7 +32,7 @@ class RayEngine:
     workers: int | None = None
     gpus: float = 0.0
 
-    def run(self, work: Work, units: Sequence[Sequence[int]]) -> Iterator[int]:
+    def run(self, work: ShardWork, units: Sequence[Sequence[int]]) -> Iterator[int]:
         """Return the numbers as they are finished, in any order.
 
         A worker that dies is replaced, and its unfinished shards are done again.
@@ -69,9 +69,9 @@ class RayEngine:
 class _Actor:
     """What a process of the pool holds: the function, made once."""
 
-    def __init__(self, make: Callable[[], Work]) -> None:
+    def __init__(self, make: Callable[[], ShardWork]) -> None:
         self.make = make
-        self.work: Work | None = None
+        self.work: ShardWork | None = None
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         """Return one row a finished shard, or one with the fault that ends all."""
