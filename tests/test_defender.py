@@ -375,8 +375,8 @@ def test_the_published_table_follows_what_is_flagged_in_this_run(fitted, source,
     # Label flow is computed outside of the stages that hold its log-probabilities: as another rule would.
     shutil.copytree(fitted.run_dir, tmp_path / "run")
     flagged, excluded = (np.arange(len(source)) == row for row in (5, 6))
-    soft = np.full((2, 3), 1 / 3, np.float32)
-    flow = LabelFlow(flagged, excluded, np.zeros(len(source)), np.array([5, 6]), soft)
+    soft = np.full((len(source), 3), 1 / 3, np.float32)
+    flow = LabelFlow(flagged, excluded, np.zeros(len(source)), np.arange(len(source)), soft)
     for rule in ("label_only_poison", "refitted_label_flow"):
         monkeypatch.setattr(computing, rule, lambda *_: flow)
     again = Defender(GUIDE, tmp_path / "run", config=CONFIG).fit(source)

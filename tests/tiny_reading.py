@@ -12,7 +12,7 @@ from PIL import Image
 from clipguard.clip.embeddings import ReadingPass, read_source
 from clipguard.clip.model import Clip
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.compute.engine import LocalEngine, Work
+from clipguard.compute.engine import LocalEngine, ShardWork
 from clipguard.data import ImageSource, Item
 from clipguard.types import Preprocessing
 
@@ -66,9 +66,9 @@ class Counting:
             self.rows.append(row)
             yield item
 
-    def stamps(self, rows: np.ndarray) -> Any:
+    def file_states(self, rows: np.ndarray) -> Any:
         """Return what the reader says."""
-        return self.reader.stamps(rows)
+        return self.reader.file_states(rows)
 
     def starts(self) -> Any:
         """Return what the reader says."""
@@ -83,7 +83,7 @@ def counting(source: ImageSource) -> ImageSource:
 class UnitByUnit:
     """An engine that hands over one unit at a time, the last first, as one with many processes may."""
 
-    def run(self, work: Work, units: Sequence[Sequence[int]]) -> Iterator[int]:
+    def run(self, work: ShardWork, units: Sequence[Sequence[int]]) -> Iterator[int]:
         """Return the number of each shard as it is finished."""
         for unit in reversed(units):
             yield from work(unit)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from clipguard.data import ImageSource
-from clipguard.data.listing import stamp
+from clipguard.data.listing import file_state
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.runs import ShardedArray
 
@@ -55,7 +55,7 @@ class KnownEmbeddings:
 def folder_key(folder: Path) -> str:
     """Return what the system lists of a folder of embeddings: names, sizes and dates of its files."""
     files = sorted((*folder.glob("img_emb/*.npy"), *folder.glob("metadata/*.parquet")))
-    return json.dumps([stamp(file, file.name) for file in files])
+    return json.dumps([file_state(file, file.name) for file in files])
 
 
 def _places(folder: Path, source: ImageSource, n: int) -> Int64[np.ndarray, "n"]:

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
-class Work(Protocol):
+class ShardWork(Protocol):
     """A function over shards. A finished shard is a file renamed into place: a kill costs one shard."""
 
     def __call__(self, shards: Sequence[int], /) -> Iterator[int]:
@@ -15,7 +15,7 @@ class Work(Protocol):
     def has(self, shard: int, /) -> bool:
         """Return whether a shard is finished."""
 
-    def elsewhere(self) -> "Callable[[], Work]":
+    def elsewhere(self) -> "Callable[[], ShardWork]":
         """Return what makes the same function in another process, by values and paths alone.
 
         Raises:
@@ -27,7 +27,7 @@ class Work(Protocol):
 class Engine(Protocol):
     """Runs a function over shards."""
 
-    def run(self, work: Work, units: Sequence[Sequence[int]]) -> Iterator[int]:
+    def run(self, work: ShardWork, units: Sequence[Sequence[int]]) -> Iterator[int]:
         """Return the number of each shard as it is finished, in any order.
 
         Args:
@@ -40,6 +40,6 @@ class Engine(Protocol):
 class LocalEngine:
     """Runs all shards in this process, in order; decoding happens in its sandboxed workers."""
 
-    def run(self, work: Work, units: Sequence[Sequence[int]]) -> Iterator[int]:
+    def run(self, work: ShardWork, units: Sequence[Sequence[int]]) -> Iterator[int]:
         """Return the numbers as they are finished."""
         return work([shard for unit in units for shard in unit])

@@ -100,7 +100,7 @@ def _pool(lanes: int, abandoned: threading.Event) -> Iterator[ThreadPoolExecutor
         try:
             yield pool
         finally:
-            # In this order: a lane that is told to stop finds nothing new to begin.
+            # In this order: what is told to stop lets nothing new begin.
             pool.shutdown(wait=False, cancel_futures=True)
             abandoned.set()
             pool.shutdown()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from clipguard.compute.device import choose_device, computing_on
-from clipguard.compute.engine import Work
+from clipguard.compute.engine import ShardWork
 from clipguard.compute.threads import one_thread
 from clipguard.errors import ClipguardError, reason_of
 
@@ -34,7 +34,7 @@ class RayEngine:
     workers: int | None = None
     gpus: float = 0.0
 
-    def run(self, work: Work, units: Sequence[Sequence[int]]) -> Iterator[int]:
+    def run(self, work: ShardWork, units: Sequence[Sequence[int]]) -> Iterator[int]:
         """Return the numbers as they are finished, in any order.
 
         A worker that dies is replaced, and its unfinished shards are done again.
@@ -71,9 +71,9 @@ class RayEngine:
 class _Actor:
     """What a process of the pool holds: the function, made once."""
 
-    def __init__(self, make: Callable[[], Work], device: str) -> None:
+    def __init__(self, make: Callable[[], ShardWork], device: str) -> None:
         self.make, self.device = make, device
-        self.work: Work | None = None
+        self.work: ShardWork | None = None
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         """Return one row a finished shard, or one with the fault that ends all."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.data.listing import Failed, Item, Listing, Stamp, fault, printable, stamp, unique_ids
+from clipguard.data.listing import Failed, FileState, Item, Listing, fault, file_state, printable, unique_ids
 from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits, read_bounded
 
@@ -41,9 +41,9 @@ class FolderReader:
             except OSError as error:
                 yield Failed(fault(error))
 
-    def stamps(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Stamp]:
+    def file_states(self, rows: Int64[np.ndarray, "m"]) -> Iterator[FileState]:
         """Return size and date of each file."""
-        return (stamp(self.root / self.paths[row], self.paths[row]) for row in rows)
+        return (file_state(self.root / self.paths[row], self.paths[row]) for row in rows)
 
     def starts(self) -> None:
         """Return None: each row is a file."""

@@ -33,7 +33,7 @@ class Unreadable:
 Item = bytes | Shaped[np.ndarray, "..."] | Image | Failed
 
 
-Stamp = tuple[str, int, int]
+FileState = tuple[str, int, int]
 """Name, size in bytes and date of change in nanoseconds of a file."""
 
 
@@ -44,7 +44,7 @@ class Reader(Protocol):
     def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
         """Return one item a row; `rows` ascends."""
 
-    def stamps(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Stamp] | None:
+    def file_states(self, rows: Int64[np.ndarray, "m"]) -> Iterator[FileState] | None:
         """Return the files that hold the rows, as the system lists them; None for what is no file."""
 
     def starts(self) -> Int64[np.ndarray, "g"] | None:
@@ -56,15 +56,15 @@ class InMemory:
 
     __slots__ = ()
 
-    def stamps(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Stamp] | None:
+    def file_states(self, rows: Int64[np.ndarray, "m"]) -> Iterator[FileState] | None:
         """Return None: nothing but the contents tells whether they are the same."""
 
     def starts(self) -> Int64[np.ndarray, "g"] | None:
         """Return None: all rows."""
 
 
-def stamp(path: Path, name: str) -> Stamp:
-    """Return the stamp of a file under a name; a file that has gone has size and date -1."""
+def file_state(path: Path, name: str) -> FileState:
+    """Return the file_state of a file under a name; a file that has gone has size and date -1."""
     try:
         status = os.stat(path)
     except OSError:

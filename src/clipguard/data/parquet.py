@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.data.listing import Item, Listing, Stamp, stamp, unique_ids
+from clipguard.data.listing import FileState, Item, Listing, file_state, unique_ids
 from clipguard.data.parquet_file import Shard, list_shard, read_cells
 from clipguard.data.parquet_sandbox import sandboxed_cells, sandboxed_shard
 from clipguard.errors import ClipguardError
@@ -43,10 +43,10 @@ class ParquetReader:
                 with closing(read(path, str(path), rows_here, self.limits)) as items:
                     yield from items
 
-    def stamps(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Stamp]:
+    def file_states(self, rows: Int64[np.ndarray, "m"]) -> Iterator[FileState]:
         """Return size and date of each shard that holds rows."""
         cuts = np.searchsorted(rows, self.firsts)
-        return (stamp(file, file.name) for file, n in zip(self.files, np.diff(cuts), strict=True) if n)
+        return (file_state(file, file.name) for file, n in zip(self.files, np.diff(cuts), strict=True) if n)
 
     def starts(self) -> Int64[np.ndarray, "g"]:
         """Return the first row of each row group: one is read from its beginning."""

@@ -124,11 +124,11 @@ class ImageSource:
     def key_now(self) -> str:
         """Return the key as the files are at this moment."""
         digest = self._hashed_rows()
-        stamps = self.reader.stamps(self.rows)
-        if stamps is None:
+        file_states = self.reader.file_states(self.rows)
+        if file_states is None:
             return self.fingerprint
-        for stamp in stamps:
-            _update(digest, json.dumps(stamp).encode())
+        for file_state in file_states:
+            _update(digest, json.dumps(file_state).encode())
         return digest.hexdigest()
 
     @cached_property

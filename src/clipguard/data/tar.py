@@ -16,13 +16,13 @@ from jaxtyping import Int64
 from clipguard.data.folder import IMAGE_SUFFIXES
 from clipguard.data.listing import (
     Failed,
+    FileState,
     Item,
     Listing,
-    Stamp,
     Unreadable,
     fault,
+    file_state,
     printable,
-    stamp,
     unique_ids,
 )
 from clipguard.data.tar_index import Member, members
@@ -62,9 +62,11 @@ class TarReader:
             except OSError as error:
                 raise ClipguardError(f"{path} cannot be read as tar: {fault(error)}") from error
 
-    def stamps(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Stamp]:
+    def file_states(self, rows: Int64[np.ndarray, "m"]) -> Iterator[FileState]:
         """Return size and date of each shard that holds rows."""
-        return (stamp(self.files[shard], self.files[shard].name) for shard in np.unique(self.places[rows, 0]))
+        return (
+            file_state(self.files[shard], self.files[shard].name) for shard in np.unique(self.places[rows, 0])
+        )
 
     def starts(self) -> None:
         """Return None: the places of all images are known."""
