@@ -122,7 +122,7 @@ class Forward:
         with torch.inference_mode():
             for start in range(0, len(crops), CHUNK):
                 batch = torch.from_numpy(np.stack(crops[start : start + CHUNK]))
-                pixels = self.clip.preprocess.transforms[-1](batch.permute(0, 3, 1, 2).float().div(255))
+                pixels = self.normalize(batch.permute(0, 3, 1, 2).float().div(255))
                 self.clip.network.encode_image(pixels, normalize=True).float().numpy()
 
     def _lanes(self, crops: list[np.ndarray]) -> None:
@@ -222,7 +222,9 @@ def arguments() -> argparse.ArgumentParser:
     measuring.add_argument("--guide", default="mini", help="as for clipguard scan")
     measuring.add_argument("--repeats", type=int, default=3)
     measuring.add_argument("--cores", type=int, help="default: all that this process may use")
-    measuring.add_argument("--stages", nargs="+", default=["read"], help="stages that read and embed")
+    measuring.add_argument(
+        "--stages", nargs="+", default=["embeddings", "images"], help="stages that read and embed"
+    )
     measuring.add_argument("--scratch", type=Path, help="folder for run folders; default: the system's")
     return parser
 

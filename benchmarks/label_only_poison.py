@@ -29,7 +29,7 @@ from clipguard.lab.benchmark.config import GuideChoice
 from clipguard.lab.benchmark.guides import guide_of
 from clipguard.lab.benchmark.machine import commit, machine
 from clipguard.seeds import Seed
-from clipguard.types import ImageSet
+from clipguard.types import ImageSet, Preprocessing
 from runners import CACHE, HERE, RESULTS, SHARED
 
 FILE = RESULTS / "ablation" / "label-only-poison.json"
@@ -116,7 +116,7 @@ def flags_of(draw: Draw, embeddings: np.ndarray, guide_log_probs: np.ndarray) ->
 def main() -> None:
     """Make the missing draws and print a line a kind of draw."""
     source = ImageSource.open(SHARED / "cifar10" / "train.parquet", rows=(40_000, 50_000))
-    data = read_images(source, (32, 32))[0]
+    data = read_images(source, Preprocessing(size=(32, 32)))[0]
     guide = guide_of(GuideChoice(name="mini"), CACHE / "embeddings", HERE)
     embeddings = guide.clip.embed_images(list(data.images))
     scores = guide.logits(embeddings, data.class_names)

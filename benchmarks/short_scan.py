@@ -9,7 +9,7 @@ import argparse
 import sys
 from dataclasses import replace
 
-from clipguard.cli.memory import keep_freed_memory
+from clipguard.cli.process import keep_freed_memory
 from clipguard.clip.zero_shot import guide_from_name
 from clipguard.compute.small_nets import SmallNetConfig
 from clipguard.pipeline.config import DefenseConfig

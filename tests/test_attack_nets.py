@@ -64,7 +64,7 @@ def test_batches_hold_every_row_once_and_none_is_tiny(n, size, seed):
 
 def test_logits_of_pixels_are_those_of_the_images():
     images = tiny_set(4).images
-    model = build(ModelSpec(architecture="shallow-4", num_classes=3, input_size=(16, 16)), Seed(0))
+    model = build(ModelSpec.sized(architecture="shallow-4", num_classes=3, input_size=(16, 16)), Seed(0))
     x = pixels(images).requires_grad_()
     whole = model(torch.from_numpy(images).permute(0, 3, 1, 2))
     logits = logits_of(model, x)

@@ -20,7 +20,7 @@ from clipguard.lab.backdoorbench import MEMORY, Record, _main, _plain, poisoned_
 from clipguard.lab.ground_truth import read_truth
 from clipguard.models.nets import BackdoorBenchResNet
 from clipguard.seeds import Seed
-from clipguard.types import image_set
+from clipguard.types import Preprocessing, image_set
 from hostile_workers import FAULTY
 from tiny_data import CommandLine, few_steps
 
@@ -284,7 +284,7 @@ def test_a_converted_record_is_judged_like_an_attack(clipguard, folder, tmp_path
     assert read_truth(out / "truth.parquet").poisoned.sum() == 2
     assert load_file(out / "model.safetensors").keys() == WEIGHTS.keys()
     poisoned = ImageSource.open(out / "train.parquet")
-    assert np.array_equal(read_images(poisoned, (8, 8))[0].images[4], white(4))
+    assert np.array_equal(read_images(poisoned, Preprocessing(size=(8, 8)))[0].images[4], white(4))
     test = open_test(out, poisoned, None, None)
     assert test.target_mapping.tolist() == [0, 0, 0]
     assert test.triggered is not None

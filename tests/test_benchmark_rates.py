@@ -26,7 +26,7 @@ class Corner(nn.Module):
 
 
 def model() -> Normalized:
-    spec = ModelSpec(num_classes=3, input_size=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    spec = ModelSpec.sized(num_classes=3, input_size=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return Normalized(Corner(), spec).eval()
 
 
@@ -85,7 +85,9 @@ def test_class_sizes_fall_exponentially_and_the_rows_stay_in_order(k, imbalance,
 
 @pytest.mark.parametrize("name", ["small_vgg", "small_mobilenet", "small_vit"])
 def test_a_small_net_takes_32_pixels_and_is_no_giant(name):
-    spec = ModelSpec(architecture=f"clipguard.lab.benchmark.nets:{name}", num_classes=7, input_size=(32, 32))
+    spec = ModelSpec.sized(
+        architecture=f"clipguard.lab.benchmark.nets:{name}", num_classes=7, input_size=(32, 32)
+    )
     made = build(spec, Seed(0))
     with torch.inference_mode():
         assert made(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 7)

@@ -18,7 +18,7 @@ from clipguard.data.class_names import GTSRB_NAMES
 from clipguard.data.decode import read_images
 from clipguard.data.writer import write_parquet
 from clipguard.errors import ClipguardError
-from clipguard.types import image_set
+from clipguard.types import Preprocessing, image_set
 from tiny_data import image_folder, pictures
 
 
@@ -76,9 +76,9 @@ def test_cifar_10_is_read_from_its_binary_archive_without_unpacking_it(tmp_path,
     offered(monkeypatch, "cifar10", home)
     train, test = (open_named("cifar10", part, tmp_path) for part in ("train", "test"))
     assert train.class_names == ("airplane", "automobile", "bird")
-    assert np.array_equal(read_images(train, (32, 32))[0].images, images[:10])
+    assert np.array_equal(read_images(train, Preprocessing(size=(32, 32)))[0].images, images[:10])
     assert np.array_equal(train.labels, labels[:10])
-    assert np.array_equal(read_images(test, (32, 32))[0].images, images[10:])
+    assert np.array_equal(read_images(test, Preprocessing(size=(32, 32)))[0].images, images[10:])
     assert len(open_named("cifar10", "train", tmp_path, rows=(2, 5))) == 3
     assert [path.name for path in home.iterdir()] == ["cifar-10-binary.tar.gz"]
 
@@ -116,7 +116,7 @@ def test_gtsrb_is_read_from_its_archives_with_names_in_words(tmp_path, monkeypat
         "red octagon with the word STOP, stop sign",
         "blue disc with three white arrows in a circle, roundabout",
     ]
-    assert np.array_equal(read_images(test, (16, 16))[0].images, images[2:])
+    assert np.array_equal(read_images(test, Preprocessing(size=(16, 16)))[0].images, images[2:])
 
 
 def test_tiny_imagenet_has_readable_names_and_its_validation_set_for_a_test_set(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from clipguard.compute.training import Recipe, cross_entropy, fit
 from clipguard.models.spec import ModelSpec, build, save
 from clipguard.seeds import Seed
 
-SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=2, input_size=(8, 8))
+SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=2, input_size=(8, 8))
 RECIPE = Recipe(epochs=4, lr=0.05, batch_size=8)
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(24) % 2

@@ -9,6 +9,7 @@ from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
 from clipguard.lab.attacks import ATTACKS, surrogate
 from clipguard.lab.ground_truth import read_truth
+from clipguard.types import Preprocessing
 from tiny_data import CommandLine, image_folder
 
 
@@ -26,7 +27,7 @@ def test_an_attacks_own_settings_can_be_given(clipguard, tmp_path):
         ran = clipguard("attack", data, "-o", out, "--attack", "blended", "--rate", 0.5, *more, "--json")
         assert ran.code == 0, ran.err
         assert ran.json["options"] == {"alpha": float(alpha), "pattern_seed": 3, "mapping": "all-to-all"}
-        written.append(read_images(ImageSource.open(out / "train.parquet"), (16, 16))[0])
+        written.append(read_images(ImageSource.open(out / "train.parquet"), Preprocessing(size=(16, 16)))[0])
     truth = read_truth(out / "truth.parquet").poisoned
     weak, strong = (len(np.unique(data.images[truth], axis=0)) for data in written)
     assert (weak, strong) == (10, 1)

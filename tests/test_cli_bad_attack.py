@@ -5,7 +5,7 @@ import pytest
 from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
 from clipguard.data.writer import write_parquet
-from clipguard.types import image_set
+from clipguard.types import Preprocessing, image_set
 from tiny_data import image_folder
 
 MINI = ("--guide", "mini")
@@ -51,7 +51,7 @@ def test_an_attack_folder_with_a_damaged_description(clipguard, refused, data, t
 
 def test_triggered_images_that_are_not_the_test_images(clipguard, refused, data, tmp_path):
     out = attacked(clipguard, data, tmp_path / "out", "--test", data)
-    test = read_images(ImageSource.open(out / "test.parquet"), (16, 16))[0]
+    test = read_images(ImageSource.open(out / "test.parquet"), Preprocessing(size=(16, 16)))[0]
     mixed = image_set(test.images, test.labels[::-1].copy(), test.class_names, test.ids)
     write_parquet(mixed, out / "test-triggered.parquet")
     expected = ["differ in labels"]

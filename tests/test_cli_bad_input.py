@@ -22,7 +22,7 @@ def data(tmp_path):
 
 
 def model_file(path, classes=2, size=(16, 16)):
-    spec = ModelSpec(architecture="preactresnet18-4", num_classes=classes, input_size=size)
+    spec = ModelSpec.sized(architecture="preactresnet18-4", num_classes=classes, input_size=size)
     save(build(spec, Seed(0)), spec, path)
     return path
 

@@ -31,6 +31,7 @@ from clipguard.data.decode import reading as module
 from clipguard.data.decode.pixels import TURNS
 from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits
+from clipguard.types import Preprocessing
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -269,18 +270,18 @@ def test_shrinking_averages_instead_of_skipping_pixels():
 
 def test_images_are_read_in_order_with_their_labels_and_ids(tmp_path):
     source = write_set(tmp_path, per_class=3)
-    images, unreadable = read_images(source, (6, 9))
+    images, unreadable = read_images(source, Preprocessing(size=(6, 9)))
     assert unreadable == ()
     assert images.ids == source.ids
     assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert images.class_names == ("cat", "dog")
     assert (images.images == [noise(seed=seed) for seed in (0, 1, 2, 100, 101, 102)]).all()
-    assert read_images(source, (3, 3))[0].images.shape == (6, 3, 3, 3)
+    assert read_images(source, Preprocessing(size=(3, 3)))[0].images.shape == (6, 3, 3, 3)
 
 
 def test_unreadable_images_are_listed_with_a_reason_and_left_out(tmp_path):
     source = write_set(tmp_path, broken=("cat/03.png", "dog/19.png"))
-    images, unreadable = read_images(source, (6, 9))
+    images, unreadable = read_images(source, Preprocessing(size=(6, 9)))
     assert [entry.id for entry in unreadable] == ["cat/03.png", "dog/19.png"]
     assert all(entry.reason for entry in unreadable)
     assert len(images) == 38
@@ -291,9 +292,12 @@ def test_unreadable_images_are_listed_with_a_reason_and_left_out(tmp_path):
 
 def test_exactly_ten_per_cent_unreadable_pass_and_one_more_is_an_error(tmp_path):
     broken = [f"cat/{i:02}.png" for i in range(5)]
-    assert len(read_images(write_set(tmp_path / "a", broken=tuple(broken[:4])), (6, 9))[1]) == 4
+    assert (
+        len(read_images(write_set(tmp_path / "a", broken=tuple(broken[:4])), Preprocessing(size=(6, 9)))[1])
+        == 4
+    )
     with pytest.raises(ClipguardError, match=r"5 of 40 images .* more than 10%, first 'cat/00.png'"):
-        read_images(write_set(tmp_path / "b", broken=tuple(broken)), (6, 9))
+        read_images(write_set(tmp_path / "b", broken=tuple(broken)), Preprocessing(size=(6, 9)))
 
 
 def test_a_class_that_loses_all_its_images_is_an_error(tmp_path):
@@ -301,13 +305,13 @@ def test_a_class_that_loses_all_its_images_is_an_error(tmp_path):
     (tmp_path / "eel").mkdir()
     (tmp_path / "eel" / "0.png").write_bytes(b"")
     with pytest.raises(ClipguardError, match=r"class 'eel' .* 'eel/0.png' \(empty\)"):
-        read_images(ImageSource.open(tmp_path), (6, 9))
+        read_images(ImageSource.open(tmp_path), Preprocessing(size=(6, 9)))
 
 
 def test_a_class_that_was_empty_before_is_no_error(tmp_path):
     write_set(tmp_path, broken=("cat/03.png",))
     (tmp_path / "eel").mkdir()
-    assert len(read_images(ImageSource.open(tmp_path), (6, 9))[0]) == 39
+    assert len(read_images(ImageSource.open(tmp_path), Preprocessing(size=(6, 9)))[0]) == 39
     check_readable(ImageSource.open(tmp_path), (Unreadable("cat/03.png", "torn"),))
 
 
@@ -324,7 +328,9 @@ def test_rows_are_decoded_one_by_one_with_their_numbers(tmp_path):
 def test_progress_ends_with_all_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "REPORT_EVERY", 15)
     calls = []
-    read_images(write_set(tmp_path), (6, 9), lambda done, total: calls.append((done, total)))
+    read_images(
+        write_set(tmp_path), Preprocessing(size=(6, 9)), lambda done, total: calls.append((done, total))
+    )
     assert calls == [(15, 40), (30, 40), (40, 40)]
 
 
@@ -354,7 +360,7 @@ def test_real_images_are_all_readable_at_their_own_size(name, size):
         pytest.skip(f"shared data set {name} is missing")
     source = ImageSource.open(SHARED / name / "test.parquet", rows=(0, 1100))
     assert common_size(source) == (size, size)
-    images, unreadable = read_images(source, size)
+    images, unreadable = read_images(source, Preprocessing(size=size))
     assert unreadable == ()
     assert images.images.shape == (1100, *size, 3)
     first = np.asarray(Image.open(io.BytesIO(next(source.read(range(1))))).convert("RGB"))

@@ -21,11 +21,11 @@ from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.stages import UNLEARNING
 from clipguard.runs import read_array, read_table
 from clipguard.seeds import Seed
-from clipguard.types import State
+from clipguard.types import Preprocessing, State
 from tiny_runs import CONFIG, NAMES, poisoned_set, source_of
 
 GUIDE = ClipGuide("mini")
-SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
+SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
 RETRAIN = replace(CONFIG, by="retrain")
 SCAN = ["read", "early_model", "trigger_detector", "label_flow", "trigger_inversion", "samples"]
 
@@ -94,7 +94,7 @@ def test_the_constructor_only_stores(tmp_path):
 
     made = Defender(GUIDE, tmp_path / "run", config=CONFIG, progress=progress)
     stored = {"guide": GUIDE, "run_dir": tmp_path / "run", "config": CONFIG, "progress": progress}
-    assert vars(made) == stored
+    assert vars(made) == {**stored, "device": None, "threads": None}
     assert not (tmp_path / "run").exists()
 
 
@@ -128,7 +128,7 @@ def test_a_fit_repeats_no_stage_of_the_scan_and_gives_the_same_ranking(fitted, s
 
 def test_a_fit_of_a_model_of_another_input_size_adds_its_images_and_triggers_only(source, scanned_folder):
     ranking = (scanned_folder / "samples.parquet").read_bytes()
-    spec = replace(SPEC, input_size=(12, 10))
+    spec = replace(SPEC, preprocessing=Preprocessing(size=(12, 10)))
     done = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, build(spec, Seed(0)), spec)
     assert cached(done) == SCAN
     assert computed(done) == ["model_images", "model_trigger_inversion", "unlearning"]
@@ -143,7 +143,7 @@ def test_a_fit_of_a_model_of_another_input_size_adds_its_images_and_triggers_onl
 
 def test_a_model_of_another_input_size_is_repaired_with_triggers_of_its_size(source, tmp_path, monkeypatch):
     monkeypatch.setattr("clipguard.detection.trigger_inversion.FEWEST", 10)
-    spec = replace(SPEC, input_size=(12, 10))
+    spec = replace(SPEC, preprocessing=Preprocessing(size=(12, 10)))
     done = Defender(GUIDE, tmp_path / "run", config=CONFIG).fit(source, build(spec, Seed(0)), spec)
     assert [one.scale.shape for one in done.triggers_] == [(16, 16, 3)]
     assert [one.scale.shape for one in done.trained_on_.triggers] == [(12, 10, 3)]
@@ -325,7 +325,7 @@ def test_a_class_that_the_flags_would_empty_is_an_error_in_one_line(scanned_fold
 
 
 def test_the_small_nets_see_the_size_that_is_set_whatever_the_model_takes(source, tmp_path):
-    spec, config = replace(SPEC, input_size=(20, 24)), replace(CONFIG, size=(12, 40))
+    spec, config = replace(SPEC, preprocessing=Preprocessing(size=(20, 24))), replace(CONFIG, size=(12, 40))
     done = Defender(GUIDE, tmp_path / "run", config=config).fit(source, build(spec, Seed(0)), spec)
     assert done.trained_on_.data.images.shape[1:3] == (20, 24)
     small = done.scan_.data.images

@@ -78,7 +78,7 @@ def test_every_sample_is_learnt_and_scored(row):
 def test_every_choice_can_be_built(name):
     config = early_model_named(name)
     assert config is EARLY_MODELS[name]
-    spec = ModelSpec(architecture=config.architecture, num_classes=3, input_size=(8, 8))
+    spec = ModelSpec.sized(architecture=config.architecture, num_classes=3, input_size=(8, 8))
     assert build(spec, Seed(0)).training is False
 
 

@@ -13,7 +13,7 @@ from clipguard.models.spec import ModelSpec, build, load, read_spec, save
 from clipguard.pipeline.stages import versions
 from clipguard.runs import read_json, read_table
 from clipguard.seeds import Seed
-from clipguard.types import STATES
+from clipguard.types import STATES, Preprocessing
 from tiny_data import CommandLine, few_steps, image_folder
 
 MINI = ("--guide", "mini")
@@ -46,7 +46,7 @@ def measured(rates):
 
 
 def images_of(path):
-    return read_images(ImageSource.open(path), (16, 16))[0]
+    return read_images(ImageSource.open(path), Preprocessing(size=(16, 16)))[0]
 
 
 def test_poisoned_files_hold_what_their_truth_says(attacked, tmp_path):
@@ -156,7 +156,7 @@ def test_the_same_defence_again_reads_back_what_is_finished(clipguard, attacked,
 
 def test_a_scan_is_the_first_half_of_repairing_a_given_model(clipguard, attacked, tmp_path):
     run, model, source = tmp_path / "run", tmp_path / "model.safetensors", attacked / "train.parquet"
-    spec = ModelSpec(architecture="preactresnet18-4", num_classes=2, input_size=(16, 16))
+    spec = ModelSpec.sized(architecture="preactresnet18-4", num_classes=2, input_size=(16, 16))
     save(build(spec, Seed(0)), spec, model)
     assert clipguard("scan", source, "-o", run, *MINI).code == 3
     ran = clipguard("defend", source, "-o", run, *MINI, "--model", model, "--json")

@@ -20,7 +20,7 @@ STEPS = Recipe(epochs=1, lr=0.1, weight_decay=5e-4)
 
 
 def net():
-    spec = ModelSpec(architecture="shallow-4", num_classes=3, input_size=(16, 16))
+    spec = ModelSpec.sized(architecture="shallow-4", num_classes=3, input_size=(16, 16))
     return build(spec, Seed(0)).train()
 
 

@@ -18,7 +18,7 @@ RECIPE = TRAINED["lc"]
 
 
 def net():
-    spec = ModelSpec(architecture="shallow-4", num_classes=3, input_size=(16, 16))
+    spec = ModelSpec.sized(architecture="shallow-4", num_classes=3, input_size=(16, 16))
     return build(spec, Seed(0))
 
 

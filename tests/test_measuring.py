@@ -17,7 +17,7 @@ from clipguard.seeds import Seed
 from tiny_data import image_folder, tree
 from tiny_runs import CONFIG, NAMES, add_trigger, poisoned_set, source_of
 
-SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
+SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
 
 
 def encoded(image):

@@ -64,7 +64,7 @@ def test_it_is_a_column_of_the_benchmarks_table_the_worst_of_several_triggers(tm
         "clipguard.lab.benchmark.rates.evaluate", lambda *inputs: with_metric(evaluate(*inputs), next(values))
     )
     test = image_set(np.zeros((6, 8, 8, 3), np.uint8), np.arange(6) % 3, ("a", "b", "c"))
-    model = build(ModelSpec(architecture="shallow-4", num_classes=3, input_size=(8, 8)), Seed(0))
+    model = build(ModelSpec.sized(architecture="shallow-4", num_classes=3, input_size=(8, 8)), Seed(0))
     attack = attack_named("together:badnets+blended", rate=0.1)
     rates = rates_of(model, test, triggered_tests(attack, test))
     assert rates["drawn_to_target"] == 0.75

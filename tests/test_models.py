@@ -20,9 +20,10 @@ from clipguard.errors import ClipguardError
 from clipguard.models.nets import PreActResNet18
 from clipguard.models.spec import ModelSpec, build, load, read_spec, save
 from clipguard.seeds import Seed
+from clipguard.types import Preprocessing
 
-SPEC = ModelSpec(architecture="preactresnet18-16", num_classes=3, input_size=(16, 16))
-TIMM = replace(SPEC, architecture="test_resnet", input_size=(32, 32))
+SPEC = ModelSpec.sized(architecture="preactresnet18-16", num_classes=3, input_size=(16, 16))
+TIMM = replace(SPEC, architecture="test_resnet", preprocessing=Preprocessing(size=(32, 32)))
 
 
 class LinearNet(nn.Module):
@@ -119,12 +120,13 @@ def test_the_seed_decides_the_initial_weights_and_nothing_global_moves():
 
 
 def test_images_are_normalised_with_the_mean_and_deviation_of_the_spec():
-    spec = replace(OWN, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
+    prepared = Preprocessing(size=(16, 16), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
+    spec = replace(OWN, preprocessing=prepared)
     model = build(spec, Seed(0))
     model.network.head = nn.Identity()
     images = pictures(n=2)
     by_hand = (images.double() / 255).mean((2, 3))
-    by_hand = (by_hand - torch.tensor(spec.mean)) / torch.tensor(spec.std)
+    by_hand = (by_hand - torch.tensor(prepared.mean)) / torch.tensor(prepared.std)
     assert torch.allclose(model(images).double(), by_hand, atol=1e-4)
 
 
@@ -305,7 +307,7 @@ def test_networks_narrower_than_a_vector_register_survive_training(width):
     # In a process of its own: where this fails it takes the interpreter with it.
     code = (
         "import torch; from clipguard.models.spec import ModelSpec, build; from clipguard.seeds import Seed\n"
-        f"spec = ModelSpec(architecture='preactresnet18-{width}', num_classes=3, input_size=(32, 32))\n"
+        f"spec = ModelSpec.sized(architecture='preactresnet18-{width}', num_classes=3, input_size=(32, 32))\n"
         "model = build(spec, Seed(0))\n"
         "images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)\n"
         "for _ in range(3): model.train()(images).square().sum().backward()\n"

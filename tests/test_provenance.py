@@ -277,7 +277,7 @@ def finished(tmp_path_factory):
     """Return the data, the model and the run of a defence."""
     root = tmp_path_factory.mktemp("provenance")
     image_folder(root / "data", n=60)
-    spec = ModelSpec(architecture="preactresnet18-4", num_classes=2, input_size=(16, 16))
+    spec = ModelSpec.sized(architecture="preactresnet18-4", num_classes=2, input_size=(16, 16))
     save(build(spec, Seed(0)), spec, root / "model.safetensors")
     defender = Defender(ClipGuide("mini"), root / "run", config=QUICKEST)
     defender.fit(root / "data", model=root / "model.safetensors")

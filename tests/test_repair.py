@@ -27,7 +27,7 @@ from tiny_runs import CONFIG, NAMES, configured, moved, other_at, poisoned_set, 
 
 UNLEARN = CONFIG.unlearning
 FEATURES = CONFIG.feature_separation
-SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
+SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
 
 
 @pytest.fixture(scope="module")

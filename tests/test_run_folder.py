@@ -32,8 +32,9 @@ class Counted:
         (folder / "out.txt").write_text(self.text)
 
 
-def described(name: str = "early_model", version: int = 1, config: dict | None = None, inputs=("f1",)):
-    return DescribedStage(name=name, version=version, config=config or {"epochs": 5}, inputs=inputs)
+def described(name: str = "early_model", config: dict | None = None, inputs=("f1",), **others):
+    described = {"version": 1, "config": config or {"epochs": 5}, "inputs": inputs, **others}
+    return DescribedStage(name=name, **described)
 
 
 def run_stage(run: RunFolder, compute, name: str = "early_model", config: dict | None = None, inputs=("f1",)):
@@ -67,17 +68,22 @@ def test_a_changed_setting_or_input_computes_again_and_replaces_the_older_stage(
     assert [entry.name for entry in (tmp_path / "run/stages").iterdir()] == ["early_model"]
 
 
-def test_another_version_of_the_code_or_another_thread_count_computes_again(tmp_path):
+def test_another_version_of_the_code_another_device_or_where_it_counts_thread_count_computes_again(tmp_path):
     path = tmp_path / "run"
     first = run_stage(open_run(path), Counted("old"))
     newer = open_run(path).stage(described(version=2), Counted("new"))
     assert (newer.cached, newer.key != first.key) == (False, True)
     assert (newer.path / "out.txt").read_text() == "new"
     threaded = RunFolder.open(path, source(), {"epochs": 5}, seed=0, threads=2)
-    other = threaded.stage(described(version=2), Counted("two"))
+    same = threaded.stage(described(version=2), Counted("two"))
+    assert (same.cached, same.key) == (True, newer.key)
+    other = threaded.stage(described(version=2, threaded=True), Counted("two"))
     assert (other.cached, other.key != newer.key) == (False, True)
     assert read_json(path / "manifest.json")["threads"] == 2
     assert read_json(other.path / "manifest.json")["version"] == 2
+    elsewhere = RunFolder.open(path, source(), {"epochs": 5}, seed=0, threads=2, device="A GPU, float16")
+    assert elsewhere.stage("early_model", **given).key not in (newer.key, other.key)
+    assert read_json(path / "manifest.json")["device"] == "A GPU, float16"
 
 
 def test_a_run_folder_of_another_format_is_refused_in_one_line_and_left_as_it_is(tmp_path):

@@ -37,7 +37,7 @@ def test_the_data_are_shards_of_readable_images_with_unique_ids(tmp_path, kind):
     assert len(list(tmp_path.iterdir())) == 3
     source = ImageSource.open(tmp_path)
     assert (len(source), len(set(source.ids)), len(source.class_names)) == (500, 500, 4)
-    data, unreadable = read_images(source, common_size(source).common)
+    data, unreadable = read_images(source, Preprocessing(size=common_size(source)))
     assert not unreadable
     patched = (data.pixels[:, -3:, -3:] == 255).all((1, 2, 3))
     assert 1 <= patched.sum() <= 20
@@ -107,7 +107,7 @@ def test_a_scan_is_measured(tmp_path, options):
     assert report["peak_anon_all"] >= report["peak_anon_main"] > 50e6
     assert report["cpu_seconds"] > 1
     assert report["passes_estimated"] >= 1
-    assert "read" in report["stages"]
+    assert "embeddings" in report["stages"]
     assert set(report["peak_anon_by_stage"]) <= {*report["stages"], "outputs"}
 
 

@@ -11,7 +11,7 @@ from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
 
 N = 24
-SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(8, 8))
+SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(8, 8))
 
 
 def pictures(n=30, seed=0):

@@ -116,7 +116,7 @@ LIBRARY = """
     from clipguard.models.spec import ModelSpec, build
     from clipguard.seeds import Seed
     images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1])
-    model = build(ModelSpec(architecture="shallow-4", num_classes=2, input_size=(8, 8)), Seed(0))
+    model = build(ModelSpec.sized(architecture="shallow-4", num_classes=2, input_size=(8, 8)), Seed(0))
     fit(model, images, np.arange(4), cross_entropy(labels), Recipe(epochs=1, lr=0.1), Seed(0))
     classifier_logits(model, images)
     ClipGuide("mini").clip.embed_images(images)

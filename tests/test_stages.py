@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from clipguard.compute.device import CPU, Device, computing_on
 from clipguard.detection.label_flow import LabelFlow
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, build
@@ -93,7 +94,7 @@ def test_a_raised_version_recomputes_the_stage_and_what_stands_on_it_and_nothing
     assert computed(again) == (whole.stages_.keys() if name == "read" else expected)
 
 
-SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(12, 10))
+SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(12, 10))
 
 
 def flag_labels(patch):
@@ -161,13 +162,22 @@ def test_without_a_raised_version_a_changed_stage_is_read_back(source, run, monk
     assert computed(Defender(GUIDE, run, config=CONFIG).fit(source)) == set()
 
 
-def test_another_number_of_threads_recomputes_everything(source, run, whole, monkeypatch):
-    monkeypatch.setattr(defender_module, "thread_count", lambda: 7)
-    again = Defender(GUIDE, run, config=CONFIG).fit(source)
-    assert computed(again) == whole.stages_.keys()
-    assert read_json(run / "manifest.json")["threads"] == 7
-    # Only the number that is noted has changed here, and so no result.
-    assert np.array_equal(again.partition_.state, whole.partition_.state)
+def test_another_number_of_threads_recomputes_large_trainings_and_nothing_else(source, run, whole):
+    again = Defender(GUIDE, run, config=CONFIG, threads=2).fit(source)
+    assert computed(again) == {"victim", "unlearning"}
+    assert read_json(run / "manifest.json")["threads"] == 2
+    assert computed(Defender(GUIDE, run, config=CONFIG, threads=2).scan(source)) == set()
+
+
+def test_a_gpu_computes_everything_of_its_own(source, run, whole, monkeypatch):
+    # What the stages of this one are computed on is the processor: only its name differs.
+    gpu = replace(CPU, name="Some GPU", dtype="bfloat16")
+    monkeypatch.setattr(Device, "description", property(lambda device: f"{device.name}, {device.dtype}"))
+    with computing_on(gpu):
+        again = Defender(GUIDE, run, config=CONFIG).fit(source)
+        assert computed(again) == whole.stages_.keys()
+        assert computed(Defender(GUIDE, run, config=CONFIG).fit(source)) == set()
+    assert read_json(run / "manifest.json")["device"] == "Some GPU, bfloat16"
 
 
 @pytest.mark.parametrize("value", [1, 3, "2", None])

@@ -30,16 +30,17 @@ from clipguard.runs.summary import (
     read_summary,
 )
 from clipguard.seeds import Seed
-from clipguard.types import State
+from clipguard.types import Preprocessing, State
 from tiny_runs import CONFIG, NAMES, poisoned_set, source_of
 
 GUIDE = ClipGuide("mini")
-SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
+SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
 SAMPLE = RunSummary(
     command="defend",
     version="0.1.0",
     seed=3,
     threads=2,
+    device="cpu",
     run_dir="runs/one",
     verdict=Verdict(answer="undecided", reasons=["nothing above chance", "not built yet"]),
     data=DataSummary(
@@ -249,7 +250,7 @@ def test_a_victim_trained_here_is_measured_on_what_it_has_not_learnt(fitted):
 
 
 def test_a_given_model_has_learnt_everything_and_its_rates_say_so(source, fitted):
-    spec = replace(SPEC, input_size=(12, 10))
+    spec = replace(SPEC, preprocessing=Preprocessing(size=(12, 10)))
     defender = Defender(GUIDE, fitted.run_dir, config=CONFIG).fit(source, build(spec, Seed(0)), spec)
     rows = np.flatnonzero(defender.partition_.clean)
     for rates, model in zip(own_rates(defender), (defender.before_, defender.model_), strict=True):

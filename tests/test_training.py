@@ -14,7 +14,7 @@ from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
 
-SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=2, input_size=(8, 8))
+SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=2, input_size=(8, 8))
 SHORT = Recipe(epochs=2, lr=0.05, batch_size=8)
 STILL = replace(SHORT, crop=0.0, flip=False)
 

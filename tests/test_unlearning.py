@@ -16,14 +16,14 @@ from clipguard.mitigation import unlearning
 from clipguard.mitigation.unlearning import TEMPERATURE, UnlearningConfig, class_weights, unlearn
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
-from clipguard.types import Scores, State, image_set, partition_of
+from clipguard.types import Preprocessing, Scores, State, image_set, partition_of
 from tiny_runs import NAMES, add_trigger, poisoned_set
 
 K = 3
 STEP = Recipe(
     epochs=1, lr=0.0, batch_size=64, warmup=0.0, constant=True, crop=0.0, flip=False, weight_decay=0.0
 )
-SPEC = ModelSpec(architecture="preactresnet18-4", num_classes=K, input_size=(8, 8))
+SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=K, input_size=(8, 8))
 LOSSES = ("unlikelihood", "cgd")
 seeds = st.integers(0, 2**32)
 
@@ -300,7 +300,7 @@ def poisoned_case():
 
 
 def state_after(data, partition, guide, config):
-    model = build(replace(SPEC, input_size=(16, 16)), Seed(7))
+    model = build(replace(SPEC, preprocessing=Preprocessing(size=(16, 16))), Seed(7))
     unlearn(model, data, partition, guide, config, Seed(0))
     return model.state_dict()
 
@@ -340,7 +340,7 @@ def test_flagged_samples_do_reach_the_weights():
 def test_a_backdoor_is_gone_after_unlearning_and_accuracy_is_not():
     data, poisoned = poisoned_set()
     test, _ = poisoned_set(90, share=0.0, seed=9)
-    model = build(ModelSpec(architecture="shallow-8", num_classes=K, input_size=(16, 16)), Seed(0))
+    model = build(ModelSpec.sized(architecture="shallow-8", num_classes=K, input_size=(16, 16)), Seed(0))
     recipe = Recipe(epochs=15, lr=0.05, batch_size=16, crop=0.0, flip=False)
     fit(model, data.images, np.arange(len(data)), cross_entropy(data.labels), recipe, Seed(0))
     others = test.labels != 0

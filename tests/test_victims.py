@@ -16,7 +16,7 @@ from tiny_runs import poisoned_set
 
 DATA, _ = poisoned_set(60)
 CONFIG = ClassifierConfig(
-    spec=ModelSpec(architecture="shallow-4", num_classes=3, input_size=(16, 16)),
+    spec=ModelSpec.sized(architecture="shallow-4", num_classes=3, input_size=(16, 16)),
     recipe=Recipe(epochs=1, lr=0.05, batch_size=16, crop=0.0),
     seed=Seed(3).child("victim"),
 )

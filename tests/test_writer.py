@@ -14,7 +14,7 @@ from clipguard.data import ImageSource
 from clipguard.data import writer as writer_module
 from clipguard.data.decode import read_images
 from clipguard.data.writer import GROUP, write_parquet
-from clipguard.types import image_set
+from clipguard.types import Preprocessing, image_set
 
 NAMES = ("tench", 'a "quoted" name', "naïve ☃")
 
@@ -27,7 +27,7 @@ def noise(n, size=(6, 5), names=NAMES):
 
 
 def read_back(path, size):
-    return read_images(ImageSource.open(path), size)[0]
+    return read_images(ImageSource.open(path), Preprocessing(size=size))[0]
 
 
 @given(images=arrays(np.uint8, st.tuples(st.integers(3, 9), st.just(7), st.integers(1, 9), st.just(3))))

@@ -24,6 +24,7 @@ FULL = {
     "version": "0.1.0",
     "seed": 7,
     "threads": 2,
+    "device": "cpu",
     "run_dir": "runs/tiny",
     "verdict": {"answer": "suspicious", "reasons": ["many samples were learnt early"]},
     "data": {

@@ -30,7 +30,7 @@ from clipguard.data import ImageSource
 from clipguard.data.decode import common_size, read_images
 from clipguard.lab.attacks import Attack, attack_named
 from clipguard.seeds import Seed
-from clipguard.types import Images, ImageSet
+from clipguard.types import Images, ImageSet, Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def main() -> None:
     first, end = map(int, chosen.rows.split(":"))
     source = ImageSource.open(chosen.data, rows=(first, end))
     seed, how = Seed(chosen.seed).child("backdoored guide"), Poisoning(epochs=chosen.epochs)
-    data = read_images(source, common_size(source).common)[0]
+    data = read_images(source, Preprocessing(size=common_size(source).common))[0]
     train, held_out = split(data, how.held_out, seed.child("split"))
     guide, attack = ClipGuide("mini"), attack_named(chosen.attack, target=chosen.target)
     pack(poison(guide, train, attack, how, seed), guide.clip, chosen.folder)

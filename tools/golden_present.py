@@ -15,6 +15,7 @@ PRESENT = {
     "DefenseConfig": "pipeline.config",
     "ImageSource": "data",
     "ModelSpec": "models.spec",
+    "Preprocessing": "types",
     "Recipe": "compute.training",
     "Seed": "seeds",
     "State": "types",
@@ -110,9 +111,9 @@ def values(case: str, data: Path, victim: Path, scratch: Path) -> dict[str, str]
     config = replace(config, trigger_detector=detector)
     defender = api.Defender(guide, scratch / "run", config=config).scan(source)
     out = {f"scan: {name}": value for name, value in scan_values(defender, api).items()}
-    images, _ = api.read_images(source, (28, 28) if case == "digits" else (32, 32))
+    images, _ = api.read_images(source, api.Preprocessing(size=(28, 28) if case == "digits" else (32, 32)))
     size = images.images.shape[1:3]
-    spec = api.ModelSpec(architecture="preactresnet18-8", num_classes=10, input_size=size)
+    spec = api.ModelSpec.sized(architecture="preactresnet18-8", num_classes=10, input_size=size)
     recipe = api.Recipe(epochs=3, lr=0.05, crop=0.0, flip=False)
     model, seed = api.build(spec, api.Seed(1).child("init")), api.Seed(1).child("fit")
     api.fit(model, images.images, np.arange(len(images)), api.cross_entropy(images.labels), recipe, seed)

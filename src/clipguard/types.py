@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8
 Images = UInt8[np.ndarray, "n h w 3"]
 
 Progress = Callable[[str, int, int], None]
-"""Called with (step, done, total) as work goes on."""
+"""Called with (step, done, total) as work goes on; with total 0, the step is a remark."""
 
 StepProgress = Callable[[int, int], None]
 """The same of one step: called with (done, total)."""

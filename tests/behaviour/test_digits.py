@@ -8,6 +8,7 @@ import pytest
 from clipguard.data.decode import read_images
 from clipguard.lab.demo import demo_config, demo_guide, poisoned_digits
 from clipguard.pipeline.defender import Defender
+from clipguard.types import Preprocessing
 
 from .rates import rates
 
@@ -32,7 +33,9 @@ def test_nine_tenths_of_the_poison_are_found_and_hardly_anything_else(digits, de
 
 
 def test_the_backdoor_is_removed_and_the_accuracy_stays(digits, defender):
-    test, triggered = (read_images(source, (28, 28))[0] for source in (digits.test, digits.triggered))
+    test, triggered = (
+        read_images(source, Preprocessing(size=(28, 28)))[0] for source in (digits.test, digits.triggered)
+    )
     before, after = rates(defender, test, triggered.images)
     assert before.attack_success >= 0.9
     assert after.attack_success <= 0.02

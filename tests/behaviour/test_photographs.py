@@ -13,7 +13,7 @@ from clipguard.data.decode import read_images
 from clipguard.lab.attacks import attack_named
 from clipguard.pipeline.defender import Defender
 from clipguard.seeds import Seed
-from clipguard.types import ImageSet
+from clipguard.types import ImageSet, Preprocessing
 
 from .rates import TARGET, rates
 
@@ -25,7 +25,7 @@ TRAIN, TEST = (40_000, 42_000), (42_000, 44_000)
 def cifar(rows: tuple[int, int]) -> ImageSet:
     if not CIFAR.exists():
         pytest.skip("shared/data/cifar10 is missing: the method is not tested on photographs")
-    return read_images(ImageSource.open(CIFAR, rows=rows), (32, 32))[0]
+    return read_images(ImageSource.open(CIFAR, rows=rows), Preprocessing(size=(32, 32)))[0]
 
 
 def defender_of(run: Path) -> Defender:

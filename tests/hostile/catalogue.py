@@ -41,6 +41,7 @@ def _read(case: Case, made: object) -> tuple[Outcome, str]:
     from clipguard.data.decode import read_images
     from clipguard.lab.benchmark.config import cells, read_config
     from clipguard.models.spec import load, read_spec
+    from clipguard.types import Preprocessing
 
     if case.reader == "benchmark":
         list(cells(read_config(Path(str(made)))))
@@ -61,7 +62,7 @@ def _read(case: Case, made: object) -> tuple[Outcome, str]:
         made, names = made
     limits = Limits(**dict(case.limits))
     source = ImageSource.open(made, classes=names, limits=limits)  # type: ignore[arg-type]  # wrong types, too
-    images, unreadable = read_images(source, (8, 8))
+    images, unreadable = read_images(source, Preprocessing(size=(8, 8)))
     assert len(images) + len(unreadable) == len(source) + len(source.refused), "an image was lost"
     if unreadable:
         assert all(entry.reason and entry.reason.isprintable() for entry in unreadable)

@@ -26,7 +26,7 @@ SPEC: dict[str, Any] = {
 
 
 def _state() -> dict[str, torch.Tensor]:
-    spec = ModelSpec(architecture="preactresnet18-2", num_classes=2, input_size=(8, 8))
+    spec = ModelSpec.sized(architecture="preactresnet18-2", num_classes=2, input_size=(8, 8))
     return {name: value.contiguous() for name, value in build(spec, Seed(0)).network.state_dict().items()}
 
 

@@ -24,6 +24,8 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
     Raises:
         ClipguardError: the file is no benchmark, or a file of the run is damaged.
     """
+    from clipguard.compute.device import choose_device, computing_on
+    from clipguard.compute.threads import intra_op, training_threads
     from clipguard.data.catalog import data_folder
     from clipguard.lab.benchmark.cells import BenchmarkPaths
     from clipguard.lab.benchmark.config import read_config
@@ -39,7 +41,8 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
         progress=Lines(sys.stderr.write),
     )
     command = f"clipguard bench {file} -o {options.out}"
-    summary = run_bench(config, paths, command, _log, options.only, options.cells)
+    with computing_on(choose_device(options.device)), intra_op(training_threads()):
+        summary = run_bench(config, paths, command, _log, options.only, options.cells)
     if summary.busy:
         warn([f"{summary.busy} cells are left to another process that works in {options.out}"])
     return _reported(options.out, asdict(summary), options.json, FAILED if summary.failed else 0)

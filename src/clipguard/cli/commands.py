@@ -11,10 +11,12 @@ from clipguard.cli.options import (
     BenchOptions,
     ConvertOptions,
     DefendOptions,
+    Device,
     Json,
     RunFolder,
     ScanOptions,
     Seed,
+    Threads,
 )
 from clipguard.cli.outcome import ERROR, EXIT_CODES, Outcome
 
@@ -56,11 +58,18 @@ def defend(source: Source, /, options: DefendOptions) -> Outcome:
 
 
 @app.command
-def demo(*, out: RunFolder = Path("runs/demo"), seed: Seed = 0, json: Json = False) -> Outcome:
+def demo(
+    *,
+    out: RunFolder = Path("runs/demo"),
+    seed: Seed = 0,
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> Outcome:
     """Poison 4,000 digits, train a model on them, scan, repair, report: offline, about two minutes."""
     from clipguard.cli.defence import run_demo
 
-    return run_demo(out, seed, json)
+    return run_demo(out, seed, json, device, threads)
 
 
 @app.command

@@ -25,7 +25,7 @@ from clipguard.data.decode import read_images
 from clipguard.errors import ClipguardError, one_line
 from clipguard.lab.backdoorbench import Record, poisoned_by, read_record, triggered_by
 from clipguard.models.nets import NORMALISATIONS
-from clipguard.types import ImageSet, StepProgress
+from clipguard.types import ImageSet, Preprocessing, StepProgress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,7 +99,7 @@ def _clean(path: Path, record: Record, options: ConvertOptions, progress: StepPr
             f"{path} has {len(source.class_names)} classes but the record has {record.num_classes}: "
             "give the set that it was made from"
         )
-    data, unreadable = read_images(source, record.size, progress)
+    data, unreadable = read_images(source, Preprocessing(size=record.size), progress)
     if unreadable:
         raise ClipguardError(
             f"{len(unreadable)} images of {path} cannot be read, first {unreadable[0].id!r}: the record "

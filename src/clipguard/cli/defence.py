@@ -5,14 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from clipguard.cli.given_model import spec_of_model
 from clipguard.cli.measuring import EvaluationSet, check_test, measure, open_test
 from clipguard.cli.options import DefendOptions, ScanOptions
 from clipguard.cli.outcome import Outcome, exit_code
 from clipguard.cli.poisoned import MODEL, READ_TEST_IMAGES, truth_beside
 from clipguard.cli.progress import warn, working
 from clipguard.cli.tables import show_run
-from clipguard.cli.text import channels_from, parsed, rows_from, size_from
-from clipguard.clip.zero_shot import ClipGuide, guide_from_name
+from clipguard.cli.text import parsed, rows_from, size_from
+from clipguard.clip.zero_shot import guide_from_name
+from clipguard.compute.device import choose_device
 from clipguard.compute.engine import Engine, LocalEngine
 from clipguard.compute.ray_engine import RayEngine
 from clipguard.compute.training import DEFAULT_RECIPE
@@ -22,7 +24,6 @@ from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.errors import ClipguardError
 from clipguard.lab.demo import demo_config, demo_guide, poisoned_digits
 from clipguard.mitigation.unlearning import CGD, UnlearningConfig
-from clipguard.models.spec import ModelSpec, read_spec
 from clipguard.outputs.report import write_report
 from clipguard.outputs.samples import SAMPLES
 from clipguard.pipeline.computing import FEATURES_FILE
@@ -58,8 +59,9 @@ def run_defend(path: Path, options: DefendOptions) -> Outcome:
     config = _defend_config(options)
     with working() as progress:
         source = _source(path, options)
-        spec = _spec(options, len(source.class_names))
-        if spec is not None:
+        spec, words = None, None
+        if options.model is not None:
+            spec, words = spec_of_model(options, source)
             config = replace(config, architecture=spec.architecture)
         test, notes = None, []
         if options.test is not None:
@@ -70,11 +72,13 @@ def run_defend(path: Path, options: DefendOptions) -> Outcome:
         defender = _defender(options, config, progress)
         defender.fit(source, model=options.model, spec=spec)
         defender.warnings_ += notes
-        summary = _finish(defender, "defend", **measure(defender, test))
+        summary = _finish(defender, "defend", model=words, **measure(defender, test))
     return _outcome(defender, summary, options.json)
 
 
-def run_demo(out: Path, seed: int, as_json: bool) -> Outcome:
+def run_demo(
+    out: Path, seed: int, as_json: bool, device: str | None = None, threads: int | None = None
+) -> Outcome:
     """Return the outcome of the demonstration; its exit code is 0 whatever the verdict.
 
     Raises:
@@ -82,7 +86,9 @@ def run_demo(out: Path, seed: int, as_json: bool) -> Outcome:
     """
     with working() as progress:
         digits = poisoned_digits(seed)
-        defender = Defender(demo_guide(), out, config=demo_config(seed), progress=progress)
+        defender = Defender(
+            demo_guide(), out, config=demo_config(seed), progress=progress, device=device, threads=threads
+        )
         defender.fit(digits.source)
         test = EvaluationSet(
             clean=digits.test,
@@ -104,12 +110,18 @@ def _source(path: Path, options: ScanOptions) -> ImageSource:
 
 
 def _defender(options: ScanOptions, config: DefenseConfig, progress: Progress) -> Defender:
-    return Defender(_guide(options), options.out, config=config, progress=progress, engine=_engine(options))
-
-
-def _guide(options: ScanOptions) -> ClipGuide:
-    return guide_from_name(
+    guide = guide_from_name(
         options.guide, templates=options.template or None, use_logit_scale=options.logit_scale
+    )
+    return Defender(
+        guide,
+        options.out,
+        config=config,
+        progress=progress,
+        device=options.device,
+        threads=options.threads,
+        engine=_engine(options),
+        embeddings=options.embeddings,
     )
 
 
@@ -127,7 +139,8 @@ def _engine(options: ScanOptions) -> Engine:
         return LocalEngine()
     if options.workers is not None and options.workers < 1:
         raise ClipguardError(f"--workers {options.workers}: give 1 or more")
-    return RayEngine(address=options.ray_address, workers=options.workers)
+    gpus = 0.0 if choose_device(options.device).kind == "cpu" else 1.0
+    return RayEngine(address=options.ray_address, workers=options.workers, gpus=gpus)
 
 
 def _scan_config(options: ScanOptions) -> DefenseConfig:
@@ -142,9 +155,18 @@ def _scan_config(options: ScanOptions) -> DefenseConfig:
 def _defend_config(options: DefendOptions) -> DefenseConfig:
     """Return the settings of `defend`; options that contradict each other are refused, not ignored."""
     trains = options.model is None or options.by == "retrain"
-    if options.model is None and (options.input_size or options.mean or options.std):
+    about = (
+        options.input_size,
+        options.mean,
+        options.std,
+        options.resize,
+        options.crop,
+        options.interpolation,
+    )
+    if options.model is None and any(about):
         raise ClipguardError(
-            "--input-size, --mean and --std describe the file of --model: give --model, or --size"
+            "--input-size, --mean, --std, --resize, --crop and --interpolation describe the file of --model: "
+            "give --model, or --size"
         )
     if options.epochs is not None and (options.epochs < 1 or not trains):
         raise ClipguardError(
@@ -152,6 +174,8 @@ def _defend_config(options: DefendOptions) -> DefenseConfig:
         )
     if options.by == "retrain" and options.loss != "unlikelihood":
         raise ClipguardError("--loss is that of unlearning: leave it out with --by retrain")
+    if options.rate is not None and (options.by == "retrain" or not 0 < options.rate <= 1):
+        raise ClipguardError("--rate is that of unlearning, above 0 and at most 1: such as 0.005")
     config = _scan_config(options)
     unlearning = CGD if options.loss == "cgd" else UnlearningConfig()
     return replace(
@@ -159,39 +183,15 @@ def _defend_config(options: DefendOptions) -> DefenseConfig:
         architecture=options.architecture or config.architecture,
         victim=replace(DEFAULT_RECIPE, epochs=options.epochs or DEFAULT_RECIPE.epochs, flip=options.flip),
         by=options.by,
-        unlearning=replace(unlearning, recipe=replace(unlearning.recipe, flip=options.flip)),
+        unlearning=replace(
+            unlearning,
+            recipe=replace(unlearning.recipe, flip=options.flip),
+            rate=unlearning.rate if options.rate is None else options.rate,
+        ),
     )
 
 
-def _spec(options: DefendOptions, classes: int) -> ModelSpec | None:
-    """Return how the model of --model is built: by its own header, where options do not say otherwise.
-
-    Raises:
-        ClipguardError: neither header nor options say it, or the file cannot be read.
-    """
-    if options.model is None:
-        return None
-    std = parsed(channels_from, options.std, "--std")
-    if std is not None and min(std) <= 0:
-        raise ClipguardError(f"--std {options.std!r}: the numbers must be above 0")
-    fields = {
-        "architecture": options.architecture,
-        "input_size": parsed(size_from, options.input_size, "--input-size"),
-        "mean": parsed(channels_from, options.mean, "--mean"),
-        "std": std,
-    }
-    given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
-    known = read_spec(options.model)
-    if known is not None:
-        return replace(known, **given)
-    if not {"architecture", "input_size"} <= given.keys():
-        raise ClipguardError(
-            f"model {options.model} does not say how it is built: give --architecture and --input-size"
-        )
-    return ModelSpec(num_classes=classes, **given)
-
-
-def _finish(defender: Defender, command: str, **measured: Any) -> RunSummary:
+def _finish(defender: Defender, command: str, model: str | None = None, **measured: Any) -> RunSummary:
     """Return the summary, now in the run folder together with the report."""
     run = Path(defender.run_dir)
     files = {"report": "report.html", "samples": SAMPLES}
@@ -200,7 +200,7 @@ def _finish(defender: Defender, command: str, **measured: Any) -> RunSummary:
     if "feature_separation" in defender.stages_:
         files["labels"] = FEATURES_FILE
     places = {name: str(run / file) for name, file in files.items()}
-    summary = write_summary(defender, command, files=places, **measured)
+    summary = write_summary(defender, command, files=places, model=model, **measured)
     write_report(run)
     return summary
 

@@ -13,8 +13,8 @@ from typing import Final
 from cyclopts import CycloptsError
 
 from clipguard.cli.commands import app
-from clipguard.cli.memory import keep_freed_memory
 from clipguard.cli.outcome import ERROR, Outcome
+from clipguard.cli.process import keep_freed_memory, wait_asleep
 from clipguard.errors import ClipguardError, fault_of, one_line
 
 DEBUG: Final = "CLIPGUARD_DEBUG"
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     when terminated by SIGTERM.
     """
     keep_freed_memory()
+    wait_asleep()
     try:
         with _terminable():
             return _run(list(sys.argv[1:] if argv is None else argv))

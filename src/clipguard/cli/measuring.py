@@ -18,7 +18,7 @@ from clipguard.models.spec import Normalized
 from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.summary import own_rates
 from clipguard.runs.summary import Rates
-from clipguard.types import ImageSet, StepProgress
+from clipguard.types import ImageSet, Preprocessing, StepProgress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ def check_test(test: EvaluationSet, progress: StepProgress | None = None) -> lis
     Raises:
         ClipguardError: too many of them are.
     """
-    read, _ = _decoded(test, (1, 1), progress)
+    read, _ = _decoded(test, Preprocessing(size=(1, 1)), progress)
     lost = len(test.clean) + len(test.clean.refused) - len(read)
     if not lost:
         return []
@@ -92,13 +92,13 @@ def check_test(test: EvaluationSet, progress: StepProgress | None = None) -> lis
 
 
 def _decoded(
-    test: EvaluationSet, size: tuple[int, int], progress: StepProgress | None = None
+    test: EvaluationSet, preprocessing: Preprocessing, progress: StepProgress | None = None
 ) -> tuple[ImageSet, ImageSet | None]:
     """Return the images of those rows that can be read, and read with the trigger if there is one."""
-    clean, _ = read_images(test.clean, size, progress)
+    clean, _ = read_images(test.clean, preprocessing, progress)
     if test.triggered is None:
         return clean, None
-    triggered, _ = read_images(test.triggered, size)
+    triggered, _ = read_images(test.triggered, preprocessing)
     if len(clean) == len(triggered) == len(test.clean):
         return clean, triggered
     # The two belong together by their rows: their ids may differ.
@@ -123,7 +123,7 @@ def measure(defender: Defender, test: EvaluationSet | None) -> dict[str, Any]:
     """
     if test is None:
         return dict(zip(("before", "after"), own_rates(defender), strict=True))
-    clean, triggered = _decoded(test, defender.spec_.input_size)
+    clean, triggered = _decoded(test, defender.spec_.preprocessing)
     models = {"before": defender.before_, "after": defender.model_}
     measured: dict[str, Any] = {name: _rates(model, clean, triggered, test) for name, model in models.items()}
     scan, truth = defender.scan_, test.truth

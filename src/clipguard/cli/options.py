@@ -24,6 +24,17 @@ Classes = Annotated[
     Parameter(help="Class names: a .txt with one a line, or a .json list or object; default: the source's."),
 ]
 Rows = Annotated[str | None, Parameter(help="Keep the rows FIRST:END only, such as 0:12000.")]
+Device = Annotated[
+    str | None,
+    Parameter(
+        help="cpu, cuda, cuda:N, or auto, the first GPU that works or else the processor; default: "
+        "CLIPGUARD_DEVICE, else auto."
+    ),
+]
+Threads = Annotated[
+    int | None,
+    Parameter(help="Threads that compute at once; default: OMP_NUM_THREADS, else all cores there are."),
+]
 Repeated = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 Out = Annotated[Path, Parameter(name=("--out", "-o"))]
 RunFolder = Annotated[Out, Parameter(help="Run folder, created if needed; the same data resume there.")]
@@ -43,6 +54,7 @@ class ScanOptions:
             commonest size, at most 64.
         early_model: shallow, residual, cgd, or an architecture.
         rank_within: Rank samples among all (the default), or within their class.
+        embeddings: Folder of image embeddings by the same guide, as clip-retrieval writes them.
         engine: Who reads and embeds the data: this process, or Ray (clipguard[ray]) on many.
         ray_address: Of a Ray cluster; without it, Ray is started on this machine.
         workers: Processes of Ray; default: one a processor core.
@@ -60,10 +72,13 @@ class ScanOptions:
     limits: Annotated[Limits, Parameter(group=Group("Limits on hostile input"))] = field(
         default_factory=Limits
     )
+    embeddings: Path | None = None
     engine: Literal["local", "ray"] = "local"
     ray_address: str | None = None
     workers: int | None = None
     seed: Seed = 0
+    device: Device = None
+    threads: Threads = None
     json: Json = False
 
 
@@ -75,11 +90,15 @@ class DefendOptions(ScanOptions):
     Attributes:
         model: Weights to repair (.safetensors); without it, a model is trained here first.
         architecture: preactresnet18-WIDTH, a timm name or package.module:factory; default: preactresnet18-16.
-        input_size: Pixels HxW or N that the model of --model takes.
-        mean: R,G,B that the model of --model subtracts from images in 0..1.
-        std: R,G,B that it divides by after that.
+        input_size: Pixels HxW or N that the model of --model takes; default: the file's, or timm's.
+        mean: R,G,B that the model of --model subtracts from images in 0..1; default as above.
+        std: R,G,B that it divides by after that; default as above.
+        resize: How images come to that size: stretched, or by their shorter or longer side; default as above.
+        crop: Share of the resized side that the centre crop keeps, such as 0.875; default as above.
+        interpolation: Of the resize; default as above.
         by: Unlearn the flagged samples, or train from scratch without them.
         loss: Unlearning loss; cgd is the paper's.
+        rate: Learning rate of unlearning; default: found by a short range test.
         epochs: Of a model that is trained here; default: 25.
         flip: Mirror images at random in training; not for digits or text.
         test: Labelled test set, or a folder that `clipguard attack` wrote with --test.
@@ -90,8 +109,12 @@ class DefendOptions(ScanOptions):
     input_size: str | None = None
     mean: str | None = None
     std: str | None = None
+    resize: Literal["squash", "shortest", "longest"] | None = None
+    crop: str | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
     by: Literal["unlearn", "retrain"] = "unlearn"
     loss: Literal["unlikelihood", "cgd"] = "unlikelihood"
+    rate: float | None = None
     epochs: int | None = None
     flip: bool = True
     test: Path | None = None
@@ -127,6 +150,7 @@ class AttackOptions:
     classes: Classes = None
     size: str | None = None
     seed: Seed = 0
+    device: Device = None
     json: Json = False
 
 
@@ -167,4 +191,5 @@ class BenchOptions:
     cache: Path | None = None
     only: Repeated = ()
     cells: str = "*"
+    device: Device = None
     json: Json = False

@@ -15,6 +15,7 @@ from clipguard.cli.outcome import Outcome
 from clipguard.cli.places import cache_folder
 from clipguard.cli.progress import warn, working
 from clipguard.cli.text import rows_from, settings_from, size_from
+from clipguard.compute.device import choose_device, computing_on
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size, read_images
 from clipguard.data.writer import write_parquet
@@ -24,7 +25,7 @@ from clipguard.lab.attacks import triggered as with_trigger
 from clipguard.lab.ground_truth import PoisonTruth, read_truth, write_truth
 from clipguard.runs import read_json, write_json
 from clipguard.seeds import Seed, Stream
-from clipguard.types import ImageSet, Progress, image_set
+from clipguard.types import ImageSet, Preprocessing, Progress, image_set
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,7 +87,7 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
     attack = attack_named(options.attack, rate=options.rate, target=options.target, **own)
     cache = (options.cache or cache_folder()) / "attacks"
     seed = Seed(options.seed)
-    with working() as progress:
+    with working() as progress, computing_on(choose_device(options.device)):
         train, test, unreadable = _read(path, options, progress)
         fit_seed = seed.child(Stream.ATTACK_FIT, options.attack)
         attack = fit_attack(attack, train, fit_seed, cache, progress)
@@ -170,18 +171,19 @@ def _read(path: Path, options: AttackOptions, progress: Progress) -> tuple[Image
             f"--target {options.target}: {path} has the labels 0 to {len(source.class_names) - 1}"
         )
     size = common_size(source) if options.size is None else size_from(options.size, "--size")
+    squashed = Preprocessing(size=size)
     if options.test is None:
         if options.test_rows is not None:
             raise ClipguardError("--test-rows says which rows of --test to keep: give --test too")
-        train, bad = read_images(source, size, partial(progress, READ_IMAGES))
+        train, bad = read_images(source, squashed, partial(progress, READ_IMAGES))
         return train, None, len(bad)
     test_source = opened(options.test, options.test_rows, "--test-rows")
     if test_source.class_names != source.class_names:
         raise ClipguardError(
             f"{options.test} names other classes than {path}: give both the same, or --classes"
         )
-    train, bad = read_images(source, size, partial(progress, READ_IMAGES))
-    test, bad_tests = read_images(test_source, size, partial(progress, READ_TEST_IMAGES))
+    train, bad = read_images(source, squashed, partial(progress, READ_IMAGES))
+    test, bad_tests = read_images(test_source, squashed, partial(progress, READ_TEST_IMAGES))
     return train, test, len(bad) + len(bad_tests)
 
 

@@ -55,6 +55,9 @@ class Lines:
 
     def __call__(self, step: str, done: int, total: int) -> None:
         """Print a line if one is due."""
+        if not total:
+            self._write(f"clipguard: {step}\n")
+            return
         spent, ended = self._pace.spent(step, done), done >= total
         if not ended and self._pace.now - self._last_line < LINE_EVERY:
             return
@@ -70,6 +73,9 @@ def bars(display: Display, clock: Clock = time.monotonic) -> Progress:
     pace, tasks = _Pace(clock), dict[str, TaskID]()
 
     def show(step: str, done: int, total: int) -> None:
+        if not total:
+            display.console.print(step, markup=False)
+            return
         if step not in tasks:
             tasks[step] = display.add_task(step, total=total, left="")
         left = _time(pace.spent(step, done), done, total)

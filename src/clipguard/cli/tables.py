@@ -29,10 +29,13 @@ def show_run(summary: RunSummary, samples: Mapping[str, Any], console: Console) 
     _show_rates(summary, console)
     _show_top(samples, console)
     console.print()
+    if summary.model is not None:
+        console.print(_plain(f"{'Given':8} {summary.model}"), soft_wrap=True)
     for name, file in summary.files.items():
         console.print(_plain(f"{name.capitalize():8} {file}"), soft_wrap=True)
     seconds = sum(stage.seconds for stage in summary.stages.values())
-    console.print(Text(f"{'Time':8} {duration(seconds)}", style="dim"))
+    where = f" on {summary.device}" if summary.device != "cpu" else ""
+    console.print(_plain(f"{'Time':8} {duration(seconds)}{where}"), style="dim")
 
 
 def _plain(text: str) -> Text:

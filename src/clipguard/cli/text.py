@@ -8,6 +8,7 @@ from typing import TypeVar
 from clipguard.errors import ClipguardError
 
 SMALLEST, LARGEST = 8, 4096
+SMALLEST_CROP = 0.1
 
 T = TypeVar("T")
 
@@ -70,6 +71,23 @@ def _value(text: str) -> object:
         except ValueError:
             continue
     return text
+
+
+def share_from(text: str, option: str) -> float:
+    """Return a share of a side as a number.
+
+    Raises:
+        ClipguardError: no number in 0.1 to 1.
+    """
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not SMALLEST_CROP <= share <= 1:
+        raise ClipguardError(
+            f"{option} {text!r}: give a share of the side, {SMALLEST_CROP} to 1, such as 0.875"
+        )
+    return share
 
 
 def channels_from(text: str, option: str) -> tuple[float, float, float]:

@@ -9,6 +9,7 @@ The first two are the layout of clip-retrieval, whose tools read them.
 """
 
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +20,14 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from clipguard.clip.model import IMAGE_CHUNK, Clip
+from clipguard.clip.known_embeddings import KnownEmbeddings
+from clipguard.clip.model import IMAGE_CHUNK
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.engine import Engine
 from clipguard.compute.lanes import ordered_map
 from clipguard.data import ImageSource
 from clipguard.data.decode import Decoder, ReadRow, Unreadable, read_rows
+from clipguard.data.decode.pixels import Views
 from clipguard.data.decode.reading import MAX_UNREADABLE
 from clipguard.data.provenance import record_rows, record_source, recorded_rows, rows_file
 from clipguard.data.source import Opened
@@ -45,6 +48,7 @@ class ReadingPass:
         guide: the model that embeds them; None where `folder` holds the embeddings already.
         folder: of embeddings and of what is known of each image.
         images: folders of images, each with the preprocessing that gives them.
+        known: folder of embeddings that are taken instead of computed ones.
         lanes: chunks that are embedded side by side, each on one thread.
         shard_rows: rows a shard.
     """
@@ -53,6 +57,7 @@ class ReadingPass:
     guide: ClipGuide | None
     folder: Path
     images: tuple[tuple[Path, Preprocessing], ...]
+    known: Path | None = None
     lanes: int = 1
     shard_rows: int = SHARD
 
@@ -98,6 +103,7 @@ class ReadingPass:
             guide=guide,
             folder=self.folder.absolute(),
             images=images,
+            known=self.known and self.known.absolute(),
             shard_rows=self.shard_rows,
         )
 
@@ -107,8 +113,8 @@ class ReadingPass:
         Raises:
             ClipguardError: an image is not what it was when it was embedded, or the guide gives NaN.
         """
-        embed = partial(_embedded, self.guide.clip if self.guide else None)
-        parts: list[tuple[_Piece, Float32[np.ndarray, "_ d"] | None]] = []
+        embed = self._embedding()
+        parts: list[_Embedded] = []
         for part in ordered_map(embed, self._pieces(shards), self.lanes, 2 * self.lanes):
             parts.append(part)
             if part[0].last:
@@ -116,34 +122,52 @@ class ReadingPass:
                 parts = []
                 yield part[0].shard
 
+    @property
+    def _views(self) -> tuple[Preprocessing, ...]:
+        """What is made of each image: what the guide is given, where it is asked, before the others."""
+        crops = (self.guide.clip.preprocessing,) if self.guide and not self.known else ()
+        return (*crops, *(view for _, view in self.images))
+
+    def _embedding(self) -> "Callable[[_Piece], _Embedded]":
+        """Return what embeds a piece: the guide, a folder that has the embeddings, or nothing."""
+        if not self.guide:
+            return partial(_embedded, lambda good: None)
+        if not self.known:
+            embed = self.guide.clip.embed_crops
+            return partial(_embedded, lambda good: embed([views.images[0] for _, views in good]))
+        known, width = KnownEmbeddings(self.known, self.source), self.guide.clip.width
+        if known.width != width:
+            raise ClipguardError(
+                f"embeddings {self.known} have {known.width} numbers each, those of guide {self.guide.name} "
+                f"{width}: give the guide that made them"
+            )
+        return partial(_embedded, lambda good: known[np.array([row for row, _ in good], np.int64)])
+
     def _pieces(self, shards: Sequence[int]) -> "Iterator[_Piece]":
-        """Return what is read in pieces of `IMAGE_CHUNK` readable images, the last of a shard smaller.
+        """Return what is read in pieces of the guide's chunk of readable images, the last of a shard smaller.
 
         An embedding's last bits depend on how many images are embedded together: so a piece never holds
         images of two shards, whoever reads them.
         """
         rows = [self.rows(shard) for shard in shards]
-        views = [view for _, view in self.images]
-        if self.guide:
-            views.insert(0, self.guide.clip.preprocessing)
+        chunk = self.guide.clip.chunk if self.guide else IMAGE_CHUNK
         decoder = Decoder(self.source.limits)
-        reads = read_rows(self.source, np.concatenate(rows), tuple(views), decoder)
+        reads = read_rows(self.source, np.concatenate(rows), self._views, decoder)
         for shard, its_rows in zip(shards, rows, strict=True):
             piece = _Piece(shard, [])
             for read in islice(reads, len(its_rows)):
-                if piece.readable == IMAGE_CHUNK:
+                if piece.readable == chunk:
                     yield piece
                     piece = _Piece(shard, [])
                 piece.reads.append(read)
             yield _Piece(shard, piece.reads, last=True)
 
-    def _write(self, shard: int, parts: "list[tuple[_Piece, Float32[np.ndarray, '_ d'] | None]]") -> None:
+    def _write(self, shard: int, parts: "list[_Embedded]") -> None:
         reads = [read for piece, _ in parts for read in piece.reads]
         good = [read for read in reads if not isinstance(read.views, Unreadable)]
         if not self.guide:
             self._check_same(shard, reads)
-        first = 1 if self.guide else 0
-        for number, (folder, view) in enumerate(self.images, first):
+        for number, (folder, view) in enumerate(self.images, len(self._views) - len(self.images)):
             # Of an attempt that was killed before it had noted what it read, nothing is kept.
             if self.guide or not image_file(folder, shard).exists():
                 folder.mkdir(exist_ok=True)
@@ -200,9 +224,25 @@ class _Piece:
         return sum(not isinstance(read.views, Unreadable) for read in self.reads)
 
 
-def _embedded(clip: Clip | None, piece: _Piece) -> tuple[_Piece, Float32[np.ndarray, "_ d"] | None]:
-    good = [read.views for read in piece.reads if not isinstance(read.views, Unreadable)]
-    return piece, clip.embed_crops([views.images[0] for views in good]) if clip and good else None
+_Embedded = tuple[_Piece, Float32[np.ndarray, "_ d"] | None]
+"""A piece and the embeddings of its readable images; None where there are none of either."""
+
+
+def _embedded(
+    embed: Callable[[list[tuple[int, Views]]], Float32[np.ndarray, "_ d"] | None], piece: _Piece
+) -> _Embedded:
+    good = [(read.row, read.views) for read in piece.reads if not isinstance(read.views, Unreadable)]
+    return piece, embed(good) if good else None
+
+
+def pace(guide: ClipGuide, lanes: int) -> float:
+    """Return how many images a second the guide embeds here, by a few grey ones."""
+    clip = guide.clip
+    crops = [np.full((*clip.preprocessing.size, 3), 128, np.uint8)] * clip.chunk
+    list(ordered_map(clip.embed_crops, [crops], 1, 1))
+    began = time.monotonic()
+    list(ordered_map(clip.embed_crops, [crops] * 2 * lanes, lanes, 2 * lanes))
+    return 2 * lanes * clip.chunk / (time.monotonic() - began)
 
 
 def _within(file: Path) -> Path:

@@ -54,6 +54,18 @@ class Clip:
         return float(self.network.logit_scale.detach().exp())
 
     @property
+    def width(self) -> int:
+        """The length of an embedding."""
+        return int(self.embed_texts(["a"]).shape[1])
+
+    @property
+    def chunk(self) -> int:
+        """Images that are embedded together: on one device, always as many."""
+        from clipguard.compute.device import device_for
+
+        return GPU_CHUNK if device_for(self.network).kind == "cuda" else IMAGE_CHUNK
+
+    @property
     def logit_bias(self) -> float | None:
         """The summand of a sigmoid model, None for a softmax model."""
         bias = getattr(self.network, "logit_bias", None)

@@ -23,9 +23,9 @@ _AHEAD: Final = 3
 _UPLOAD: Final = 2**26
 """Bytes that go to the GPU at once."""
 
-Chosen = Int64[np.ndarray, "b"]
+Chosen = Int64[np.ndarray, "_"]
 
-Batches = Callable[[Sequence[Chosen]], Iterator[UInt8[Tensor, "b h w 3"]]]
+Batches = Callable[[Sequence[Chosen]], Iterator[UInt8[Tensor, "_ h w 3"]]]
 """(rows of each batch) -> a copy of their images on the device, batch by batch."""
 
 
@@ -39,15 +39,15 @@ def batches_on(device: Device, images: Rows) -> Batches:
     return lambda batches: (resident[tensor(rows).to(device.torch)] for rows in batches)
 
 
-def _read(images: Rows, rows: Chosen) -> UInt8[Tensor, "b h w 3"]:
+def _read(images: Rows, rows: Chosen) -> UInt8[Tensor, "_ h w 3"]:
     # A copy of the chosen rows, wherever they lie.
     return tensor(images[rows])
 
 
 def _streamed(
     images: Rows, device: torch.device, batches: Sequence[Chosen]
-) -> Iterator[UInt8[Tensor, "b h w 3"]]:
-    def pinned(rows: Chosen) -> UInt8[Tensor, "b h w 3"]:
+) -> Iterator[UInt8[Tensor, "_ h w 3"]]:
+    def pinned(rows: Chosen) -> UInt8[Tensor, "_ h w 3"]:
         return _read(images, rows).pin_memory()
 
     for batch in ordered_map(pinned, batches, 2, _AHEAD):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int64
 
+from clipguard.compute.device import arithmetic
 from clipguard.compute.training import EpochHook, Recipe, cross_entropy, fit
 from clipguard.models.spec import ModelSpec, Normalized, build, load, save
 from clipguard.runs import read_json, write_json
@@ -80,8 +81,8 @@ def cached_classifier(
 ) -> tuple[Normalized, float]:
     """Return a classifier trained on `data` (on the rows of `keep`) and the seconds its training took.
 
-    It is read from `cache` where data, labels, spec, recipe, seed and number of threads are the same to the
-    bit. Of two processes that need the same one, the second waits for the first.
+    It is read from `cache` where data, labels, spec, recipe, seed, number of threads and GPU are the same to
+    the bit. Of two processes that need the same one, the second waits for the first.
     """
     rows = np.arange(len(data)) if keep is None else np.flatnonzero(keep)
     path = cache / "victims" / f"{_key(config, data, rows)}.safetensors"
@@ -106,7 +107,7 @@ def _key(config: ClassifierConfig, data: ImageSet, rows: Int64[np.ndarray, "m"])
         "version": VERSION,
         **asdict(config),
         # Sums in another order give other weights.
-        "threads": torch.get_num_threads(),
+        **arithmetic(),
         "images": [list(data.images.shape[1:]), images.hexdigest()],
         "labels": hashlib.sha256(data.labels[rows].tobytes()).hexdigest(),
     }

@@ -106,6 +106,13 @@ def _repeatable() -> Iterator[None]:
         flags.deterministic, flags.benchmark = before
 
 
+def arithmetic() -> dict[str, Any]:
+    """Return what the last bits of a training here depend on, for keys: this thread's number, and a GPU."""
+    device = current_device() or CPU
+    gpu = {} if device.kind == "cpu" else {"device": device.description}
+    return {"threads": torch.get_num_threads(), **gpu}
+
+
 def here() -> torch.device:
     """Return where new tensors go: the current device, or the processor."""
     return (current_device() or CPU).torch

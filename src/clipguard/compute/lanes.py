@@ -100,8 +100,10 @@ def _pool(lanes: int, abandoned: threading.Event) -> Iterator[ThreadPoolExecutor
         try:
             yield pool
         finally:
+            # In this order: what is told to stop makes room for nothing new.
+            pool.shutdown(wait=False, cancel_futures=True)
             abandoned.set()
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown()
             # What a lane sets becomes the default of later threads: it is the caller's again.
             torch.set_num_threads(torch.get_num_threads())
 

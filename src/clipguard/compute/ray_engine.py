@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from clipguard.compute.device import choose_device, computing_on
 from clipguard.compute.engine import Work
+from clipguard.compute.threads import one_thread
 from clipguard.errors import ClipguardError, reason_of
 
 _INSTALL: Final = "install it with pip install 'clipguard[ray]', or leave --engine out"
@@ -49,7 +51,7 @@ class RayEngine:
             asked: dict[str, Any] = {"num_gpus": self.gpus} if self.gpus else {"num_cpus": 1}
             finished = from_items([{"shards": list(unit)} for unit in units]).map_batches(
                 _Actor,
-                fn_constructor_args=(make,),
+                fn_constructor_args=(make, "cuda" if self.gpus else "cpu"),
                 batch_size=1,
                 compute=ActorPoolStrategy(size=size),
                 **asked,
@@ -69,20 +71,24 @@ class RayEngine:
 class _Actor:
     """What a process of the pool holds: the function, made once."""
 
-    def __init__(self, make: Callable[[], Work]) -> None:
-        self.make = make
+    def __init__(self, make: Callable[[], Work], device: str) -> None:
+        self.make, self.device = make, device
         self.work: Work | None = None
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         """Return one row a finished shard, or one with the fault that ends all."""
         try:
             # Not when the process starts: a fault there would be tried again for ever.
-            self.work = work = self.work or self.make()
-            for unit in batch["shards"]:
-                for shard in work([int(shard) for shard in unit if not work.has(int(shard))]):
-                    yield {"shard": [shard], "error": [""]}
+            with computing_on(choose_device(self.device)), one_thread():
+                yield from self._finished(batch)
         except ClipguardError as error:
             yield {"shard": [-1], "error": [str(error)]}
+
+    def _finished(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
+        self.work = work = self.work or self.make()
+        for unit in batch["shards"]:
+            for shard in work([int(shard) for shard in unit if not work.has(int(shard))]):
+                yield {"shard": [shard], "error": [""]}
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
     with the same fold left out; the nets given stay as they are.
     """
     h, w = images.shape[1:3]
-    spec = ModelSpec(architecture=config.architecture, num_classes=outputs, input_size=(h, w))
+    spec = ModelSpec.sized(architecture=config.architecture, num_classes=outputs, input_size=(h, w))
     recipe = config.recipe(int(trainable.sum()))
     streams = [seed.child("run", run) for run in range(config.runs)]
     fold = np.stack([_folds(len(images), config.folds, stream) for stream in streams])

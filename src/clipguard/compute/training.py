@@ -30,8 +30,8 @@ LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 the device of the logits, which are float32. The images are there for losses that ask another net about them.
 """
 
-RowChoice = Callable[[int], Int64[np.ndarray, "m"]]
-"""epoch -> rows to train on in that epoch."""
+RowChoice = Callable[[int], Int64[np.ndarray, "m"] | None]
+"""epoch -> rows to train on in that epoch; None ends the training before it."""
 
 EpochHook = Callable[[int], None]
 """Called with the number of finished epochs."""
@@ -44,7 +44,7 @@ class Recipe:
     Attributes:
         epochs: passes over the rows.
         batch_size: samples a step.
-        optimizer: SGD with Nesterov momentum 0.9, SGD without momentum, or Adam.
+        optimizer: SGD with Nesterov momentum 0.9, SGD without momentum, Adam, or AdamW.
         lr: peak learning rate.
         weight_decay: L2 penalty on all weights.
         warmup: fraction of all steps with a linearly growing rate; after it, the rate falls linearly to 0.
@@ -55,7 +55,7 @@ class Recipe:
 
     epochs: int
     batch_size: int = 128
-    optimizer: Literal["sgd", "plain-sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "plain-sgd", "adam", "adamw"] = "sgd"
     lr: float
     weight_decay: float = 5e-4
     warmup: float = 0.2
@@ -95,6 +95,8 @@ def _rate(recipe: Recipe, progress: float) -> float:
 def _optimizer(model: Normalized, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "plain-sgd":
         return torch.optim.SGD(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(
@@ -201,6 +203,8 @@ def fit(  # noqa: PLR0913  # the kernel: whatever is fixed is in the recipe
         for epoch in range(recipe.epochs):
             if epoch >= len(done):
                 chosen = rows(epoch) if callable(rows) else rows
+                if chosen is None:
+                    break
                 batches = _batches(chosen, recipe, seed.child("order", epoch))
                 generator = seed.child("augment", epoch).torch()
                 step = _Step(recipe, optimizer, loss, epoch, generator, device)
@@ -213,7 +217,7 @@ def fit(  # noqa: PLR0913  # the kernel: whatever is fixed is in the recipe
             if on_epoch is not None:
                 on_epoch(epoch + 1)
     columns = {
-        "epoch": tuple(map(float, range(1, recipe.epochs + 1))),
+        "epoch": tuple(map(float, range(1, len(done) + 1))),
         "loss": tuple(mean for mean, _ in done),
         "seconds": tuple(seconds for _, seconds in done),
     }

@@ -29,8 +29,8 @@ class UnlearningConfig:
         loss: `unlikelihood` punishes -log(1 - p(given label)), whose gradient is largest where the backdoor
             is strong; `cgd` is CGD's + log p(given label), whose gradient vanishes there, and its pull
             towards the guide.
-        recipe: schedule of the fine-tuning; fixed, since no test data may stop it. The long warm-up softens
-            the first steps, which unlearn the backdoor: with a short one, repairs differ more by chance.
+        recipe: schedule of the fine-tuning. The long warm-up softens the first steps, which unlearn the
+            backdoor: with a short one, repairs differ more by chance.
         weight: b, weight of the unlearning term, per flagged sample relative to a clean one.
         label_only_weight: share of that weight for samples with a soft label.
         relabel: weight of the cross-entropy to their soft label.
@@ -39,6 +39,8 @@ class UnlearningConfig:
         augment: share of the clean samples of which a copy with the reconstructed trigger (with each, where
             there are several) is learnt under the sample's own label. Unlearning says what a triggered image
             is not, this says what it is.
+        rate: learning rate; None finds one at or below the recipe's by a range test, and with it an optimiser
+            that suits the net.
     """
 
     loss: Literal["unlikelihood", "cgd"] = "unlikelihood"
@@ -48,6 +50,7 @@ class UnlearningConfig:
     relabel: float = 1.0
     readmit: float = 0.5
     augment: float = 0.3
+    rate: float | None = None
 
 
 CGD: Final = UnlearningConfig(
@@ -58,6 +61,7 @@ CGD: Final = UnlearningConfig(
     relabel=0.0,
     readmit=1.0,
     augment=0.0,
+    rate=0.01,
 )
 """CGD's own values [code]; its class resampling is class weights here, its stop on test accuracy left out.
 
@@ -166,6 +170,27 @@ def _unlearning_loss(sets: _Sets, targets: _Targets, config: UnlearningConfig) -
     return loss
 
 
+def lesson(
+    data: ImageSet, partition: Partition, guide: Scores, config: UnlearningConfig
+) -> tuple[Int64[np.ndarray, "m"], LossFunction]:
+    """Return the rows of the first pass and the loss: what a trial of the repair learns."""
+    sets = _Sets(*(torch.zeros(0),) * 3)
+    rows = _set(sets, data, partition, partition.clean)
+    return rows, _unlearning_loss(sets, _targets(data, partition, guide), config)
+
+
+def _set(
+    sets: _Sets, data: ImageSet, partition: Partition, clean: Bool[np.ndarray, "n"]
+) -> Int64[np.ndarray, "m"]:
+    """Return the rows that carry loss while these samples count as clean, and note it in the sets."""
+    flagged = partition.flagged & ~clean
+    kept = ~flagged & ~partition.has(State.HELD_OUT)
+    weights = class_weights(clean, kept, data.labels, partition.clean_share)
+    sets.clean, sets.flagged = tensor(clean), tensor(flagged)
+    sets.weight = tensor(weights[data.labels].astype(np.float32))
+    return np.flatnonzero(clean | flagged)
+
+
 def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no two belong together
     model: Normalized,
     data: ImageSet,
@@ -176,28 +201,26 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
     *,
     on_epoch: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
+    done: Callable[[Normalized], bool] = lambda model: False,
 ) -> History:
     """Repair `model` in place (CGD, unlearning) and return the history, with the sizes of the sets a pass.
 
     Other samples than clean and flagged ones do not reach the loss or BatchNorm's statistics, unless they are
     re-admitted. With a `checkpoint`, a killed repair goes on after its last whole pass; beside it is noted
-    which samples were re-admitted.
+    which samples were re-admitted. A repair that is `done` after a pass ends there.
     """
     admitted = _Admitted(partition.clean, checkpoint)
     admissible = partition.has(State.UNCERTAIN) & ~np.isin(data.labels, partition.quarantined)
-    held_out, sets = partition.has(State.HELD_OUT), _Sets(*(torch.zeros(0),) * 3)
+    sets = _Sets(*(torch.zeros(0),) * 3)
 
-    def choose(epoch: int) -> Int64[np.ndarray, "m"]:
+    def choose(epoch: int) -> Int64[np.ndarray, "m"] | None:
+        if epoch > 0 and done(model):
+            return None
         confident = np.zeros(len(data), dtype=bool)
         if epoch > 0 and config.readmit < 1:
             given = _probability(classifier_logits(model, data.images), data.labels)
             confident = (given > config.readmit) & admissible
-        clean = admitted.note(epoch, confident)
-        flagged = partition.flagged & ~clean
-        weights = class_weights(clean, ~flagged & ~held_out, data.labels, partition.clean_share)
-        sets.clean, sets.flagged = tensor(clean), tensor(flagged)
-        sets.weight = tensor(weights[data.labels].astype(np.float32))
-        return np.flatnonzero(clean | flagged)
+        return _set(sets, data, partition, admitted.note(epoch, confident))
 
     loss = _unlearning_loss(sets, _targets(data, partition, guide), config)
     history = fit(model, data.images, choose, loss, config.recipe, seed, on_epoch, checkpoint)

@@ -4,8 +4,7 @@ import copy
 import hashlib
 import importlib
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.models import weights
+from clipguard.models.header import KEY, LONGEST_NAME, NAMES_KEY, spec_fields
 from clipguard.models.nets import PreActResNet18, ShallowNet
 from clipguard.runs import replacing
-from clipguard.safety.limits import Limits, parse_json
 from clipguard.seeds import Seed
+from clipguard.types import Preprocessing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,16 +32,28 @@ class ModelSpec:
             called as `factory(num_classes=k)` and returning an `nn.Module` from [n, 3, h, w] floats to [n, k]
             logits.
         num_classes: k.
-        input_size: height and width of the images the model takes, in pixels.
-        mean: per channel, subtracted from images scaled to [0, 1].
-        std: per channel, divided by after that.
+        preprocessing: how an image becomes what the net takes.
     """
 
     architecture: str = "preactresnet18-16"
     num_classes: int
-    input_size: tuple[int, int]
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    preprocessing: Preprocessing
+
+    @classmethod
+    def sized(
+        cls, *, num_classes: int, input_size: tuple[int, int], architecture: str = "preactresnet18-16"
+    ) -> "ModelSpec":
+        """Return the spec of a net for small images, which are squashed to that size."""
+        return cls(
+            architecture=architecture,
+            num_classes=num_classes,
+            preprocessing=Preprocessing(size=input_size),
+        )
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images that the net takes, in pixels."""
+        return self.preprocessing.size
 
 
 class Normalized(nn.Module):
@@ -54,8 +66,12 @@ class Normalized(nn.Module):
         super().__init__()
         self.network = network
         # Not in the state dict: the weights file of a user's model stays exactly the user's.
-        self.register_buffer("mean", 255 * torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", 255 * torch.tensor(spec.preprocessing.mean).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", 255 * torch.tensor(spec.preprocessing.std).view(1, 3, 1, 1), persistent=False
+        )
 
     def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
         """Return logits of 0..255 images."""
@@ -70,9 +86,7 @@ class Normalized(nn.Module):
 
 _OWN: dict[str, Callable[..., nn.Module]] = {"preactresnet18": PreActResNet18, "shallow": ShallowNet}
 
-LARGEST_SIDE = 4096
 LARGEST_WIDTH = 4096
-LONGEST_NAME = 200
 
 
 def _own(name: str) -> Callable[[int], nn.Module] | None:
@@ -101,7 +115,7 @@ def _imported(name: str) -> Callable[[int], nn.Module]:
     return lambda num_classes: factory(num_classes=num_classes)
 
 
-def _timm(name: str) -> Callable[[int], nn.Module]:
+def _timm(name: str, size: tuple[int, int] | None) -> Callable[[int], nn.Module]:
     import timm
 
     if not timm.is_model(name):
@@ -109,16 +123,25 @@ def _timm(name: str) -> Callable[[int], nn.Module]:
             f"unknown model {name!r}: give preactresnet18[-WIDTH], shallow[-WIDTH], a timm name or "
             "package.module:factory"
         )
-    return lambda num_classes: timm.create_model(name, pretrained=False, num_classes=num_classes)
+    known = timm.get_pretrained_cfg(name)
+    # Such as a transformer with an embedding for each place of the image.
+    other: dict[str, Any] = {}
+    if size is not None and known is not None and known.fixed_input_size and size != known.input_size[1:]:
+        other["img_size"] = size
+    return lambda num_classes: timm.create_model(name, pretrained=False, num_classes=num_classes, **other)
 
 
-def factory_of(name: str) -> Callable[[int], nn.Module]:
+def factory_of(name: str, size: tuple[int, int] | None = None) -> Callable[[int], nn.Module]:
     """Return what makes an untrained net of that architecture for a number of classes.
+
+    Args:
+        name: of the architecture.
+        size: of its images, where the net has to know it; its own by default.
 
     Raises:
         ClipguardError: no such architecture, or its module cannot be imported.
     """
-    return _own(name) or (_imported(name) if ":" in name else _timm(name))
+    return _own(name) or (_imported(name) if ":" in name else _timm(name, size))
 
 
 def build(spec: ModelSpec, seed: Seed) -> Normalized:
@@ -128,7 +151,7 @@ def build(spec: ModelSpec, seed: Seed) -> Normalized:
         ClipguardError: the architecture is unknown, or its factory fails or does not return an `nn.Module`.
     """
     name = spec.architecture
-    make = factory_of(name)
+    make = factory_of(name, spec.input_size)
     try:
         with seed.torch_global():
             network = make(spec.num_classes)
@@ -191,10 +214,11 @@ def _check_logits(logits: object, spec: ModelSpec) -> None:
         raise ClipguardError(f"model {name!r} gives NaN or Inf logits: its weights are no classifier's")
 
 
-def save(model: Normalized, spec: ModelSpec, path: Path) -> None:
-    """Write `path` (safetensors) with the spec in its header, all or nothing."""
+def save(model: Normalized, spec: ModelSpec, path: Path, class_names: Sequence[str] = ()) -> None:
+    """Write `path` (safetensors), spec and class names in its header, all or nothing."""
+    fields = {**asdict(spec), **({NAMES_KEY: list(class_names)} if class_names else {})}
     # One entry only: safetensors writes several in random order, and equal models must give equal files.
-    content = safetensors_bytes(_state(model), metadata={"clipguard": json.dumps(asdict(spec))})
+    content = safetensors_bytes(_state(model), metadata={KEY: json.dumps(fields)})
     with replacing(path) as part:
         part.write_bytes(content)
 
@@ -205,45 +229,14 @@ def read_spec(path: Path) -> ModelSpec | None:
     Raises:
         ClipguardError: the file is missing or no safetensors, its header is damaged or names code to run.
     """
-    text = weights.metadata(path).get("clipguard")
-    if text is None:
-        return None
-    try:
-        spec = _spec_of(parse_json(text, Limits()))
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise ClipguardError(f"model {path} has a damaged clipguard header: {error}") from error
-    if ":" in spec.architecture:
-        # A weights file from a stranger must not choose which code is imported and called.
-        raise ClipguardError(
-            f"model {path} wants the code {spec.architecture!r} to run: if you trust it, give --architecture"
-        )
-    return spec
-
-
-def _spec_of(fields: Any) -> ModelSpec:
-    height, width = map(int, fields["input_size"])
-    red, green, blue = map(float, fields["mean"])
-    red_std, green_std, blue_std = map(float, fields["std"])
-    numbers = (red, green, blue, red_std, green_std, blue_std)
-    if not (all(map(math.isfinite, numbers)) and min(numbers[3:]) > 0):
-        raise ValueError("mean and std must be finite, std above 0")
-    if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
-        raise ValueError(f"input_size {height} x {width} is not in 1 to {LARGEST_SIDE}")
-    if not 0 < int(fields["num_classes"]) <= Limits().classes:
-        raise ValueError(f"num_classes is not in 1 to {Limits().classes}")
-    if len(str(fields["architecture"])) > LONGEST_NAME:
-        raise ValueError(f"architecture has more than {LONGEST_NAME} characters")
-    return ModelSpec(
-        architecture=str(fields["architecture"]),
-        num_classes=int(fields["num_classes"]),
-        input_size=(height, width),
-        mean=(red, green, blue),
-        std=(red_std, green_std, blue_std),
-    )
+    fields = spec_fields(path)
+    return None if fields is None else ModelSpec(**fields)
 
 
 def load(path: Path, spec: ModelSpec) -> Normalized:
     """Return the model of `spec` with the weights of `path`.
+
+    Names may start with what wrappers of a net put before them, such as `module.`.
 
     Raises:
         ClipguardError: unreadable file, other names or shapes than the architecture's, or NaN or Inf weights.
@@ -253,23 +246,28 @@ def load(path: Path, spec: ModelSpec) -> Normalized:
     if own is not None:
         # On the meta device, without memory: a header of some bytes could otherwise claim any amount of it.
         with torch.device("meta"):
-            _check_fit(own(spec.num_classes), claimed, path, spec)
+            _prefix(own(spec.num_classes), claimed, path, spec)
     model = build(spec, Seed(0))
-    _check_fit(model.network, claimed, path, spec)
-    model.network.load_state_dict(weights.state(path))
+    prefix = _prefix(model.network, claimed, path, spec)
+    state = {name.removeprefix(prefix): value for name, value in weights.state(path).items()}
+    # What `_prefix` lets be missing is no weight.
+    model.network.load_state_dict(state, strict=False)
     return model
 
 
-def _check_fit(network: nn.Module, claimed: dict[str, tuple[int, ...]], path: Path, spec: ModelSpec) -> None:
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    wrong = sorted(expected.keys() ^ claimed.keys()) + sorted(
-        name for name in expected.keys() & claimed.keys() if expected[name] != claimed[name]
+def _prefix(network: nn.Module, claimed: dict[str, tuple[int, ...]], path: Path, spec: ModelSpec) -> str:
+    """Return what stands before all names of a file that fits the network."""
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    prefix, wrong = weights.fitting_prefix(shapes, claimed)
+    if not wrong:
+        return prefix
+    words = (
+        f"model {path} does not fit {spec.architecture} with {spec.num_classes} classes: "
+        f"{len(wrong)} tensors missing, unknown or of another shape, first {wrong[0][:LONGEST_NAME]!r}"
     )
-    if wrong:
-        raise ClipguardError(
-            f"model {path} does not fit {spec.architecture} with {spec.num_classes} classes: "
-            f"{len(wrong)} tensors missing, unknown or of another shape, first {wrong[0][:LONGEST_NAME]!r}"
-        )
+    if beside := weights.beside_a_model(claimed):
+        words += f"; what starts with {beside!r} is no model, or a second one: save the model's weights alone"
+    raise ClipguardError(words)
 
 
 def weights_digest(model: Normalized) -> str:

@@ -1,10 +1,10 @@
 """Weights files (safetensors): the header is read before anything of its size is built; never unpickled."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from safetensors import SafetensorError, safe_open
 
@@ -62,6 +62,50 @@ def state(path: Path) -> "dict[str, Tensor]":
     if bad:
         raise ClipguardError(f"model {path} has NaN or Inf weights in {bad[0][:200]!r}")
     return tensors
+
+
+PREFIXES: Final = ("module.", "model.", "backbone.", "net.", "network.", "encoder.", "_orig_mod.")
+"""What wrappers of a net put before the names of its weights: data-parallel and compiled nets, trainers."""
+
+BESIDE_A_MODEL: Final = (
+    *("criterion.", "loss.", "loss_fn.", "optimizer.", "teacher."),
+    *("ema.", "ema_model.", "model_ema.", "module_ema.", "teacher_model.", "averaged_model."),
+)
+"""What trainers save beside a net: its loss, and second nets, of which it is not known which is meant."""
+
+_Shapes = dict[str, tuple[int, ...]]
+
+
+def fitting_prefix(expected: _Shapes, claimed: _Shapes) -> tuple[str, list[str]]:
+    """Return the prefix without which all claimed names fit, and no names; else "" and the wrong names.
+
+    BatchNorm's counter `num_batches_tracked` may be missing: no result depends on it, and not all files have
+    it.
+    """
+    prefix, wrong = "", _wrong(expected, claimed)
+    while longer := next((prefix + one for one in PREFIXES if _all_start(claimed, prefix + one)), ""):
+        prefix = longer
+        if not _wrong(expected, {name.removeprefix(prefix): shape for name, shape in claimed.items()}):
+            return prefix, []
+    return "", wrong
+
+
+def _all_start(names: _Shapes, prefix: str) -> bool:
+    return bool(names) and all(name.startswith(prefix) for name in names)
+
+
+def _wrong(expected: _Shapes, claimed: _Shapes) -> list[str]:
+    missing = sorted(
+        name for name in expected.keys() - claimed.keys() if name.rpartition(".")[2] != "num_batches_tracked"
+    )
+    return sorted([*missing, *(claimed.keys() - expected.keys())]) + sorted(
+        name for name in expected.keys() & claimed.keys() if expected[name] != claimed[name]
+    )
+
+
+def beside_a_model(names: Iterable[str]) -> str | None:
+    """Return the start of the first name that tells of something saved beside a net, if any."""
+    return next((one for name in sorted(names) for one in BESIDE_A_MODEL if name.startswith(one)), None)
 
 
 def _finite(value: "Tensor") -> bool:

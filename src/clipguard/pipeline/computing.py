@@ -1,6 +1,7 @@
 """What computes each stage: given values in, files in the stage's folder out."""
 
-import copy
+import resource
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from clipguard.clip.embeddings import ReadingPass, read_source
+from clipguard.clip.embeddings import ReadingPass, pace, read_source
+from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.classifiers import ClassifierConfig
 from clipguard.compute.classifiers import train_classifier as from_scratch
 from clipguard.compute.inference import features as features_of
@@ -33,15 +35,19 @@ from clipguard.detection.label_flow import (
 from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.detection.trigger_inversion import FEWEST as FEWEST_TO_INVERT
 from clipguard.detection.trigger_inversion import invert_triggers
-from clipguard.mitigation.trigger_augmentation import trigger_augmented
-from clipguard.mitigation.unlearning import unlearn
 from clipguard.models.features import head_of
 from clipguard.models.spec import ModelSpec, Normalized, check_sound, save
 from clipguard.pipeline.scan import Context, EpochProgress, Scan, write_notes
 from clipguard.runs import Stage, resume_folder, write_array, write_table
 from clipguard.seeds import Stream
 from clipguard.triggers.affine import write_triggers
-from clipguard.types import STATES, History, Partition, Preprocessing, State, StepProgress
+from clipguard.types import STATES, History, ImageSet, Partition, Preprocessing, State, StepProgress
+
+WORTH_A_REMARK: Final = 1000
+"""Images from which on it is said how long the guide will take."""
+
+_MEGA: Final = 2**20 if sys.platform == "darwin" else 2**10
+"""Units of the system's count of memory in a MB."""
 
 FEATURES_FILE: Final = "feature_separation.parquet"
 """What the victim's features say of the labels of quarantined classes."""
@@ -82,12 +88,14 @@ class Repair:
         victim: the model.
         spec: how it is built.
         origin: key of its training, or hash of its weights.
+        unseen: trusted samples that the victim has not learned, if it was trained here.
     """
 
     scan: Scan
     victim: Normalized
     spec: ModelSpec
     origin: str
+    unseen: Int64[np.ndarray, "m"]
 
 
 def read(given: Reading, folder: Path, progress: StepProgress) -> None:
@@ -100,9 +108,23 @@ def read(given: Reading, folder: Path, progress: StepProgress) -> None:
         images=tuple(
             (context.run.working(stage.described(view)), view.preprocessing) for stage, view in given.images
         ),
+        known=context.embeddings_from,
         lanes=lanes_here(),
     )
+    if len(context.source) >= WORTH_A_REMARK and not context.embeddings_from:
+        context.progress(_expectation(context.guide, reading.lanes, len(context.source)), 0, 0)
     read_source(reading, context.engine, progress)
+
+
+def _expectation(guide: ClipGuide, lanes: int, n: int) -> str:
+    """Return in words how long the guide's pass will take, before it starts."""
+    rate, memory = pace(guide, lanes), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MEGA
+    seconds = n / rate
+    time = f"{seconds / 60:,.0f} min" if seconds > 100 else f"{seconds:.0f} s"
+    return (
+        f"guide {guide.name} reads about {rate:,.0f} images a second here, in {memory:,.0f} MB: about {time} "
+        f"for {n:,} images, {50_000 / rate / 60:,.0f} min for 50,000"
+    )
 
 
 def prepare_images(given: View, folder: Path, progress: StepProgress) -> None:
@@ -237,7 +259,7 @@ def train_classifier(given: Training, folder: Path, progress: StepProgress) -> N
     data, rows = given.scan.data, np.flatnonzero(given.rows)
     with intra_op(training_threads()):
         model, history = from_scratch(given.classifier, data, rows, on_epoch=counter, checkpoint=checkpoint)
-    _keep(folder, model, given.classifier.spec, history)
+    keep(folder, model, given.classifier.spec, data, history)
 
 
 def separate_features(given: Repair, folder: Path, progress: StepProgress) -> None:
@@ -260,27 +282,8 @@ def separate_features(given: Repair, folder: Path, progress: StepProgress) -> No
     write_table(folder / FEATURES_FILE, columns)
 
 
-def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None:
-    """Write the repaired model."""
-    scan, context = given.scan, given.scan.context
-    checkpoint = resume_folder(folder) / "checkpoint.safetensors"
-    config, seed = context.config.unlearning, context.seed(Stream.UNLEARNING)
-    counter = EpochProgress(config.recipe.epochs, progress)
-    data, partition, guide = scan.data, scan.partition, scan.guide
-    if scan.triggers and config.augment > 0:
-        copies = seed.child("copies")
-        data, partition, guide = trigger_augmented(
-            data, partition, guide, scan.triggers, config.augment, copies
-        )
-    model = copy.deepcopy(given.victim)
-    with intra_op(training_threads()):
-        history = unlearn(
-            model, data, partition, guide, config, seed, on_epoch=counter, checkpoint=checkpoint
-        )
-    _keep(folder, model, given.spec, history)
-
-
-def _keep(folder: Path, model: Normalized, spec: ModelSpec, history: History) -> None:
+def keep(folder: Path, model: Normalized, spec: ModelSpec, data: ImageSet, history: History) -> None:
+    """Write a model and how it was trained."""
     check_sound(model, spec)
-    save(model, spec, folder / "model.safetensors")
+    save(model, spec, folder / "model.safetensors", data.class_names)
     write_table(folder / "history.parquet", {key: np.array(v) for key, v in history.columns.items()})

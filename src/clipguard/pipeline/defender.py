@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import numpy as np
 from safetensors.torch import load_file
 from torch import nn
 
@@ -17,8 +18,7 @@ from clipguard.compute.threads import granted_threads, one_thread, training_thre
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size
 from clipguard.data.provenance import recorded_source
-from clipguard.errors import ClipguardError
-from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load, read_spec, weights_digest
+from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.repair import (
@@ -29,10 +29,11 @@ from clipguard.pipeline.repair import (
     with_held_out,
     with_model_triggers,
 )
-from clipguard.pipeline.scan import Context, Scan
+from clipguard.pipeline.scan import Context, Scan, notes_of
 from clipguard.pipeline.scanning import scan
 from clipguard.pipeline.stages import RETRAINING, VICTIM
 from clipguard.pipeline.summary import verdict, warnings_of
+from clipguard.pipeline.victims import check_fit, given_victim
 from clipguard.runs import FinishedStage, RunFolder, SourceInfo, described, read_table
 from clipguard.seeds import Seed
 from clipguard.types import Partition, Preprocessing, Progress, State
@@ -76,6 +77,7 @@ class Defender:
             the one in CLIPGUARD_DEVICE, else `auto`.
         threads: that compute at once; None takes OMP_NUM_THREADS, else all cores that there are. Only the
             weights of models trained or repaired here depend on it.
+        embeddings: folder of embeddings that the guide has computed elsewhere, in clip-retrieval's layout.
         engine: who reads and embeds the data, shard by shard; by default this process.
     """
 
@@ -87,6 +89,7 @@ class Defender:
         config: DefenseConfig | None = None,
         progress: Progress | None = None,
         engine: Engine | None = None,
+        embeddings: Path | None = None,
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
@@ -95,6 +98,7 @@ class Defender:
         self.config = config
         self.progress = progress
         self.engine = engine
+        self.embeddings = embeddings
         self.device = device
         self.threads = threads
 
@@ -125,30 +129,24 @@ class Defender:
             ClipguardError: bad input; one line says what to do.
         """
         opened, config = _opened(source), self.config or DefenseConfig()
-        k = len(opened.class_names)
-        given = None if model is None else _victim(model, spec, k)
+        given = None if model is None else given_victim(model, spec, opened.class_names)
+        like = None if given is None else given.spec
         if given is None or config.by == "retrain":
-            # What a scan takes minutes for must not end in a model that cannot be built.
-            size = given[1].input_size if given else config.size or (32, 32)
-            trial = spec_to_train(config, k, size, given[1] if given else None)
-            check_sound(build(trial, Seed(0)), trial)
-        view = None if given is None else Preprocessing(size=given[1].input_size)
+            _try_to_build(config, len(opened.class_names), like)
+        view = None if like is None else like.preprocessing
         self._scan(opened, model if isinstance(model, (str, Path)) else None, view)
         if given is None:
             self.trained_on_ = with_held_out(self.scan_)
             self.before_, self.spec_, origin = self._train_victim(config)
         else:
-            self.before_, self.spec_, origin = given
-            self.trained_on_ = for_model(self.scan_, Preprocessing(size=self.spec_.input_size))
-        if config.by == "retrain":
-            stage = self._retrain(config, given[1] if given else None)
-        else:
-            self.trained_on_ = with_model_triggers(self.trained_on_)
-            stage = repair(self.trained_on_, self.before_, self.spec_, origin)
-            self.model_ = _weights_into(self.before_, stage)
+            self.before_, self.spec_, origin = given.model, given.spec, given.origin
+            self.trained_on_ = for_model(self.scan_, self.spec_.preprocessing)
+            check_fit(given, self.trained_on_)
+        stage = self._retrain(config, like) if config.by == "retrain" else self._unlearn(origin)
         self.history_ = read_table(stage.path / "history.parquet")
-        # Stages of the repair have notes of their own.
-        self.warnings_ = warnings_of(self.scan_)
+        of_repair = notes_of(stage)
+        others = [line for line in warnings_of(self.scan_) if line not in of_repair]
+        self.warnings_ = [*of_repair, *(given.notes if given else ()), *others]
         run = self.scan_.context.run
         run.publish(stage.path / "model.safetensors", "model.safetensors")
         if "feature_separation" not in self.stages_:
@@ -179,6 +177,14 @@ class Defender:
         self.model_ = load(stage.path / "model.safetensors", self.spec_)
         return stage
 
+    def _unlearn(self, origin: str) -> FinishedStage:
+        self.trained_on_ = with_model_triggers(self.trained_on_, self.scan_)
+        held_out = self.trained_on_.partition.has(State.HELD_OUT)
+        unseen = np.flatnonzero(held_out & self.partition_.clean)
+        stage = repair(self.trained_on_, self.before_, self.spec_, origin, unseen)
+        self.model_ = _weights_into(self.before_, stage)
+        return stage
+
     def _scan(
         self, source: ImageSource, model: str | Path | None = None, model_view: Preprocessing | None = None
     ) -> "Defender":
@@ -198,6 +204,7 @@ class Defender:
             progress=progress,
             engine=self.engine or LocalEngine(),
             model_view=model_view,
+            embeddings_from=self.embeddings,
         )
         self.scan_: Scan = scan(context)
         self.samples_ = read_table(run.path / "samples.parquet")
@@ -205,6 +212,13 @@ class Defender:
         self.verdict_ = verdict(self.scan_)
         self.warnings_ = warnings_of(self.scan_)
         return self
+
+
+def _try_to_build(config: DefenseConfig, classes: int, like: ModelSpec | None) -> None:
+    """Build a model as it would be trained here: what a scan takes minutes for must not end without one."""
+    size = like.input_size if like else config.size or (32, 32)
+    spec = spec_to_train(config, classes, size, like)
+    check_sound(build(spec, Seed(0)), spec)
 
 
 def _about_guide(guide: ClipGuide) -> dict[str, Any]:
@@ -257,34 +271,6 @@ def _source_key(run_dir: Path, source: ImageSource, progress: Progress) -> str:
 
 def _opened(source: object) -> ImageSource:
     return source if isinstance(source, ImageSource) else ImageSource.open(source)
-
-
-def _victim(
-    model: str | Path | nn.Module, spec: ModelSpec | None, classes: int
-) -> tuple[Normalized, ModelSpec, str]:
-    """Return the model to repair, its spec and the hash of its weights.
-
-    Raises:
-        ClipguardError: no spec for a foreign file or a module, another class count, or an unreadable file.
-    """
-    if isinstance(model, nn.Module):
-        if spec is None:
-            raise ClipguardError(
-                "a module needs a ModelSpec: its input size, mean, std and number of classes"
-            )
-        # A copy: evaluation mode would otherwise be switched on in the user's own module.
-        loaded = copy.deepcopy(model if isinstance(model, Normalized) else Normalized(model, spec))
-    else:
-        spec = spec or read_spec(Path(model))
-        if spec is None:
-            raise ClipguardError(
-                f"model {model} does not say its architecture: give --architecture (and --input-size)"
-            )
-        loaded = load(Path(model), spec)
-    if spec.num_classes != classes:
-        raise ClipguardError(f"the model has {spec.num_classes} classes but the data set names {classes}")
-    check_sound(loaded, spec)
-    return loaded.eval(), spec, weights_digest(loaded)
 
 
 def _weights_into(like: Normalized, stage: FinishedStage) -> Normalized:

@@ -23,6 +23,8 @@ from clipguard.runs import FinishedStage, Stage, read_array
 from clipguard.seeds import Seed, Stream
 from clipguard.types import Preprocessing, State
 
+NOTHING: Final = np.zeros(0, np.int64)
+
 HELD_OUT: Final = 0.05
 """Share of the data that the training of a victim here leaves out."""
 
@@ -58,9 +60,9 @@ def for_model(scan: Scan, view: Preprocessing) -> Scan:
     return replace(scan, data=data, images_key=key)
 
 
-def with_model_triggers(scan: Scan) -> Scan:
-    """Return the scan with triggers at the size of its images, which `for_model` may have changed."""
-    if "model_images" not in scan.context.finished:
+def with_model_triggers(scan: Scan, before: Scan) -> Scan:
+    """Return the scan with triggers on its images, which `for_model` may have changed from those `before`."""
+    if scan.images_key == before.images_key:
         return scan
     return with_triggers(scan, MODEL_TRIGGER_INVERSION)
 
@@ -68,9 +70,9 @@ def with_model_triggers(scan: Scan) -> Scan:
 def spec_to_train(
     config: DefenseConfig, num_classes: int, size: tuple[int, int], like: ModelSpec | None
 ) -> ModelSpec:
-    """Return how a classifier that is trained here is built; it normalises as the given model `like` does."""
-    spec = ModelSpec(architecture=config.architecture, num_classes=num_classes, input_size=size)
-    return spec if like is None else replace(spec, mean=like.mean, std=like.std)
+    """Return how a classifier that is trained here is built; it prepares images as the given model `like`."""
+    spec = ModelSpec.sized(architecture=config.architecture, num_classes=num_classes, input_size=size)
+    return spec if like is None else replace(spec, preprocessing=like.preprocessing)
 
 
 def train(scan: Scan, rows: Bool[np.ndarray, "n"], spec: ModelSpec, stage: Stage[Any]) -> FinishedStage:
@@ -92,9 +94,14 @@ def train(scan: Scan, rows: Bool[np.ndarray, "n"], spec: ModelSpec, stage: Stage
 _STREAMS: Final = {"victim": "victim", "retraining": "retrain"}
 
 
-def repair(scan: Scan, victim: Normalized, spec: ModelSpec, origin: str) -> FinishedStage:
-    """Return the stage of the victim (whose key or content hash is `origin`) after unlearning."""
-    given = Repair(scan=scan, victim=victim, spec=spec, origin=origin)
+def repair(
+    scan: Scan, victim: Normalized, spec: ModelSpec, origin: str, unseen: Int64[np.ndarray, "m"] = NOTHING
+) -> FinishedStage:
+    """Return the stage of the victim (whose key or content hash is `origin`) after unlearning.
+
+    It is measured on trusted samples that the victim has not learned, if there are any.
+    """
+    given = Repair(scan=scan, victim=victim, spec=spec, origin=origin, unseen=unseen)
     return scan.context.finish(UNLEARNING, _by_features(given))
 
 

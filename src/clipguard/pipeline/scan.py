@@ -38,6 +38,7 @@ class Context:
         engine: runs the reading pass over the shards of the data.
         model_view: preprocessing of the model to repair, where it is known: its images are then made in the
             one pass over the source that makes the others.
+        embeddings_from: folder of embeddings that the guide has computed elsewhere.
         finished: the finished stages by name, in their order.
     """
 
@@ -49,6 +50,7 @@ class Context:
     progress: Progress
     engine: Engine = field(default_factory=LocalEngine)
     model_view: Preprocessing | None = None
+    embeddings_from: Path | None = None
     finished: dict[str, FinishedStage] = field(default_factory=dict)
 
     @property
@@ -84,9 +86,7 @@ class Context:
 
     def notes(self) -> list[str]:
         """Return what the finished stages could not do as they should."""
-        files = (stage.path / NOTES for stage in self.finished.values())
-        notes = (note for file in files if file.exists() for note in read_json(file))
-        return list(dict.fromkeys(notes))
+        return list(dict.fromkeys(note for stage in self.finished.values() for note in notes_of(stage)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +137,13 @@ class EpochProgress:
         """Say that the stage is done, in fewer epochs than it might have taken."""
         if self.done < self.total:
             self.progress(self.total, self.total)
+
+
+def notes_of(stage: FinishedStage) -> list[str]:
+    """Return what a stage could not do as it should."""
+    file = stage.path / NOTES
+    notes: list[str] = read_json(file) if file.exists() else []
+    return notes
 
 
 def write_notes(folder: Path, notes: tuple[str, ...] | list[str]) -> None:

@@ -9,10 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from clipguard.clip.known_embeddings import folder_key
 from clipguard.detection.early_model import ResidualConfig
 from clipguard.pipeline import computing
 from clipguard.pipeline.computing import Reading, Repair, Training, View
 from clipguard.pipeline.scan import Scan
+from clipguard.pipeline.unlearning_stage import unlearn_flagged
 from clipguard.runs import Stage
 from clipguard.types import array_digest
 
@@ -32,6 +34,7 @@ EMBEDDINGS: Final = Stage[Reading](
         given.context.run.manifest["source"]["key"],
         given.context.guide.clip.fingerprint,
         given.context.guide.clip.preprocessing_sha256,
+        *([folder_key(given.context.embeddings_from)] if given.context.embeddings_from else ()),
     ],
     compute=computing.read,
 )
@@ -175,8 +178,9 @@ UNLEARNING: Final = Stage[Repair](
         given.scan.partition.fingerprint,
         *(f"{one.label} {array_digest(one.scale, one.shift)}" for one in given.scan.triggers),
         given.origin,
+        array_digest(given.unseen),
     ],
-    compute=computing.unlearn_flagged,
+    compute=unlearn_flagged,
     threaded=True,
 )
 

@@ -145,11 +145,12 @@ def _classes(model: Normalized, images: Rows, rows: Int64[np.ndarray, "m"]) -> I
     return np.concatenate([classifier_logits(model, some).argmax(1) for some in parts])
 
 
-def write_summary(
+def write_summary(  # noqa: PLR0913  # what the command knows and the defender does not
     defender: "Defender",
     command: str,
     *,
     files: Mapping[str, str],
+    model: str | None = None,
     before: Rates | None = None,
     after: Rates | None = None,
     detection: dict[str, Any] | None = None,
@@ -182,6 +183,7 @@ def write_summary(
         },
         warnings=defender.warnings_,
         files=dict(files),
+        model=model,
         before=before,
         after=after,
         detection=detection,

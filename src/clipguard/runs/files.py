@@ -215,8 +215,8 @@ def _values(column: "pa.ChunkedArray") -> Array:
         return values
     encoded = column.unify_dictionaries().combine_chunks()
     texts = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
-    shared: Array = texts[encoded.indices.fill_null(len(texts) - 1).to_numpy()]
-    return shared
+    taken: Array = texts[encoded.indices.fill_null(len(texts) - 1).to_numpy()]
+    return taken
 
 
 def _refuse_nonfinite(what: str, values: Array) -> None:

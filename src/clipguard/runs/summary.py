@@ -118,6 +118,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         few_clean: names of classes with too few clean samples to trust.
         stages: the stages by name, in their order.
         warnings: sentences.
+        model: the given model in words: architecture, and how its images are prepared by whose word.
         files: published files by what they are: report, samples, model, labels.
         before: the model as given; None for a scan.
         after: the repaired model; None for a scan.
@@ -128,7 +129,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     version: str
     seed: int
     threads: int
-    device: str = "cpu"
+    device: str
     run_dir: str
     verdict: Verdict
     data: DataSummary
@@ -138,6 +139,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     stages: dict[str, StageSummary]
     warnings: list[str]
     files: dict[str, str]
+    model: str | None = None
     before: Rates | None = None
     after: Rates | None = None
     detection: dict[str, Any] | None = None

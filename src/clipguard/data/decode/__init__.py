@@ -3,7 +3,14 @@
 from clipguard.data.decode.decoder import Decoder
 from clipguard.data.decode.geometry import prepared
 from clipguard.data.decode.pixels import UnreadableImage, decode
-from clipguard.data.decode.reading import ReadRow, check_readable, common_size, read_images, read_rows
+from clipguard.data.decode.reading import (
+    ReadRow,
+    check_readable,
+    common_size,
+    read_images,
+    read_rows,
+    sampled_sizes,
+)
 from clipguard.data.listing import Unreadable
 
 __all__ = [
@@ -17,4 +24,5 @@ __all__ = [
     "prepared",
     "read_images",
     "read_rows",
+    "sampled_sizes",
 ]

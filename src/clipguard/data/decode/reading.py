@@ -62,25 +62,24 @@ def read_rows(
 
 def read_images(
     source: ImageSource,
-    size: tuple[int, int],
+    preprocessing: Preprocessing,
     progress: StepProgress | None = None,
 ) -> tuple[ImageSet, tuple[Unreadable, ...]]:
-    """Return all readable images at `size` (height, width), in memory, and the list of the others.
+    """Return all readable images, resized and cropped but not normalised, and the list of the others.
 
     Args:
         source: where they come from.
-        size: height and width of every image returned.
+        preprocessing: what every image goes through.
         progress: called with the numbers of rows done and of all rows now and then, and at the end.
 
     Raises:
         ClipguardError: see `check_readable`.
     """
     total = len(source)
-    images = np.empty((total, *size, 3), np.uint8)
+    images = np.empty((total, *preprocessing.size, 3), np.uint8)
     readable = np.ones(total, bool)
     unreadable = []
-    view = Preprocessing(size=size)
-    for done, read in enumerate(read_rows(source, range(total), (view,), Decoder(source.limits)), 1):
+    for done, read in enumerate(read_rows(source, range(total), (preprocessing,), Decoder(source.limits)), 1):
         if isinstance(read.views, Unreadable):
             readable[read.row] = False
             unreadable.append(read.views)
@@ -121,8 +120,18 @@ def check_readable(source: ImageSource, unreadable: tuple[Unreadable, ...]) -> N
             )
 
 
-def common_size(source: ImageSource, sample: int = 64) -> tuple[int, int]:
-    """Return the most frequent height and width of some `sample` images, the larger of equals.
+def common_size(source: ImageSource) -> tuple[int, int]:
+    """Return the most frequent height and width of some images, the larger of equals.
+
+    Raises:
+        ClipguardError: none of them is readable.
+    """
+    counts = sampled_sizes(source)
+    return max(counts, key=lambda size: (counts[size], size[0] * size[1], size))
+
+
+def sampled_sizes(source: ImageSource, sample: int = 64) -> Counter[tuple[int, int]]:
+    """Return how often each height and width occurs among some `sample` images.
 
     Raises:
         ClipguardError: none of them is readable.
@@ -134,7 +143,7 @@ def common_size(source: ImageSource, sample: int = 64) -> tuple[int, int]:
         raise ClipguardError(
             f"none of {len(rows)} sampled images of {source.location} is readable, first: {results[0]}"
         )
-    return max(counts, key=lambda size: (counts[size], size[0] * size[1], size))
+    return counts
 
 
 def _sampled(source: ImageSource, sample: int) -> Int64[np.ndarray, "m"]:

@@ -8,11 +8,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from clipguard.compute.device import arithmetic
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.runs.files import replacing
 from clipguard.seeds import Seed
@@ -41,7 +41,7 @@ def key_of(attack: Any, data: ImageSet, seed: Seed, without: Collection[str] = (
         "settings": {setting: getattr(attack, setting) for setting in own},
         "data": data.fingerprint,
         "seed": asdict(seed),
-        "threads": torch.get_num_threads(),
+        **arithmetic(),
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return f"{name.lower()}-{digest[:24]}"
@@ -64,7 +64,7 @@ def cached(key: str, cache: Path | None, train: Callable[[], Tensors]) -> Tensor
     if path is not None:
         # Before the training: a folder that cannot be written to must not cost it.
         path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().contiguous() for name, value in train().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in train().items()}
     for name, value in tensors.items():
         if value.is_floating_point() and not math.isfinite(float(value.abs().sum())):
             raise ClipguardError(

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
+from clipguard.compute.device import here
 from clipguard.compute.inference import planes
 from clipguard.compute.training import Recipe, augment
 from clipguard.errors import ClipguardError
@@ -87,8 +88,8 @@ class FLIP(LearnedAttack):
     def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
         """Return logits of every sample's soft label."""
         k, (h, w) = len(data.class_names), data.images.shape[1:3]
-        spec = ModelSpec(architecture=self.architecture, num_classes=k, input_size=(h, w))
-        model = build(spec, seed.child("init")).train()
+        spec = ModelSpec.sized(architecture=self.architecture, num_classes=k, input_size=(h, w))
+        model = build(spec, seed.child("init")).to(here()).train()
         pairs = _pairs(self, data, seed)
         trajectory = _trajectory(self, model, pairs, seed, progress)
         return {"soft_labels": _matched(self, model, pairs, trajectory, seed, progress)}
@@ -172,11 +173,11 @@ class _Pairs:
 
     def batches(self, recipe: Recipe, seed: Seed, first: int = 0) -> Iterator[_Batch]:
         """Yield the entries in random order; steps are counted from `first` on."""
-        one_hot = torch.eye(len(self.clean.class_names))
+        one_hot = torch.eye(len(self.clean.class_names), device=here())
         for step, chosen in enumerate(batches(len(self.labels), recipe.batch_size, seed), first):
             rows, stream = self.rows[chosen], seed.child("augment", step)
             expert, student = (
-                planes(augment(torch.from_numpy(np.array(images)), recipe, stream.torch()).numpy())
+                planes(augment(torch.from_numpy(np.array(images)), recipe, stream.torch()).numpy()).to(here())
                 for images in (self.images[chosen], self.clean.images[rows])
             )
             yield _Batch(expert, one_hot[self.labels[chosen]], student, torch.from_numpy(rows))
@@ -224,6 +225,7 @@ def _matched(
 ) -> Float[Tensor, "n k"]:
     """Return soft labels, as logits, from which the student steps as the expert did."""
     labels = attack.one_hot * torch.eye(len(pairs.clean.class_names))[torch.tensor(pairs.clean.labels)]
+    labels = labels.to(here())
     optimizer = torch.optim.SGD([labels.requires_grad_()], lr=attack.label_lr, momentum=attack.label_momentum)
     for number in range(attack.passes):
         stream = seed.child("match", number)

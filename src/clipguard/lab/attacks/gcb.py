@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipguard.compute.device import array, here
 from clipguard.lab.attacks.learned import FITTING, NetAttack, required
 from clipguard.lab.attacks.protocol import Rows
 from clipguard.lab.attacks.row_choice import highest
@@ -93,7 +94,7 @@ class GCB(NetAttack):
         reader, step = required(self.reader), chunk_of(images)
         parts = (images[start : start + step] for start in range(0, len(images), step))
         with torch.no_grad():
-            return np.concatenate([reader(_view(coarse(pixels(part))))[:, 0].numpy() for part in parts])
+            return np.concatenate([array(reader(_view(coarse(pixels(part))))[:, 0]) for part in parts])
 
     def candidates(self, data: ImageSet) -> Rows:
         """Return the rows that can be relabelled: of other classes than the target."""
@@ -111,12 +112,12 @@ class GCB(NetAttack):
     def trigger(self, images: Images) -> Images:
         """Return G(x, 1)."""
         generator = required(self.generator)
-        return transformed(lambda x: generator(x, torch.ones(len(x))), images)
+        return transformed(lambda x: generator(x, torch.ones(len(x), device=x.device)), images)
 
     def train(self, data: ImageSet, seed: Seed, progress: Progress) -> None:
         """Train G and Q by alternating steps of D and of G with Q."""
         generator, reader = required(self.generator), required(self.reader)
-        critic = _shallow_net(self, len(data.class_names), seed.child("critic"))
+        critic = _shallow_net(self, len(data.class_names), seed.child("critic")).to(here())
         own = [*generator.parameters(), *reader.parameters()]
         optimizer, critic_optimizer = (
             torch.optim.Adam(weights, lr=self.lr, betas=(0.5, 0.999))
@@ -125,15 +126,15 @@ class GCB(NetAttack):
         codes = seed.child("codes").torch()
         for epoch in range(self.epochs):
             for rows in batches(len(data), self.batch_size, seed.child("order", epoch)):
-                x, labels = pixels(data.images[rows]), torch.from_numpy(data.labels[rows])[:, None]
-                code = torch.randint(0, 2, (len(rows),), generator=codes).float()
+                x, labels = pixels(data.images[rows]), torch.from_numpy(data.labels[rows])[:, None].to(here())
+                code = torch.randint(0, 2, (len(rows),), generator=codes).float().to(here())
                 made = generator(x, code)
                 both = critic(_view(torch.cat((x, made.detach()))))
                 real, fake = both.gather(1, torch.cat((labels, labels)))[:, 0].split(len(x))
                 descend(critic_loss(real, fake), critic_optimizer)
                 generator_loss = -critic(_view(made)).gather(1, labels).mean()
                 blurred = coarse(made)
-                noise = torch.randn(blurred.shape, generator=codes)
+                noise = torch.randn(blurred.shape, generator=codes).to(here())
                 logits = reader(_view(blurred + self.noise * noise))[:, 0]
                 code_loss = F.binary_cross_entropy_with_logits(logits, code)
                 descend(generator_loss + self.info_weight * code_loss, optimizer)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipguard.compute.device import here
 from clipguard.compute.training import Recipe, augment
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.learned import FITTING, NetAttack, required
@@ -142,21 +143,21 @@ def _train_generator(attack: InputAware, data: ImageSet, seed: Seed, progress: P
     """Train G in place, on an own classifier, while M is what it is."""
     generator, masker = required(attack.generator), required(attack.masker)
     size, k = data.images.shape[1:3], len(data.class_names)
-    spec = ModelSpec(architecture=attack.architecture, num_classes=k, input_size=size)
-    classifier = build(spec, seed.child("classifier")).train()
+    spec = ModelSpec.sized(architecture=attack.architecture, num_classes=k, input_size=size)
+    classifier = build(spec, seed.child("classifier")).to(here()).train()
     optimizer = torch.optim.Adam(generator.parameters(), lr=attack.lr, betas=(0.5, 0.9))
     classifier_optimizer = torch.optim.SGD(
         classifier.parameters(), lr=attack.classifier_lr, momentum=0.9, weight_decay=5e-4
     )
     schedule = torch.optim.lr_scheduler.LinearLR(classifier_optimizer, 1.0, 0.01, attack.epochs)
-    target_mapping = torch.tensor(attack.target_labels(np.arange(k), k))
+    target_mapping = torch.tensor(attack.target_labels(np.arange(k), k), device=here())
     for epoch in range(attack.epochs):
         stream = seed.child("patterns", epoch)
         augmentation = stream.child("augment").torch()
         for rows in batches(len(data), attack.batch_size, stream):
             batch = torch.from_numpy(np.array(data.images[rows]))
             x = pixels(augment(batch, _AUGMENTATION, augmentation).numpy())
-            labels = torch.from_numpy(data.labels[rows])
+            labels = torch.from_numpy(data.labels[rows]).to(here())
             loss = _joint_loss(attack, (generator, masker, classifier), x, labels, target_mapping)
             descend(loss, optimizer, classifier_optimizer)
         schedule.step()

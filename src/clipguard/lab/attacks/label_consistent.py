@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipguard.compute.device import here
 from clipguard.compute.training import EpochHook, LossFunction, Recipe, fit
 from clipguard.lab.attacks.cache import Tensors
 from clipguard.lab.attacks.learned import FITTING, LearnedAttack, required
@@ -61,7 +62,7 @@ class LabelConsistent(LearnedAttack, CleanLabelAttack):
         model = _robust_net(self, data, seed, lambda epoch: progress(FITTING, epoch, total))
         hard = []
         for number, chunk in enumerate(chunks):
-            x, labels = pixels(data.images[chunk]), torch.from_numpy(data.labels[chunk])
+            x, labels = pixels(data.images[chunk]), torch.from_numpy(data.labels[chunk]).to(here())
             moved = pgd(model, x, labels, x, bound=self.bound, step=self.step, steps=self.steps)
             hard.append(to_images(moved))
             progress(FITTING, self.epochs + number + 1, total)
@@ -138,7 +139,7 @@ def _robust_net(attack: LabelConsistent, data: ImageSet, seed: Seed, progress: E
     It is no `train_classifier`: its loss attacks the very net that is trained.
     """
     size, k = data.images.shape[1:3], len(data.class_names)
-    spec = ModelSpec(architecture=attack.architecture, num_classes=k, input_size=size)
+    spec = ModelSpec.sized(architecture=attack.architecture, num_classes=k, input_size=size)
     model = build(spec, seed.child("init"))
     loss = robust_loss(model, data.labels, attack.bound, seed.child("noise").torch())
     recipe = Recipe(epochs=attack.epochs, lr=attack.lr)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final, TypeVar
 import numpy as np
 from torch import nn
 
+from clipguard.compute.device import here
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.cache import Tensors, cached, key_of, restore, state_of
 from clipguard.lab.attacks.poisoning import check_classes
@@ -79,15 +80,15 @@ class NetAttack(LearnedAttack):
 
     def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
         """Return the state of the trained nets."""
-        nets: dict[str, Any] = self.nets(seed)
+        nets: dict[str, Any] = {name: net.to(here()) for name, net in self.nets(seed).items()}
         replace(self, **nets).train(data, seed, progress)
         return state_of(**nets)
 
     def restored(self, tensors: Tensors, seed: Seed) -> dict[str, Any]:
-        """Return the nets, for use only: evaluation, no gradients."""
+        """Return the nets on the current device, for use only: evaluation, no gradients."""
         nets = self.nets(seed)
         for name, net in nets.items():
-            restore(net, name, tensors)
+            restore(net.to(here()), name, tensors)
         return nets
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from scipy.ndimage import gaussian_filter
 
+from clipguard.compute.device import array
 from clipguard.lab.attacks.cache import Tensors
 from clipguard.lab.attacks.surrogate import Pattern, SurrogateAttack, misleading
 from clipguard.seeds import Seed
@@ -55,8 +56,8 @@ class LowFrequency(SurrogateAttack):
 def smoothed(pattern: Pattern, blur: float) -> Pattern:
     """Return the pattern after a Gaussian of `blur` times its shorter side, with zeros around it."""
     sigma = blur * min(pattern.shape[2:])
-    smooth = gaussian_filter(pattern.numpy(), (0, 0, sigma, sigma), mode="constant", truncate=2.5)
-    return torch.from_numpy(smooth)
+    smooth = gaussian_filter(array(pattern), (0, 0, sigma, sigma), mode="constant", truncate=2.5)
+    return torch.from_numpy(smooth).to(pattern.device)
 
 
 def scaled(pattern: Pattern, amplitude: float) -> Pattern:

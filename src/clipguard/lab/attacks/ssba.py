@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipguard.compute.device import here
 from clipguard.lab.attacks.learned import FITTING, NetAttack, required
 from clipguard.lab.attacks.targeted import MappedAttack
 from clipguard.lab.attacks.tensors import Pixels, batches, descend, pixels, transformed
@@ -129,7 +130,7 @@ class SSBA(NetAttack, MappedAttack):
     def trigger(self, images: Images) -> Images:
         """Return images that carry the secret."""
         encoder, secret = required(self.encoder), self.secret()
-        return transformed(lambda x: encoder(x, secret.expand(len(x), -1)), images)
+        return transformed(lambda x: encoder(x, secret.to(x.device).expand(len(x), -1)), images)
 
     def secret(self) -> Float[Tensor, "bits"]:
         """Return the bits that every triggered image carries."""
@@ -140,14 +141,14 @@ class SSBA(NetAttack, MappedAttack):
 def train_decoder(attack: SSBA, encoder: Encoder, data: ImageSet, seed: Seed, progress: Progress) -> Decoder:
     """Return a decoder, trained together with the encoder on secrets drawn anew for every image."""
     with seed.child("decoder").torch_global():
-        decoder = Decoder(attack.bits, attack.width)
+        decoder = Decoder(attack.bits, attack.width).to(here())
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=attack.lr)
     generator = seed.child("bits").torch()
     for epoch in range(attack.epochs):
         image_weight = 0.0 if epoch < attack.secret_epochs else attack.image_weight
         for rows in batches(len(data), attack.batch_size, seed.child("order", epoch)):
             x = pixels(data.images[rows])
-            bits = torch.randint(0, 2, (len(rows), attack.bits), generator=generator).float()
+            bits = torch.randint(0, 2, (len(rows), attack.bits), generator=generator).float().to(here())
             hidden = encoder(x, bits)
             logits = decoder(shifted(hidden, attack.shift, generator))
             secret_loss = F.binary_cross_entropy_with_logits(logits, bits)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipguard.compute.classifiers import ClassifierConfig, train_classifier
+from clipguard.compute.device import here
 from clipguard.compute.training import Recipe
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.cache import Tensors
@@ -70,7 +71,7 @@ def surrogate_of(attack: SurrogateAttack, data: ImageSet, seed: Seed, progress: 
     """
     size, k = data.images.shape[1:3], len(data.class_names)
     config = ClassifierConfig(
-        spec=ModelSpec(architecture=attack.architecture, num_classes=k, input_size=size),
+        spec=ModelSpec.sized(architecture=attack.architecture, num_classes=k, input_size=size),
         recipe=Recipe(epochs=attack.epochs, batch_size=attack.batch_size, lr=attack.lr),
         seed=seed,
     )
@@ -118,10 +119,10 @@ def misleading(
         return target_loss(model, (x + pattern).clamp(0, 1), attack.target)
 
     batches = search_batches(attack, images, seed, progress)
-    pattern = universal(batches, torch.zeros(1, 3, *images.shape[1:3]), loss, step)
+    pattern = universal(batches, torch.zeros(1, 3, *images.shape[1:3], device=here()), loss, step)
     return {"pattern": 255 * pattern[0].permute(1, 2, 0)}
 
 
 def target_loss(model: Normalized, x: Pixels, target: int) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of the target: large where the surrogate predicts another class."""
-    return F.cross_entropy(logits_of(model, x), torch.full((len(x),), target))
+    return F.cross_entropy(logits_of(model, x), torch.full((len(x),), target, device=x.device))

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipguard.compute.device import array, here
 from clipguard.compute.inference import planes
 from clipguard.lab.attacks.protocol import Rows
 from clipguard.models.spec import Normalized
@@ -21,14 +22,14 @@ _CHUNK, _AREA = 250, 32 * 32
 
 
 def pixels(images: Images) -> Pixels:
-    """Return images as numbers in [0, 1], channels first."""
-    return planes(images).float() / 255
+    """Return images as numbers in [0, 1], channels first, on the current device."""
+    return planes(images).to(here()).float() / 255
 
 
 def to_images(x: Pixels) -> Images:
     """Return the nearest images of 0..255."""
     rounded = (255 * x.detach()).round().clamp(0, 255).to(torch.uint8)
-    return rounded.permute(0, 2, 3, 1).contiguous().numpy()
+    return array(rounded.permute(0, 2, 3, 1).contiguous())
 
 
 def batches(n: int, size: int, seed: Seed) -> Iterator[Rows]:

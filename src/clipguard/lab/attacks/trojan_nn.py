@@ -6,8 +6,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
+from clipguard.compute.device import here
 from clipguard.compute.inference import planes
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.cache import Tensors
@@ -19,7 +20,7 @@ from clipguard.lab.attacks.surrogate import (
     universal,
 )
 from clipguard.lab.attacks.tensors import Pixels, logits_of, pixels, to_images
-from clipguard.models.features import head_of, inputs_of
+from clipguard.models.features import Head, head_of, inputs_of
 from clipguard.models.spec import Normalized
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import blend, corners, noise_pattern
@@ -72,7 +73,7 @@ class TrojanNN(SurrogateAttack):
             net = self.architecture
             raise ClipguardError(f"{net} does not end in a linear layer: choose another architecture")
         units = strongest(head, self.target, self.units)
-        mask = torch.from_numpy(mask_of(h, w))
+        mask = torch.from_numpy(mask_of(h, w)).to(here())
         start = pixels(noise_pattern(h, w, seed.child("patch"))[None])
 
         def distance(x: Pixels, patch: Pattern) -> Tensor:
@@ -93,17 +94,17 @@ def mask_of(height: int, width: int) -> Bool[np.ndarray, "h w"]:
     return square
 
 
-def strongest(head: nn.Linear, target: int, count: int) -> Int64[Tensor, "u"]:
+def strongest(head: Head, target: int, count: int) -> Int64[Tensor, "u"]:
     """Return the `count` inputs of `head` with the largest sums of absolute weights.
 
     Those whose largest weight is the target's come first, in this order, and then the others.
     """
-    strength = head.weight.abs().sum(0)
-    own = head.weight.argmax(0) == target
+    strength = head.weight.flatten(1).abs().sum(0)
+    own = head.weight.flatten(1).argmax(0) == target
     return (strength + own * strength.sum()).topk(min(count, len(strength))).indices
 
 
-def features_of(model: Normalized, head: nn.Linear, x: Pixels) -> Float[Tensor, "b d"]:
+def features_of(model: Normalized, head: Head, x: Pixels) -> Float[Tensor, "b d"]:
     """Return what the model's head is given, differentiable in the images."""
     with inputs_of(head) as inputs:
         logits_of(model, x)

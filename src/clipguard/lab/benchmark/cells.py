@@ -29,7 +29,7 @@ from clipguard.lab.evaluation import detection
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.spec import ModelSpec, Normalized, build, weights_digest
 from clipguard.seeds import Seed, Stream
-from clipguard.types import ImageSet, Progress
+from clipguard.types import ImageSet, Preprocessing, Progress
 
 
 def _quiet(step: str, done: int, total: int) -> None:
@@ -100,8 +100,8 @@ def image_sets(choice: DataChoice, paths: BenchmarkPaths) -> tuple[ImageSet, Ima
     """
     train_source, test_source = sources(choice, paths)
     size = choice.size or common_size(train_source)
-    train, unreadable = read_images(train_source, size)
-    test, unreadable_tests = read_images(test_source, size)
+    train, unreadable = read_images(train_source, Preprocessing(size=size))
+    test, unreadable_tests = read_images(test_source, Preprocessing(size=size))
     if choice.imbalance > 1:
         train = long_tailed(train, choice.imbalance, Seed(0).child("long tail"))
     return train, test, len(unreadable) + len(unreadable_tests)
@@ -242,7 +242,7 @@ class CellRunner:
         recipe, progress = self.cell.recipe, self.paths.progress
         h, w = data.images.shape[1:3]
         k = len(data.class_names)
-        spec = ModelSpec(architecture=self.cell.net, num_classes=k, input_size=(h, w))
+        spec = ModelSpec.sized(architecture=self.cell.net, num_classes=k, input_size=(h, w))
         config = ClassifierConfig(spec=spec, recipe=recipe, seed=Seed(seed).child("victim"))
         return LazyModel(data, config, self.paths.cache, lambda done: progress(step, done, recipe.epochs))
 
@@ -276,7 +276,7 @@ def preflight(cells: Sequence[Cell], paths: BenchmarkPaths, guided: bool) -> Non
             classes[cell.data] = len(sources(cell.data, paths)[0].class_names)
         _check_target(cell, classes[cell.data])
     for cell in {cell.net: cell for cell in cells}.values():
-        spec = ModelSpec(architecture=cell.net, num_classes=classes[cell.data], input_size=(32, 32))
+        spec = ModelSpec.sized(architecture=cell.net, num_classes=classes[cell.data], input_size=(32, 32))
         build(spec, Seed(0))
     for guide in dict.fromkeys(cell.guide for cell in cells) if guided else ():
         _ = guide_of(guide, paths.cache / "embeddings", paths.beside).clip

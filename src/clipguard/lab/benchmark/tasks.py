@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import torch
 
 from clipguard.compute import classifiers
+from clipguard.compute.device import arithmetic
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks import cache
 from clipguard.lab.benchmark.cells import CellRunner, attack_of
@@ -73,7 +73,7 @@ def row_settings(cell: Cell, task: Task) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "code": code,
-        "threads": torch.get_num_threads(),
+        **arithmetic(),
         "cell": json_of(cell, "cell"),
         "attack": json_of(attack_of(cell), f"attack {cell.attack.name}"),
         "row": {"label": task.label, "defense": task.defense, "settings": task.settings},

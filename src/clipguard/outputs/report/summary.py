@@ -110,9 +110,9 @@ def _classes(
 
 
 def _images(names: set[str], folder: RunFolder) -> dict[str, Picture]:
-    """Return the images of these samples by name, as the scan saw them, if it still has them.
+    """Return those of the images that the run folder still has, by name, as the scan saw them.
 
-    They are found by name: whoever sorts the table must not see other pictures.
+    By name, since whoever sorts the table must not see other pictures.
     """
     stage, read = folder.finished("images"), folder.finished("embeddings")
     if stage is None or read is None:
@@ -121,12 +121,12 @@ def _images(names: set[str], folder: RunFolder) -> dict[str, Picture]:
     places: dict[str, int] = {}
     for file in sorted((read.path / "metadata").glob("*.parquet")):
         ids = read_table(file, ["image_path"])["image_path"].tolist()
-        places |= {name: place for place, name in enumerate(ids, n) if name in names}
+        places |= {name: n + place for place, name in enumerate(ids) if name in names}
         n += len(ids)
-    # A scan that was stopped may have left images of other data rows, or of another size.
+    # A scan that was stopped may have left images of other data, or of another size.
     if images.shape != (n, *read_summary(folder.path).data.size, 3):
         return {}
-    return dict(zip(places, images[np.array([*places.values()], np.int64)], strict=True))
+    return dict(zip(places, images[np.array(list(places.values()), np.int64)], strict=True))
 
 
 def _sample(samples: Table, partition: Partition, row: int, texts: dict[str, str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The memory of the command line's own process. A library must not change that of its caller."""
+"""The command line's own process: its memory and its threads. A library must not change its caller's."""
 
 import ctypes
+import os
 
 
 def keep_freed_memory() -> None:
@@ -16,3 +17,12 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
+
+
+def wait_asleep() -> None:
+    """Let threads of torch sleep while they wait for each other, unless the environment says otherwise.
+
+    It is read when torch is imported. A thread that spins takes the core from the one that it waits for as
+    soon as another process computes.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -1,0 +1,139 @@
+"""What computes the stage of unlearning: how, on what, until when, and what it cost."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from clipguard.compute.threads import intra_op, training_threads
+from clipguard.errors import ClipguardError
+from clipguard.mitigation.gauge import Gauge, Reading, cost, gauge_of, has_done_its_work, spared_rows
+from clipguard.mitigation.rate import fitting_optimizer, suited_recipe
+from clipguard.mitigation.trigger_augmentation import trigger_augmented
+from clipguard.mitigation.unlearning import UnlearningConfig, lesson, unlearn
+from clipguard.models.spec import Normalized
+from clipguard.pipeline.computing import Repair, keep
+from clipguard.pipeline.scan import EpochProgress, write_notes
+from clipguard.runs import read_json, resume_folder, write_json
+from clipguard.seeds import Seed, Stream
+from clipguard.types import History, ImageSet, Partition, Scores, State, StepProgress
+
+REPAIR_FILE: Final = "repair.json"
+"""Optimiser, rate, the trials that chose it, and accuracy and following before and after."""
+
+DEAR: Final = 0.005
+"""Lost share of trusted samples above which a repair says what it cost."""
+
+
+def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None:
+    """Write the repaired model; the same one, to the bit, where nothing was flagged."""
+    with intra_op(training_threads()):
+        _unlearn_flagged(given, folder, progress)
+
+
+def _unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None:
+    scan = given.scan
+    if not scan.partition.flagged.any():
+        write_notes(
+            folder, ["nothing was flagged, so that there is nothing to unlearn: the model is unchanged"]
+        )
+        nothing = History(columns={"epoch": (), "loss": (), "seconds": ()}, seconds=0.0)
+        keep(folder, given.victim, given.spec, scan.data, nothing)
+        progress(1, 1)
+        return
+    config, seed = scan.context.config.unlearning, scan.context.seed(Stream.UNLEARNING)
+    spared = given.unseen
+    if not len(spared):
+        spared = spared_rows(scan.data.labels, scan.partition.clean, seed.child("spared"))
+    partition = scan.partition.moved(spared, State.HELD_OUT)
+    gauge = gauge_of(scan.data, partition, scan.triggers, spared)
+    taught = _augmented(given, partition, seed)
+    config, trials = _suited(given.victim, taught, config, gauge, seed, folder)
+    counter = EpochProgress(config.recipe.epochs, progress)
+    model, before = copy.deepcopy(given.victim), gauge.read(given.victim) if len(spared) else None
+    history = unlearn(
+        model,
+        *taught,
+        config,
+        seed,
+        on_epoch=counter,
+        checkpoint=resume_folder(folder) / "checkpoint.safetensors",
+        done=lambda now: before is not None and has_done_its_work(before, gauge.read(now)),
+    )
+    counter.finish()
+    keep(folder, model, given.spec, scan.data, history)
+    _note(folder, trials, before, None if before is None else gauge.read(model))
+
+
+def _augmented(given: Repair, partition: Partition, seed: Seed) -> tuple[ImageSet, Partition, Scores]:
+    """Return what is taught: the data, longer by copies with the reconstructed triggers, if there are any."""
+    scan = given.scan
+    share = scan.context.config.unlearning.augment
+    if not scan.triggers or share <= 0:
+        return scan.data, partition, scan.guide
+
+    copies = seed.child("copies")
+    return trigger_augmented(scan.data, partition, scan.guide, scan.triggers, share, copies)
+
+
+def _suited(  # what is tried, on what, and where it is noted: no two belong together
+    victim: Normalized,
+    taught: tuple[ImageSet, Partition, Scores],
+    config: UnlearningConfig,
+    gauge: Gauge,
+    seed: Seed,
+    folder: Path,
+) -> tuple[UnlearningConfig, dict[str, Any]]:
+    """Return the settings with optimiser and rate as they suit the net, and the trials as JSON values."""
+    recipe = config.recipe
+    if config.rate is not None:
+        # The optimiser of CGD is the paper's.
+        recipe = replace(fitting_optimizer(victim, recipe), lr=config.rate)
+        return replace(config, recipe=recipe), {
+            "optimizer": recipe.optimizer,
+            "rate": recipe.lr,
+            "trials": [],
+        }
+    noted = resume_folder(folder) / "trials.json"
+    try:
+        values = read_json(noted)
+        chosen = replace(recipe, optimizer=values["optimizer"], lr=values["rate"])
+    except (ClipguardError, KeyError, TypeError):
+        recipe = fitting_optimizer(victim, recipe)
+        images = taught[0].images
+        chosen, trials = suited_recipe(
+            victim, images, *lesson(*taught, config), recipe, gauge, seed.child("range test")
+        )
+        values = {
+            "optimizer": chosen.optimizer,
+            "rate": chosen.lr,
+            "trials": [one._asdict() for one in trials],
+        }
+        write_json(noted, values)
+    return replace(config, recipe=chosen), values
+
+
+def _note(folder: Path, trials: dict[str, Any], before: Reading | None, after: Reading | None) -> None:
+    """Write what the gauge said, and a sentence where the repair cost more than little and than chance."""
+    if before is None or after is None:
+        write_json(folder / REPAIR_FILE, {**trials, "readings": []})
+        return
+    write_json(folder / REPAIR_FILE, {**trials, "readings": [_plain(before), _plain(after)]})
+    lost, error = cost(before, after)
+    if lost <= max(DEAR, 2 * error):
+        return
+    followed = (
+        ""
+        if before.followed is None or after.followed is None
+        else f", and {before.followed:.1%} and {after.followed:.1%} follow the reconstructed trigger"
+    )
+    words = (
+        f"the repair costs {100 * lost:.1f} points: of {len(before.right)} trusted samples that it did not "
+        f"learn from, {before.accuracy:.1%} are right before and {after.accuracy:.1%} after{followed}"
+    )
+    hint = f"a --rate below {trials['rate']:g} changes the model less, --by retrain trains another one"
+    write_notes(folder, [f"{words}; {hint}"])
+
+
+def _plain(reading: Reading) -> dict[str, Any]:
+    return {"n": len(reading.right), "accuracy": reading.accuracy, "followed": reading.followed}
