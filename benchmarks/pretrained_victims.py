@@ -30,7 +30,7 @@ from clipguard.lab.attacks import attack_named
 from clipguard.lab.attacks import triggered as with_trigger
 from clipguard.lab.benchmark.machine import commit, machine
 from clipguard.lab.evaluation import evaluate
-from clipguard.models.preprocessing import timm_preprocessing
+from clipguard.models.preprocessing import as_they_are, timm_preprocessing
 from clipguard.models.spec import ModelSpec, Normalized, build, load, save
 from clipguard.pipeline.defender import Defender
 from clipguard.runs import read_json
@@ -112,9 +112,9 @@ def _read(options: argparse.Namespace, part: str) -> ImageSet:
 
 
 def _preprocessing(options: argparse.Namespace) -> Preprocessing:
-    """Return timm's preprocessing of the net at the size asked for."""
+    """Return timm's preprocessing of the net at another size, uncropped: a crop would cut the trigger off."""
     known, size = timm_preprocessing(options.net), (options.size, options.size)
-    return Preprocessing(size=size) if known is None else replace(known, size=size)
+    return Preprocessing(size=size) if known is None else as_they_are(replace(known, size=size))
 
 
 def _as_the_net_takes(data: ImageSet, preprocessing: Preprocessing) -> ImageSet:

@@ -11,10 +11,11 @@ from torch import nn
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute import classifiers
 from clipguard.compute.inference import classifier_logits
+from clipguard.compute.training import cross_entropy, fit
 from clipguard.data.decode import prepared
 from clipguard.detection.label_flow import LabelFlow
 from clipguard.errors import ClipguardError
-from clipguard.models.spec import ModelSpec, build, load, read_spec, save
+from clipguard.models.spec import ModelSpec, Normalized, build, load, read_spec, save
 from clipguard.pipeline import computing
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.defender import Defender
@@ -266,6 +267,9 @@ def test_a_module_is_left_exactly_as_it_was(source, scanned_folder, config):
 def test_a_module_that_no_name_can_build_is_repaired_all_the_same(source, scanned_folder):
     module = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
     spec = replace(SPEC, architecture="mine alone")
+    images, labels = poisoned_set()[0].images, poisoned_set()[0].labels
+    recipe = replace(CONFIG.victim, epochs=5)
+    fit(Normalized(module, spec), images, np.arange(240), cross_entropy(labels), recipe, Seed(0))
     defender = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, module, spec)
     assert classifier_logits(defender.model_, defender.scan_.data.images[:5]).shape == (5, 3)
 

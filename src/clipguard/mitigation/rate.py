@@ -35,7 +35,7 @@ large, long before its accuracy shows it.
 """
 
 
-class Trial(NamedTuple):
+class TestedRate(NamedTuple):
     """A rate, and the loss of the trusted samples after some steps at it."""
 
     rate: float
@@ -57,7 +57,7 @@ def suited_recipe(  # noqa: PLR0913  # what is trained on, how, and what measure
     recipe: Recipe,
     gauge: Gauge,
     seed: Seed,
-) -> tuple[Recipe, list[Trial]]:
+) -> tuple[Recipe, list[TestedRate]]:
     """Return the recipe at the highest rate whose trial does little damage, and the trials.
 
     The model stays as it is. It is the highest such rate, since a repair at a low one leaves the backdoor
@@ -67,7 +67,7 @@ def suited_recipe(  # noqa: PLR0913  # what is trained on, how, and what measure
     if not len(gauge.labels):
         return recipe, []
     some = _drawn(rows, STEPS * recipe.batch_size, seed)
-    before, trials = gauge.read(model), list[Trial]()
+    before, trials = gauge.read(model), list[TestedRate]()
     most = FACTOR * before.loss + NATS
     for share in LADDER:
         tried = replace(recipe, lr=recipe.lr * share)
@@ -76,10 +76,10 @@ def suited_recipe(  # noqa: PLR0913  # what is trained on, how, and what measure
         short = replace(tried, epochs=1, constant=True)
         try:
             fit(trial, images, some, loss, short, seed)
-            trials.append(Trial(tried.lr, gauge.read(trial).loss))
+            trials.append(TestedRate(tried.lr, gauge.read(trial).loss))
         except ClipguardError:
             # It diverged.
-            trials.append(Trial(tried.lr, MOST_NATS))
+            trials.append(TestedRate(tried.lr, MOST_NATS))
         if trials[-1].loss <= most:
             break
     return replace(recipe, lr=trials[-1].rate), trials

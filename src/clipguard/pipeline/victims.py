@@ -115,13 +115,13 @@ def check_fit(victim: Victim, scan: Scan) -> None:
     rows = _to_ask(np.flatnonzero(scan.partition.clean), labels)
     if not len(rows):
         return
-    asked = labels[rows]
-    answers = classifier_logits(victim.model, scan.data.images[rows]).argmax(1)
-    right, chance = int((answers == asked).sum()), 1 / len(np.unique(asked))
+    given = labels[rows]
+    predicted = classifier_logits(victim.model, scan.data.images[rows]).argmax(1)
+    right, chance = int((predicted == given).sum()), 1 / len(np.unique(given))
     most = binomtest(right, len(rows)).proportion_ci(CONFIDENCE).high
     if most >= chance + ABOVE_CHANCE * (1 - chance):
         return
-    order = _in_best_order(asked, answers, scan.num_classes)
+    order = _in_best_order(given, predicted, scan.num_classes)
     hint = f" (with its classes in another order it would be right on {order:.1%})" if order > 0.5 else ""
     raise ClipguardError(
         f"model {victim.name} is right on {right / len(rows):.1%} of {len(rows)} trusted samples, chance is "
@@ -137,9 +137,9 @@ def _to_ask(clean: Int64[np.ndarray, "m"], labels: Int64[np.ndarray, "n"]) -> In
     return np.sort(np.concatenate([*some, np.zeros(0, np.int64)]))
 
 
-def _in_best_order(asked: Int64[np.ndarray, "l"], answers: Int64[np.ndarray, "l"], k: int) -> float:
+def _in_best_order(given: Int64[np.ndarray, "l"], predicted: Int64[np.ndarray, "l"], k: int) -> float:
     """Return the accuracy if each answer meant another class, no two the same: the best that is possible."""
     from scipy.optimize import linear_sum_assignment
 
-    counts = np.bincount(k * asked + answers, minlength=k * k).reshape(k, k)
-    return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(asked))
+    counts = np.bincount(k * given + predicted, minlength=k * k).reshape(k, k)
+    return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(given))
