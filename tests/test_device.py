@@ -246,9 +246,9 @@ def test_streamed_images_train_to_the_same_weights_as_those_on_the_gpu(stand_in_
 def test_a_training_sees_the_same_crops_on_either_device(stand_in_gpu):
     recipe = replace(RECIPE, lr=1e-3, optimizer="plain-sgd")
     ends = []
-    for device, seed in ((CPU, 0), (stand_in_gpu, 0), (CPU, 1)):
+    for where, seed in ((CPU, 0), (stand_in_gpu, 0), (CPU, 1)):
         model = build(SPEC, Seed(0))
-        with computing_on(device):
+        with computing_on(where):
             fit(model, IMAGES, np.arange(23), cross_entropy(LABELS), recipe, Seed(seed))
         ends.append(weights(model))
     processor, gpu, others = ends
