@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -28,6 +29,7 @@ from clipguard.compute.training import Recipe, cross_entropy, fit
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, build
 from clipguard.pipeline.defender import Defender
+from clipguard.runs import read_json
 from clipguard.seeds import Seed
 from tiny_runs import CONFIG, GUIDE, poisoned_set, source_of
 
@@ -213,6 +215,79 @@ def test_an_upload_that_does_not_fit_is_streamed(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", full)
     assert batches._uploaded(IMAGES, torch.device("cpu")) is None
+
+
+@pytest.fixture
+def stand_in_gpu(monkeypatch):
+    """Return a GPU whose work the processor does: all of its code but CUDA's own."""
+    monkeypatch.setattr(Device, "torch", property(lambda device: torch.device("cpu")))
+    monkeypatch.setattr(Device, "selected", lambda device: nullcontext())
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda kind, dtype: autocast("cpu", dtype))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    return Device(kind="cuda", dtype="bfloat16", name="Stand-in")
+
+
+def weights(model):
+    return torch.cat([value.detach().flatten() for value in model.parameters()])
+
+
+def test_streamed_images_train_to_the_same_weights_as_those_on_the_gpu(stand_in_gpu, monkeypatch):
+    trained = []
+    for most in (batches.RESIDENT, 0):
+        monkeypatch.setattr(batches, "RESIDENT", most)
+        model = build(SPEC, Seed(0))
+        with computing_on(stand_in_gpu):
+            fit(model, IMAGES, np.arange(23), cross_entropy(LABELS), replace(RECIPE, epochs=2), Seed(0))
+        trained.append(weights(model))
+    assert torch.equal(*trained)
+
+
+def test_a_training_sees_the_same_crops_on_either_device(stand_in_gpu):
+    recipe = replace(RECIPE, lr=1e-3, optimizer="plain-sgd")
+    ends = []
+    for where, seed in ((CPU, 0), (stand_in_gpu, 0), (CPU, 1)):
+        model = build(SPEC, Seed(0))
+        with computing_on(where):
+            fit(model, IMAGES, np.arange(23), cross_entropy(LABELS), recipe, Seed(seed))
+        ends.append(weights(model))
+    processor, gpu, others = ends
+    # It rounds otherwise, but goes the same way; with other crops, the way is another.
+    assert 0 < (gpu - processor).norm() < 0.4 * (others - processor).norm()
+
+
+def test_a_guide_that_overflows_in_half_precision_is_asked_again_in_single(stand_in_gpu):
+    clip = GUIDE.clip
+    crops = [clip.crop(image) for image in IMAGES]
+    expected = clip.embed_crops(crops)
+    with computing_on(stand_in_gpu):
+        half = clip.embed_crops(crops)
+        assert 0.999 < (half * expected).sum(1).min() < 1.00001
+        assert not np.array_equal(half, expected)
+        asked = []
+
+        def encode(pixels: torch.Tensor, normalize: bool) -> torch.Tensor:
+            asked.append((len(pixels), torch.is_autocast_enabled("cpu")))
+            made = clip.network.encode_image(pixels, normalize=normalize)
+            return made / 0 if torch.is_autocast_enabled("cpu") else made
+
+        overflowing = nn.Module()
+        overflowing.encode_image = encode
+        assert np.allclose(replace(clip, network=overflowing).embed_crops(crops), expected, atol=1e-5)
+        assert asked == [(23, True), (23, False)]
+
+
+def test_a_whole_repair_takes_the_way_of_a_gpu(stand_in_gpu, tmp_path):
+    data, carries = poisoned_set()
+    with computing_on(stand_in_gpu):
+        made = Defender(GUIDE, tmp_path / "run", config=CONFIG).fit(source_of(data))
+    manifest = read_json(tmp_path / "run/manifest.json")
+    assert manifest["device"] == "Stand-in, bfloat16"
+    keys = [read_json(stage.path / "manifest.json") for stage in made.stages_.values()]
+    assert {key["device"] for key in keys} == {"Stand-in, bfloat16"}
+    assert (
+        made.samples_["suspicion_score"][carries].mean() > made.samples_["suspicion_score"][~carries].mean()
+    )
 
 
 def test_seeding_leaves_every_gpu_alone_and_the_processors_generator_as_it_was(monkeypatch):

@@ -50,7 +50,7 @@ def test_its_data_are_poisoned_as_it_says(checks):
     assert (made.data.labels == made.clean_labels)[~made.carries].all()
     stamped = checks.stamped(made.data.images)
     assert np.array_equal(stamped[made.carries], made.data.images[made.carries])
-    assert np.array_equal(stamped[:, :-4], made.data.images[:, :-4])
+    assert np.array_equal(stamped[:, :-6], made.data.images[:, :-6])
 
 
 def test_its_area_under_the_curve_is_that_of_pairs(checks):

@@ -33,7 +33,7 @@ def piecewise(values: Callable[[slice], Values], n: int, size: int) -> list[Valu
     Raises:
         ClipguardError: it does not hold one row.
     """
-    out, start = [], 0
+    out, start, size = [], 0, min(size, n)
     while start < n:
         go_on()
         try:
