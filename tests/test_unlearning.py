@@ -102,7 +102,9 @@ def slow_loss(logits, data, partition, guide, config, guide_weight):
             forget = -np.log(others) if config.loss == "unlikelihood" else np.log(p[y] + 1e-6)
             total += config.weight * forget * (config.label_only_weight if row in soft else 1)
             if row in soft:
-                total -= config.relabel * sum(q * np.log(r) for q, r in zip(soft[row], p, strict=True))
+                total -= unlearning.RELABEL_WEIGHT[config.loss] * sum(
+                    q * np.log(r) for q, r in zip(soft[row], p, strict=True)
+                )
             posterior = softmax(guide.scale * guide.logits[row].astype(np.float64) / t)
             total += guide_weight * t * t * kl(posterior, softmax(z / t))
     return total / (clean | flagged).sum()
@@ -120,13 +122,12 @@ def slow_loss(logits, data, partition, guide, config, guide_weight):
 )
 def test_the_loss_is_that_of_a_slow_reference(n, seed, loss, weight, label_only, relabel, guide_weight):
     model, data, partition, guide, logits = draw_case(n, seed)
-    config = UnlearningConfig(
-        loss=loss, recipe=STEP, weight=weight, label_only_weight=label_only, relabel=relabel
-    )
+    config = UnlearningConfig(loss=loss, recipe=STEP, weight=weight, label_only_weight=label_only)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(unlearning.GUIDE_WEIGHT, loss, guide_weight)
+        patch.setitem(unlearning.RELABEL_WEIGHT, loss, relabel)
         history = unlearn(model, data, partition, guide, config, Seed(seed))
-    expected = slow_loss(logits, data, partition, guide, config, guide_weight)
+        expected = slow_loss(logits, data, partition, guide, config, guide_weight)
     assert history.columns["loss"][0] == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 

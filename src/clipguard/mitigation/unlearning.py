@@ -33,7 +33,6 @@ class UnlearningConfig:
             backdoor: with a short one, repairs differ more by chance.
         weight: b, weight of the unlearning term, per flagged sample relative to a clean one.
         label_only_weight: share of that weight for samples with a soft label.
-        relabel: weight of the cross-entropy to their soft label.
         readmit: after each pass, uncertain samples whose given label the model predicts with more than this
             probability become clean, unless their class is quarantined; 1 turns it off.
         augment: share of the clean samples of which a copy with the reconstructed trigger (with each, where
@@ -47,7 +46,6 @@ class UnlearningConfig:
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=3, lr=0.02, warmup=0.3, crop=0.0625))
     weight: float = 1.0
     label_only_weight: float = 0.5
-    relabel: float = 1.0
     readmit: float = 0.5
     augment: float = 0.3
     rate: float | None = None
@@ -58,7 +56,6 @@ CGD: Final = UnlearningConfig(
     recipe=Recipe(epochs=10, lr=0.01, batch_size=256, optimizer="plain-sgd", warmup=0.0, constant=True),
     weight=0.025,
     label_only_weight=1.0,
-    relabel=0.0,
     readmit=1.0,
     augment=0.0,
     rate=0.01,
@@ -70,6 +67,9 @@ An epoch is a whole pass here, where CGD ends it after 200 steps of 256 samples.
 
 GUIDE_WEIGHT: Final = {"unlikelihood": 0.0, "cgd": 0.0005}
 """CGD's a, weight of KL(guide || model) on flagged samples, by loss."""
+
+RELABEL_WEIGHT: Final = {"unlikelihood": 1.0, "cgd": 0.0}
+"""Weight of the cross-entropy to soft labels, by loss: CGD has none."""
 
 TEMPERATURE: Final = 3.0
 """CGD's T of that term."""
@@ -159,7 +159,7 @@ def _unlearning_loss(sets: _Sets, targets: _Targets, config: UnlearningConfig) -
             soft = targets.soft_labels[targets.soft_index[rows][flagged]].to(device)
             weight = config.weight * (1 - soft.sum(1) * (1 - config.label_only_weight))
             total = total + (weight * forget(wrong, given[flagged])).sum()
-            total = total - config.relabel * (soft * wrong.log_softmax(1)).sum()
+            total = total - RELABEL_WEIGHT[config.loss] * (soft * wrong.log_softmax(1)).sum()
             if guide_weight > 0:
                 scores = targets.guide.scale * tensor(targets.guide.logits[array(rows[flagged])])
                 posterior = (scores / TEMPERATURE).softmax(1)
