@@ -138,21 +138,20 @@ def test_a_limit_on_file_sizes_is_one_line_and_lifting_it_resumes(scanned, whole
     assert published(tmp_path / "run") == whole
 
 
-def test_an_image_removed_while_scanning_is_refused_and_running_again_scans_the_others(
+def test_an_image_removed_while_scanning_is_skipped_and_reported(
     clipguard, scanned, data, tmp_path, monkeypatch
 ):
     def remove_one(source: ImageSource) -> tuple[int, int]:
         (data / "cat/0000.png").unlink()
         return 16, 16
 
-    with monkeypatch.context() as patch:
-        patch.setattr("clipguard.pipeline.defender.common_size", remove_one)
-        scanned(tmp_path / "run", says="changed while it was being read: run again when it rests")
-    assert not (tmp_path / "run").exists()
-    scanned(tmp_path / "run")
-    assert read_json(tmp_path / "run/stages/embeddings/unreadable.json") == []
+    monkeypatch.setattr("clipguard.pipeline.defender.common_size", remove_one)
+    ran = scanned(tmp_path / "run")
+    assert "1 images could not be read and were skipped, first 'cat/0000.png'" in ran.err
+    (entry,) = read_json(tmp_path / "run/stages/embeddings/unreadable.json")
+    assert entry == {"id": "cat/0000.png", "reason": "No such file or directory"}
     checked = clipguard("verify", tmp_path / "run", "--data", data, "--json")
-    assert checked.json["counts"]["inputs"] == {"ok": N - 1}
+    assert checked.json["counts"]["inputs"] == {"ok": N - 1, "missing": 1}
 
 
 def test_a_parquet_file_removed_while_scanning_costs_no_finished_shard(clipguard, tmp_path, monkeypatch):

@@ -185,7 +185,7 @@ def test_a_training_that_ends_in_another_kind_of_model_leaves_nothing(elsewhere,
 
 
 def test_a_class_that_never_had_a_sample_is_no_loss(elsewhere, result):
-    data = image_set(result.data.images, result.data.labels, (*NAMES, "newt"), result.data.ids)
+    data = image_set(result.data.pixels, result.data.labels, (*NAMES, "newt"), result.data.ids)
     spec = replace(SPEC, num_classes=4)
     stage = train(elsewhere("run", data=data), ~held_out(result), spec, VICTIM)
     assert load(stage.path / "model.safetensors", spec).network.head.out_features == 4
@@ -225,7 +225,7 @@ def test_killed_unlearning_keeps_its_passes_and_gives_the_same_model(elsewhere, 
     run = here.context.run
     assert run.finished("unlearning") is None
     kept = {file.name for file in run.path.rglob("resume.part/*")}
-    assert {"checkpoint.safetensors", "admitted.npy", "images.npy"} <= kept
+    assert {"checkpoint.safetensors", "admitted.npy"} <= kept
     passes, real = [], training._pass
 
     def counted(*args):

@@ -66,15 +66,15 @@ def _places(folder: Path, source: ImageSource, n: int) -> Int64[np.ndarray, "n"]
     names = pa.chunked_array(list(_names(folder)), pa.string())
     if len(names) != n:
         raise ClipguardError(f"embeddings {folder}: {n} vectors but {len(names)} names: compute them again")
-    found = pc.index_in(pa.array(source.ids, pa.string()), value_set=names.combine_chunks())
-    if found.null_count:
-        first = source.ids[int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])]
+    rows = pc.index_in(pa.array(source.ids, pa.string()), value_set=names.combine_chunks())
+    if rows.null_count:
+        first = source.ids[int(np.flatnonzero(rows.is_null().to_numpy(zero_copy_only=False))[0])]
         raise ClipguardError(
-            f"embeddings {folder} have none for {found.null_count} of {len(source)} images of "
+            f"embeddings {folder} have none for {rows.null_count} of {len(source)} images of "
             f"{source.location}, first {first!r}: image_path has to be the path below the folder, as in "
             "samples.parquet"
         )
-    return np.asarray(found.to_numpy(), np.int64)
+    return np.asarray(rows.to_numpy(), np.int64)
 
 
 def _names(folder: Path) -> "Iterator[pa.Array]":  # imported where it is needed

@@ -48,13 +48,13 @@ class RayEngine:
 
             size = min(self.workers or self._most(), len(units))
             # Whole numbers each: two actors of a half GPU could meet on one and find it full.
-            asked: dict[str, Any] = {"num_gpus": self.gpus} if self.gpus else {"num_cpus": 1}
+            resources: dict[str, Any] = {"num_gpus": self.gpus} if self.gpus else {"num_cpus": 1}
             finished = from_items([{"shards": list(unit)} for unit in units]).map_batches(
                 _Actor,
                 fn_constructor_args=(make, "cuda" if self.gpus else "cpu"),
                 batch_size=1,
                 compute=ActorPoolStrategy(size=size),
-                **asked,
+                **resources,
             )
             for row in finished.iter_rows():
                 if row["error"]:
@@ -64,8 +64,8 @@ class RayEngine:
     def _most(self) -> int:
         import ray
 
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-        return max(1, int(resources.get("GPU", 0) / self.gpus if self.gpus else resources.get("CPU", 1)))
+        there = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        return max(1, int(there.get("GPU", 0) / self.gpus if self.gpus else there.get("CPU", 1)))
 
 
 class _Actor:
@@ -114,13 +114,13 @@ def _connected(address: str | None) -> Iterator[None]:
             "leave --engine out"
         ) from error
     context = DataContext.get_current()
-    shown, level = context.enable_progress_bars, logging.getLogger("ray.data").level
+    bars, level = context.enable_progress_bars, logging.getLogger("ray.data").level
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
     finally:
-        context.enable_progress_bars = shown
+        context.enable_progress_bars = bars
         logging.getLogger("ray.data").setLevel(level)
         if ours:
             ray.shutdown()

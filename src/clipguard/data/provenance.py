@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard.data.decode.reading import ReadRow
+from clipguard.data.folder import FolderReader
 from clipguard.data.listing import Unreadable
 from clipguard.data.source import ImageSource, contents_of, listing_of
 from clipguard.errors import ClipguardError
@@ -89,9 +90,10 @@ def record_source(folder: Path, source: ImageSource, shards: int) -> None:
     """Write what the recorded rows of all shards say of the source as a whole, once all are there.
 
     Raises:
-        ClipguardError: files changed, came or went while the source was being read.
+        ClipguardError: a file that holds labels changed while the source was being read.
     """
-    if source.key_now() != source.key:
+    # Labels of a folder are its paths: what was read is what is described. Elsewhere, labels were read before.
+    if not isinstance(source.reader, FolderReader) and source.key_now() != source.key:
         raise ClipguardError(f"{source.location} changed while it was being read: run again when it rests")
     unreadable, lost, largest, first = list(source.refused), [], (0, 0), 0
 
