@@ -108,7 +108,10 @@ def _read(options: argparse.Namespace, part: str) -> ImageSet:
     file, text = (options.test, options.test_rows) if part == "test" else ("train", options.rows)
     first, end = map(int, text.split(":"))
     source = ImageSource.open(SHARED / options.data / f"{file}.parquet", rows=(first, end))
-    return read_images(source, Preprocessing(size=common_size(source).common))[0]
+    height, width = common_size(source).common
+    # The trigger has so many pixels of what the net is given: shrunk with a larger image, it would fade.
+    size = min(height, options.size), min(width, options.size)
+    return read_images(source, Preprocessing(size=size))[0]
 
 
 def _preprocessing(options: argparse.Namespace) -> Preprocessing:
@@ -129,6 +132,9 @@ def _trained(
     if not path.exists():
         model = build(spec, seed.child("init"))
         if options.weights is not None:
+            with seed.child("head").torch_global():
+                # Much smaller weights than those of a net that is to be trained from scratch.
+                model.network.reset_classifier(spec.num_classes)
             _take_weights(model, options.weights)
         seen = _as_the_net_takes(data, spec.preprocessing)
         recipe = Recipe(
