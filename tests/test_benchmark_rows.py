@@ -81,7 +81,7 @@ def test_every_row_holds_its_rates_what_it_is_of_and_what_it_was_made_with(finis
     own = by_label["clipguard"]
     assert own["detection_poisoned"] == 14
     assert own["guide_accuracy"] == by_label["retrain"]["guide_accuracy"] > 0
-    assert own["seconds_read"] > 0
+    assert own["seconds_embeddings"] > 0
     assert by_label["finetune"]["detection_poisoned"] is None
 
 

@@ -92,7 +92,7 @@ def record_source(folder: Path, source: ImageSource, shards: int) -> None:
     Raises:
         ClipguardError: a file that holds labels changed while the source was being read.
     """
-    # Labels of a folder are its paths: what was read is what is described. Elsewhere, labels were read before.
+    # Labels of a folder are its paths: what was read is described. Elsewhere, labels were read before.
     if not isinstance(source.reader, FolderReader) and source.key_now() != source.key:
         raise ClipguardError(f"{source.location} changed while it was being read: run again when it rests")
     unreadable, lost, largest, first = list(source.refused), [], (0, 0), 0

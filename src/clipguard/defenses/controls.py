@@ -11,6 +11,7 @@ from clipguard.compute.training import cross_entropy, fit
 from clipguard.defenses.clipguard import fitted, unfitted
 from clipguard.defenses.protocol import Case, Repaired
 from clipguard.pipeline.config import DefenseConfig
+from clipguard.pipeline.unlearning_stage import chosen_recipe
 from clipguard.seeds import Seed
 from clipguard.types import State
 
@@ -54,21 +55,27 @@ class Retrain:
 class Finetune:
     """Control: the victim trained on everything with unlearning's schedule, flagged samples or not.
 
-    It takes as many samples a pass as unlearning took, so that it shows what the mere training does.
+    It takes as many passes as unlearning took, of as many samples, by the same optimiser and rate, so that it
+    shows what the mere training does.
     """
 
     config: DefenseConfig = field(default_factory=DefenseConfig)
 
     def defend(self, case: Case) -> Repaired:
         """Return the fine-tuned victim."""
-        history = fitted(case, self.config).history_
-        sizes = (history["clean"] + history["flagged"]).astype(int)
+        defender = fitted(case, self.config)
+        sizes = (defender.history_["clean"] + defender.history_["flagged"]).astype(int)
         model, seed = copy.deepcopy(case.victim), Seed(case.seed).child("control")
+        if not len(sizes):
+            return Repaired(model=model, seconds={"finetune": 0.0})
 
-        def rows(epoch: int) -> Int64[np.ndarray, "m"]:
+        def rows(epoch: int) -> Int64[np.ndarray, "m"] | None:
+            if epoch == len(sizes):
+                return None
             drawn: Int64[np.ndarray, " m"] = seed.child("rows", epoch).generator().permutation(len(case.data))
             return drawn[: sizes[epoch]]
 
-        loss, recipe = cross_entropy(case.data.labels), self.config.unlearning.recipe
+        loss = cross_entropy(case.data.labels)
+        recipe = chosen_recipe(defender.stages_["unlearning"].path, self.config.unlearning.recipe)
         done = fit(model, case.data.images, rows, loss, recipe, seed)
         return Repaired(model=model, seconds={"finetune": done.seconds})

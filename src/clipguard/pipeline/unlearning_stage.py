@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from clipguard.compute.threads import intra_op, training_threads
+from clipguard.compute.training import Recipe
 from clipguard.errors import ClipguardError
 from clipguard.mitigation.gauge import Gauge, Reading, cost, gauge_of, has_done_its_work, spared_rows
 from clipguard.mitigation.rate import fitting_optimizer, suited_recipe
@@ -35,7 +36,10 @@ def _unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> Non
     scan = given.scan
     if not scan.partition.flagged.any():
         write_notes(folder, ["nothing was flagged, so there is nothing to unlearn: the model is unchanged"])
-        nothing = History(columns={"epoch": (), "loss": (), "seconds": ()}, seconds=0.0)
+        columns: dict[str, tuple[float, ...]] = dict.fromkeys(
+            ("epoch", "loss", "seconds", "clean", "flagged"), ()
+        )
+        nothing = History(columns=columns, seconds=0.0)
         keep(folder, given.victim, given.spec, scan.data, nothing)
         progress(1, 1)
         return
@@ -61,6 +65,12 @@ def _unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> Non
     counter.finish()
     keep(folder, model, given.spec, scan.data, history)
     _note(folder, trials, before, None if before is None else gauge.read(model))
+
+
+def chosen_recipe(folder: Path, recipe: Recipe) -> Recipe:
+    """Return a recipe with optimiser and rate as a finished stage has taken them."""
+    values = read_json(folder / REPAIR_FILE)
+    return replace(recipe, optimizer=values["optimizer"], lr=values["rate"])
 
 
 def _augmented(given: Repair, partition: Partition, seed: Seed) -> tuple[ImageSet, Partition, Scores]:
