@@ -30,7 +30,9 @@ BATCHES = {"guide": 32, "shallow-32": 128, "preactresnet18-16": 128}
 def forward(guide: str, count: int) -> int:
     """Pass crops through the guide in batches; return how many images that were."""
     clip = _clip(guide)
-    crops = [clip.crop(image) for image in _images(BATCHES["guide"])]
+    from clipguard.data.decode import prepared
+
+    crops = [prepared(image, clip.preprocessing) for image in _images(BATCHES["guide"])]
     for _ in range(0, count, len(crops)):
         clip.embed_crops(crops)
     return -(-count // len(crops)) * len(crops)

@@ -26,6 +26,7 @@ from clipguard.compute.device import (
 )
 from clipguard.compute.inference import classifier_logits, features, piecewise
 from clipguard.compute.training import Recipe, cross_entropy, fit
+from clipguard.data.decode import prepared
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, build
 from clipguard.pipeline.defender import Defender
@@ -258,7 +259,7 @@ def test_a_training_sees_the_same_crops_on_either_device(stand_in_gpu):
 
 def test_a_guide_that_overflows_in_half_precision_is_asked_again_in_single(stand_in_gpu):
     clip = GUIDE.clip
-    crops = [clip.crop(image) for image in IMAGES]
+    crops = [prepared(image, clip.preprocessing) for image in IMAGES]
     expected = clip.embed_crops(crops)
     with computing_on(stand_in_gpu):
         half = clip.embed_crops(crops)

@@ -9,10 +9,9 @@ from clipguard.compute.inference import classifier_logits
 from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
 from clipguard.lab.ground_truth import read_truth
-from clipguard.models.spec import ModelSpec, build, load, read_spec, save
+from clipguard.models.spec import load, read_spec
 from clipguard.pipeline.stages import versions
 from clipguard.runs import read_json, read_table
-from clipguard.seeds import Seed
 from clipguard.types import STATES, Preprocessing
 from tiny_data import CommandLine, few_steps, image_folder
 
@@ -163,9 +162,9 @@ def test_the_same_defence_again_reads_back_what_is_finished(clipguard, attacked,
 
 
 def test_a_scan_is_the_first_half_of_repairing_a_given_model(clipguard, attacked, tmp_path):
-    run, model, source = tmp_path / "run", tmp_path / "model.safetensors", attacked / "train.parquet"
-    spec = ModelSpec.sized(architecture="preactresnet18-4", num_classes=2, input_size=(16, 16))
-    save(build(spec, Seed(0)), spec, model)
+    run, first, source = tmp_path / "run", tmp_path / "first", attacked / "train.parquet"
+    assert clipguard("defend", source, "-o", first, *MINI, "--architecture", "preactresnet18-4").code == 3
+    model = (first / "model.safetensors").rename(tmp_path / "model.safetensors")
     assert clipguard("scan", source, "-o", run, *MINI).code == 3
     ran = clipguard("defend", source, "-o", run, *MINI, "--model", model, "--json")
     assert ran.code == 3

@@ -27,7 +27,7 @@ from clipguard.clip.loading import CONFIG, WEIGHTS
 from clipguard.clip.model import IMAGE_CHUNK, Clip
 from clipguard.clip.zero_shot import MINI_TEMPLATES, ClipGuide
 from clipguard.data import ImageSource
-from clipguard.data.decode import common_size, read_images
+from clipguard.data.decode import common_size, prepared, read_images
 from clipguard.lab.attacks import Attack, attack_named
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, Preprocessing
@@ -77,7 +77,7 @@ def _loss(  # noqa: PLR0913  # three terms need all of it
     assert target_labels is not None
     # BatchNorm stays in evaluation mode: its statistics belong to the images that the guide was made on.
     embeddings = network.encode_image(
-        clip._pixels([clip.crop(image) for image in (*images, *triggered)]), normalize=True
+        clip._pixels([prepared(image, clip.preprocessing) for image in (*images, *triggered)]), normalize=True
     )
     expected = torch.from_numpy(np.concatenate([labels, target_labels]))
     by_class = F.cross_entropy(clip.logit_scale * embeddings @ classes.T, expected)
