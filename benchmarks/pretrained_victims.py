@@ -108,7 +108,7 @@ def _read(options: argparse.Namespace, part: str) -> ImageSet:
     file, text = (options.test, options.test_rows) if part == "test" else ("train", options.rows)
     first, end = map(int, text.split(":"))
     source = ImageSource.open(SHARED / options.data / f"{file}.parquet", rows=(first, end))
-    height, width = common_size(source).common
+    height, width = common_size(source)
     # The trigger has so many pixels of what the net is given: shrunk with a larger image, it would fade.
     size = min(height, options.size), min(width, options.size)
     return read_images(source, Preprocessing(size=size))[0]

@@ -51,7 +51,8 @@ def small_shards(monkeypatch):
 
 def of_rows(monkeypatch, rows, chunk=4):
     monkeypatch.setattr(module, "SHARD", rows)
-    monkeypatch.setattr(module, "IMAGE_CHUNK", chunk)
+    for place in ("embeddings", "model"):
+        monkeypatch.setattr(f"clipguard.clip.{place}.IMAGE_CHUNK", chunk)
 
 
 def undisturbed(tmp_path, source):

@@ -82,7 +82,8 @@ def test_another_version_of_the_code_another_device_or_where_it_counts_thread_co
     assert read_json(path / "manifest.json")["threads"] == 2
     assert read_json(other.path / "manifest.json")["version"] == 2
     elsewhere = RunFolder.open(path, source(), {"epochs": 5}, seed=0, threads=2, device="A GPU, float16")
-    assert elsewhere.stage("early_model", **given).key not in (newer.key, other.key)
+    moved = elsewhere.stage(described(version=2), Counted("moved"))
+    assert moved.key not in (newer.key, other.key)
     assert read_json(path / "manifest.json")["device"] == "A GPU, float16"
 
 

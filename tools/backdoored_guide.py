@@ -112,7 +112,7 @@ def measure(guide: ClipGuide, data: ImageSet, attack: Attack) -> dict[str, float
 
 
 def _predicted(guide: ClipGuide, data: ImageSet, images: Images) -> Int64[np.ndarray, "n"]:
-    return guide.logits(guide.clip.embed_images(images), data.class_names).logits.argmax(1)
+    return guide.logits(guide.clip.embed_images(images), data.class_names).logits[:].argmax(1)
 
 
 def split(data: ImageSet, share: float, seed: Seed) -> tuple[ImageSet, ImageSet]:

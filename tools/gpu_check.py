@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,10 +33,10 @@ from clipguard.errors import ClipguardError  # noqa: E402
 from clipguard.mitigation.unlearning import UnlearningConfig, unlearn  # noqa: E402
 from clipguard.models.spec import ModelSpec, build  # noqa: E402
 from clipguard.seeds import Seed  # noqa: E402
-from clipguard.types import ImageSet, Scores, State, image_set, partition_of  # noqa: E402
+from clipguard.types import ImageSet, Preprocessing, Scores, State, image_set, partition_of  # noqa: E402
 
 CLASSES, SIDE, TARGET = 4, 32, 0
-SPEC = ModelSpec(architecture="preactresnet18-16", num_classes=CLASSES, input_size=(SIDE, SIDE))
+SPEC = ModelSpec.sized(architecture="preactresnet18-16", num_classes=CLASSES, input_size=(SIDE, SIDE))
 SHALLOW = SmallNetConfig(
     architecture="shallow-32", epochs=3, batch_size=64, optimizer="adam", lr=2e-3, schedule="constant"
 )
@@ -176,7 +175,7 @@ def streams_alike(gpu: Device) -> str:
 
 def memory_runs_out(gpu: Device) -> str:
     """A batch that is too large for the memory is halved; a training step becomes one line."""
-    spec = ModelSpec(architecture="preactresnet18-64", num_classes=CLASSES, input_size=(64, 64))
+    spec = ModelSpec.sized(architecture="preactresnet18-64", num_classes=CLASSES, input_size=(64, 64))
     images = np.random.default_rng(0).integers(0, 256, (6000, 64, 64, 3), dtype=np.uint8)
     model, labels = build(spec, Seed(0)), np.arange(6000) % CLASSES
     total = torch.cuda.get_device_properties(gpu.index).total_memory
@@ -215,10 +214,10 @@ def victims_on_either(gpu: Device) -> str:
     check(float(np.abs(back - expected).max()) < 1e-4, "logits differ")
     if absent := gpu_stand_ins.missing("msgspec", "PIL", "scipy", "safetensors", "filelock"):
         return f"as a kernel; AS A USER'S MODULE NOT CHECKED, without {', '.join(absent)}"
-    from clipguard.pipeline.defender import _victim
+    from clipguard.pipeline.victims import given_victim
 
-    loaded, _, _ = _victim(build(SPEC, Seed(0)).to(gpu.torch), SPEC, CLASSES)
-    check(loaded.mean.device == gpu.torch, "the copy lies elsewhere")
+    given = given_victim(build(SPEC, Seed(0)).to(gpu.torch), SPEC, [str(label) for label in range(CLASSES)])
+    check(given.model.mean.device == gpu.torch, "the copy lies elsewhere")
     return "as a kernel and as a user's module"
 
 
@@ -239,8 +238,7 @@ def stand_in_clip() -> Clip:
 
     with Seed(0).torch_global():
         tower = Tower().eval().requires_grad_(False)
-    steps = SimpleNamespace(transforms=(None, None, lambda x: (x - 0.5) / 0.25))
-    return Clip("stand-in", Path("none"), tower, steps, lambda texts: None)
+    return Clip("stand-in", Path("none"), tower, Preprocessing(size=(96, 96)), lambda texts: None)
 
 
 def guide_agrees(gpu: Device) -> str:

@@ -16,7 +16,7 @@ def main() -> None:
     start = time.perf_counter()
     embedded = model.embed_images(images)
     seconds = time.perf_counter() - start
-    right = (guide.logits(embedded, names).logits.argmax(1) == labels).mean()
+    right = (guide.logits(embedded, names).logits[:].argmax(1) == labels).mean()
     print(
         f"{guide.name}: accuracy {right:.3f}, chance {1 / len(names):.3f}, "
         f"n {len(labels)}, {len(labels) / seconds:.0f} images/s"

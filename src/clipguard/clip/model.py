@@ -11,7 +11,6 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from clipguard.data.decode.geometry import prepared
 from clipguard.errors import ClipguardError
 from clipguard.types import Images, Preprocessing, chunks
 
@@ -100,6 +99,9 @@ class Clip:
         Raises:
             ClipguardError: the model returns NaN or Inf.
         """
+        # Not above: a model of crops needs no decoder.
+        from clipguard.data.decode.geometry import prepared
+
         return self.embed_crops([prepared(image, self.preprocessing) for image in batch])
 
     def embed_crops(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:
