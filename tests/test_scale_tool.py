@@ -12,6 +12,7 @@ import pytest
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size, read_images
+from clipguard.types import Preprocessing
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -70,17 +70,6 @@ class Convolutional(torch.nn.Module):
         return self.last(x).flatten(1)
 
 
-class OfTokens(torch.nn.Module):
-    """Judges every row of pixels, as a transformer its tokens, and takes the mean of what it says."""
-
-    def __init__(self):
-        super().__init__()
-        self.head = torch.nn.Linear(24, 3)
-
-    def forward(self, x):
-        return self.head(x.permute(0, 2, 1, 3).flatten(2)).mean(1)
-
-
 class Twice(torch.nn.Module):
     """Asks its last layer twice an image, with the input by name the second time."""
 
@@ -92,7 +81,7 @@ class Twice(torch.nn.Module):
         return self.head(x.flatten(1)) * 0 + self.head(input=x.flatten(1))
 
 
-@pytest.mark.parametrize("network", [Convolutional, OfTokens, Twice])
+@pytest.mark.parametrize("network", [Convolutional, Twice])
 def test_models_that_do_not_end_in_a_linear_layer_give_their_logits(network):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     model = Normalized(network(), SPEC)

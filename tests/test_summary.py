@@ -116,7 +116,7 @@ def changed(path, change):
 
 
 FIELDS = list(paths(plain(SAMPLE)))
-OPTIONAL = {"before", "after", "detection"} | set(Rates.__struct_fields__) - {"measured_on"}
+OPTIONAL = {"model", "before", "after", "detection"} | set(Rates.__struct_fields__) - {"measured_on"}
 
 
 @pytest.mark.parametrize("path", [path for path in FIELDS if path[-1] not in OPTIONAL], ids="/".join)

@@ -54,8 +54,8 @@ class ImageSource:
     limits: Limits = field(default=Limits(), repr=False)
     reader: Reader = field(repr=False)
     rows: Int64[np.ndarray, "n"] = field(repr=False)
-    listed: int
-    opened: "Opened | None" = None
+    listed: int = field(repr=False)
+    opened: "Opened | None" = field(default=None, repr=False)
 
     @staticmethod
     def open(
