@@ -33,12 +33,22 @@ def available_threads() -> int:
 
     What `granted_threads` says, else OMP_NUM_THREADS, else the cores that this process may use.
     """
+    return _chosen_threads() or _cores()
+
+
+def threads_are_chosen() -> bool:
+    """Return whether somebody has said how many threads there may be."""
+    return _chosen_threads() is not None
+
+
+def _chosen_threads() -> int | None:
+    """Return the number that somebody has chosen, None if nobody has."""
     granted = _GRANTED.get()
     if granted is not None:
         return granted
     # OpenMP takes a list, one number for each level of nesting.
     named = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(named) if named.isdecimal() and int(named) > 0 else _cores()
+    return int(named) if named.isdecimal() and int(named) > 0 else None
 
 
 @contextmanager
@@ -50,7 +60,7 @@ def granted_threads(threads: int | None) -> Iterator[None]:
     """
     if threads is not None and threads < 1:
         raise ClipguardError(f"{threads} threads: give 1 or more")
-    token = _GRANTED.set(available_threads() if threads is None else threads)
+    token = _GRANTED.set(_GRANTED.get() if threads is None else threads)
     try:
         yield
     finally:
@@ -60,6 +70,21 @@ def granted_threads(threads: int | None) -> Iterator[None]:
 def training_threads() -> int:
     """Return how many threads one large training takes: its result depends on them."""
     return min(available_threads(), MOST_FOR_ONE_TRAINING)
+
+
+def idle_training_threads() -> int:
+    """Return how many threads one large training takes where nobody has chosen: no more than cores are idle.
+
+    Threads that share each operation wait for the slowest of them. Beside another busy process, two of them
+    take twice as long as one (see `docs/architecture.md`).
+    """
+    if _chosen_threads() is not None:
+        return training_threads()
+    try:
+        busy = round(os.getloadavg()[0])
+    except OSError:  # the system does not say
+        busy = 0
+    return max(1, min(_cores() - busy, MOST_FOR_ONE_TRAINING))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from clipguard.compute.classifiers import train_classifier as from_scratch
 from clipguard.compute.inference import features as features_of
 from clipguard.compute.inference import planes
 from clipguard.compute.lanes import lanes_here
-from clipguard.compute.threads import intra_op, training_threads
+from clipguard.compute.threads import intra_op
 from clipguard.detection.drawn_rows import MOST_ROWS
 from clipguard.detection.early_model import early_model_scores
 from clipguard.detection.entropy_map import label_nll
@@ -257,7 +257,7 @@ def train_classifier(given: Training, folder: Path, progress: StepProgress) -> N
     counter = EpochProgress(given.classifier.recipe.epochs, progress)
     checkpoint = resume_folder(folder) / "checkpoint.safetensors"
     data, rows = given.scan.data, np.flatnonzero(given.rows)
-    with intra_op(training_threads()):
+    with intra_op(given.scan.context.run.manifest["threads"]):
         model, history = from_scratch(given.classifier, data, rows, on_epoch=counter, checkpoint=checkpoint)
     keep(folder, model, given.classifier.spec, data, history)
 

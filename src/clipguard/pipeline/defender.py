@@ -14,7 +14,7 @@ from torch import nn
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.device import CPU, choose_device, computing_on, current_device
 from clipguard.compute.engine import Engine, LocalEngine
-from clipguard.compute.threads import granted_threads, one_thread, training_threads
+from clipguard.compute.threads import granted_threads, idle_training_threads, one_thread, threads_are_chosen
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size
 from clipguard.data.provenance import recorded_source
@@ -75,8 +75,9 @@ class Defender:
         progress: called with (step, done, total) as work goes on; from other threads, too, one at a time.
         device: `cpu`, `cuda`, `cuda:N`, or `auto`, the first GPU that works or else the processor; None takes
             the one in CLIPGUARD_DEVICE, else `auto`.
-        threads: that compute at once; None takes OMP_NUM_THREADS, else all cores that there are. Only the
-            weights of models trained or repaired here depend on it.
+        threads: that compute at once; None takes OMP_NUM_THREADS, else all cores that there are, of which one
+            training takes those that are idle when the run begins. Only the weights of models trained or
+            repaired here depend on it.
         embeddings: folder of embeddings that the guide has computed elsewhere, in clip-retrieval's layout.
         engine: who reads and embeds the data, shard by shard; by default this process.
     """
@@ -247,9 +248,18 @@ def _open_run(
         info,
         settings,
         seed=config.seed,
-        threads=training_threads(),
+        threads=_training_threads(Path(run_dir)),
         device=device.description,
     )
+
+
+def _training_threads(run_dir: Path) -> int:
+    """Return how many threads train one net: as many as in an earlier command of the run, unless told."""
+    threads = idle_training_threads()
+    if threads_are_chosen() or not (run_dir / "manifest.json").exists():
+        return threads
+    known = RunFolder.read(run_dir).manifest.get("threads")
+    return known if isinstance(known, int) and known > 0 else threads
 
 
 def _source_key(run_dir: Path, source: ImageSource, progress: Progress) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from clipguard.compute.threads import intra_op, training_threads
+from clipguard.compute.threads import intra_op
 from clipguard.compute.training import Recipe
 from clipguard.errors import ClipguardError
 from clipguard.mitigation.gauge import Gauge, Reading, cost, gauge_of, has_done_its_work, spared_rows
@@ -28,7 +28,7 @@ DEAR: Final = 0.005
 
 def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None:
     """Write the repaired model; the same one, to the bit, where nothing was flagged."""
-    with intra_op(training_threads()):
+    with intra_op(given.scan.context.run.manifest["threads"]):
         _unlearn_flagged(given, folder, progress)
 
 
