@@ -64,7 +64,9 @@ def main() -> int:
                 json.loads(before.read_text()),
                 run(case, ROOT / "src", given.data, victim, kept),
             )
-            for name in sorted(expected.keys() | found.keys()):
+            for name in sorted(expected.keys() - found.keys()):
+                print(f"left   {case:14} {name}", flush=True)
+            for name in sorted(found):
                 same = expected.get(name) == found.get(name)
                 differences += not same
                 print(f"{'same' if same else 'OTHER':6} {case:14} {name}", flush=True)

@@ -137,7 +137,8 @@ def poisoned(case: str, data: Path, api: SimpleNamespace) -> tuple[Any, Any, Any
     if case == "digits":
         return api.poisoned_digits(0).source, api.demo_guide(), api.demo_config(0)
     source = api.ImageSource.open(data, rows=ROWS)
-    clean, _ = api.read_images(source, (32, 32))
+    size = api.Preprocessing(size=(32, 32)) if NEW else (32, 32)
+    clean, _ = api.read_images(source, size)
     attack = api.attack_named(ATTACKS[case], rate=RATES.get(case, 0.05))
     changed, _ = attack.poison(clean, api.Seed(0).child("golden"))
     changed_source = api.ImageSource.open((changed.images, changed.labels), classes=changed.class_names)
@@ -150,7 +151,7 @@ def main() -> None:
     if NEW:
         import golden_present as present
 
-        values = present.values(case, data, victim, scratch)
+        values = present.values(case, data, scratch)
     else:
         values = old_case(case, data, victim, scratch)
     print(json.dumps(values))
