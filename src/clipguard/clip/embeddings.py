@@ -11,7 +11,7 @@ The first two are the layout of clip-retrieval, whose tools read them.
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -134,7 +134,9 @@ class ReadingPass:
             return partial(_embedded, lambda good: None)
         if not self.known:
             embed = self.guide.clip.embed_crops
-            return partial(_embedded, lambda good: embed([views.images[0] for _, views in good]))
+            return lambda piece: _without_crops(
+                _embedded(lambda good: embed([views.images[0] for _, views in good]), piece)
+            )
         known, width = KnownEmbeddings(self.known, self.source), self.guide.clip.width
         if known.width != width:
             raise ClipguardError(
@@ -167,7 +169,7 @@ class ReadingPass:
         good = [read for read in reads if not isinstance(read.views, Unreadable)]
         if not self.guide:
             self._check_same(shard, reads)
-        for number, (folder, view) in enumerate(self.images, len(self._views) - len(self.images)):
+        for number, (folder, view) in enumerate(self.images):
             # Of an attempt that was killed before it had noted what it read, nothing is kept.
             if self.guide or not image_file(folder, shard).exists():
                 folder.mkdir(exist_ok=True)
@@ -233,6 +235,18 @@ def _embedded(
 ) -> _Embedded:
     good = [(read.row, read.views) for read in piece.reads if not isinstance(read.views, Unreadable)]
     return piece, embed(good) if good else None
+
+
+def _without_crops(embedded: _Embedded) -> _Embedded:
+    """Return a piece without what only the guide was given, which shares its memory with all other views."""
+    piece, vectors = embedded
+    reads = [
+        read
+        if isinstance(read.views, Unreadable)
+        else replace(read, views=Views(read.views.size, tuple(map(np.copy, read.views.images[1:]))))
+        for read in piece.reads
+    ]
+    return replace(piece, reads=reads), vectors
 
 
 def pace(guide: ClipGuide, lanes: int) -> float:
