@@ -18,6 +18,9 @@ from clipguard.types import ImageSet, Preprocessing, StepProgress, image_set
 MAX_UNREADABLE = 0.1
 REPORT_EVERY = 100
 
+PLACES = 8
+"""Starts of a source that is read from some rows only at which its sizes are sampled: each costs a page."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReadRow:
@@ -152,7 +155,9 @@ def _sampled(source: ImageSource, sample: int) -> Int64[np.ndarray, "m"]:
     starts = source.starts
     if len(starts) == len(source):
         return np.unique(np.linspace(0, len(source) - 1, count).round().astype(np.int64))
-    chosen = np.unique(np.linspace(0, len(starts) - 1, min(count, len(starts))).round().astype(np.int64))
+    chosen = np.unique(
+        np.linspace(0, len(starts) - 1, min(count, PLACES, len(starts))).round().astype(np.int64)
+    )
     ends = np.append(starts, len(source))[chosen + 1]
     each = -(-count // len(chosen))
     pieces = [
