@@ -122,8 +122,17 @@ class Forward:
         with torch.inference_mode():
             for start in range(0, len(crops), CHUNK):
                 batch = torch.from_numpy(np.stack(crops[start : start + CHUNK]))
-                pixels = self.normalize(batch.permute(0, 3, 1, 2).float().div(255))
+                pixels = self._normalized(batch.permute(0, 3, 1, 2).float().div(255))
                 self.clip.network.encode_image(pixels, normalize=True).float().numpy()
+
+    def _normalized(self, pixels: Any) -> Any:
+        import torch
+
+        mean, std = (
+            torch.tensor(values).view(-1, 1, 1)
+            for values in (self.clip.preprocessing.mean, self.clip.preprocessing.std)
+        )
+        return pixels.sub(mean).div(std)
 
     def _lanes(self, crops: list[np.ndarray]) -> None:
         import torch
