@@ -17,17 +17,26 @@ _FILTERS: Final = {
 }
 
 
-def prepared(image: UInt8[np.ndarray, "h w 3"], preprocessing: Preprocessing) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Return the image resized and cropped, its values not yet normalised.
+def prepared(
+    image: UInt8[np.ndarray, "h w 3"] | Image.Image, preprocessing: Preprocessing
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Return an image, of Pillow in RGB or an array, resized and cropped, its values not yet normalised.
 
     Bit for bit what the evaluation transforms of torchvision, open_clip and timm give on Pillow images. An
     image that has the resized size already is not touched by the resize.
     """
-    height, width = resized_size(image.shape[:2], preprocessing)
-    if image.shape[:2] != (height, width):
-        picture = Image.fromarray(image).resize((width, height), _FILTERS[preprocessing.interpolation])
-        image = np.array(picture)
-    return _centre(image, preprocessing.size, preprocessing.fill)
+    size = image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+    height, width = resized_size(size, preprocessing)
+    if size != (height, width):
+        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        image = picture.resize((width, height), _FILTERS[preprocessing.interpolation])
+    pixels = image if isinstance(image, np.ndarray) else np.array(image)
+    return _centre(pixels, preprocessing.size, preprocessing.fill)
+
+
+def most_pixels(preprocessing: Preprocessing) -> int:
+    """Return the longer side of what the resize is to give, before the crop."""
+    return math.floor(max(preprocessing.size) / preprocessing.crop)
 
 
 def resized_size(size: tuple[int, ...], preprocessing: Preprocessing) -> tuple[int, int]:
