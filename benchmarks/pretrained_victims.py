@@ -86,6 +86,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", default="0:9469", help="training rows")
     parser.add_argument("--test", default="test", help="the file with the test rows, without its ending")
     parser.add_argument("--test-rows", default="0:3925")
+    parser.add_argument("--classes", type=int, help="keep the first so many classes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rate", type=float, default=1e-3, help="of AdamW, for victim and reference")
@@ -111,7 +112,11 @@ def _read(options: argparse.Namespace, part: str) -> ImageSet:
     height, width = common_size(source)
     # The trigger has so many pixels of what the net is given: shrunk with a larger image, it would fade.
     size = min(height, options.size), min(width, options.size)
-    return read_images(source, Preprocessing(size=size))[0]
+    data = read_images(source, Preprocessing(size=size))[0]
+    if options.classes is None:
+        return data
+    few = data.take(np.flatnonzero(data.labels < options.classes))
+    return replace(few, class_names=few.class_names[: options.classes])
 
 
 def _preprocessing(options: argparse.Namespace) -> Preprocessing:
