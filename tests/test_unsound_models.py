@@ -205,11 +205,16 @@ def test_an_infinite_buffer_is_no_fault():
 
 
 class CastsInside(nn.Module):
-    """Computes in another type than it is given."""
+    """Computes in another type than it is given; it sees which third of an image is bright."""
 
     def __init__(self):
         super().__init__()
         self.head = nn.Linear(768, 3, dtype=torch.bfloat16)
+        thirds = torch.zeros(3, 3, 16, 16)
+        for kind in range(3):
+            thirds[kind, :, :, 5 * kind : 5 * kind + 5] = 0.1
+        self.head.weight.data.copy_(thirds.flatten(1))
+        self.head.bias.data.zero_()
 
     def forward(self, x):
         return self.head(x.flatten(1).to(torch.bfloat16)).float()
