@@ -40,7 +40,6 @@ from clipguard.types import ImageSet, Preprocessing
 from runners import RESULTS, SHARED
 
 TARGET = 0
-RATE = 0.05
 
 
 def main() -> None:
@@ -52,7 +51,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     seed = Seed(options.seed)
     train, test = (_read(options, part) for part in ("train", "test"))
-    attack = attack_named("badnets", rate=RATE, target=TARGET)
+    attack = attack_named("badnets", rate=options.poison, target=TARGET)
     poisoned, truth = attack.poison(train, seed.child("attack"))
     triggered = replace(test, images=with_trigger(attack, test.pixels))
     spec = ModelSpec(
@@ -86,6 +85,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", default="0:9469", help="training rows")
     parser.add_argument("--test", default="test", help="the file with the test rows, without its ending")
     parser.add_argument("--test-rows", default="0:3925")
+    parser.add_argument("--poison", type=float, default=0.05, help="share of the samples")
     parser.add_argument("--classes", type=int, help="keep the first so many classes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=3)
