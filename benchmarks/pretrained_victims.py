@@ -71,7 +71,8 @@ def main() -> None:
     defender.fit(source, model=folder / "victim.safetensors")
     results["repaired"] = {**_rates(defender.model_, *tests), "seconds": round(time.monotonic() - began, 1)}
     results["scan"] = _scan(defender, truth.poisoned)
-    results["repair"] = read_json(defender.stages_["unlearning"].path / "repair.json")
+    noted = defender.stages_["unlearning"].path / "repair.json"
+    results["repair"] = read_json(noted) if noted.exists() else None
     results |= {"warnings": defender.warnings_, **_about(options, spec)}
     options.out.joinpath(f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     print("repaired", results["repaired"], results["repair"], flush=True)
