@@ -394,6 +394,9 @@ def test_a_large_jpeg_is_decoded_at_reduced_scale_to_nearly_the_same_views_and_i
     result = decoded(views, buffer.getvalue(), Limits())
     assert result.size == whole.shape[:2] == ((480, 800) if turn == 1 else (800, 480))
     for view, made in zip(views, result.images, strict=True):
+        # Made alone, or beside one that needs all of the pixels, it is the same.
+        for others in ((view,), (view, Preprocessing(size=(400, 400)))):
+            assert np.array_equal(decoded(others, buffer.getvalue(), Limits()).images[0], made)
         exact = prepared(whole, view).astype(int)
         assert np.abs(made - exact).max() <= 4
         assert not np.array_equal(made, exact)

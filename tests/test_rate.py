@@ -11,7 +11,7 @@ from clipguard.compute.training import Recipe, cross_entropy, fit
 from clipguard.mitigation.gauge import (
     MOST_SPARED,
     NO_EFFECT,
-    Reading,
+    GaugeReading,
     cost,
     gauge_of,
     has_done_its_work,
@@ -35,7 +35,7 @@ def square(label=None):
 
 
 def reading(right, followed=None):
-    return Reading(right=np.array(right, bool), loss=0.1, followed=followed)
+    return GaugeReading(right=np.array(right, bool), loss=0.1, followed=followed)
 
 
 @pytest.fixture(scope="module")

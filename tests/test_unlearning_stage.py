@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clipguard.compute.training import cross_entropy, fit
-from clipguard.mitigation.gauge import Reading
+from clipguard.mitigation.gauge import GaugeReading
 from clipguard.models.header import read_class_names
 from clipguard.models.spec import ModelSpec, build, load
 from clipguard.pipeline import unlearning_stage
@@ -76,8 +76,8 @@ def test_a_rate_that_is_given_is_taken_without_trials(result, victim, tmp_path):
 
 @pytest.mark.parametrize(("right_after", "told"), [(150, True), (198, False)])
 def test_a_repair_that_costs_more_than_little_and_than_chance_says_so(tmp_path, right_after, told):
-    before = Reading(right=np.ones(200, bool), loss=0.1, followed=0.9)
-    after = Reading(right=np.arange(200) < right_after, loss=0.2, followed=0.004)
+    before = GaugeReading(right=np.ones(200, bool), loss=0.1, followed=0.9)
+    after = GaugeReading(right=np.arange(200) < right_after, loss=0.2, followed=0.004)
     unlearning_stage._note(tmp_path, {"rate": 0.02}, before, after)
     assert (tmp_path / "notes.json").exists() == told
     if told:

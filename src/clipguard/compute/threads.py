@@ -82,7 +82,7 @@ def idle_training_threads() -> int:
         return training_threads()
     try:
         busy = round(os.getloadavg()[0])
-    except OSError:  # the system does not say
+    except (OSError, AttributeError):  # the system does not say
         busy = 0
     return max(1, min(_cores() - busy, MOST_FOR_ONE_TRAINING))
 

@@ -35,7 +35,7 @@ MOST_NATS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class GaugeReading:
     """What a gauge says of a model.
 
     Attributes:
@@ -71,16 +71,16 @@ class Gauge:
     triggered: UInt8[np.ndarray, "l h w 3"]
     targets: Int64[np.ndarray, "l"]
 
-    def read(self, model: Normalized) -> Reading:
+    def read(self, model: Normalized) -> GaugeReading:
         """Return what a model makes of the samples."""
         logits = classifier_logits(model, self.images).astype(np.float64)
         right = logits.argmax(1) == self.labels
         nats = logsumexp(logits, axis=1) - logits[np.arange(len(right)), self.labels]
         loss = float(np.minimum(nats, MOST_NATS).mean())
         if not len(self.targets):
-            return Reading(right=right, loss=loss, followed=None)
+            return GaugeReading(right=right, loss=loss, followed=None)
         follows = classifier_logits(model, self.triggered).argmax(1) == self.targets
-        return Reading(right=right, loss=loss, followed=float(follows.mean()))
+        return GaugeReading(right=right, loss=loss, followed=float(follows.mean()))
 
 
 def gauge_of(
@@ -116,14 +116,14 @@ def spared_rows(
     return np.sort(np.concatenate(spared))
 
 
-def has_done_its_work(before: Reading, now: Reading) -> bool:
+def has_done_its_work(before: GaugeReading, now: GaugeReading) -> bool:
     """Return whether a repair may end: the trigger that took effect has none, and no accuracy is lost."""
     if before.followed is None or now.followed is None or before.followed < TAKES_EFFECT:
         return False
     return now.followed <= NO_EFFECT and now.accuracy >= before.accuracy
 
 
-def cost(before: Reading, after: Reading) -> tuple[float, float]:
+def cost(before: GaugeReading, after: GaugeReading) -> tuple[float, float]:
     """Return the lost share of accuracy, and its standard error: of samples that one reading has right."""
     lost, won = int((before.right & ~after.right).sum()), int((after.right & ~before.right).sum())
     return (lost - won) / len(before.right), float(np.sqrt(lost + won)) / len(before.right)

@@ -1,6 +1,5 @@
 """What computes each stage: given values in, files in the stage's folder out."""
 
-import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from clipguard.detection.early_model import early_model_scores
 from clipguard.detection.entropy_map import label_nll
 from clipguard.detection.feature_separation import separated_by_features
 from clipguard.detection.label_flow import (
+    FOLDS,
     LabelFlow,
     LabelView,
     Probe,
@@ -118,6 +118,9 @@ def read(given: Reading, folder: Path, progress: StepProgress) -> None:
 
 def _expectation(guide: ClipGuide, lanes: int, n: int) -> str:
     """Return in words how long the guide's pass will take, before it starts."""
+    # Not on every platform; reading does not depend on it.
+    import resource
+
     rate, memory = pace(guide, lanes), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MEGA
     seconds = n / rate
     time = f"{seconds / 60:,.0f} min" if seconds > 100 else f"{seconds:.0f} s"
@@ -169,6 +172,10 @@ def follow_labels(scan: Scan, folder: Path, progress: StepProgress) -> None:
     probe = linear_probe(embeddings, scan.data.labels, no_class, nobody, seed)
     for name, values in probe._asdict().items():
         write_array(folder / f"{name}.npy", values)
+    if len(scan.data) * (FOLDS - 1) // FOLDS > MOST_ROWS:
+        write_notes(
+            folder, [f"each linear probe has learned from {MOST_ROWS:,} of {len(scan.data):,} samples"]
+        )
 
 
 def label_view(scan: Scan) -> LabelView:

@@ -26,7 +26,7 @@ def _guide_key(scan: Scan) -> list[str]:
 
 EMBEDDINGS: Final = Stage[Reading](
     name="embeddings",
-    version=1,
+    version=2,
     title="read the images and ask the guide",
     config=lambda given: {"limits": asdict(given.context.source.limits)},
     # Other heads, activation functions or crops beside the same weights give other embeddings.
@@ -42,7 +42,7 @@ EMBEDDINGS: Final = Stage[Reading](
 
 IMAGES: Final = Stage[View](
     name="images",
-    version=1,
+    version=2,
     title="prepare the images",
     config=lambda given: asdict(given.preprocessing),
     inputs=lambda given: [given.embeddings],

@@ -8,7 +8,7 @@ from typing import Any, Final
 from clipguard.compute.threads import intra_op
 from clipguard.compute.training import Recipe
 from clipguard.errors import ClipguardError
-from clipguard.mitigation.gauge import Gauge, Reading, cost, gauge_of, has_done_its_work, spared_rows
+from clipguard.mitigation.gauge import Gauge, GaugeReading, cost, gauge_of, has_done_its_work, spared_rows
 from clipguard.mitigation.rate import fitting_optimizer, suited_recipe
 from clipguard.mitigation.trigger_augmentation import trigger_augmented
 from clipguard.mitigation.unlearning import UnlearningConfig, lesson, unlearn
@@ -41,6 +41,7 @@ def _unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> Non
         )
         nothing = History(columns=columns, seconds=0.0)
         keep(folder, given.victim, given.spec, scan.data, nothing)
+        write_json(folder / REPAIR_FILE, {"optimizer": None, "rate": None, "trials": [], "readings": []})
         progress(1, 1)
         return
     config, seed = scan.context.config.unlearning, scan.context.seed(Stream.UNLEARNING)
@@ -84,7 +85,7 @@ def _augmented(given: Repair, partition: Partition, seed: Seed) -> tuple[ImageSe
     return trigger_augmented(scan.data, partition, scan.guide, scan.triggers, share, copies)
 
 
-def _suited(  # what is tried, on what, and where it is noted: no two belong together
+def _suited(
     victim: Normalized,
     taught: tuple[ImageSet, Partition, Scores],
     config: UnlearningConfig,
@@ -121,7 +122,9 @@ def _suited(  # what is tried, on what, and where it is noted: no two belong tog
     return replace(config, recipe=chosen), values
 
 
-def _note(folder: Path, trials: dict[str, Any], before: Reading | None, after: Reading | None) -> None:
+def _note(
+    folder: Path, trials: dict[str, Any], before: GaugeReading | None, after: GaugeReading | None
+) -> None:
     """Write what the gauge said, and a sentence where the repair cost more than little and than chance."""
     if before is None or after is None:
         write_json(folder / REPAIR_FILE, {**trials, "readings": []})
@@ -143,7 +146,7 @@ def _note(folder: Path, trials: dict[str, Any], before: Reading | None, after: R
     write_notes(folder, [f"{words}; {hint}"])
 
 
-def _plain(reading: Reading) -> dict[str, Any]:
+def _plain(reading: GaugeReading) -> dict[str, Any]:
     return {
         "n": len(reading.right),
         "accuracy": reading.accuracy,
