@@ -11,7 +11,7 @@ from clipguard.cli.options import DefendOptions, ScanOptions
 from clipguard.cli.outcome import Outcome, exit_code
 from clipguard.cli.poisoned import MODEL, READ_TEST_IMAGES, truth_beside
 from clipguard.cli.progress import warn, working
-from clipguard.cli.tables import show_run
+from clipguard.cli.tables import most_suspicious, show_run
 from clipguard.cli.text import parsed, rows_from, size_from
 from clipguard.clip.zero_shot import guide_from_name
 from clipguard.compute.device import choose_device
@@ -207,5 +207,5 @@ def _finish(defender: Defender, command: str, model: str | None = None, **measur
 
 def _outcome(defender: Defender, summary: RunSummary, as_json: bool) -> Outcome:
     warn(defender.warnings_)
-    show = partial(show_run, summary, defender.samples_)
+    show = partial(show_run, summary, most_suspicious(Path(defender.run_dir)))
     return Outcome(value=plain(summary), show=show, as_json=as_json, code=exit_code(summary))

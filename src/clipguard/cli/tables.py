@@ -1,6 +1,7 @@
 """What a person sees at the end of a run: verdict, rates, the most suspicious samples, where all of it is."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +12,9 @@ from rich.text import Text
 
 from clipguard.errors import one_line
 from clipguard.outputs.rates import rate_rows
+from clipguard.outputs.samples import SAMPLES, read_texts
 from clipguard.outputs.text import VERDICTS, duration, percent
+from clipguard.runs import read_table
 from clipguard.runs.summary import RunSummary
 
 TOP: Final = 5
@@ -36,6 +39,13 @@ def show_run(summary: RunSummary, samples: Mapping[str, Any], console: Console) 
     seconds = sum(stage.seconds for stage in summary.stages.values())
     where = f" on {summary.device}" if summary.device != "cpu" else ""
     console.print(_plain(f"{'Time':8} {duration(seconds)}{where}"), style="dim")
+
+
+def most_suspicious(run: Path) -> dict[str, Any]:
+    """Return the columns of samples.parquet that `show_run` needs, for the `TOP` samples alone."""
+    numbers = read_table(run / SAMPLES, ("rank", "suspicion_score"))
+    rows = np.argsort(numbers["rank"], kind="stable")[:TOP]
+    return {**{name: values[rows] for name, values in numbers.items()}, **read_texts(run, rows)}
 
 
 def _plain(text: str) -> Text:

@@ -82,6 +82,8 @@ class Defender:
         engine: who reads and embeds the data, shard by shard; by default this process.
     """
 
+    _samples: dict[str, Any] | None
+
     def __init__(  # noqa: PLR0913  # settings that are only stored, most by name alone
         self,
         guide: ClipGuide | None = None,
@@ -156,6 +158,13 @@ class Defender:
         return self
 
     @property
+    def samples_(self) -> dict[str, Any]:
+        """The columns of samples.parquet by name, read when they are first asked for: they may be large."""
+        if self._samples is None:
+            self._samples = read_table(self.scan_.context.run.path / "samples.parquet")
+        return self._samples
+
+    @property
     def stages_(self) -> dict[str, FinishedStage]:
         """The finished stages by name, in their order."""
         return self.scan_.context.finished
@@ -208,7 +217,7 @@ class Defender:
             embeddings_from=self.embeddings,
         )
         self.scan_: Scan = scan(context)
-        self.samples_ = read_table(run.path / "samples.parquet")
+        self._samples = None
         self.triggers_ = self.scan_.triggers
         self.verdict_ = verdict(self.scan_)
         self.warnings_ = warnings_of(self.scan_)
