@@ -94,9 +94,17 @@ SHARE: Final = 0.2
 
 
 class TriggerScores(NamedTuple):
-    """Each sample's probability of carrying a trigger, and what could not be done as it should, in words."""
+    """Each sample's probability of carrying a trigger.
+
+    Attributes:
+        probability: after the last round.
+        first_round: after the first, whose nets learned from the entropy map alone: nets of later rounds
+            start from both folds' flags, so that a sample's own flag has a way into its score.
+        notes: what could not be done as it should, in words.
+    """
 
     probability: Float64[np.ndarray, "n"]
+    first_round: Float64[np.ndarray, "n"]
     notes: tuple[str, ...]
 
 
@@ -186,6 +194,7 @@ def trigger_scores(
     )
     nets = train_small_nets(config.net, data.images, 1, loss, clean | flagged, seed, on_epoch)
     probability, ever = _probability(nets, rows), flagged
+    first_round, first_nets = probability, nets
     for number in range(config.refinements):
         carrying = probability > config.flagged
         if carrying.sum() < FEWEST:
@@ -202,9 +211,10 @@ def trigger_scores(
         if (carrying ^ (probability > config.flagged)).sum() <= SETTLED * carrying.sum():
             break
     if len(rows) < len(data):
-        probability = _probability(nets, np.arange(len(data)))
+        every = np.arange(len(data))
+        probability, first_round = _probability(nets, every), _probability(first_nets, every)
         notes += (f"the trigger detector has learned from {len(rows):,} of {len(data):,} samples",)
-    return TriggerScores(probability, notes)
+    return TriggerScores(probability, first_round, notes)
 
 
 def compared_rows(labels: Int64[np.ndarray, "n"], partition: Partition, seed: Seed) -> Int64[np.ndarray, "m"]:

@@ -162,6 +162,7 @@ def detect_triggers(scan: Scan, folder: Path, progress: StepProgress) -> None:
     scores = trigger_scores(scan.data, scan.partition, embeddings, config, context.seed("detect"), counter)
     counter.finish()
     write_array(folder / "probability.npy", scores.probability)
+    write_array(folder / "first_round.npy", scores.first_round)
     write_notes(folder, scores.notes)
 
 

@@ -69,7 +69,7 @@ EARLY_MODEL: Final = Stage[Scan](
 
 TRIGGER_DETECTOR: Final = Stage[Scan](
     name="trigger_detector",
-    version=3,
+    version=4,
     title="look for a trigger",
     config=lambda scan: {
         "detector": asdict(scan.context.config.trigger_detector),

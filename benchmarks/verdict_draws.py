@@ -1,0 +1,229 @@
+"""Draws of data sets whose truth is known, and the scores of a scan of each: what the verdict is measured on.
+
+    python benchmarks/verdict_draws.py development [PART OF A NAME]...
+    python benchmarks/verdict_draws.py final [PART OF A NAME]...
+
+Development draws are CIFAR-10 training rows 40,000-49,999 and the development rows of CIFAR-100: thresholds
+are chosen on them. Final draws are of other rows and other seeds, and are made once. The scores of each are
+kept in the cache, as one .npz file a draw; `verdict_table.py` asks the verdict of them.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import shift
+
+from clipguard.clip.zero_shot import ClipGuide
+from clipguard.compute.device import CPU, computing_on
+from clipguard.compute.threads import granted_threads, one_thread
+from clipguard.data import ImageSource
+from clipguard.data.decode import common_size, read_images
+from clipguard.lab.attacks import attack_named
+from clipguard.lab.benchmark.config import GuideChoice
+from clipguard.lab.benchmark.guides import guide_of
+from clipguard.lab.ground_truth import PoisonTruth
+from clipguard.pipeline.config import DefenseConfig
+from clipguard.pipeline.sample_scoring import sample_scores
+from clipguard.pipeline.stages import versions
+from clipguard.seeds import Seed
+from clipguard.types import ImageSet, Preprocessing, image_set
+from runners import CACHE, HERE, SHARED
+
+FILES = {
+    "cifar10": "cifar10/train.parquet",
+    "cifar100": "cifar100-12k/train.parquet",
+    "cifar100-dev": "cifar100-12k/development.parquet",
+    "gtsrb": "gtsrb-12k/train.parquet",
+    "tiny": "tinyimagenet-12k/train.parquet",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """A data set with known truth.
+
+    Attributes:
+        data: key of `FILES`.
+        rows: of the file, first and end.
+        attack: its name; `none` leaves the data as they are.
+        options: of the attack; `count` stands for the number of poisoned samples.
+        condition: what is done to the data before: `as is`, `long tail`, `noise RATE`, `duplicates`, `ids`,
+            or `guide SHARE`, a guide whose embeddings are that far noise.
+        seed: of attack, condition and scan.
+    """
+
+    data: str
+    rows: tuple[int, int]
+    attack: str = "none"
+    options: dict[str, Any] = field(default_factory=dict)
+    condition: str = "as is"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """All that makes the draw, as a file's name."""
+        options = "".join(f",{key}={value}" for key, value in self.options.items())
+        rows = f"{self.rows[0]}-{self.rows[1]}"
+        return f"{self.data}_{rows}_{self.condition}_{self.attack}{options}_s{self.seed}".replace(" ", "-")
+
+
+def development() -> Iterator[Draw]:
+    """Yield the draws that thresholds are chosen on."""
+    blocks = [("cifar10", (start, start + 3000)) for start in (40_000, 43_000, 46_000)]
+    blocks += [("cifar100-dev", (0, 3000)), ("cifar100-dev", (3000, 6000))]
+    whole = [("cifar10", (40_000, 50_000)), ("cifar100-dev", (0, 6000))]
+    for data, rows in (*whole, *blocks):
+        yield Draw(data=data, rows=rows, seed=500)
+    for count in (200, 100, 50, 30):
+        for attack in ("badnets", "blended", "sig"):
+            target = 3 if attack == "sig" else 1
+            yield Draw(
+                data="cifar10",
+                rows=(40_000, 50_000),
+                attack=attack,
+                seed=501,
+                options={"count": count, "target": target},
+            )
+    for condition in ("long tail", "noise 0.05", "noise 0.2", "noise 0.4", "duplicates", "ids", "guide 0.5"):
+        for data, rows in whole:
+            yield Draw(data=data, rows=rows, condition=condition, seed=502)
+    for attack in ("badnets", "blended", "sig"):
+        for count in (120, 60):
+            if attack != "sig" or count < 100:
+                yield Draw(
+                    data="cifar100-dev",
+                    rows=(0, 6000),
+                    attack=attack,
+                    seed=503,
+                    options={"count": min(count, 30 if attack == "sig" else count), "target": 7},
+                )
+    for attack, count in (("wanet", 500), ("flips-to-one", 100), ("flips-to-one", 300), ("adap-blend", 100)):
+        yield Draw(
+            data="cifar10",
+            rows=(40_000, 50_000),
+            attack=attack,
+            seed=504,
+            options={"count": count, "target": 5},
+        )
+
+
+def final() -> Iterator[Draw]:
+    """Yield the draws of the published table."""
+    yield from ()
+
+
+def read(draw: Draw) -> ImageSet:
+    """Return the rows of a draw as they are in the file."""
+    source = ImageSource.open(SHARED / FILES[draw.data], rows=draw.rows)
+    return read_images(source, Preprocessing(size=common_size(source)))[0]
+
+
+def made(draw: Draw) -> tuple[ImageSet, PoisonTruth]:
+    """Return the data set of a draw, and which of its samples are poisoned."""
+    seed = Seed(draw.seed)
+    data = conditioned(read(draw), draw.condition, seed.child("condition"))
+    options = dict(draw.options)
+    if "count" in options:
+        options["rate"] = options.pop("count") / len(data)
+    attack = attack_named(draw.attack, **options)
+    fitted = attack.fit(data, seed.child("fit"), CACHE / "attacks", lambda step, done, total: None)
+    return fitted.poison(data, seed.child("attack"))
+
+
+def conditioned(data: ImageSet, condition: str, seed: Seed) -> ImageSet:
+    """Return the data as a condition changes them."""
+    kind, _, value = condition.partition(" ")
+    draw = seed.generator()
+    match kind:
+        case "noise":
+            k = len(data.class_names)
+            moved = np.where(draw.random(len(data)) < float(value), draw.integers(1, k, len(data)), 0)
+            return image_set(data.pixels, (data.labels + moved) % k, data.class_names, data.ids)
+        case "long":
+            return _long_tail(data, draw)
+        case "duplicates":
+            # A tenth of the samples are copies of others, a pixel aside and a little brighter.
+            copies = draw.choice(len(data), (2, len(data) // 10), replace=False)
+            images, labels = data.pixels.copy(), data.labels.copy()
+            for source, place in copies.T:
+                images[place] = shift(images[source].astype(np.int16) + 3, (0, 1, 0), mode="nearest").clip(
+                    0, 255
+                )
+                labels[place] = labels[source]
+            return image_set(images, labels, data.class_names, data.ids)
+        case "ids":
+            names = tuple(f"c{number:03d}" for number in draw.permutation(len(data.class_names)))
+            return replace(data, class_names=names)
+    return data
+
+
+def _long_tail(data: ImageSet, draw: np.random.Generator) -> ImageSet:
+    """Return classes of sizes that fall exponentially, in a random order, to a fiftieth of the largest."""
+    k = len(data.class_names)
+    largest, order = len(data) / k, draw.permutation(k)
+    kept = []
+    for place, label in enumerate(order):
+        count = max(1, round(largest * 50 ** (-place / (k - 1))))
+        kept.append(np.flatnonzero(data.labels == label)[:count])
+    return data.take(np.sort(np.concatenate(kept)))
+
+
+def guide_for(draw: Draw) -> ClipGuide:
+    """Return the guide of a draw; it remembers embeddings."""
+    kind, _, value = draw.condition.partition(" ")
+    degrade = float(value) if kind == "guide" else 0.0
+    return guide_of(GuideChoice(name="mini", degrade=degrade), CACHE / "embeddings", HERE)
+
+
+def file_of(draw: Draw) -> Path:
+    """Return where the scores of a draw are kept, under the versions of the stages that make them."""
+    known = versions()
+    stages = "-".join(f"{name[0]}{known[name]}" for name in ("early_model", "trigger_detector", "label_flow"))
+    return CACHE / "verdict" / stages / f"{draw.name}.npz"
+
+
+def scored(draw: Draw) -> None:
+    """Write the scores of a draw unless they are there."""
+    path = file_of(draw)
+    if path.exists():
+        return
+    began = time.monotonic()
+    data, truth = made(draw)
+    guide = guide_for(draw)
+    pixels = data.pixels
+    vectors = [guide.clip.embed_images(pixels[first : first + 1024]) for first in range(0, len(data), 1024)]
+    embeddings = np.concatenate(vectors)
+    config = DefenseConfig(seed=draw.seed)
+    embedded = time.monotonic()
+    scores = sample_scores(data, guide.logits(embeddings, data.class_names), embeddings, config)
+    seconds = time.monotonic() - embedded
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part.npz")
+    np.savez_compressed(
+        part,
+        **asdict(scores),
+        poisoned=truth.poisoned,
+        original_labels=truth.original_labels,
+        embeddings=embeddings.astype(np.float16),
+        seconds=seconds,
+    )
+    part.rename(path)
+    print(f"{draw.name}: {embedded - began:.0f} s to make and embed, {seconds:.0f} s to score", flush=True)
+
+
+def main() -> None:
+    """Score the draws of a list whose names hold all the words given."""
+    draws = {"development": development, "final": final}[sys.argv[1]]()
+    for draw in draws:
+        if all(word in draw.name for word in sys.argv[2:]):
+            with computing_on(CPU), granted_threads(None), one_thread():
+                scored(draw)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What a scan knows of every sample before it decides: all that the verdict is computed from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from clipguard.detection.entropy_map import EntropyMapConfig, entropy_map, first_partition
+from clipguard.types import Partition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleScores:
+    """Scores of n samples of k classes.
+
+    Attributes:
+        labels: as given.
+        num_classes: k, empty classes included.
+        guide_nll: the guide's loss of the given label, in nats.
+        guide_class: the class that the guide finds likeliest.
+        early_nll: the early-training model's loss of the given label, in nats.
+        probe_loss: the linear probe's loss of the given label, out of fold, in nats; 0 without an opinion.
+        probe_class: the class that the linear probe finds likeliest, out of fold.
+        first_round: the trigger detector's probability of a trigger after its first round, out of fold.
+        trigger_score: the same after its last round.
+    """
+
+    labels: Int64[np.ndarray, "n"]
+    num_classes: int
+    guide_nll: Float64[np.ndarray, "n"]
+    guide_class: Int64[np.ndarray, "n"]
+    early_nll: Float64[np.ndarray, "n"]
+    probe_loss: Float64[np.ndarray, "n"]
+    probe_class: Int64[np.ndarray, "n"]
+    first_round: Float64[np.ndarray, "n"]
+    trigger_score: Float64[np.ndarray, "n"]
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.labels)
+
+    def first_partition(self, config: EntropyMapConfig) -> Partition:
+        """Return the partition by the entropy map alone: clean samples, and candidates in state TRIGGER."""
+        return first_partition(
+            entropy_map(self.guide_nll, self.early_nll), self.labels, self.num_classes, config
+        )
