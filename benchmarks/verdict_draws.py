@@ -72,44 +72,32 @@ class Draw:
         return f"{self.data}_{rows}_{self.condition}_{self.attack}{options}_s{self.seed}".replace(" ", "-")
 
 
+CIFAR10 = ("cifar10", (40_000, 50_000))
+CIFAR100 = ("cifar100-dev", (0, 6000))
+
+
 def development() -> Iterator[Draw]:
     """Yield the draws that thresholds are chosen on."""
     blocks = [("cifar10", (start, start + 3000)) for start in (40_000, 43_000, 46_000)]
     blocks += [("cifar100-dev", (0, 3000)), ("cifar100-dev", (3000, 6000))]
-    whole = [("cifar10", (40_000, 50_000)), ("cifar100-dev", (0, 6000))]
-    for data, rows in (*whole, *blocks):
+    for data, rows in (CIFAR10, CIFAR100, *blocks):
         yield Draw(data=data, rows=rows, seed=500)
     for count in (200, 100, 50, 30):
-        for attack in ("badnets", "blended", "sig"):
-            target = 3 if attack == "sig" else 1
-            yield Draw(
-                data="cifar10",
-                rows=(40_000, 50_000),
-                attack=attack,
-                seed=501,
-                options={"count": count, "target": target},
-            )
+        yield _poisoned(CIFAR10, "badnets", count, 1, 501)
+        yield _poisoned(CIFAR10, "blended", count, 1, 501)
+        yield _poisoned(CIFAR10, "sig", count, 3, 501)
     for condition in ("long tail", "noise 0.05", "noise 0.2", "noise 0.4", "duplicates", "ids", "guide 0.5"):
-        for data, rows in whole:
+        for data, rows in (CIFAR10, CIFAR100):
             yield Draw(data=data, rows=rows, condition=condition, seed=502)
-    for attack in ("badnets", "blended", "sig"):
-        for count in (120, 60):
-            if attack != "sig" or count < 100:
-                yield Draw(
-                    data="cifar100-dev",
-                    rows=(0, 6000),
-                    attack=attack,
-                    seed=503,
-                    options={"count": min(count, 30 if attack == "sig" else count), "target": 7},
-                )
+    for attack, count in (("badnets", 120), ("badnets", 60), ("blended", 120), ("blended", 60), ("sig", 30)):
+        yield _poisoned(CIFAR100, attack, count, 7, 503)
     for attack, count in (("wanet", 500), ("flips-to-one", 100), ("flips-to-one", 300), ("adap-blend", 100)):
-        yield Draw(
-            data="cifar10",
-            rows=(40_000, 50_000),
-            attack=attack,
-            seed=504,
-            options={"count": count, "target": 5},
-        )
+        yield _poisoned(CIFAR10, attack, count, 5, 504)
+
+
+def _poisoned(where: tuple[str, tuple[int, int]], attack: str, count: int, target: int, seed: int) -> Draw:
+    options = {"count": count, "target": target}
+    return Draw(data=where[0], rows=where[1], attack=attack, options=options, seed=seed)
 
 
 def final() -> Iterator[Draw]:

@@ -1,4 +1,4 @@
-"""The scores of a scan in one call, without a run folder: for canaries, and for measurements of the verdict."""
+"""The scores of a scan in one call, without a run folder: for canaries and for measurements."""
 
 import numpy as np
 
