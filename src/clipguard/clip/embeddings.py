@@ -173,7 +173,8 @@ class ReadingPass:
             # Of an attempt that was killed before it had noted what it read, nothing is kept.
             if self.guide or not image_file(folder, shard).exists():
                 folder.mkdir(exist_ok=True)
-                pieces = (read.views.images[number][None] for read in good)  # type: ignore[union-attr]  # readable
+                # Only readable images are in `good`; mypy does not follow the filter that far.
+                pieces = (read.views.images[number][None] for read in good)  # type: ignore[union-attr]  # see above
                 shape = (len(good), *view.size, 3)
                 write_pieces(image_file(folder, shard), shape, np.dtype(np.uint8), pieces)
         if self.guide:
