@@ -22,9 +22,9 @@ from clipguard.detection.label_flow import (
     LabelFlowConfig,
     LabelView,
     label_only_poison,
-    linear_probe,
     refitted_label_flow,
 )
+from clipguard.detection.linear_probe import linear_probe
 from clipguard.lab.benchmark.config import GuideChoice
 from clipguard.lab.benchmark.guides import guide_of
 from clipguard.lab.benchmark.machine import commit, machine
