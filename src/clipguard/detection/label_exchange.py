@@ -116,7 +116,9 @@ def _groups(counts: _Counts, null: _Null) -> Float64[np.ndarray, "2 k"]:
     """Return the labels of each class from all other classes, and from those far from it."""
     k = len(null.pairs)
     target, far = counts.pair // k, null.far.ravel()[counts.pair]
-    return np.stack((np.bincount(target, counts.count, k), np.bincount(target, counts.count * far, k)))
+    # In double precision even where there are none.
+    weights = counts.count.astype(np.float64), counts.count * far
+    return np.stack([np.bincount(target, weight, k).astype(np.float64) for weight in weights])
 
 
 def _tails(
