@@ -4,7 +4,9 @@
 
 Training rows 40,000-49,999 of CIFAR-10: random flips to each class, flips of images that are alike (the
 highest along a random smooth pattern) or of one other class, symmetric noise, smaller draws and long tails of
-clean labels. Reproduces the published draws, and is needed for the next tables. A finished draw is kept.
+clean labels. Then, of these rows and of the development rows of CIFAR-100, disjoint blocks, near-duplicates,
+noise and long tails without poison, also under a guide whose embeddings are half noise.
+Label flow and label exchange are measured on each. A finished draw is kept.
 """
 
 import json
@@ -16,15 +18,18 @@ import numpy as np
 from scipy.ndimage import zoom
 from scipy.special import log_softmax
 
+from clipguard.compute.threads import one_thread
 from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
+from clipguard.detection.certain_labels import certain_labels
+from clipguard.detection.label_exchange import label_exchange
 from clipguard.detection.label_flow import (
     LabelFlowConfig,
     LabelView,
     label_only_poison,
-    linear_probe,
     refitted_label_flow,
 )
+from clipguard.detection.linear_probe import fitted_probe, scored_labels
 from clipguard.lab.benchmark.config import GuideChoice
 from clipguard.lab.benchmark.guides import guide_of
 from clipguard.lab.benchmark.machine import commit, machine
@@ -34,6 +39,10 @@ from runners import CACHE, HERE, RESULTS, SHARED
 
 FILE = RESULTS / "ablation" / "label-only-poison.json"
 DRAWS = 2
+ALPHA = 0.0125
+HALF = 0.5
+"""Share of noise in the embeddings of the degraded guide."""
+
 CONFIG = LabelFlowConfig()
 
 
@@ -76,6 +85,30 @@ def draws(data: ImageSet) -> Iterator[Draw]:
             yield flipped(data, "3.0% of one class", 0.03, target, of_one, number)
 
 
+def untouched(data: ImageSet) -> Iterator[Draw]:
+    """Yield draws without targeted poison: disjoint blocks, near-duplicates, noise and long tails."""
+    labels, n, k = data.labels, len(data), len(data.class_names)
+    rows, none = np.arange(n), np.zeros(n, bool)
+    yield Draw("as they are", rows, labels, none)
+    for size in (1000, 3000):
+        for first in range(0, n - size + 1, size):
+            some = np.arange(first, first + size)
+            yield Draw(f"block of {size:,}, {first}", some, labels[some], none[some])
+    for number in range(DRAWS, 3 * DRAWS):
+        draw = np.random.default_rng(number)
+        copies = rows.copy()
+        source, place = draw.choice(n, (2, n // 10), replace=False)
+        copies[place] = source
+        yield Draw(f"near-duplicates, {number}", copies, labels[copies], none)
+        for rate in (0.05, 0.2, 0.4):
+            moved = np.where(draw.random(n) < rate, draw.integers(1, k, n), 0)
+            yield Draw(f"symmetric noise of {rate:.0%}, {number}", rows, (labels + moved) % k, none)
+        sizes = np.maximum(n / k * 50 ** -(np.arange(k) / (k - 1)), 1).astype(int)
+        few = (np.flatnonzero(labels == c)[:m] for c, m in zip(draw.permutation(k), sizes, strict=True))
+        tail = np.sort(np.concatenate(list(few)))
+        yield Draw(f"long tail 50:1, {number}", tail, labels[tail], none[tail])
+
+
 def projections(data: ImageSet, draw: np.random.Generator) -> np.ndarray:
     """Return the projection of each image on a random smooth pattern."""
     pattern = zoom(draw.normal(size=(4, 4, 3)), (8, 8, 1), order=1)
@@ -91,14 +124,18 @@ def flipped(data: ImageSet, name: str, rate: float, target: int, score: np.ndarr
     return Draw(name, np.arange(len(data)), np.where(poison, target, data.labels), poison, target)
 
 
-def flags_of(draw: Draw, embeddings: np.ndarray, guide_log_probs: np.ndarray) -> dict[str, Any]:
-    """Return the suspected target classes, and how many of the flagged labels are poison."""
+def measured(draw: Draw, embeddings: np.ndarray, guide_log_probs: np.ndarray) -> dict[str, Any]:
+    """Return what label flow and label exchange say of a draw."""
     embeddings, labels = embeddings[draw.rows], draw.labels
     everyone, k = np.ones(len(labels), bool), guide_log_probs.shape[1]
-    guide_nll = -guide_log_probs[draw.rows, labels]
-    view = LabelView(labels=labels, num_classes=k, guide_nll=guide_nll, unexplained=everyone)
-    probe = linear_probe(embeddings, labels, np.zeros(k, bool), ~everyone, Seed(0))
-    flow = label_only_poison(view, probe, CONFIG)
+    fitted = fitted_probe(embeddings, labels, k, ~everyone, Seed(0))
+    certain = certain_labels(embeddings, labels, everyone, fitted, Seed(0).child("recalibration"))
+    exchange = label_exchange(certain, Seed(0).child("redraws"))
+    one = int(exchange.p_value.argmin()) if draw.target is None else draw.target
+    view = LabelView(
+        labels=labels, num_classes=k, guide_nll=-guide_log_probs[draw.rows, labels], unexplained=everyone
+    )
+    flow = label_only_poison(view, scored_labels(fitted, embeddings, labels, np.zeros(k, bool)), CONFIG)
     if flow.flagged.any():
         flow = refitted_label_flow(embeddings, view, flow, CONFIG, Seed(0))
     flagged, excluded = flow.flagged, flow.excluded
@@ -110,26 +147,44 @@ def flags_of(draw: Draw, embeddings: np.ndarray, guide_log_probs: np.ndarray) ->
         "right": int((flagged & draw.poison).sum()),
         "excluded": int(excluded.sum()),
         "left": int((draw.poison & ~flagged & ~excluded).sum()),
+        # Of the target class, or of the class with the smallest p-value where there is none.
+        "p_value": float(exchange.p_value[one]),
+        "p_value_of_others": float(np.delete(exchange.p_value, one).min()),
+        "source": int(exchange.source[one]),
+        "one_source": bool(exchange.one_source[one]),
+        "strength": float(exchange.strength[one]),
+        "wrong_labels": float(exchange.wrong_labels[one]),
+        "noise": certain.noise,
     }
 
 
 def main() -> None:
     """Make the missing draws and print a line a kind of draw."""
-    source = ImageSource.open(SHARED / "cifar10" / "train.parquet", rows=(40_000, 50_000))
-    data = read_images(source, Preprocessing(size=(32, 32)))[0]
-    guide = guide_of(GuideChoice(name="mini"), CACHE / "embeddings", HERE)
-    embeddings = guide.clip.embed_images(list(data.images))
-    scores = guide.logits(embeddings, data.class_names)
-    guide_log_probs = log_softmax(scores.scale * scores.logits[:].astype(np.float64), axis=1)
     command = "python benchmarks/label_only_poison.py"
     about = {"config": asdict(CONFIG), "command": command, "machine": machine()}
     earlier = json.loads(FILE.read_text()) if FILE.exists() else {}
     results = earlier["draws"] if earlier.get("config") == about["config"] else {}
     FILE.parent.mkdir(parents=True, exist_ok=True)
-    for draw in draws(data):
-        if draw.name not in results:
-            results[draw.name] = flags_of(draw, embeddings, guide_log_probs)
-            FILE.write_text(json.dumps({**about, "commit": commit(), "draws": results}, indent=1) + "\n")
+    cifar10 = "cifar10/train.parquet", (40_000, 50_000)
+    cifar100 = "cifar100-12k/development.parquet", (0, 6000)
+    for prefix, where, kinds, degrade in (
+        ("", cifar10, draws, 0.0),
+        ("CIFAR-10, ", cifar10, untouched, 0.0),
+        ("CIFAR-100, ", cifar100, untouched, 0.0),
+        ("CIFAR-10, guide half noise, ", cifar10, untouched, HALF),
+        ("CIFAR-100, guide half noise, ", cifar100, untouched, HALF),
+    ):
+        data = read_images(ImageSource.open(SHARED / where[0], rows=where[1]), Preprocessing(size=(32, 32)))[
+            0
+        ]
+        guide = guide_of(GuideChoice(name="mini", degrade=degrade), CACHE / "embeddings", HERE)
+        embeddings = guide.clip.embed_images(list(data.images))
+        scores = guide.logits(embeddings, data.class_names)
+        guide_log_probs = log_softmax(scores.scale * scores.logits[:].astype(np.float64), axis=1)
+        for draw in kinds(data):
+            if prefix + draw.name not in results:
+                results[prefix + draw.name] = measured(draw, embeddings, guide_log_probs)
+                FILE.write_text(json.dumps({**about, "commit": commit(), "draws": results}, indent=1) + "\n")
     show(results)
 
 
@@ -145,7 +200,12 @@ def show(results: dict[str, dict[str, Any]]) -> None:
         keys = ("poison", "flagged", "right", "excluded", "left")
         sums = ", ".join(f"{key} {sum(row[key] for row in rows)}" for key in keys)
         print(f"{kind}: {len(rows)} draws, target suspected in {hits}, {others} other classes; {sums}")
+        p_values = np.sort([row["p_value"] for row in rows])
+        others = sum(row["p_value_of_others"] <= ALPHA for row in rows)
+        alarms = f"{(p_values <= ALPHA).sum()} at most {ALPHA}, other classes in {others}"
+        print(f"    exchange: p-value {alarms}, smallest {p_values[:3].round(4).tolist()}")
 
 
 if __name__ == "__main__":
-    main()
+    with one_thread():
+        main()

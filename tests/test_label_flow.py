@@ -8,16 +8,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from clipguard.compute.cross_validation import fold_numbers
 from clipguard.detection import label_flow
-from clipguard.detection.label_flow import (
-    FOLDS,
-    GUIDE_LOSS,
-    NO_LOG_PROB,
-    LabelFlowConfig,
-    Probe,
-    label_flow_z,
-    label_only_poison,
-    linear_probe,
-)
+from clipguard.detection import linear_probe as probing
+from clipguard.detection.label_flow import GUIDE_LOSS, LabelFlowConfig, label_flow_z, label_only_poison
+from clipguard.detection.linear_probe import FOLDS, NO_LOG_PROB, Probe, linear_probe
 from clipguard.seeds import Seed
 from tiny_labels import CONFIG, K, blobs, nobody, probe_from, probe_of, relabelled, view_of
 
@@ -253,7 +246,7 @@ def test_soft_labels_are_given_for_the_samples_of_some_classes_alone():
 def test_a_probe_of_few_samples_says_nearly_the_same_as_one_of_many(monkeypatch):
     embeddings, labels = blobs((900, 600, 300, 30))
     every = probe_of(embeddings, labels)
-    monkeypatch.setattr(label_flow, "MOST_ROWS", 700)
+    monkeypatch.setattr(probing, "MOST_ROWS", 700)
     some = probe_of(embeddings, labels)
     assert not np.array_equal(some.loss, every.loss)
     assert (some.likeliest == every.likeliest).mean() > 0.97

@@ -9,7 +9,8 @@ import pytest
 from clipguard.clip.zero_shot import Cosines
 from clipguard.detection.early_model import ResidualConfig, early_model_scores, residual_loss
 from clipguard.detection.entropy_map import label_nll, opinion
-from clipguard.detection.label_flow import LabelFlowConfig, LabelView, label_only_poison, linear_probe
+from clipguard.detection.label_flow import LabelFlowConfig, LabelView, label_only_poison
+from clipguard.detection.linear_probe import linear_probe
 from clipguard.detection.trigger_detector import TriggerDetectorConfig, trigger_scores
 from clipguard.detection.trigger_inversion import invert_triggers
 from clipguard.mitigation.trigger_augmentation import trigger_augmented

@@ -3,14 +3,8 @@
 import numpy as np
 from scipy.special import softmax
 
-from clipguard.detection.label_flow import (
-    NO_LOG_PROB,
-    LabelFlow,
-    LabelFlowConfig,
-    LabelView,
-    Probe,
-    linear_probe,
-)
+from clipguard.detection.label_flow import LabelFlow, LabelFlowConfig, LabelView
+from clipguard.detection.linear_probe import NO_LOG_PROB, Probe, linear_probe
 from clipguard.seeds import Seed
 
 K = 4

@@ -1,25 +1,14 @@
 """Label flow: classes that receive far more improbable labels than they lose (label-only poison)."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
-from scipy.special import softmax
 
-from clipguard.compute.cross_validation import double, fold_numbers
-from clipguard.detection.drawn_rows import MOST_ROWS, drawn_by_class
+from clipguard.detection.linear_probe import FOLDS, Probe, linear_probe
 from clipguard.seeds import Seed
-from clipguard.types import Partition, Rows, State, chunks
-
-if TYPE_CHECKING:
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
-NO_LOG_PROB: Final = -1e6
-"""Log-probability of a class that the linear probe could not learn: finite, so that a softmax takes it."""
-
-FOLDS: Final = 5
-"""Every sample is scored by a linear probe that was fitted without its fold."""
+from clipguard.types import Partition, Rows, State
 
 GUIDE_LOSS: Final = 1.0
 """Nats; a label is flagged only if the guide's loss of it is larger as well."""
@@ -64,22 +53,6 @@ class LabelFlowConfig:
     refit_flag_loss: float = 9.0
 
 
-class Probe(NamedTuple):
-    """What a linear probe says of every sample, fitted without it.
-
-    Attributes:
-        loss: of the given label, in nats; 0 where the probe has no opinion of it.
-        likeliest: class.
-        soft_rows: samples of some classes, ascending.
-        soft_labels: of these, the probabilities of the other classes if the given label is wrong.
-    """
-
-    loss: Float64[np.ndarray, "n"]
-    likeliest: Int64[np.ndarray, "n"]
-    soft_rows: Int64[np.ndarray, "m"]
-    soft_labels: Float32[np.ndarray, "m k"]
-
-
 class LabelFlow(NamedTuple):
     """Labels that are flagged, others that are excluded, and what the probe says (see `Probe`)."""
 
@@ -105,70 +78,6 @@ class LabelView:
     num_classes: int
     guide_nll: Float64[np.ndarray, "n"]
     unexplained: Bool[np.ndarray, "n"]
-
-
-def linear_probe(
-    embeddings: Rows,
-    labels: Int64[np.ndarray, "n"],
-    softened: Bool[np.ndarray, "k"],
-    left_out: Bool[np.ndarray, "n"],
-    seed: Seed,
-) -> Probe:
-    """Return what a linear probe of the embeddings [n, d] says, under equal priors, each row out of fold.
-
-    The probe is linear discriminant analysis with Ledoit-Wolf shrinkage on the guide's image embeddings. It
-    is exact, takes seconds, and a few per cent of wrong labels hardly move a class mean. It learns from at
-    most `MOST_ROWS` samples, of each class its share. Samples that are `left_out` are scored but not learnt.
-    Soft labels are given for the samples of the `softened` classes. Of a class with fewer than two samples a
-    fold the probe has no opinion, and of none where no two classes are left.
-    """
-    n, k, soft_rows = len(labels), len(softened), np.flatnonzero(softened[labels])
-    equal = np.full((len(soft_rows), k), 1 / k, np.float32)
-    probe = Probe(np.zeros(n), np.zeros(n, np.int64), soft_rows, equal)
-    classes = np.flatnonzero(np.bincount(labels[~left_out], minlength=k) >= 2 * FOLDS)
-    if len(classes) < 2:
-        return probe
-    usable, folds = ~left_out & np.isin(labels, classes), fold_numbers(n, FOLDS, seed.generator())
-    for fold in range(FOLDS):
-        rows = np.flatnonzero(usable & (folds != fold))
-        learned = drawn_by_class(labels, rows, MOST_ROWS, seed.child("rows", fold))
-        _score(probe, _fitted(embeddings, labels, learned), embeddings, labels, np.flatnonzero(folds == fold))
-    return probe
-
-
-def _fitted(
-    embeddings: Rows, labels: Int64[np.ndarray, "n"], rows: Int64[np.ndarray, "m"]
-) -> "LinearDiscriminantAnalysis":
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
-    present = np.unique(labels[rows])
-    discriminant = LinearDiscriminantAnalysis(
-        solver="lsqr", shrinkage="auto", priors=np.full(len(present), 1 / len(present))
-    )
-    return discriminant.fit(double(embeddings, rows), labels[rows])
-
-
-def _score(
-    probe: Probe,
-    discriminant: "LinearDiscriminantAnalysis",
-    embeddings: Rows,
-    labels: Int64[np.ndarray, "n"],
-    rows: Int64[np.ndarray, "m"],
-) -> None:
-    """Write into `probe` what a discriminant says of some rows, a few at a time."""
-    for part in chunks(len(rows)):
-        some = rows[part]
-        given = np.arange(len(some)), labels[some]
-        log_probs = np.full((len(some), probe.soft_labels.shape[1]), NO_LOG_PROB)
-        known = discriminant.predict_log_proba(double(embeddings, some))
-        log_probs[:, discriminant.classes_] = np.maximum(known, NO_LOG_PROB / 2)
-        own = log_probs[given]
-        probe.loss[some] = np.where(own > NO_LOG_PROB, -own, 0.0)
-        probe.likeliest[some] = log_probs.argmax(1)
-        log_probs[given] = NO_LOG_PROB
-        places = np.searchsorted(probe.soft_rows, some)
-        soft = places < np.searchsorted(probe.soft_rows, some, side="right")
-        probe.soft_labels[places[soft]] = softmax(log_probs[soft], axis=1).astype(np.float32)
 
 
 def label_only_poison(view: LabelView, probe: Probe, config: LabelFlowConfig) -> LabelFlow:

@@ -23,15 +23,13 @@ from clipguard.detection.early_model import early_model_scores
 from clipguard.detection.entropy_map import label_nll
 from clipguard.detection.feature_separation import separated_by_features
 from clipguard.detection.label_flow import (
-    FOLDS,
     LabelFlow,
     LabelView,
-    Probe,
     label_only_poison,
-    linear_probe,
     refitted_label_flow,
     too_few_to_refit,
 )
+from clipguard.detection.linear_probe import FOLDS, Probe, linear_probe
 from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.detection.trigger_inversion import FEWEST as FEWEST_TO_INVERT
 from clipguard.detection.trigger_inversion import invert_triggers

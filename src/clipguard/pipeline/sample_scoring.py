@@ -4,7 +4,7 @@ import numpy as np
 
 from clipguard.detection.early_model import early_model_scores
 from clipguard.detection.entropy_map import entropy_map, first_partition, label_nll, opinion
-from clipguard.detection.label_flow import linear_probe
+from clipguard.detection.linear_probe import linear_probe
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.pipeline.config import DefenseConfig

@@ -1,0 +1,147 @@
+"""A linear probe of embeddings: what it says of every label, fitted without it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64
+from scipy.special import softmax
+
+from clipguard.compute.cross_validation import double, fold_numbers
+from clipguard.detection.drawn_rows import MOST_ROWS, drawn_by_class
+from clipguard.seeds import Seed
+from clipguard.types import Rows, chunks
+
+if TYPE_CHECKING:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+NO_LOG_PROB: Final = -1e6
+"""Log-probability of a class that the linear probe could not learn: finite, so that a softmax takes it."""
+
+FOLDS: Final = 5
+"""Every sample is scored by a linear probe that was fitted without its fold."""
+
+
+class Probe(NamedTuple):
+    """What a linear probe says of every sample, fitted without it.
+
+    Attributes:
+        loss: of the given label, in nats; 0 where the probe has no opinion of it.
+        likeliest: class.
+        soft_rows: samples of some classes, ascending.
+        soft_labels: of these, the probabilities of the other classes if the given label is wrong.
+    """
+
+    loss: Float64[np.ndarray, "n"]
+    likeliest: Int64[np.ndarray, "n"]
+    soft_rows: Int64[np.ndarray, "m"]
+    soft_labels: Float32[np.ndarray, "m k"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedProbe:
+    """A linear probe, fitted once for each fold without it.
+
+    Attributes:
+        fold: number of each sample's fold.
+        discriminants: one a fold; none where no two classes have enough samples.
+        num_classes: k, empty classes included.
+    """
+
+    fold: Int64[np.ndarray, "n"]
+    discriminants: "tuple[LinearDiscriminantAnalysis, ...]"
+    num_classes: int
+
+    def log_probs(
+        self, embeddings: Rows, fold: int, rows: Int64[np.ndarray, "m"]
+    ) -> Float64[np.ndarray, "m k"]:
+        """Return what it says of samples of one fold; `NO_LOG_PROB` for classes that it does not know."""
+        log_probs, discriminant = (
+            np.full((len(rows), self.num_classes), NO_LOG_PROB),
+            self.discriminants[fold],
+        )
+        known = discriminant.predict_log_proba(double(embeddings, rows))
+        log_probs[:, discriminant.classes_] = np.maximum(known, NO_LOG_PROB / 2)
+        return log_probs
+
+
+def linear_probe(
+    embeddings: Rows,
+    labels: Int64[np.ndarray, "n"],
+    softened: Bool[np.ndarray, "k"],
+    left_out: Bool[np.ndarray, "n"],
+    seed: Seed,
+) -> Probe:
+    """Return what a linear probe of the embeddings [n, d] says, under equal priors, each row out of fold.
+
+    The probe is linear discriminant analysis with Ledoit-Wolf shrinkage on the guide's image embeddings. It
+    is exact, takes seconds, and a few per cent of wrong labels hardly move a class mean. It learns from at
+    most `MOST_ROWS` samples, of each class its share. Samples that are `left_out` are scored but not learnt.
+    Soft labels are given for the samples of the `softened` classes. Of a class with fewer than two samples a
+    fold the probe has no opinion, and of none where no two classes are left.
+    """
+    fitted = fitted_probe(embeddings, labels, len(softened), left_out, seed)
+    return scored_labels(fitted, embeddings, labels, softened)
+
+
+def fitted_probe(
+    embeddings: Rows,
+    labels: Int64[np.ndarray, "n"],
+    num_classes: int,
+    left_out: Bool[np.ndarray, "n"],
+    seed: Seed,
+) -> FittedProbe:
+    """Return the probe that `linear_probe` asks."""
+    folds = fold_numbers(len(labels), FOLDS, seed.generator())
+    classes = np.flatnonzero(np.bincount(labels[~left_out], minlength=num_classes) >= 2 * FOLDS)
+    discriminants, usable = [], ~left_out & np.isin(labels, classes)
+    for fold in range(FOLDS if len(classes) > 1 else 0):
+        rows = np.flatnonzero(usable & (folds != fold))
+        learned = drawn_by_class(labels, rows, MOST_ROWS, seed.child("rows", fold))
+        discriminants.append(_fitted(embeddings, labels, learned))
+    return FittedProbe(fold=folds, discriminants=tuple(discriminants), num_classes=num_classes)
+
+
+def scored_labels(
+    fitted: FittedProbe,
+    embeddings: Rows,
+    labels: Int64[np.ndarray, "n"],
+    softened: Bool[np.ndarray, "k"],
+) -> Probe:
+    """Return what a fitted probe says of every sample, as `linear_probe` does."""
+    n, k, soft_rows = len(labels), len(softened), np.flatnonzero(softened[labels])
+    equal = np.full((len(soft_rows), k), 1 / k, np.float32)
+    probe = Probe(np.zeros(n), np.zeros(n, np.int64), soft_rows, equal)
+    for fold in range(len(fitted.discriminants)):
+        _score(probe, fitted, embeddings, labels, fold)
+    return probe
+
+
+def _fitted(
+    embeddings: Rows, labels: Int64[np.ndarray, "n"], rows: Int64[np.ndarray, "m"]
+) -> "LinearDiscriminantAnalysis":
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    present = np.unique(labels[rows])
+    discriminant = LinearDiscriminantAnalysis(
+        solver="lsqr", shrinkage="auto", priors=np.full(len(present), 1 / len(present))
+    )
+    return discriminant.fit(double(embeddings, rows), labels[rows])
+
+
+def _score(
+    probe: Probe, fitted: FittedProbe, embeddings: Rows, labels: Int64[np.ndarray, "n"], fold: int
+) -> None:
+    """Write into `probe` what the probe says of the samples of a fold, a few at a time."""
+    rows = np.flatnonzero(fitted.fold == fold)
+    for part in chunks(len(rows)):
+        some = rows[part]
+        given = np.arange(len(some)), labels[some]
+        log_probs = fitted.log_probs(embeddings, fold, some)
+        own = log_probs[given]
+        probe.loss[some] = np.where(own > NO_LOG_PROB, -own, 0.0)
+        probe.likeliest[some] = log_probs.argmax(1)
+        log_probs[given] = NO_LOG_PROB
+        places = np.searchsorted(probe.soft_rows, some)
+        soft = places < np.searchsorted(probe.soft_rows, some, side="right")
+        probe.soft_labels[places[soft]] = softmax(log_probs[soft], axis=1).astype(np.float32)
