@@ -1,0 +1,80 @@
+"""What a verdict rests on, in words: findings as the rows of one table, power and limits as sentences.
+
+No sentence is so long that the page would cut it.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from clipguard.outputs.text import percent
+from clipguard.runs.summary import CONFIDENCE, Finding, Power
+
+LISTED: Final = 20
+"""How many findings, class names or limits are listed."""
+
+NO_POWER: Final = "Power was not measured, because no canaries were put into a copy of this data."
+
+NOT_ASSESSABLE: Final = "classes are not assessable, since the guide does not tell them from others"
+
+_MEANINGS: Final = {
+    "trigger": "its flagged samples share a pattern that alone carries the label",
+    "label-only poison": "it was given labels that belong to {source}",
+    "shortcut": "its flagged samples share a pattern, and the guide agrees with their labels: a watermark, "
+    "say, or an attack that changes no label",
+}
+
+
+class FindingRow(NamedTuple):
+    """A finding as both tables show it; `meaning` and `cause` are clauses, the latter empty if not tested."""
+
+    class_name: str
+    kind: str
+    flagged: str
+    at_least: str
+    strength: str
+    meaning: str
+    cause: str
+
+
+def finding_rows(findings: Sequence[Finding]) -> list[FindingRow]:
+    """Return a row for each of the first `LISTED` findings."""
+    return [_row(finding) for finding in findings[:LISTED]]
+
+
+def _row(finding: Finding) -> FindingRow:
+    source = "other classes" if finding.from_class is None else f"class {finding.from_class}"
+    cause = ""
+    if finding.believed_with is not None and finding.believed_without is not None:
+        cause = (
+            f"a model that learned from some of them believes the label of the others to "
+            f"{percent(finding.believed_with)}, one that met none to {percent(finding.believed_without)}"
+        )
+    return FindingRow(
+        class_name=finding.class_name,
+        kind=finding.kind,
+        flagged=f"{finding.flagged:,}",
+        at_least="–" if finding.at_least is None else f"{finding.at_least:,}",
+        strength="–" if finding.strength is None else f"{finding.strength:.1f}",
+        meaning=_MEANINGS[finding.kind].format(source=source),
+        cause=cause,
+    )
+
+
+def power_words(power: Power | None) -> list[str]:
+    """Return what the canaries show, in a few sentences."""
+    if power is None:
+        return [NO_POWER]
+    n, copies = len(power.canaries), "a copy" if power.copies == 1 else f"{power.copies:,} copies"
+    sentences = [
+        f"{power.identified:,} of {n:,} canaries (known triggers in {copies} of this data) were identified."
+    ]
+    floors = [f"{family} from {count:,} samples on" for family, count in power.floors.items()]
+    missed = sorted({canary.family for canary in power.canaries} - power.floors.keys())
+    if floors:
+        sentences.append(
+            f"A trigger like these is identified with a probability of at least {power.lower_bound:.0%}, at "
+            f"{CONFIDENCE:.0%} confidence: {', '.join(floors)}."
+        )
+    if missed:
+        sentences.append(f"None was identified of {', '.join(missed)}.")
+    return sentences
