@@ -116,7 +116,9 @@ def changed(path, change):
 
 
 FIELDS = list(paths(plain(SAMPLE)))
-OPTIONAL = {"model", "before", "after", "detection"} | set(Rates.__struct_fields__) - {"measured_on"}
+OPTIONAL = {"model", "before", "after", "detection", "competence"}
+OPTIONAL |= set(Rates.__struct_fields__) - {"measured_on"}
+OPTIONAL |= set(Verdict.__struct_fields__) - {"answer", "reasons"}
 
 
 @pytest.mark.parametrize("path", [path for path in FIELDS if path[-1] not in OPTIONAL], ids="/".join)
@@ -129,8 +131,8 @@ def test_a_missing_field_is_refused_and_named(tmp_path, path):
 
 @pytest.mark.parametrize("path", FIELDS, ids="/".join)
 def test_a_field_of_another_kind_is_refused_and_named(tmp_path, path):
-    # No field is true or false.
-    line = refusal(written(tmp_path, changed(path, lambda holder, name: holder.update({name: True}))))
+    other = 1 if path[-1] == "complete" else True
+    line = refusal(written(tmp_path, changed(path, lambda holder, name: holder.update({name: other}))))
     assert ".".join(path) in line
 
 

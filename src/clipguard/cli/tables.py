@@ -47,11 +47,11 @@ def _show_verdict(verdict: Verdict, about: str, console: Console) -> None:
     for reason in verdict.reasons:
         console.print(_plain(f"  · {reason}"))
     _show_findings(verdict, console)
-    console.print(_plain(" ".join(power_words(verdict.power))))
-    if names := verdict.not_assessable:
-        console.print(_plain(f"  · {len(names):,} {NOT_ASSESSABLE}: {_first_few(names)}"), style="dim")
-    for sentence in verdict.limits[:LISTED]:
-        console.print(_plain(f"  · {sentence}"), style="dim")
+    console.print("What could have been missed:", style="dim")
+    names = verdict.not_assessable
+    unread = [f"{NOT_ASSESSABLE}: {_first_few(names)}"] if names else []
+    for sentence in [*power_words(verdict.power), *unread, *verdict.limits[:LISTED]]:
+        console.print(_plain(f"  · {sentence}"))
 
 
 def _first_few(names: Sequence[str]) -> str:

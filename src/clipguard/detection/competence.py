@@ -61,8 +61,9 @@ def class_competence(
     """Return how well the guide reads each class.
 
     Both shares get exact limits (Clopper and Pearson, Biometrika 1934), each exceeded with probability
-    `ALPHA` / 2k. A class is assessable if they are apart. By Bonferroni's inequality, no class that is called
-    so as often as the others is assessable, but in `ALPHA` of all data sets.
+    `ALPHA` / 2k. A class is assessable if they are apart. By Bonferroni's inequality, a class that is called
+    so no more often than the others is assessable in at most `ALPHA` of all data sets. A guide that takes two
+    classes for each other still tells both from the rest, so that they are assessable.
 
     Args:
         labels: as given.

@@ -3,6 +3,7 @@
 No sentence is so long that the page would cut it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -14,7 +15,7 @@ LISTED: Final = 20
 
 NO_POWER: Final = "Power was not measured, because no canaries were put into a copy of this data."
 
-NOT_ASSESSABLE: Final = "classes are not assessable, since the guide does not tell them from others"
+NOT_ASSESSABLE: Final = "Not assessable, since the guide does not tell these classes from others"
 
 _MEANINGS: Final = {
     "trigger": "its flagged samples share a pattern that alone carries the label",
@@ -64,17 +65,19 @@ def power_words(power: Power | None) -> list[str]:
     """Return what the canaries show, in a few sentences."""
     if power is None:
         return [NO_POWER]
-    n, copies = len(power.canaries), "a copy" if power.copies == 1 else f"{power.copies:,} copies"
+    copies = "a copy" if power.copies == 1 else f"{power.copies:,} copies"
     sentences = [
-        f"{power.identified:,} of {n:,} canaries (known triggers in {copies} of this data) were identified."
+        f"{power.identified:,} of {len(power.canaries):,} canaries (known triggers in {copies} of this data) "
+        "were found."
     ]
-    floors = [f"{family} from {count:,} samples on" for family, count in power.floors.items()]
+    floors = [f"{family} {count:,}" for family, count in power.floors.items()]
     missed = sorted({canary.family for canary in power.canaries} - power.floors.keys())
     if floors:
+        bound = math.floor(100 * power.lower_bound)
         sentences.append(
-            f"A trigger like these is identified with a probability of at least {power.lower_bound:.0%}, at "
-            f"{CONFIDENCE:.0%} confidence: {', '.join(floors)}."
+            "A trigger of these kinds with as many samples or more is found with a probability of at least "
+            f"{bound} % (at {100 * CONFIDENCE:.0f} % confidence): {', '.join(floors)}."
         )
     if missed:
-        sentences.append(f"None was identified of {', '.join(missed)}.")
+        sentences.append(f"None was found of {', '.join(missed)}.")
     return sentences

@@ -41,6 +41,11 @@ SMALL_TRIGGER: Final = 1.5
 
 
 def verdict(scan: Scan) -> Verdict:
+    """Return the verdict; that of a scan that could not read every image is never clean."""
+    return limited_to_read(_verdict(scan), len(_unreadable(scan)))
+
+
+def _verdict(scan: Scan) -> Verdict:
     """Return the verdict as far as it is built: always undecided, with the reasons in plain words."""
     flagged, n = int(scan.partition.has(State.TRIGGER).sum()), len(scan.data)
     by_label = scan.partition.has(State.LABEL)
@@ -60,8 +65,7 @@ def verdict(scan: Scan) -> Verdict:
         )
     reasons.append("a verdict with error control is not built yet")
     not_assessable = [entry.class_name for entry in competence(scan) if not entry.assessable]
-    answer = Verdict(answer="undecided", reasons=reasons, not_assessable=not_assessable)
-    return limited_to_read(answer, len(_unreadable(scan)))
+    return Verdict(answer="undecided", reasons=reasons, not_assessable=not_assessable)
 
 
 def competence(scan: Scan) -> list[Competence]:
