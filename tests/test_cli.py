@@ -18,14 +18,13 @@ from rich.progress import Progress
 from clipguard import __version__
 from clipguard.cli import defence, main
 from clipguard.cli.options import AttackOptions, DefendOptions, ScanOptions
-from clipguard.cli.outcome import EXIT_CODES, exit_code
 from clipguard.cli.progress import Lines, bars, warn, working
 from clipguard.cli.tables import show_run
 from clipguard.cli.text import channels_from, rows_from, size_from
 from clipguard.detection.early_model import EARLY_MODELS
 from clipguard.errors import ClipguardError, one_line
 from clipguard.lab.attacks import ATTACKS
-from clipguard.runs.summary import RunSummary, Verdict
+from clipguard.runs.summary import RunSummary
 from tiny_data import image_folder, tree
 from tiny_report import SCAN
 
@@ -83,35 +82,6 @@ def test_the_choices_are_those_that_exist():
     assert get_args(hints["attack"]) == tuple(ATTACKS)
     # Any architecture is taken too, so that the choices stand in the help alone.
     assert f"early_model: {', '.join(EARLY_MODELS)}, or an architecture" in ScanOptions.__doc__
-
-
-@pytest.mark.parametrize(
-    ("answer", "unreadable", "code"),
-    [("clean", 0, 0), ("clean", 1, 3), ("suspicious", 0, 1), ("suspicious", 1, 1), ("undecided", 0, 3)],
-)
-def test_the_exit_code_is_the_verdict_and_what_was_not_all_read_is_never_clean(answer, unreadable, code):
-    data = SCAN["data"] | {"unreadable": unreadable}
-    changes = {"verdict": {"answer": answer, "reasons": []}, "data": data}
-    assert exit_code(msgspec.convert(SCAN | changes, RunSummary)) == code
-
-
-def test_exit_codes_of_verdicts_are_none_of_an_error():
-    assert EXIT_CODES == {"clean": 0, "suspicious": 1, "undecided": 3}
-
-
-@pytest.mark.parametrize(("answer", "code"), [("clean", 0), ("suspicious", 1), ("undecided", 3)])
-def test_a_scan_exits_with_its_verdict(clipguard, monkeypatch, tmp_path, answer, code):
-    finish = defence._finish
-
-    def with_answer(*args, **measured):
-        verdict = Verdict(answer=answer, reasons=["so it is"])
-        return msgspec.structs.replace(finish(*args, **measured), verdict=verdict)
-
-    monkeypatch.setattr(defence, "_finish", with_answer)
-    source = image_folder(tmp_path / "data", n=16)
-    ran = clipguard("scan", source, "-o", tmp_path / "run", "--guide", "mini", "--json")
-    assert ran.code == code
-    assert ran.json["verdict"] == {"answer": answer, "reasons": ["so it is"]}
 
 
 def test_a_terminated_run_exits_with_143_in_one_line(clipguard, monkeypatch, tmp_path):
@@ -261,12 +231,14 @@ def test_options_reach_the_settings(tmp_path):
         epochs=2,
         flip=False,
         seed=9,
+        power=3,
     )
     config = defence._defend_config(options)
     assert (config.size, config.early_model) == ((24, 16), EARLY_MODELS["residual"])
     assert (config.entropy_map.by, config.architecture) == ("class", "preactresnet18-4")
-    assert (config.by, config.unlearning.loss) == ("unlearn", "cgd")
-    assert defence._defend_config(replace(options, loss="unlikelihood", by="retrain")).by == "retrain"
+    assert (config.by, config.unlearning.loss, config.power) == ("unlearn", "cgd", 3)
+    retrain = defence._defend_config(replace(options, loss="unlikelihood", by="retrain", drop_anyway=True))
+    assert (retrain.by, retrain.drop_anyway) == ("retrain", True)
     assert (config.victim.epochs, config.victim.flip, config.seed) == (2, False, 9)
     assert not config.unlearning.recipe.flip
 

@@ -331,7 +331,8 @@ def test_a_model_with_another_number_of_classes_is_refused_before_anything_is_do
 
 def test_a_class_that_the_flags_would_empty_is_an_error_in_one_line(scanned_folder, source):
     # A threshold that every sample exceeds.
-    config = replace(RETRAIN, trigger_detector=replace(CONFIG.trigger_detector, clean=0.0, flagged=0.0))
+    detector = replace(CONFIG.trigger_detector, clean=0.0, flagged=0.0)
+    config = replace(RETRAIN, trigger_detector=detector, drop_anyway=True)
     with pytest.raises(ClipguardError, match="has no sample left to train on") as error:
         Defender(GUIDE, scanned_folder, config=config).fit(source)
     assert "\n" not in str(error.value)

@@ -199,6 +199,15 @@ def test_plain_words_keep_their_order_and_spelling(class_names: list[str]) -> No
         (["cat", "17"], "bare numbers"),
         (["-1.5", "cat"], "bare numbers"),
         (["cat", " "], "empty"),
+        (["cat", "class_3"], "codes, which mean nothing to the guide: class 3"),
+        (["cat", "Label-07"], "codes"),
+        (["c017", "c018", "cat"], "codes, which mean nothing to the guide: c017, c018"),
+        (["A1", "B2"], "codes"),
+        (["cat", "9f86d081884c7d65"], "codes"),
+        (["cat", "123e4567-e89b-12d3-a456-426614174000"], "codes"),
+        (["кошка", "cat"], "not in Latin script, while most guides read English alone: кошка"),
+        (["猫", "cat"], "not in Latin script"),
+        (["cat", "قطة", "γάτα"], "2 of 3 class names are not in Latin script"),
         (["cat_a", "Cat a"], "cannot tell them apart"),
     ],
 )
@@ -208,8 +217,16 @@ def test_class_names_that_cannot_be_read_are_warned_of(class_names: list[str], f
     assert fault in warnings[0]
 
 
-def test_plain_class_names_raise_no_warning() -> None:
-    assert ClipGuide().warnings_for(["cat", "Boeing 747", "7 up", "dog", *DIGIT_NAMES]) == []
+@pytest.mark.parametrize(
+    "class_names",
+    [
+        ["cat", "Boeing 747", "7 up", "dog", *DIGIT_NAMES],
+        ["A320", "F-16", "DC 10", "Cessna", "Saab", "facade", "deadbeef", "B"],
+        ["β-carotene", "Müller", "œuvre", "Łódź", "cafe 3", "type"],
+    ],
+)
+def test_plain_class_names_raise_no_warning(class_names: list[str]) -> None:
+    assert ClipGuide().warnings_for(class_names) == []
 
 
 def test_a_warning_stays_short_however_many_names_are_wrong() -> None:

@@ -116,7 +116,9 @@ def changed(path, change):
 
 
 FIELDS = list(paths(plain(SAMPLE)))
-OPTIONAL = {"model", "before", "after", "detection"} | set(Rates.__struct_fields__) - {"measured_on"}
+OPTIONAL = {"model", "before", "after", "detection", "competence"}
+OPTIONAL |= set(Rates.__struct_fields__) - {"measured_on"}
+OPTIONAL |= set(Verdict.__struct_fields__) - {"answer", "reasons"}
 
 
 @pytest.mark.parametrize("path", [path for path in FIELDS if path[-1] not in OPTIONAL], ids="/".join)
@@ -129,8 +131,8 @@ def test_a_missing_field_is_refused_and_named(tmp_path, path):
 
 @pytest.mark.parametrize("path", FIELDS, ids="/".join)
 def test_a_field_of_another_kind_is_refused_and_named(tmp_path, path):
-    # No field is true or false.
-    line = refusal(written(tmp_path, changed(path, lambda holder, name: holder.update({name: True}))))
+    other = 1 if path[-1] == "complete" else True
+    line = refusal(written(tmp_path, changed(path, lambda holder, name: holder.update({name: other}))))
     assert ".".join(path) in line
 
 
@@ -214,6 +216,10 @@ def test_the_summary_of_a_run_adds_up_and_is_what_was_published(fitted):
     assert sum(summary.partition.values()) == summary.data.n == 240
     assert (summary.data.classes, summary.data.size, summary.data.unreadable) == ([*NAMES], (16, 16), 0)
     assert list(summary.stages) == list(fitted.stages_)
+    classes = summary.guide.competence
+    assert [entry.class_name for entry in classes] == [*NAMES]
+    agreeing = sum(entry.n * entry.agreement for entry in classes) / sum(entry.n for entry in classes)
+    assert agreeing == pytest.approx(summary.guide.agreement)
     assert summary.stages["unlearning"].title == "unlearn the flagged samples"
     for name, stage in fitted.stages_.items():
         assert summary.stages[name].seconds == pytest.approx(stage.seconds, abs=0.006)
@@ -298,5 +304,7 @@ def test_a_guide_that_reads_nothing_is_named_in_the_verdict(fitted):
         for name, likeliest in (("right", right), ("wrong", (right + 1) % 3))
     }
     assert "near chance (33.3%)" in reasons["wrong"]
+    unread = verdict(replace(scan, likeliest=np.zeros_like(right))).not_assessable
+    assert (unread, verdict(replace(scan, likeliest=right)).not_assessable) == ([*NAMES], [])
     assert "the guide agrees with only 0.0%" in reasons["wrong"]
     assert "the guide agrees" not in reasons["right"]

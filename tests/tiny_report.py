@@ -55,6 +55,46 @@ FULL = {
     "after": {"accuracy": 0.772, "attack_success": 0.018, "robust_accuracy": 0.74} | RATES,
     "detection": None,
 }
+VERDICT = {
+    "answer": "suspicious",
+    "reasons": ["class dog stands out by its pixels"],
+    "findings": [
+        {
+            "class_name": "dog",
+            "label": 1,
+            "kind": "trigger",
+            "flagged": 234,
+            "at_least": 180,
+            "strength": 12.34,
+            "p_value": 1e-9,
+            "believed_with": 1.0,
+            "believed_without": 0.02,
+        },
+        {
+            "class_name": "ship",
+            "label": 2,
+            "kind": "label-only poison",
+            "flagged": 1045,
+            "p_value": 0.003,
+            "from_class": "cat",
+        },
+        {"class_name": "cat", "label": 0, "kind": "shortcut", "flagged": 40, "strength": 3.0},
+    ],
+    "power": {
+        "copies": 1,
+        "canaries": [
+            {"family": "patch", "class_name": "cat", "samples": 60, "identified": True},
+            {"family": "blend", "class_name": "dog", "samples": 55, "identified": True},
+            {"family": "sinusoid", "class_name": "ship", "samples": 60, "identified": True},
+            {"family": "clean-label", "class_name": "bird", "samples": 60, "identified": False},
+        ],
+    },
+    "not_assessable": ["ship"],
+    "limits": ["a trigger of under 2 pixels a side leaves no trace"],
+    "complete": True,
+}
+"""A verdict with one finding of each kind, and one canary missed."""
+
 SCAN = FULL | {"command": "scan", "before": None, "after": None}
 
 

@@ -11,12 +11,9 @@ from clipguard.cli.options import (
     BenchOptions,
     ConvertOptions,
     DefendOptions,
-    Device,
+    DemoOptions,
     Json,
-    RunFolder,
     ScanOptions,
-    Seed,
-    Threads,
 )
 from clipguard.cli.outcome import ERROR, EXIT_CODES, Outcome
 
@@ -37,7 +34,7 @@ app = App(
     version=__version__,
     help="Find and remove backdoors in untrusted, labelled image data sets (one label an image).",
     result_action="return_value",
-    help_epilogue=f"Exit codes of scan and defend: {_CODES}.",
+    help_epilogue=f"Exit codes of scan and defend: {_CODES}; see --fail-on.",
 )
 
 
@@ -58,18 +55,11 @@ def defend(source: Source, /, options: DefendOptions) -> Outcome:
 
 
 @app.command
-def demo(
-    *,
-    out: RunFolder = Path("runs/demo"),
-    seed: Seed = 0,
-    device: Device = None,
-    threads: Threads = None,
-    json: Json = False,
-) -> Outcome:
+def demo(options: DemoOptions | None = None) -> Outcome:
     """Poison 4,000 digits, train a model on them, scan, repair, report: offline, about two minutes."""
     from clipguard.cli.defence import run_demo
 
-    return run_demo(out, seed, json, device, threads)
+    return run_demo(options or DemoOptions())
 
 
 @app.command

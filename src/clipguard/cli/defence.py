@@ -7,7 +7,7 @@ from typing import Any
 
 from clipguard.cli.given_model import spec_of_model
 from clipguard.cli.measuring import EvaluationSet, check_test, measure, open_test
-from clipguard.cli.options import DefendOptions, ScanOptions
+from clipguard.cli.options import DefendOptions, DemoOptions, ScanOptions
 from clipguard.cli.outcome import Outcome, exit_code
 from clipguard.cli.poisoned import MODEL, READ_TEST_IMAGES, truth_beside
 from clipguard.cli.progress import warn, working
@@ -47,7 +47,7 @@ def run_scan(path: Path, options: ScanOptions) -> Outcome:
         if (options.out / MODEL).exists():
             defender.warnings_.append(f"{options.out / MODEL} is of an earlier defend: a scan makes no model")
         summary = _finish(defender, "scan")
-    return _outcome(defender, summary, options.json)
+    return _outcome(defender, summary, options)
 
 
 def run_defend(path: Path, options: DefendOptions) -> Outcome:
@@ -73,21 +73,25 @@ def run_defend(path: Path, options: DefendOptions) -> Outcome:
         defender.fit(source, model=options.model, spec=spec)
         defender.warnings_ += notes
         summary = _finish(defender, "defend", model=words, **measure(defender, test))
-    return _outcome(defender, summary, options.json)
+    return _outcome(defender, summary, options)
 
 
-def run_demo(
-    out: Path, seed: int, as_json: bool, device: str | None = None, threads: int | None = None
-) -> Outcome:
-    """Return the outcome of the demonstration; its exit code is 0 whatever the verdict.
+def run_demo(options: DemoOptions) -> Outcome:
+    """Return the outcome of the demonstration; its exit code is 0 whatever the verdict, unless asked for.
 
     Raises:
-        ClipguardError: the package that carries the digits is missing, or `out` holds something else.
+        ClipguardError: the package that carries the digits is missing, or the run folder is something else.
     """
+    config = replace(demo_config(options.seed), power=options.power)
     with working() as progress:
-        digits = poisoned_digits(seed)
+        digits = poisoned_digits(options.seed)
         defender = Defender(
-            demo_guide(), out, config=demo_config(seed), progress=progress, device=device, threads=threads
+            demo_guide(),
+            options.out,
+            config=config,
+            progress=progress,
+            device=options.device,
+            threads=options.threads,
         )
         defender.fit(digits.source)
         test = EvaluationSet(
@@ -97,7 +101,7 @@ def run_demo(
             truth=digits.truth,
         )
         summary = _finish(defender, "demo", **measure(defender, test))
-    return replace(_outcome(defender, summary, as_json), code=0)
+    return _outcome(defender, summary, options)
 
 
 def _source(path: Path, options: ScanOptions) -> ImageSource:
@@ -148,6 +152,7 @@ def _scan_config(options: ScanOptions) -> DefenseConfig:
         size=parsed(size_from, options.size, "--size"),
         early_model=early_model_named(options.early_model),
         entropy_map=EntropyMapConfig(by=options.rank_within),
+        power=options.power,
         seed=options.seed,
     )
 
@@ -174,6 +179,8 @@ def _defend_config(options: DefendOptions) -> DefenseConfig:
         )
     if options.by == "retrain" and options.loss != "unlikelihood":
         raise ClipguardError("--loss is that of unlearning: leave it out with --by retrain")
+    if options.drop_anyway and options.by != "retrain":
+        raise ClipguardError("--drop-anyway is for --by retrain: leave it out, unlearning drops no sample")
     if options.rate is not None and (options.by == "retrain" or not 0 < options.rate <= 1):
         raise ClipguardError("--rate is that of unlearning, above 0 and at most 1: such as 0.005")
     config = _scan_config(options)
@@ -183,6 +190,7 @@ def _defend_config(options: DefendOptions) -> DefenseConfig:
         architecture=options.architecture or config.architecture,
         victim=replace(DEFAULT_RECIPE, epochs=options.epochs or DEFAULT_RECIPE.epochs, flip=options.flip),
         by=options.by,
+        drop_anyway=options.drop_anyway,
         unlearning=replace(
             unlearning,
             recipe=replace(unlearning.recipe, flip=options.flip),
@@ -205,7 +213,8 @@ def _finish(defender: Defender, command: str, model: str | None = None, **measur
     return summary
 
 
-def _outcome(defender: Defender, summary: RunSummary, as_json: bool) -> Outcome:
+def _outcome(defender: Defender, summary: RunSummary, options: ScanOptions | DemoOptions) -> Outcome:
     warn(defender.warnings_)
     show = partial(show_run, summary, most_suspicious(Path(defender.run_dir)))
-    return Outcome(value=plain(summary), show=show, as_json=as_json, code=exit_code(summary))
+    code = exit_code(summary.verdict, options.fail_on)
+    return Outcome(value=plain(summary), show=show, as_json=options.json, code=code)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from clipguard.cli.outcome import FailOn
 from clipguard.lab.attack_names import ATTACK_CLASSES
 from clipguard.safety.limits import Limits
 
@@ -34,6 +35,20 @@ Device = Annotated[
 Threads = Annotated[
     int | None,
     Parameter(help="Threads that compute at once; default: OMP_NUM_THREADS, else all cores there are."),
+]
+Power = Annotated[
+    int,
+    Parameter(
+        help="Copies of the data in which known triggers (canaries) are put, to measure what would be "
+        "identified here. Each takes the scan's trainings once more. With 0, no data set is called clean."
+    ),
+]
+Failing = Annotated[
+    FailOn,
+    Parameter(
+        help="Which answers count as failure: undecided (exit code 3) and suspicious (1), suspicious alone, "
+        "or never any. The others exit with 0. A scan that could not read every image always fails."
+    ),
 ]
 Repeated = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 Out = Annotated[Path, Parameter(name=("--out", "-o"))]
@@ -76,6 +91,8 @@ class ScanOptions:
     engine: Literal["local", "ray"] = "local"
     ray_address: str | None = None
     workers: int | None = None
+    power: Power = 1
+    fail_on: Failing = "undecided"
     seed: Seed = 0
     device: Device = None
     threads: Threads = None
@@ -97,6 +114,7 @@ class DefendOptions(ScanOptions):
         crop: Share of the resized side that the centre crop keeps, such as 0.875; default as above.
         interpolation: Of the resize; default as above.
         by: Unlearn the flagged samples, or train from scratch without them.
+        drop_anyway: Let --by retrain drop more than a fifth of the data, or half of a class.
         loss: Unlearning loss; cgd is the paper's.
         rate: Learning rate of unlearning; default: found by a short range test.
         epochs: Of a model that is trained here; default: 25.
@@ -113,11 +131,26 @@ class DefendOptions(ScanOptions):
     crop: str | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
     by: Literal["unlearn", "retrain"] = "unlearn"
+    drop_anyway: Annotated[bool, Parameter(negative="")] = False
     loss: Literal["unlikelihood", "cgd"] = "unlikelihood"
     rate: float | None = None
     epochs: int | None = None
     flip: bool = True
     test: Path | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    """What `demo` takes."""
+
+    out: RunFolder = Path("runs/demo")
+    seed: Seed = 0
+    device: Device = None
+    threads: Threads = None
+    power: Power = 1
+    fail_on: Failing = "never"
+    json: Json = False
 
 
 @Parameter(name="*")

@@ -2,18 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from clipguard.outputs.text import VERDICTS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from clipguard.runs.summary import RunSummary
+    from clipguard.runs.summary import Verdict
 
 ERROR: Final = 2
 EXIT_CODES: Final = {answer: words.exit_code for answer, words in VERDICTS.items()}
 """Of `scan` and `defend`, by the verdict's answer."""
+
+FailOn = Literal["suspicious", "undecided", "never"]
+FAILURES: Final[dict[FailOn, tuple[str, ...]]] = {
+    "suspicious": ("suspicious",),
+    "undecided": ("suspicious", "undecided"),
+    "never": (),
+}
+"""The answers that count as failure, by the word of `--fail-on`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +41,11 @@ class Outcome:
     code: int = 0
 
 
-def exit_code(summary: "RunSummary") -> int:
-    """Return the exit code of a run: its verdict's, but nothing is clean unless all of it was read."""
-    if summary.verdict.answer == "clean" and summary.data.unreadable:
-        return EXIT_CODES["undecided"]
-    return EXIT_CODES[summary.verdict.answer]
+def exit_code(verdict: "Verdict", fail_on: FailOn = "undecided") -> int:
+    """Return the exit code of a verdict: that of its answer if the answer counts as failure, else 0.
+
+    A scan that could not read everything always fails, and is never clean.
+    """
+    if not verdict.complete:
+        return EXIT_CODES["suspicious" if verdict.answer == "suspicious" else "undecided"]
+    return EXIT_CODES[verdict.answer] if verdict.answer in FAILURES[fail_on] else 0

@@ -1,6 +1,6 @@
 """What a person sees at the end of a run: verdict, rates, the most suspicious samples, where all of it is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from clipguard.errors import one_line
+from clipguard.outputs.findings import LISTED, NOT_ASSESSABLE, finding_rows, power_words
 from clipguard.outputs.rates import rate_rows
 from clipguard.outputs.samples import SAMPLES, read_texts
 from clipguard.outputs.text import VERDICTS, duration, percent
 from clipguard.runs import read_table
-from clipguard.runs.summary import RunSummary
+from clipguard.runs.summary import RunSummary, Verdict
 
 TOP: Final = 5
 _COLOURS: Final = {"good": "green", "bad": "red", "open": "yellow", "": ""}
@@ -23,12 +24,8 @@ _COLOURS: Final = {"good": "green", "bad": "red", "open": "yellow", "": ""}
 
 def show_run(summary: RunSummary, samples: Mapping[str, Any], console: Console) -> None:
     """Print the summary of a run and its `TOP` most suspicious samples."""
-    verdict, data = VERDICTS[summary.verdict.answer], summary.data
-    title = Text(verdict.title, style=f"bold {_COLOURS[verdict.tone]}")
-    console.print()
-    console.print(title.append(f"  {data.n:,} images, {len(data.classes)} classes", style="not bold dim"))
-    for reason in summary.verdict.reasons:
-        console.print(_plain(f"  · {reason}"))
+    data = summary.data
+    _show_verdict(summary.verdict, f"{data.n:,} images, {len(data.classes)} classes", console)
     _show_rates(summary, console)
     _show_top(samples, console)
     console.print()
@@ -39,6 +36,44 @@ def show_run(summary: RunSummary, samples: Mapping[str, Any], console: Console) 
     seconds = sum(stage.seconds for stage in summary.stages.values())
     where = f" on {summary.device}" if summary.device != "cpu" else ""
     console.print(_plain(f"{'Time':8} {duration(seconds)}{where}"), style="dim")
+
+
+def _show_verdict(verdict: Verdict, about: str, console: Console) -> None:
+    words = VERDICTS[verdict.answer]
+    title = Text(words.title, style=f"bold {_COLOURS[words.tone]}")
+    console.print()
+    console.print(title.append(f": {words.sentence}", style="not bold").append(f"  {about}", style="dim"))
+    console.print(Text(words.advice))
+    for reason in verdict.reasons:
+        console.print(_plain(f"  · {reason}"))
+    _show_findings(verdict, console)
+    console.print("What could have been missed:", style="dim")
+    names = verdict.not_assessable
+    unread = [f"{NOT_ASSESSABLE}: {_first_few(names)}"] if names else []
+    for sentence in [*power_words(verdict.power), *unread, *verdict.limits[:LISTED]]:
+        console.print(_plain(f"  · {sentence}"))
+
+
+def _first_few(names: Sequence[str]) -> str:
+    return ", ".join([*names[:LISTED], *(["..."] if len(names) > LISTED else [])])
+
+
+def _show_findings(verdict: Verdict, console: Console) -> None:
+    if not verdict.findings:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    table.add_column("class", overflow="fold")
+    table.add_column("kind")
+    for name in ("flagged", "poisoned, at least", "strength"):
+        table.add_column(name, justify="right")
+    rows = finding_rows(verdict.findings)
+    for row in rows:
+        table.add_row(_plain(row.class_name), row.kind, row.flagged, row.at_least, row.strength)
+    console.print(table)
+    for row in rows:
+        cause = f"; {row.cause}" if row.cause else ""
+        console.print(_plain(f"  {row.class_name}: {row.meaning}{cause}"))
+    console.print()
 
 
 def most_suspicious(run: Path) -> dict[str, Any]:

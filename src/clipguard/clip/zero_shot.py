@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,9 @@ DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"[\d\s.,_+-]*\d[\d\s.,_+-]*")
+_PLACEHOLDER = re.compile(r"(class|cls|cat|category|label|lbl|id|group|folder)[\s-]*\d+", re.IGNORECASE)
+_SHORT_CODE = re.compile(r"[a-z]{1,2}[\s-]?\d{1,6}", re.IGNORECASE)
+_HASH = re.compile(r"(?=[^a-f]*[a-f])(?=\D*\d)[0-9a-f-]{8,}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +190,14 @@ class ClipGuide:
             "are empty, so that the guide's scores for them are noise": [n for n in names if not n],
             "are WordNet ids that are not in the list": [n for n in names if _WORDNET_ID.fullmatch(n)],
             "are bare numbers, which mean nothing to the guide": [n for n in names if _NUMBER.fullmatch(n)],
+            "are codes, which mean nothing to the guide": _codes(names),
+            "are not in Latin script, while most guides read English alone": [
+                n for n in names if _in_another_script(n)
+            ],
             "read the same as another, so that the guide cannot tell them apart": _repeated(names),
         }
         return notes + [
-            f"{len(some)} of {len(names)} class names {fault}: {_first_few(some)}"
+            f"{len(some)} of {len(names)} class names {fault}: {_first_few(some)}; give words (--classes)"
             for fault, some in faulty.items()
             if some
         ]
@@ -244,6 +252,21 @@ def _wordnet_words() -> dict[str, str]:
 
     described = ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
     return dict(described)  # type: ignore[arg-type]  # as_dict makes it a dict
+
+
+def _codes(names: Sequence[str]) -> list[str]:
+    """Return the names that are codes: numbered placeholders, hashes, or, if most names are, short codes."""
+    short = [name for name in names if _SHORT_CODE.fullmatch(name)]
+    # A few among words are names of things, such as A320 or F-16.
+    codes = set(short) if 2 * len(short) > len(names) else set()
+    return [name for name in names if name in codes or _PLACEHOLDER.fullmatch(name) or _HASH.fullmatch(name)]
+
+
+def _in_another_script(name: str) -> bool:
+    """Return whether most letters of a name are of another script than Latin."""
+    letters = [letter for letter in name if letter.isalpha()]
+    foreign = sum(not unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
+    return 2 * foreign > len(letters)
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

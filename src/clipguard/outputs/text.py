@@ -9,20 +9,42 @@ class Answer(NamedTuple):
     Attributes:
         title: in one word.
         sentence: what it means.
+        advice: what to do.
         tone: good, bad or open; what colours follow.
         exit_code: of the commands that end with a verdict.
     """
 
     title: str
     sentence: str
+    advice: str
     tone: str
     exit_code: int
 
 
 VERDICTS: Final = {
-    "clean": Answer("Clean", "no sign of a backdoor was found", "good", 0),
-    "suspicious": Answer("Suspicious", "this data set probably carries a backdoor", "bad", 1),
-    "undecided": Answer("Undecided", "no verdict can be given; this is what was found", "open", 3),
+    "clean": Answer(
+        "Clean",
+        "no sign of a backdoor was found, and known triggers in a copy of this data were",
+        "The data can be used. What could have been missed stands below.",
+        "good",
+        0,
+    ),
+    "suspicious": Answer(
+        "Suspicious",
+        "this data set probably carries a backdoor",
+        "Look at the flagged samples of the classes below. Train nothing on them: leave them out, or repair "
+        "a model of this data by clipguard defend.",
+        "bad",
+        1,
+    ),
+    "undecided": Answer(
+        "Undecided",
+        "neither a backdoor nor its absence can be shown",
+        "Keep treating the data as untrusted. The reasons say what is missing; look at the most suspicious "
+        "samples.",
+        "open",
+        3,
+    ),
 }
 """The answers that a verdict can have."""
 

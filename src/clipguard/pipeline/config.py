@@ -10,6 +10,7 @@ from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.detection.feature_separation import FeatureSeparationConfig
 from clipguard.detection.label_flow import LabelFlowConfig
 from clipguard.detection.trigger_detector import TriggerDetectorConfig
+from clipguard.errors import ClipguardError
 from clipguard.mitigation.unlearning import UnlearningConfig
 
 
@@ -28,7 +29,10 @@ class DefenseConfig:
         architecture: of the victim that is trained here when no model is given.
         victim: its recipe, also that of `retrain`.
         by: `unlearn` repairs the model, `retrain` drops the flagged and excluded samples and trains anew.
+        drop_anyway: whether `retrain` may drop more than `clipguard.pipeline.retraining` allows.
         unlearning: how unlearning is done.
+        power: copies of the data in which known triggers (canaries) are put, to measure what the scan can
+            identify here. Each costs the trainings of a scan once more. With 0, nothing is called clean.
         seed: root of all randomness.
     """
 
@@ -41,5 +45,12 @@ class DefenseConfig:
     architecture: str = "preactresnet18-16"
     victim: Recipe = DEFAULT_RECIPE
     by: Literal["unlearn", "retrain"] = "unlearn"
+    drop_anyway: bool = False
     unlearning: UnlearningConfig = field(default_factory=UnlearningConfig)
+    power: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a number of copies that cannot be made."""
+        if self.power < 0:
+            raise ClipguardError(f"power {self.power}: give the number of copies with canaries, 0 for none")

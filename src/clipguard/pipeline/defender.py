@@ -29,6 +29,7 @@ from clipguard.pipeline.repair import (
     with_held_out,
     with_model_triggers,
 )
+from clipguard.pipeline.retraining import check_drop
 from clipguard.pipeline.scan import Context, Scan, notes_of
 from clipguard.pipeline.scanning import scan
 from clipguard.pipeline.stages import RETRAINING, VICTIM
@@ -138,6 +139,8 @@ class Defender:
             _try_to_build(config, len(opened.class_names), like)
         view = None if like is None else like.preprocessing
         self._scan(opened, model if isinstance(model, (str, Path)) else None, view)
+        if config.by == "retrain" and not config.drop_anyway:
+            check_drop(self.scan_.data, self.scan_.partition)
         if given is None:
             self.trained_on_ = with_held_out(self.scan_)
             self.before_, self.spec_, origin = self._train_victim(config)

@@ -10,6 +10,7 @@ from clipguard import __version__
 from clipguard.compute.device import CPU, current_device
 from clipguard.compute.inference import classifier_logits
 from clipguard.data.provenance import UNREADABLE, recorded_source
+from clipguard.detection.competence import class_competence
 from clipguard.detection.entropy_map import TOGETHER, classes_with_few_clean
 from clipguard.models.spec import Normalized
 from clipguard.pipeline.scan import Scan
@@ -17,12 +18,14 @@ from clipguard.pipeline.stages import STAGES
 from clipguard.runs import read_json, write_json
 from clipguard.runs.summary import (
     SUMMARY,
+    Competence,
     DataSummary,
     GuideSummary,
     Rates,
     RunSummary,
     StageSummary,
     Verdict,
+    limited_to_read,
     plain,
 )
 from clipguard.types import Rows, State, chunks
@@ -38,6 +41,11 @@ SMALL_TRIGGER: Final = 1.5
 
 
 def verdict(scan: Scan) -> Verdict:
+    """Return the verdict; that of a scan that could not read every image is never clean."""
+    return limited_to_read(_verdict(scan), len(_unreadable(scan)))
+
+
+def _verdict(scan: Scan) -> Verdict:
     """Return the verdict as far as it is built: always undecided, with the reasons in plain words."""
     flagged, n = int(scan.partition.has(State.TRIGGER).sum()), len(scan.data)
     by_label = scan.partition.has(State.LABEL)
@@ -56,7 +64,26 @@ def verdict(scan: Scan) -> Verdict:
             f"the guide agrees with only {agreement:.1%} of the labels, near chance ({chance:.1%})"
         )
     reasons.append("a verdict with error control is not built yet")
-    return Verdict(answer="undecided", reasons=reasons)
+    not_assessable = [entry.class_name for entry in competence(scan) if not entry.assessable]
+    return Verdict(answer="undecided", reasons=reasons, not_assessable=not_assessable)
+
+
+def competence(scan: Scan) -> list[Competence]:
+    """Return how well the guide reads each class that has samples."""
+    read = class_competence(scan.data.labels, scan.likeliest, scan.num_classes)
+    return [
+        Competence(
+            class_name=name,
+            n=int(read.n[label]),
+            agreement=float(read.agreement[label]),
+            low=float(read.low[label]),
+            high=float(read.high[label]),
+            elsewhere=float(read.elsewhere[label]),
+            assessable=bool(read.assessable[label]),
+        )
+        for label, name in enumerate(scan.data.class_names)
+        if read.n[label]
+    ]
 
 
 def _agreement(scan: Scan) -> float:
@@ -174,7 +201,12 @@ def write_summary(  # noqa: PLR0913  # what the command knows and the defender d
             unreadable=len(_unreadable(scan)),
             size=scan.data.images.shape[1:3],
         ),
-        guide=GuideSummary(name=scan.guide.source, scale=scan.guide.scale, agreement=_agreement(scan)),
+        guide=GuideSummary(
+            name=scan.guide.source,
+            scale=scan.guide.scale,
+            agreement=_agreement(scan),
+            competence=competence(scan),
+        ),
         partition=scan.partition.counts,
         few_clean=list(few_clean(scan)),
         stages={

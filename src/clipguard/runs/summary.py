@@ -13,11 +13,141 @@ from clipguard.runs.files import read_json
 SUMMARY: Final = "summary.json"
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The answer, and its reasons as sentences."""
+CONFIDENCE: Final = 0.95
+"""Of every bound that a verdict gives, the customary value."""
 
-    answer: Literal["clean", "suspicious", "undecided"]
+Answer = Literal["clean", "suspicious", "undecided"]
+Kind = Literal["trigger", "label-only poison", "shortcut"]
+Family = Literal["patch", "blend", "sinusoid", "clean-label"]
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is wrong with one class; None is not known, or makes no sense for the kind.
+
+    Attributes:
+        class_name: of the class.
+        label: its number.
+        kind: `trigger`: samples share a pattern that a network takes for the class.
+            `label-only poison`: labels of other classes were changed to it.
+            `shortcut`: samples share a pattern, but the guide agrees with their labels: intent unknown.
+        flagged: samples of the class that are flagged.
+        at_least: lower bound of its poisoned samples, simultaneous over all classes; of triggers only.
+        strength: largest odds ratio of an unmeasured cause at which the class still stands out
+            (Rosenbaum 2002, sensitivity analysis).
+        p_value: of the class without such a cause.
+        from_class: where most of the changed labels come from; of label-only poison.
+        believed_with: mean probability of the given label by an early-training model that has learned from
+            other samples of the group.
+        believed_without: the same by one that has met none of the group.
+    """
+
+    class_name: str
+    label: int
+    kind: Kind
+    flagged: int
+    at_least: int | None = None
+    strength: float | None = None
+    p_value: float | None = None
+    from_class: str | None = None
+    believed_with: float | None = None
+    believed_without: float | None = None
+
+
+class Canary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A known trigger in a copy of the data: its class, its samples, and whether the class was identified."""
+
+    family: Family
+    class_name: str
+    samples: int
+    identified: bool
+
+
+class Power(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What canaries show of this very data set. The last two fields follow from the others, also when read.
+
+    Attributes:
+        copies: of the data that canaries were put into.
+        canaries: all of them, identified or missed.
+        floors: by family, the samples from which on the power holds: those of its largest canary, since more
+            samples are never harder to identify. A family without an identified canary has none.
+        lower_bound: of the probability that such a trigger is identified, at `CONFIDENCE`, from all canaries
+            together (Clopper and Pearson 1934).
+    """
+
+    copies: int
+    canaries: list[Canary]
+    floors: dict[Family, int] = {}
+    lower_bound: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Set what follows from the canaries."""
+        from scipy.special import betaincinv
+
+        floors: dict[Family, int] = {}
+        for family in dict.fromkeys(canary.family for canary in self.canaries if canary.identified):
+            floors[family] = max(canary.samples for canary in self.canaries if canary.family == family)
+        hits, n = self.identified, len(self.canaries)
+        bound = float(betaincinv(hits, n - hits + 1, 1 - CONFIDENCE)) if hits else 0.0
+        msgspec.structs.force_setattr(self, "floors", floors)
+        msgspec.structs.force_setattr(self, "lower_bound", bound)
+
+    @property
+    def identified(self) -> int:
+        """The number of canaries that were identified."""
+        return sum(canary.identified for canary in self.canaries)
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The answer, and what it rests on.
+
+    Attributes:
+        answer: clean, suspicious or undecided.
+        reasons: for the answer, as sentences.
+        findings: one for each class that makes the answer suspicious.
+        power: what canaries show; None without any.
+        not_assessable: names of classes that the guide cannot read.
+        limits: what could not have been detected, as sentences.
+        complete: whether everything of the source was read; see `limited_to_read`.
+    """
+
+    answer: Answer
     reasons: list[str]
+    findings: list[Finding] = []
+    power: Power | None = None
+    not_assessable: list[str] = []
+    limits: list[str] = []
+    complete: bool = True
+
+
+def limited_to_read(verdict: Verdict, unreadable: int) -> Verdict:
+    """Return the verdict of a scan that left unreadable images out: it is never clean."""
+    if not unreadable:
+        return verdict
+    answer: Answer = "undecided" if verdict.answer == "clean" else verdict.answer
+    reason = f"{unreadable} images could not be read: the poison may lie there"
+    return msgspec.structs.replace(verdict, answer=answer, reasons=[*verdict.reasons, reason], complete=False)
+
+
+class Competence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How well the guide reads a class; see `clipguard.detection.competence`.
+
+    Attributes:
+        class_name: of the class.
+        n: its samples.
+        agreement: share of them that the guide, too, calls so.
+        low: lower end of an interval of that share, simultaneous over the classes.
+        high: upper end.
+        elsewhere: share of all other samples that the guide calls so.
+        assessable: whether the first share is above the second for certain.
+    """
+
+    class_name: str
+    n: int
+    agreement: float
+    low: float
+    high: float
+    elsewhere: float
+    assessable: bool
 
 
 class DataSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,11 +162,12 @@ class DataSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class GuideSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The guide: name, logit scale, and the share of given labels that it would give as well."""
+    """The guide: name, logit scale, the share of labels that it would give as well, and that by class."""
 
     name: str
     scale: float
     agreement: float
+    competence: list[Competence] = []
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from clipguard.outputs.findings import LISTED, NOT_ASSESSABLE, finding_rows, power_words
 from clipguard.outputs.rates import rate_rows
 from clipguard.outputs.report.plot import entropy_map_svg
 from clipguard.outputs.report.summary import summarize
@@ -39,6 +40,10 @@ def render(summary: Mapping[str, Any]) -> str:
         lines=_lines(summary["manifest"]),
         created=summary["manifest"]["created"],
         verdict=VERDICTS[run.verdict.answer],
+        findings=finding_rows(run.verdict.findings),
+        power=power_words(run.verdict.power),
+        not_assessable=NOT_ASSESSABLE,
+        listed=LISTED,
         rates=rate_rows(run.before, run.after),
         measured_on=next((rates.measured_on for rates in (run.after, run.before) if rates), ""),
         longest=max([1e-9, *seconds]),

@@ -1,0 +1,83 @@
+"""What a verdict rests on, in words: findings as the rows of one table, power and limits as sentences.
+
+No sentence is so long that the page would cut it.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from clipguard.outputs.text import percent
+from clipguard.runs.summary import CONFIDENCE, Finding, Power
+
+LISTED: Final = 20
+"""How many findings, class names or limits are listed."""
+
+NO_POWER: Final = "Power was not measured, because no canaries were put into a copy of this data."
+
+NOT_ASSESSABLE: Final = "Not assessable, since the guide does not tell these classes from others"
+
+_MEANINGS: Final = {
+    "trigger": "its flagged samples share a pattern that alone carries the label",
+    "label-only poison": "it was given labels that belong to {source}",
+    "shortcut": "its flagged samples share a pattern, and the guide agrees with their labels: a watermark, "
+    "say, or an attack that changes no label",
+}
+
+
+class FindingRow(NamedTuple):
+    """A finding as both tables show it; `meaning` and `cause` are clauses, the latter empty if not tested."""
+
+    class_name: str
+    kind: str
+    flagged: str
+    at_least: str
+    strength: str
+    meaning: str
+    cause: str
+
+
+def finding_rows(findings: Sequence[Finding]) -> list[FindingRow]:
+    """Return a row for each of the first `LISTED` findings."""
+    return [_row(finding) for finding in findings[:LISTED]]
+
+
+def _row(finding: Finding) -> FindingRow:
+    source = "other classes" if finding.from_class is None else f"class {finding.from_class}"
+    cause = ""
+    if finding.believed_with is not None and finding.believed_without is not None:
+        cause = (
+            f"a model that learned from some of them believes the label of the others to "
+            f"{percent(finding.believed_with)}, one that met none to {percent(finding.believed_without)}"
+        )
+    return FindingRow(
+        class_name=finding.class_name,
+        kind=finding.kind,
+        flagged=f"{finding.flagged:,}",
+        at_least="–" if finding.at_least is None else f"{finding.at_least:,}",
+        strength="–" if finding.strength is None else f"{finding.strength:.1f}",
+        meaning=_MEANINGS[finding.kind].format(source=source),
+        cause=cause,
+    )
+
+
+def power_words(power: Power | None) -> list[str]:
+    """Return what the canaries show, in a few sentences."""
+    if power is None:
+        return [NO_POWER]
+    copies = "a copy" if power.copies == 1 else f"{power.copies:,} copies"
+    sentences = [
+        f"{power.identified:,} of {len(power.canaries):,} canaries (known triggers in {copies} of this data) "
+        "were found."
+    ]
+    floors = [f"{family} {count:,}" for family, count in power.floors.items()]
+    missed = sorted({canary.family for canary in power.canaries} - power.floors.keys())
+    if floors:
+        bound = math.floor(100 * power.lower_bound)
+        sentences.append(
+            "A trigger of these kinds with as many samples or more is found with a probability of at least "
+            f"{bound} % (at {100 * CONFIDENCE:.0f} % confidence): {', '.join(floors)}."
+        )
+    if missed:
+        sentences.append(f"None was found of {', '.join(missed)}.")
+    return sentences
