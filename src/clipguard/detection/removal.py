@@ -1,0 +1,158 @@
+"""Cause by removal: is a label believed for what the flagged group shares, or for what its class looks like?"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from scipy.special import softmax
+
+from clipguard.compute.lanes import in_lanes
+from clipguard.compute.small_nets import SmallNetConfig, train_small_nets
+from clipguard.compute.training import EpochHook, cross_entropy
+from clipguard.detection.drawn_rows import MOST_ROWS, drawn_by_class
+from clipguard.seeds import Seed
+from clipguard.types import ImageSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Belief:
+    """Mean probabilities of the given label under two nets, one of which has met the flagged group.
+
+    Both nets have learned from none of the samples that these are means of.
+
+    Attributes:
+        label: the suspected class.
+        held_out: flagged samples of it that were scored: the half that no net has learned from.
+        group_with: their label's probability under the net that has met the other half.
+        group_without: the same under the net that has learned from trusted samples alone.
+        trusted: trusted samples of the class that were scored; both nets were trained without them.
+        trusted_with: their label's probability under the first net; NaN without any.
+        trusted_without: the same under the second net; NaN without any.
+    """
+
+    label: int
+    held_out: int
+    group_with: float
+    group_without: float
+    trusted: int
+    trusted_with: float
+    trusted_without: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """Which samples the two trainings meet, and which are scored.
+
+    Attributes:
+        with_group: the first net learns from them: all but the scored ones.
+        without_group: the second net learns from them: trusted samples but the scored ones.
+        group: the held-out half of each class's flagged group.
+        trusted: trusted samples of the same classes, as many of each if there are twice as many.
+    """
+
+    with_group: Bool[np.ndarray, "n"]
+    without_group: Bool[np.ndarray, "n"]
+    group: Bool[np.ndarray, "n"]
+    trusted: Bool[np.ndarray, "n"]
+
+
+def removal(
+    labels: Int64[np.ndarray, "n"], trusted: Bool[np.ndarray, "n"], flagged: Bool[np.ndarray, "n"], seed: Seed
+) -> Removal:
+    """Return the two trainings: each class's flagged group is split in halves at random, once for all classes.
+
+    Args:
+        labels: as given.
+        trusted: samples that the second net may learn from; none of them is flagged.
+        flagged: the flagged groups of all suspected classes.
+        seed: of the halves.
+    """
+    group, known = np.zeros(len(labels), dtype=bool), np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels[flagged]).tolist():
+        draw = seed.child("halves", label).generator()
+        members, others = (np.flatnonzero(some & (labels == label)) for some in (flagged, trusted))
+        held_out = draw.permutation(members)[: (len(members) + 1) // 2]
+        group[held_out] = True
+        known[draw.permutation(others)[: min(len(held_out), len(others) // 2)]] = True
+    scored = group | known
+    return Removal(with_group=~scored, without_group=trusted & ~flagged & ~scored, group=group, trusted=known)
+
+
+def beliefs(  # what a scan knows, and how a small net is trained
+    data: ImageSet,
+    trusted: Bool[np.ndarray, "n"],
+    flagged: Bool[np.ndarray, "n"],
+    config: SmallNetConfig,
+    seed: Seed,
+    on_epoch: EpochHook | None = None,
+) -> tuple[Belief, ...]:
+    """Return what two short trainings say of each class that has flagged samples; none without such a class.
+
+    A net that meets half of a poisoned group learns what its samples share, and believes the label of the
+    other half for it. A net that has learned from trusted samples alone does not. Samples that are flagged
+    because their class is easy are believed by both, since others of the class look alike.
+
+    Both nets are one run of the early-training model, with the same first weights. Of more than `MOST_ROWS`
+    samples so many are drawn, all flagged ones among them as far as these are no more than half of that.
+
+    Args:
+        data: images as the small nets take them.
+        trusted: samples that the second net may learn from.
+        flagged: the flagged groups of all suspected classes.
+        config: the early-training model.
+        seed: of halves, draws and nets.
+        on_epoch: called with the number of finished epochs of either net.
+    """
+    if not flagged.any():
+        return ()
+    split = removal(data.labels, trusted, flagged, seed)
+    rows = np.flatnonzero(split.group | split.trusted)
+    one = replace(config, runs=1, folds=1)
+
+    def probability(trainable: Bool[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
+        learned = _drawn(data.labels, trainable, flagged, seed.child("rows"))
+        loss, k = cross_entropy(data.labels), len(data.class_names)
+        nets = train_small_nets(one, data.images, k, loss, learned, seed.child("net"), on_epoch)
+        likely = softmax(nets.logits[rows].astype(np.float64), axis=1)
+        believed = np.full(len(data), np.nan)
+        believed[rows] = likely[np.arange(len(rows)), data.labels[rows]]
+        return believed
+
+    believed = in_lanes([partial(probability, some) for some in (split.with_group, split.without_group)])
+    return tuple(
+        _belief(label, split, data.labels, believed) for label in np.unique(data.labels[flagged]).tolist()
+    )
+
+
+def _drawn(
+    labels: Int64[np.ndarray, "n"],
+    trainable: Bool[np.ndarray, "n"],
+    flagged: Bool[np.ndarray, "n"],
+    seed: Seed,
+) -> Bool[np.ndarray, "n"]:
+    """Return the samples that a net learns from: all, or `MOST_ROWS`, flagged ones first."""
+    groups, others = np.flatnonzero(trainable & flagged), np.flatnonzero(trainable & ~flagged)
+    first = drawn_by_class(labels, groups, MOST_ROWS // 2, seed.child("flagged"))
+    rest = drawn_by_class(labels, others, MOST_ROWS - len(first), seed.child("others"))
+    drawn = np.zeros(len(labels), dtype=bool)
+    drawn[first] = drawn[rest] = True
+    return drawn
+
+
+def _belief(
+    label: int, split: Removal, labels: Int64[np.ndarray, "n"], believed: list[Float64[np.ndarray, "n"]]
+) -> Belief:
+    def mean(rows: Bool[np.ndarray, "n"], net: int) -> float:
+        return float(believed[net][rows].mean()) if rows.any() else float("nan")
+
+    group, trusted = split.group & (labels == label), split.trusted & (labels == label)
+    return Belief(
+        label=label,
+        held_out=int(group.sum()),
+        group_with=mean(group, 0),
+        group_without=mean(group, 1),
+        trusted=int(trusted.sum()),
+        trusted_with=mean(trusted, 0),
+        trusted_without=mean(trusted, 1),
+    )
