@@ -1,4 +1,4 @@
-"""Cause by removal: is a label believed for what the flagged group shares, or for what its class looks like?"""
+"""Cause by removal: is a label believed for what the flagged share, or for what their class looks like?"""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -60,7 +60,7 @@ class Removal:
 def removal(
     labels: Int64[np.ndarray, "n"], trusted: Bool[np.ndarray, "n"], flagged: Bool[np.ndarray, "n"], seed: Seed
 ) -> Removal:
-    """Return the two trainings: each class's flagged group is split in halves at random, once for all classes.
+    """Return the two trainings: the flagged group of each class is split in halves at random.
 
     Args:
         labels: as given.

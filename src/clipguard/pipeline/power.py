@@ -1,4 +1,4 @@
-"""Power: known triggers in a copy of the data, to measure what a scan of these very data would have noticed."""
+"""Power: known triggers in a copy of the data, to measure what a scan of these data would have noticed."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -145,7 +145,7 @@ def originals(source: ImageSource, size: tuple[int, int]) -> Callable[[Int64[np.
 
 
 def canary_counts(n: int) -> dict[Family, int]:
-    """Return how many canaries of each family a data set of n samples gets: together at most `SHARE` of it."""
+    """Return how many canaries of each family n samples get: together at most `SHARE` of them."""
     return {family: int(SHARE * n) // len(FAMILIES) for family in FAMILIES}
 
 
