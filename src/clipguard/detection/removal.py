@@ -2,17 +2,47 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from scipy.special import softmax
+from scipy.stats import hypergeom
 
 from clipguard.compute.lanes import in_lanes
 from clipguard.compute.small_nets import SmallNetConfig, train_small_nets
 from clipguard.compute.training import EpochHook, cross_entropy
 from clipguard.detection.drawn_rows import MOST_ROWS, drawn_by_class
+from clipguard.detection.entropy_map import EntropyMapConfig, rank
+from clipguard.detection.sample_scores import SampleScores
+from clipguard.detection.trigger_detector import TriggerDetectorConfig
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet
+
+Cause = Literal["trigger", "shortcut", "natural", "undecided"]
+"""Why a group is believed early.
+
+`trigger`: for what its samples share, and their labels are wrong. `shortcut`: for what they share, but their
+labels may be right: a watermark, or clean-label poison; the intent is unknown. `natural`: for what the class
+looks like.
+"""
+
+OWN: Final = 0.4
+"""Least excess of belief that only the group explains. On development rows (CIFAR-10, 3,000 and 10,000),
+poison and watermarks have 0.53 to 0.94, natural groups of 7 or more held-out samples at most 0.15."""
+
+COMMON: Final = 0.2
+"""Largest excess of a natural group, and least belief of a net that has not met it; see `OWN`."""
+
+FEWEST: Final = 5
+"""Held-out samples below which a mean says nothing."""
+
+WRONG: Final = 0.5
+"""Largest agreement of the guide with wrong labels, over its agreement with the rest of the class. On
+development rows, dirty-label poison has 0.08 to 0.17, a watermark or clean-label poison 0.69 or more."""
+
+ALPHA: Final = 0.01
+"""Level of the test that the guide agrees less with the group than with the rest of the class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +68,96 @@ class Belief:
     trusted: int
     trusted_with: float
     trusted_without: float
+
+    @property
+    def excess(self) -> float:
+        """How much more the first net believes the group, less what it believes the class more.
+
+        The second net knows fewer samples of the class. What it therefore believes less is no sign of a
+        trigger. A gain below 0 is noise, and so is an unknown one.
+        """
+        gain = self.trusted_with - self.trusted_without
+        return self.group_with - self.group_without - (gain if gain > 0 else 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """In how many samples of a class the guide finds the given label likeliest.
+
+    Attributes:
+        agreeing: flagged samples with that label.
+        flagged: all flagged samples of the class.
+        rest_agreeing: others with that label.
+        rest: all others of the class.
+    """
+
+    agreeing: int
+    flagged: int
+    rest_agreeing: int
+    rest: int
+
+    @property
+    def labels_are_wrong(self) -> bool:
+        """Whether the guide agrees with the flagged labels much less than with the class's others.
+
+        Both a large difference (`WRONG`) and a significant one (Fisher's exact test, one-sided, `ALPHA`).
+        Where the guide cannot read a class at all, it cannot say so.
+        """
+        if not self.flagged or not self.rest:
+            return False
+        total, agreeing = self.flagged + self.rest, self.agreeing + self.rest_agreeing
+        p_value = hypergeom.cdf(self.agreeing, total, agreeing, self.flagged)
+        rates = self.agreeing / self.flagged, self.rest_agreeing / self.rest
+        return bool(p_value <= ALPHA and rates[0] <= WRONG * rates[1])
+
+
+def causes(beliefs: tuple[Belief, ...], agreements: tuple[Agreement, ...]) -> tuple[Cause, ...]:
+    """Return the cause of each suspected class, given what the guide says of its labels; same order."""
+    return tuple(_cause(belief, agreement) for belief, agreement in zip(beliefs, agreements, strict=True))
+
+
+def _cause(belief: Belief, agreement: Agreement) -> Cause:
+    if belief.held_out < FEWEST:
+        return "undecided"
+    if belief.excess >= OWN:
+        return "trigger" if agreement.labels_are_wrong else "shortcut"
+    if belief.excess <= COMMON <= belief.group_without:
+        return "natural"
+    return "undecided"
+
+
+def agreements(scores: SampleScores, flagged: Bool[np.ndarray, "n"]) -> tuple[Agreement, ...]:
+    """Return what the guide says of each class with flagged samples, the classes ascending."""
+    agreeing = scores.guide_class == scores.labels
+    return tuple(
+        Agreement(
+            agreeing=int((agreeing & flagged & members).sum()),
+            flagged=int((flagged & members).sum()),
+            rest_agreeing=int((agreeing & ~flagged & members).sum()),
+            rest=int((~flagged & members).sum()),
+        )
+        for members in (scores.labels == label for label in np.unique(scores.labels[flagged]))
+    )
+
+
+def trusted_samples(
+    scores: SampleScores,
+    flagged: Bool[np.ndarray, "n"],
+    entropy_map: EntropyMapConfig,
+    detector: TriggerDetectorConfig,
+) -> Bool[np.ndarray, "n"]:
+    """Return the samples that the second net learns from.
+
+    None is likelier than not to carry a trigger, after the first round or the last: poison that refinements
+    have lost keeps its first score. In suspected classes, none is a candidate for its guide rank: wrong
+    labels that the detector has missed are among these. What is a candidate for an early loss alone is
+    trusted: otherwise the net would not know what an easy class looks like.
+    """
+    low = np.maximum(scores.first_round, scores.trigger_score) <= detector.clean
+    in_suspected = np.isin(scores.labels, scores.labels[flagged])
+    improbable = rank(scores.guide_nll) > 1 - entropy_map.candidate
+    trusted: Bool[np.ndarray, "n"] = low & ~flagged & ~(in_suspected & improbable)
+    return trusted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +207,19 @@ def beliefs(  # what a scan knows, and how a small net is trained
     seed: Seed,
     on_epoch: EpochHook | None = None,
 ) -> tuple[Belief, ...]:
-    """Return what two short trainings say of each class that has flagged samples; none without such a class.
+    """Return what two short trainings say of each class with flagged samples, the classes ascending.
 
     A net that meets half of a poisoned group learns what its samples share, and believes the label of the
-    other half for it. A net that has learned from trusted samples alone does not. Samples that are flagged
+    other half for it. A net that has learned from `trusted_samples` alone does not. Samples that are flagged
     because their class is easy are believed by both, since others of the class look alike.
 
+    Without a flagged sample, nothing is trained.
     Both nets are one run of the early-training model, with the same first weights. Of more than `MOST_ROWS`
     samples so many are drawn, all flagged ones among them as far as these are no more than half of that.
 
     Args:
         data: images as the small nets take them.
-        trusted: samples that the second net may learn from.
+        trusted: samples that the second net may learn from, see `trusted_samples`.
         flagged: the flagged groups of all suspected classes.
         config: the early-training model.
         seed: of halves, draws and nets.

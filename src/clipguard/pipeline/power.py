@@ -158,9 +158,8 @@ def chosen_canaries(
 ) -> tuple[Canaries, ...]:
     """Return canaries of each family in a class of its own, as far as there are classes large enough.
 
-    The class of a family has at least twice as many untouched samples as the family has canaries, so that
-    canaries are a third of it at most, or half of it with clean labels. Canaries with a wrong label are
-    drawn from the other classes.
+    The class of a family has at least as many untouched samples of its own as canaries, so that these are
+    half of it at most. Canaries with a wrong label are drawn from the other classes.
 
     Args:
         labels: as given.
@@ -175,7 +174,8 @@ def chosen_canaries(
     classes = [int(label) for label in draw.permutation(len(unsuspected)) if unsuspected[label]]
     chosen = []
     for family, count in sorted(counts.items(), key=lambda item: -item[1]):
-        label = next((label for label in classes if sizes[label] >= 2 * count), None)
+        least = 2 * count if family == "clean-label" else count
+        label = next((label for label in classes if sizes[label] >= least), None)
         if label is None or not count:
             continue
         classes.remove(label)
@@ -213,7 +213,8 @@ def canary_copy(scanned: Scanned, canaries: tuple[Canaries, ...]) -> tuple[Image
 
 def triggered(canaries: Canaries, images: Images) -> Images:
     """Return the images of canaries with their trigger."""
-    trigger = canary_trigger(canaries.family, *images.shape[1:3], canaries.seed)
+    height, width = images.shape[1:3]
+    trigger = canary_trigger(canaries.family, height, width, canaries.seed)
     return np.concatenate([trigger.apply(images[part]) for part in chunks(len(images), 32)])
 
 
