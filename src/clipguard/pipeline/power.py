@@ -87,7 +87,7 @@ class Scanned:
         originals: returns the images of some ascending rows as they came, all of one size; see `originals`.
         view: how the small nets see an image.
         untouched: samples that canaries may be made of: those that the scan does not flag.
-        unsuspected: classes that canaries may be labelled with: those that the scan does not suspect.
+        unsuspected: classes that canaries may be labelled with: those that are not suspected target classes.
     """
 
     data: ImageSet
