@@ -17,7 +17,7 @@ from clipguard.pipeline.power import (
     ReplacedRows,
     Scanned,
     canary_copy,
-    canary_counts,
+    canary_sets,
     chosen_canaries,
     embedded,
     originals,
@@ -130,8 +130,22 @@ def test_every_family_gets_canaries_where_there_are_classes_and_samples_enough()
 
 
 @pytest.mark.parametrize("n", [50, 300, 3000, 12_000, 10**6])
-def test_canaries_are_a_small_share_of_any_data_set(n):
-    assert sum(canary_counts(n).values()) <= SHARE * n
+def test_canaries_are_a_small_share_of_any_copy(n):
+    sets = canary_sets(n)
+    assert all(0 < sum(counts.values()) <= SHARE * n for counts in sets)
+    families = [family for counts in sets for family in counts]
+    assert len(set(families)) == len(families)
+
+
+def test_a_copy_has_the_families_that_fit_and_further_copies_have_the_others():
+    assert canary_sets(500) == ()
+    assert canary_sets(1000) == ({"patch": 20},)
+    assert canary_sets(3000) == ({"patch": 20, "clean-label": 70}, {"sinusoid": 70}, {"blend": 90})
+    assert canary_sets(12_000) == ({"patch": 48, "clean-label": 216, "sinusoid": 96}, {"blend": 360})
+
+
+def test_small_nets_learn_from_so_many_samples_at_most_and_more_canaries_are_of_no_use():
+    assert canary_sets(10**6) == canary_sets(100_000)
 
 
 def test_a_copy_differs_from_the_data_by_its_canaries_alone(monkeypatch):
@@ -221,27 +235,27 @@ def test_an_outcome_counts_canaries_and_others_of_their_class():
 
 
 def test_each_copy_is_scanned_once_with_canaries_of_its_own(monkeypatch):
-    scanned, seeds, sets = scanned_set(), [], []
+    scanned, seeds, scanned_labels = scanned_set(), [], []
 
     def scan(data, guide, embeddings, config):
         seeds.append(config.seed)
-        sets.append(data.labels)
+        scanned_labels.append(data.labels)
         zero = np.zeros(len(data))
         return scores_of(data.labels, zero, zero, zero > 0)
 
     monkeypatch.setattr(power_module, "sample_scores", scan)
-    counts = {"patch": 6, "blend": 6}
-    result = list(power(scanned, counts, lambda scores: scores.labels[:3] > 3, 2, Seed(0)))
+    sets = ({"patch": 6, "blend": 6},)
+    result = list(power(scanned, sets, lambda scores: scores.labels[:3] > 3, 2, Seed(0)))
     assert [outcome.copy for outcome in result] == [0, 0, 1, 1]
     assert len(set(seeds)) == 2
-    assert [int((labels != scanned.data.labels).sum()) for labels in sets] == [12, 12]
-    assert (sets[0] != sets[1]).any()
+    assert [int((labels != scanned.data.labels).sum()) for labels in scanned_labels] == [12, 12]
+    assert (scanned_labels[0] != scanned_labels[1]).any()
 
 
 def test_without_a_class_large_enough_nothing_is_scanned(monkeypatch):
     scanned = replace(scanned_set(), unsuspected=np.zeros(3, dtype=bool))
     monkeypatch.delattr(power_module, "sample_scores")
-    assert list(power(scanned, {"patch": 6}, lambda scores: np.zeros(3, dtype=bool), 2, Seed(0))) == []
+    assert list(power(scanned, [{"patch": 6}], lambda scores: np.zeros(3, dtype=bool), 2, Seed(0))) == []
 
 
 def test_a_loud_canary_is_flagged_by_the_scan_of_its_copy(monkeypatch):
@@ -253,7 +267,7 @@ def test_a_loud_canary_is_flagged_by_the_scan_of_its_copy(monkeypatch):
     embeddings = embedded(GUIDE.clip, scanned.data.pixels)
     (outcome,) = power(
         replace(scanned, embeddings=embeddings),
-        {"patch": 24},
+        [{"patch": 24}],
         lambda scores: scores.labels[:3] < 3,
         1,
         Seed(0),
@@ -269,3 +283,26 @@ def test_labels_of_the_data_are_not_changed_by_a_copy():
     one = Canaries(family="blend", label=0, rows=np.array([1]), seed=Seed(0))
     canary_copy(scanned, (one,))
     assert np.array_equal(data.labels, np.arange(60) % 3)
+
+
+def test_copies_take_turns_with_the_sets_of_families(monkeypatch):
+    zero = np.zeros(240)
+    monkeypatch.setattr(
+        power_module, "sample_scores", lambda data, *_: scores_of(data.labels, zero, zero, zero > 0)
+    )
+    sets = [{"patch": 6}, {"blend": 6, "sinusoid": 5}]
+    result = power(scanned_set(), sets, lambda scores: np.zeros(3, dtype=bool), 3, Seed(0))
+    families = [(outcome.copy, outcome.family) for outcome in result]
+    assert families == [(0, "patch"), (1, "blend"), (1, "sinusoid"), (2, "patch")]
+
+
+def test_large_images_are_in_memory_a_few_at_a_time_and_nothing_depends_on_how_many(monkeypatch):
+    scanned, sizes = scanned_set(), []
+    counted = replace(scanned, originals=lambda rows: sizes.append(len(rows)) or scanned.data.images[rows])
+    one = Canaries(family="patch", label=0, rows=np.arange(0, 80, 2), seed=Seed(0))
+    data, embeddings = canary_copy(scanned, (one,))
+    monkeypatch.setattr(power_module, "TOGETHER", 32)
+    again, same = canary_copy(counted, (one,))
+    assert sizes == [32, 8]
+    assert np.array_equal(again.images[:], data.images[:])
+    assert np.array_equal(same[:], embeddings[:])

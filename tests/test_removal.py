@@ -169,7 +169,7 @@ RIGHT_LABELS = Agreement(agreeing=50, flagged=100, rest_agreeing=500, rest=900)
         (belief(0.9, 0.4, 0.9, 0.4), WRONG_LABELS, "natural"),
         # That the second net knows a class better does not speak against a natural group.
         (belief(0.5, 0.4, 0.2, 0.6), RIGHT_LABELS, "natural"),
-        (belief(0.6, 0.3), WRONG_LABELS, "undecided"),
+        (belief(0.55, 0.3), WRONG_LABELS, "undecided"),
         # Neither net believes the label.
         (belief(0.1, 0.05), WRONG_LABELS, "undecided"),
         (belief(0.9, 0.1, held_out=4), WRONG_LABELS, "undecided"),

@@ -27,9 +27,9 @@ labels may be right: a watermark, or clean-label poison; the intent is unknown. 
 looks like.
 """
 
-OWN: Final = 0.4
-"""Least excess of belief that only the group explains. On development rows (CIFAR-10, 3,000 and 10,000),
-poison and watermarks have 0.53 to 0.94, natural groups of 7 or more held-out samples at most 0.15."""
+OWN: Final = 0.3
+"""Least excess of belief that only the group explains. On development rows (3,000 to 10,000 samples),
+poison and watermarks have 0.37 to 0.94, natural groups of 7 or more held-out samples at most 0.15."""
 
 COMMON: Final = 0.2
 """Largest excess of a natural group, and least belief of a net that has not met it; see `OWN`."""
@@ -39,7 +39,7 @@ FEWEST: Final = 5
 
 WRONG: Final = 0.5
 """Largest agreement of the guide with wrong labels, over its agreement with the rest of the class. On
-development rows, dirty-label poison has 0.08 to 0.17, a watermark or clean-label poison 0.69 or more."""
+development rows, dirty-label poison has 0 to 0.17, a watermark or clean-label poison 0.69 or more."""
 
 ALPHA: Final = 0.01
 """Level of the test that the guide agrees less with the group than with the rest of the class."""
@@ -156,7 +156,7 @@ def trusted_samples(
     low = np.maximum(scores.first_round, scores.trigger_score) <= detector.clean
     in_suspected = np.isin(scores.labels, scores.labels[flagged])
     improbable = rank(scores.guide_nll) > 1 - entropy_map.candidate
-    trusted: Bool[np.ndarray, "n"] = low & ~flagged & ~(in_suspected & improbable)
+    trusted: Bool[np.ndarray, n] = low & ~flagged & ~(in_suspected & improbable)
     return trusted
 
 
