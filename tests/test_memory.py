@@ -1,5 +1,6 @@
 """What a scan holds in memory: never n x k values, no copy of all images, no text for each cell."""
 
+import importlib
 import tracemalloc
 from dataclasses import replace
 
@@ -30,6 +31,9 @@ DENSE = 4 * N * K
 @pytest.fixture(scope="module")
 def large():
     """Return labels, embeddings and a guide of many samples and classes."""
+    # Code that is imported when it is first needed would count as well.
+    importlib.import_module("sklearn.discriminant_analysis")
+    importlib.import_module("torch._dynamo")
     draw = np.random.default_rng(0)
     labels, centres = np.arange(N) % K, draw.normal(size=(K, D))
     embeddings = (centres[labels] + draw.normal(size=(N, D))).astype(np.float32)
