@@ -57,14 +57,51 @@ class EarlyBelief:
     Attributes:
         p_value: that the odds ratio is at most 1, times the number of classes.
         strength: largest odds ratio at which the class is still rejected; 0 for none.
-        flagged: labels of the classes that are rejected at an odds ratio of 1.
+        suspected: classes that are rejected at an odds ratio of 1.
+        flagged: labels of these classes.
         at_least: lower bound of the number of poisoned samples in each class.
+        false_share: estimated share of correct labels in the smallest corner that holds a sample; 1 outside.
     """
 
     p_value: Float64[np.ndarray, "k"]
     strength: Float64[np.ndarray, "k"]
+    suspected: Bool[np.ndarray, "k"]
     flagged: Bool[np.ndarray, "n"]
     at_least: Int64[np.ndarray, "k"]
+    false_share: Float64[np.ndarray, "n"]
+
+
+class Corners(NamedTuple):
+    """What the corners of the suspected classes say, see `corners`."""
+
+    flagged: Bool[np.ndarray, "n"]
+    at_least: Int64[np.ndarray, "k"]
+    false_share: Float64[np.ndarray, "n"]
+
+
+def early_belief(
+    doubt: Float64[np.ndarray, "n"],
+    early_nll: Float64[np.ndarray, "n"],
+    labels: Int64[np.ndarray, "n"],
+    num_classes: int,
+    alpha: float,
+) -> EarlyBelief:
+    """Return what the axis says at `alpha` over all classes.
+
+    Args:
+        doubt: a loss of the given label that no training on these labels has lowered, in any unit.
+        early_nll: the early-training model's loss of it.
+        labels: as given.
+        num_classes: k, empty classes included.
+        alpha: level, over all classes together.
+    """
+    table = crossed(doubt, early_nll, labels, num_classes)
+    p_value = class_p_values(table)
+    suspected = p_value <= alpha
+    found = corners(doubt, early_nll, labels, suspected, alpha)
+    return EarlyBelief(
+        p_value=p_value, strength=strengths(table, alpha), suspected=suspected, **found._asdict()
+    )
 
 
 def crossed(
@@ -108,35 +145,39 @@ def _strength(both: int, doubted: int, believed: int, size: int, level: float) -
     return float(np.exp(brentq(excess, 0.0, high, xtol=1e-3)))
 
 
-def corner_flags(
+def corners(
     doubt: Float64[np.ndarray, "n"],
     early_nll: Float64[np.ndarray, "n"],
     labels: Int64[np.ndarray, "n"],
     suspected: Bool[np.ndarray, "k"],
     alpha: float,
-) -> tuple[Bool[np.ndarray, "n"], Int64[np.ndarray, "k"]]:
+) -> Corners:
     """Return the flagged labels of the suspected classes, and a lower bound of each one's poisoned samples.
 
     The corner of a share s holds the labels whose doubt is among the highest s of all and whose early loss is
     among the lowest s. How many correct labels of a class lie there is estimated from the classes that are
     not suspected. A corner is widened as long as what it adds is correct in at most `FALSE_SHARE`. The bound
-    takes the best corner, with `alpha` split among them: what it holds, less the upper quantile of a Poisson
-    count whose mean is `UNEQUAL` times the estimate.
+    takes the best corner, with `alpha` split among them and the classes: what it holds, less the upper
+    quantile of a Poisson count whose mean is `UNEQUAL` times the estimate.
     """
     k = len(suspected)
     doubt_rank, early_rank = rank(doubt), rank(early_nll)
     size = np.bincount(labels, minlength=k)
     elsewhere = max(1, int(size[~suspected].sum()))
-    flagged, at_least = np.zeros(len(labels), bool), np.zeros(k, np.int64)
-    open_classes, inner = suspected.copy(), (np.zeros(k), np.zeros(k))
+    flagged, at_least, false_share = np.zeros(len(labels), bool), np.zeros(k, np.int64), np.ones(len(labels))
+    still_open, inner = suspected.copy(), (np.zeros(k), np.zeros(k))
+    level = alpha / (len(CORNERS) * max(1, int(suspected.sum())))
     for share in CORNERS:
-        corner = (doubt_rank > 1 - share) & (early_rank < share)
-        inside = np.bincount(labels[corner], minlength=k)
+        corner = (doubt_rank > 1 - share) & (early_rank < share) & suspected[labels]
+        everywhere = (doubt_rank > 1 - share) & (early_rank < share)
+        inside = np.bincount(labels[everywhere], minlength=k)
         correct = size * (inside[~suspected].sum() + 1) / elsewhere
         added, added_correct = inside - inner[0], correct - inner[1]
-        open_classes &= added_correct <= FALSE_SHARE * added
-        flagged |= corner & open_classes[labels]
-        bound = inside - poisson.isf(alpha / len(CORNERS), UNEQUAL * correct)
+        still_open &= added_correct <= FALSE_SHARE * added
+        flagged |= corner & still_open[labels]
+        wrong_share = np.minimum(1.0, correct / np.maximum(inside, 1))
+        false_share[corner] = np.minimum(false_share[corner], wrong_share[labels[corner]])
+        bound = inside - poisson.isf(level, UNEQUAL * correct)
         at_least = np.maximum(at_least, np.where(suspected, bound, 0).astype(np.int64))
         inner = inside, correct
-    return flagged, at_least
+    return Corners(flagged, at_least, false_share)

@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from scipy.optimize import brentq
-from scipy.special import xlog1py, xlogy
 from scipy.stats import binom, nbinom
 
 LARGEST_STRENGTH: Final = 1e6
@@ -21,6 +20,10 @@ LARGEST_STRENGTH: Final = 1e6
 
 LEAST_SHARE: Final = 0.01
 """Least share of candidates that a content is taken to have: few samples show none by chance."""
+
+
+NATURAL: Final = 2.0
+"""Largest odds ratio of a class without a trigger on development draws, rounded up."""
 
 
 class Counts(NamedTuple):
@@ -58,18 +61,41 @@ class Sides:
     num_classes: int
 
 
-def counts_of(sides: Sides, label: int) -> Counts:
-    """Return the counts of one class."""
-    k = sides.num_classes
-    members = sides.positive & (sides.labels == label)
-    of_content = [np.bincount(sides.content[side], minlength=k) for side in (sides.candidates, sides.trusted)]
+def content_shares(sides: Sides) -> Float64[np.ndarray, "k"]:
+    """Return the share of candidates among candidates and trusted samples of each content.
+
+    One pseudo-sample of the overall share keeps a content with hardly any sample from a share of 0 or 1.
+    """
     candidates, trusted = (
-        np.bincount(sides.content[side & members], minlength=k) for side in (sides.candidates, sides.trusted)
+        np.bincount(sides.content[side], minlength=sides.num_classes)
+        for side in (sides.candidates, sides.trusted)
     )
-    # One pseudo-sample of the overall share keeps a content with hardly any sample from a share of 0 or 1.
-    overall = of_content[0].sum() / max(1, of_content[0].sum() + of_content[1].sum())
-    share = (of_content[0] + overall) / (of_content[0] + of_content[1] + 1)
-    return Counts(candidates, trusted, np.maximum(share, LEAST_SHARE))
+    overall = candidates.sum() / max(1, candidates.sum() + trusted.sum())
+    return np.asarray(np.maximum((candidates + overall) / (candidates + trusted + 1), LEAST_SHARE))
+
+
+def class_counts(sides: Sides) -> dict[int, Counts]:
+    """Return the counts of every class that has candidates above the detector's threshold."""
+    share, counts = content_shares(sides), {}
+    rows = np.flatnonzero(sides.positive & (sides.candidates | sides.trusted))
+    labels, content, candidate = sides.labels[rows], sides.content[rows], sides.candidates[rows]
+    for label in np.unique(labels[candidate]).tolist():
+        inside = labels == label
+        numbers = (
+            np.bincount(content[inside & side], minlength=sides.num_classes)
+            for side in (candidate, ~candidate)
+        )
+        counts[label] = Counts(*numbers, share)
+    return counts
+
+
+def class_strengths(sides: Sides, alpha: float) -> Float64[np.ndarray, "k"]:
+    """Return the strength of every class, with `alpha` split among those that have samples."""
+    several = max(1, len(np.unique(sides.labels)))
+    strengths = np.zeros(sides.num_classes)
+    for label, counts in class_counts(sides).items():
+        strengths[label] = strength(counts, alpha / several)
+    return strengths
 
 
 def tail(counts: Counts, gamma: float) -> float:
@@ -100,3 +126,46 @@ def strength(counts: Counts, alpha: float) -> float:
     if excess(high) < 0:
         return LARGEST_STRENGTH
     return float(np.exp(brentq(excess, low, high, xtol=1e-3)))
+
+
+def at_least(sides: Sides, alpha: float) -> Int64[np.ndarray, "k"]:
+    """Return a lower bound of the triggered candidates of every class, simultaneous at `alpha`.
+
+    Trusted samples above the threshold are decoys (target-decoy competition): given their number, that of
+    candidates without a trigger is at most a negative binomial count (Janson and Su 2016, *Electronic Journal
+    of Statistics* 10). A sample without a trigger may be a candidate at up to `NATURAL` times the odds of the
+    candidates' contents.
+    """
+    several = max(1, len(np.unique(sides.labels)))
+    bounds = np.zeros(sides.num_classes, dtype=np.int64)
+    for label, counts in class_counts(sides).items():
+        candidates = int(counts.candidates.sum())
+        odds = _natural_odds(counts)
+        innocent = nbinom.isf(alpha / several, counts.trusted.sum() + 1, 1 / (1 + odds))
+        bounds[label] = max(0, candidates - int(innocent))
+    return bounds
+
+
+def false_shares(sides: Sides, score: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
+    """Return, of each sample, the estimated share of candidates without a trigger at its score or above.
+
+    It is that of the candidates of its class, and never falls with a falling score: a q-value (Storey 2002).
+    One decoy is added to those that there are (knockoff+; Barber and Candes 2015). 1 in classes without
+    candidates above the detector's threshold.
+    """
+    shares = np.ones(len(score))
+    for label, counts in class_counts(sides).items():
+        rows = np.flatnonzero(sides.labels == label)
+        order = rows[np.argsort(-score[rows], kind="stable")]
+        decoys, candidates = np.cumsum(sides.trusted[order]), np.cumsum(sides.candidates[order])
+        # Samples of the same score share the counts of the last of them.
+        last = np.searchsorted(-score[order], -score[order], side="right") - 1
+        ratio = _natural_odds(counts) * (decoys[last] + 1) / np.maximum(candidates[last], 1)
+        shares[order] = np.minimum(1.0, np.minimum.accumulate(ratio[::-1])[::-1])
+    return shares
+
+
+def _natural_odds(counts: Counts) -> float:
+    """Return the largest odds of being a candidate in a class without a trigger, for its contents."""
+    share = float(np.average(counts.share, weights=counts.candidates))
+    return NATURAL * share / (1 - share)

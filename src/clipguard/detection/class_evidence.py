@@ -1,0 +1,104 @@
+"""What a scan's scores say of each class: is there a trigger, in which samples, and in how many at least.
+
+Two axes are independent of each other. The *pixel axis* asks whether the trigger detector's samples are
+candidates of the entropy map more often than their content explains (`sensitivity`). The *dirty-label axis*
+asks whether labels that the guide finds improbable are believed early (`early_belief`). A class is suspected
+where either axis rejects it. Flags outside suspected classes are released: a small data set has them by
+chance.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from clipguard.detection.early_belief import EarlyBelief, early_belief
+from clipguard.detection.entropy_map import EntropyMapConfig
+from clipguard.detection.sample_scores import SampleScores
+from clipguard.detection.sensitivity import Sides, at_least, class_strengths, false_shares
+from clipguard.detection.trigger_detector import TriggerDetectorConfig
+from clipguard.types import State
+
+ALPHA: Final = 0.05
+"""Probability that an unpoisoned data set is called suspicious, as far as the nulls hold; the customary value.
+
+The pixel axis has a half of it, the dirty-label axis and label exchange a quarter each.
+"""
+
+PIXEL_ALPHA: Final = ALPHA / 2
+EARLY_ALPHA: Final = ALPHA / 4
+LABEL_ALPHA: Final = ALPHA / 4
+
+LEAST_STRENGTH: Final = 4.0
+"""Strength on the pixel axis from which a class is suspected.
+
+Frozen on development draws: classes without a trigger have at most 1.8 in the smaller of both contents,
+targets whose trigger the detector identifies at least 12.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassEvidence:
+    """What both axes say of k classes and n samples.
+
+    Attributes:
+        pixel_strength: largest odds ratio at which the pixel axis rejects the class.
+        early: what the dirty-label axis says.
+        suspected: classes that either axis rejects.
+        flagged: samples of the suspected classes that are flagged for a trigger.
+        at_least: lower bound of the triggered samples of each suspected class, at `ALPHA` over all classes.
+        q_value: estimated share of samples without a trigger among those of the same class that are at least
+            as suspicious; 1 outside suspected classes.
+    """
+
+    pixel_strength: Float64[np.ndarray, "k"]
+    early: EarlyBelief
+    suspected: Bool[np.ndarray, "k"]
+    flagged: Bool[np.ndarray, "n"]
+    at_least: Int64[np.ndarray, "k"]
+    q_value: Float64[np.ndarray, "n"]
+
+
+def class_evidence(
+    scores: SampleScores, entropy_map: EntropyMapConfig, detector: TriggerDetectorConfig
+) -> ClassEvidence:
+    """Return what the scores of a scan say of every class; settings are those of the scan."""
+    sides = sides_of(scores, entropy_map, detector)
+    strength = np.minimum(*(class_strengths(some, PIXEL_ALPHA) for some in sides))
+    by_pixels = strength >= LEAST_STRENGTH
+    early = early_belief(scores.guide_nll, scores.early_nll, scores.labels, scores.num_classes, EARLY_ALPHA)
+    by_both = sides[0].positive & by_pixels[scores.labels]
+    # Where the detector has identified a trigger, its judgement is the finer one.
+    by_early = early.flagged & ~by_pixels[scores.labels]
+    suspected = by_pixels | early.suspected
+    bounds = np.minimum(*(at_least(some, PIXEL_ALPHA) for some in sides))
+    shares = np.maximum(*(false_shares(some, scores.trigger_score) for some in sides))
+    q_value = np.where(by_pixels[scores.labels], shares, np.where(by_early, early.false_share, 1.0))
+    return ClassEvidence(
+        pixel_strength=strength,
+        early=early,
+        suspected=suspected,
+        flagged=by_both | by_early,
+        at_least=np.maximum(np.where(by_pixels, bounds, 0), early.at_least),
+        q_value=q_value,
+    )
+
+
+def sides_of(
+    scores: SampleScores, entropy_map: EntropyMapConfig, detector: TriggerDetectorConfig
+) -> tuple[Sides, Sides]:
+    """Return both sides of the entropy map, with the content that the guide reads and that of the probe."""
+    partition = scores.first_partition(entropy_map)
+    guide, probe = (
+        Sides(
+            candidates=partition.has(State.TRIGGER),
+            trusted=partition.clean,
+            positive=scores.trigger_score > detector.flagged,
+            content=content,
+            labels=scores.labels,
+            num_classes=scores.num_classes,
+        )
+        for content in (scores.guide_class, scores.probe_class)
+    )
+    return guide, probe
