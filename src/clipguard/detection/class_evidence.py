@@ -3,8 +3,8 @@
 Two axes are independent of each other. The *pixel axis* asks whether the trigger detector's samples are
 candidates of the entropy map more often than their content explains (`sensitivity`). The *dirty-label axis*
 asks whether labels that the guide finds improbable are believed early (`early_belief`). A class is suspected
-where either axis rejects it. Flags outside suspected classes are released: a small data set has them by
-chance.
+of a trigger where either axis rejects it. Flags outside suspected classes are released: a small data set has
+them by chance. Labels alone may betray a class, too (`label_exchange`).
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from clipguard.detection.early_belief import EarlyBelief, early_belief
 from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.detection.sensitivity import Sides, at_least, class_strengths, false_shares
-from clipguard.detection.trigger_detector import TriggerDetectorConfig
-from clipguard.types import State
+from clipguard.detection.trigger_detector import HANDFUL, TriggerDetectorConfig
+from clipguard.types import Partition, State
 
 ALPHA: Final = 0.05
 """Probability that an unpoisoned data set is called suspicious, as far as the nulls hold; the customary value.
@@ -45,19 +45,26 @@ class ClassEvidence:
     Attributes:
         pixel_strength: largest odds ratio at which the pixel axis rejects the class.
         early: what the dirty-label axis says.
-        suspected: classes that either axis rejects.
-        flagged: samples of the suspected classes that are flagged for a trigger.
-        at_least: lower bound of the triggered samples of each suspected class, at `ALPHA` over all classes.
+        triggered: classes that either axis rejects.
+        wrong_labels: classes that label exchange rejects, and neither axis.
+        flagged: samples of these classes that are flagged for a trigger.
+        at_least: lower bound of the samples of each of them with a trigger, at `ALPHA` over all classes.
         q_value: estimated share of samples without a trigger among those of the same class that are at least
-            as suspicious; 1 outside suspected classes.
+            as suspicious; 1 outside these classes.
     """
 
     pixel_strength: Float64[np.ndarray, "k"]
     early: EarlyBelief
-    suspected: Bool[np.ndarray, "k"]
+    triggered: Bool[np.ndarray, "k"]
+    wrong_labels: Bool[np.ndarray, "k"]
     flagged: Bool[np.ndarray, "n"]
     at_least: Int64[np.ndarray, "k"]
     q_value: Float64[np.ndarray, "n"]
+
+    @property
+    def suspected(self) -> Bool[np.ndarray, "k"]:
+        """Classes that any evidence rejects."""
+        return self.triggered | self.wrong_labels
 
 
 def class_evidence(
@@ -67,18 +74,19 @@ def class_evidence(
     sides = sides_of(scores, entropy_map, detector)
     strength = np.minimum(*(class_strengths(some, PIXEL_ALPHA) for some in sides))
     by_pixels = strength >= LEAST_STRENGTH
-    early = early_belief(scores.guide_nll, scores.early_nll, scores.labels, scores.num_classes, EARLY_ALPHA)
+    early = early_belief(scores.guide_nll, scores.late_nll, scores.labels, scores.num_classes, EARLY_ALPHA)
     by_both = sides[0].positive & by_pixels[scores.labels]
     # Where the detector has identified a trigger, its judgement is the finer one.
     by_early = early.flagged & ~by_pixels[scores.labels]
-    suspected = by_pixels | early.suspected
+    triggered = by_pixels | early.suspected
     bounds = np.minimum(*(at_least(some, PIXEL_ALPHA) for some in sides))
     shares = np.maximum(*(false_shares(some, scores.trigger_score) for some in sides))
     q_value = np.where(by_pixels[scores.labels], shares, np.where(by_early, early.false_share, 1.0))
     return ClassEvidence(
         pixel_strength=strength,
         early=early,
-        suspected=suspected,
+        triggered=triggered,
+        wrong_labels=(scores.exchange.p_value <= LABEL_ALPHA) & ~triggered,
         flagged=by_both | by_early,
         at_least=np.maximum(np.where(by_pixels, bounds, 0), early.at_least),
         q_value=q_value,
@@ -90,11 +98,14 @@ def sides_of(
 ) -> tuple[Sides, Sides]:
     """Return both sides of the entropy map, with the content that the guide reads and that of the probe."""
     partition = scores.first_partition(entropy_map)
+    positive = scores.trigger_score > detector.flagged
+    if positive.sum() < HANDFUL:
+        positive = np.zeros_like(positive)
     guide, probe = (
         Sides(
             candidates=partition.has(State.TRIGGER),
             trusted=partition.clean,
-            positive=scores.trigger_score > detector.flagged,
+            positive=positive,
             content=content,
             labels=scores.labels,
             num_classes=scores.num_classes,
@@ -102,3 +113,9 @@ def sides_of(
         for content in (scores.guide_class, scores.probe_class)
     )
     return guide, probe
+
+
+def with_evidence(partition: Partition, evidence: ClassEvidence) -> Partition:
+    """Return the partition in which exactly what the evidence flags is flagged for a trigger."""
+    released = partition.has(State.TRIGGER) & ~evidence.flagged
+    return partition.moved(released, State.UNCERTAIN).moved(evidence.flagged, State.TRIGGER)

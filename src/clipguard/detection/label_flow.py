@@ -80,7 +80,9 @@ class LabelView:
     unexplained: Bool[np.ndarray, "n"]
 
 
-def label_only_poison(view: LabelView, probe: Probe, config: LabelFlowConfig) -> LabelFlow:
+def label_only_poison(
+    view: LabelView, probe: Probe, config: LabelFlowConfig, targets: Bool[np.ndarray, "k"] | None = None
+) -> LabelFlow:
     """Return which labels are flagged, those of suspected target classes with a high loss, or excluded.
 
     Ordinary confusion goes both ways: about as many dogs are called cat as cats are called dog, as shares of
@@ -101,10 +103,14 @@ def label_only_poison(view: LabelView, probe: Probe, config: LabelFlowConfig) ->
     it are ordinary errors, and unlearning those would cost its recall. For the same reason a class is left
     alone in which a trigger explains more samples than are flagged here.
 
+    Other evidence may name further `targets`.
+
     Some poison has a moderate loss. Such labels of a suspected target class are excluded, not flagged: most
     of them are correct.
     """
     suspected = _suspected_targets(view, probe, config)
+    if targets is not None:
+        suspected |= targets
     flow = _of_classes(suspected, view, probe, config.flag_loss, config.exclude_loss)
     explained = np.bincount(view.labels[~view.unexplained], minlength=view.num_classes)
     flagged = np.bincount(view.labels[flow.flagged], minlength=view.num_classes)

@@ -1,4 +1,4 @@
-"""What a scan knows of every sample before it decides: all that the verdict is computed from."""
+"""What a scan knows before it decides: all that the verdict is computed from."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from clipguard.detection.entropy_map import EntropyMapConfig, entropy_map, first_partition
+from clipguard.detection.label_exchange import LabelExchange
 from clipguard.types import Partition
 
 
@@ -19,10 +20,12 @@ class SampleScores:
         guide_nll: the guide's loss of the given label, in nats.
         guide_class: the class that the guide finds likeliest.
         early_nll: the early-training model's loss of the given label, in nats.
+        late_nll: the same after it has gone on learning, see `clipguard.detection.early_model.EarlyLosses`.
         probe_loss: the linear probe's loss of the given label, out of fold, in nats; 0 without an opinion.
         probe_class: the class that the linear probe finds likeliest, out of fold.
         first_round: the trigger detector's probability of a trigger after its first round, out of fold.
         trigger_score: the same after its last round.
+        exchange: what label exchange says of each class.
     """
 
     labels: Int64[np.ndarray, "n"]
@@ -30,10 +33,12 @@ class SampleScores:
     guide_nll: Float64[np.ndarray, "n"]
     guide_class: Int64[np.ndarray, "n"]
     early_nll: Float64[np.ndarray, "n"]
+    late_nll: Float64[np.ndarray, "n"]
     probe_loss: Float64[np.ndarray, "n"]
     probe_class: Int64[np.ndarray, "n"]
     first_round: Float64[np.ndarray, "n"]
     trigger_score: Float64[np.ndarray, "n"]
+    exchange: LabelExchange
 
     def __len__(self) -> int:
         """Return n."""

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -19,9 +19,9 @@ from clipguard.compute.inference import planes
 from clipguard.compute.lanes import lanes_here
 from clipguard.compute.threads import intra_op
 from clipguard.detection.drawn_rows import MOST_ROWS
-from clipguard.detection.early_model import early_model_scores
-from clipguard.detection.entropy_map import label_nll
+from clipguard.detection.early_model import LATER, early_losses
 from clipguard.detection.feature_separation import separated_by_features
+from clipguard.detection.label_exchange import probed_labels
 from clipguard.detection.label_flow import (
     LabelFlow,
     LabelView,
@@ -29,7 +29,7 @@ from clipguard.detection.label_flow import (
     refitted_label_flow,
     too_few_to_refit,
 )
-from clipguard.detection.linear_probe import FOLDS, Probe, linear_probe
+from clipguard.detection.linear_probe import FOLDS, Probe
 from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.detection.trigger_inversion import FEWEST as FEWEST_TO_INVERT
 from clipguard.detection.trigger_inversion import invert_triggers
@@ -141,12 +141,13 @@ def prepare_images(given: View, folder: Path, progress: StepProgress) -> None:
 
 
 def train_early_model(scan: Scan, folder: Path, progress: StepProgress) -> None:
-    """Write the early-training model's loss of every given label."""
+    """Write the early-training model's loss of every given label, early and late."""
     config, context, n = scan.context.config.early_model, scan.context, len(scan.data)
-    epochs = config.total_epochs(min(n, MOST_ROWS)) * config.runs * config.folds
+    epochs = LATER * config.total_epochs(min(n, MOST_ROWS)) * config.runs * config.folds
     counter = EpochProgress(epochs, progress)
-    scores = early_model_scores(scan.data, scan.guide, config, context.seed(Stream.EARLY_MODEL), counter)
-    write_array(folder / "early_nll.npy", label_nll(scores, scan.data.labels))
+    losses = early_losses(scan.data, scan.guide, config, context.seed(Stream.EARLY_MODEL), counter)
+    write_array(folder / "early_nll.npy", losses.early)
+    write_array(folder / "late_nll.npy", losses.late)
     if n > MOST_ROWS:
         write_notes(folder, [f"the early-training model has learned from {MOST_ROWS:,} of {n:,} samples"])
 
@@ -165,12 +166,12 @@ def detect_triggers(scan: Scan, folder: Path, progress: StepProgress) -> None:
 
 
 def follow_labels(scan: Scan, folder: Path, progress: StepProgress) -> None:
-    """Write what the linear probe says of every label, without soft labels: no class is suspected yet."""
-    nobody, no_class = np.zeros(len(scan.data), dtype=bool), np.zeros(scan.num_classes, dtype=bool)
+    """Write what the linear probe says of every label, and label exchange of every class."""
     embeddings, seed = scan.context.embeddings, scan.context.seed("labels")
-    probe = linear_probe(embeddings, scan.data.labels, no_class, nobody, seed)
+    probe, exchange = probed_labels(embeddings, scan.data.labels, scan.num_classes, seed)
     for name, values in probe._asdict().items():
         write_array(folder / f"{name}.npy", values)
+    write_table(folder / "exchange.parquet", asdict(exchange))
     if len(scan.data) * (FOLDS - 1) // FOLDS > MOST_ROWS:
         write_notes(
             folder, [f"each linear probe has learned from {MOST_ROWS:,} of {len(scan.data):,} samples"]

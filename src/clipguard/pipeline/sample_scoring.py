@@ -1,10 +1,8 @@
 """The scores of a scan in one call, without a run folder: for canaries and for measurements."""
 
-import numpy as np
-
-from clipguard.detection.early_model import early_model_scores
-from clipguard.detection.entropy_map import entropy_map, first_partition, label_nll, opinion
-from clipguard.detection.linear_probe import linear_probe
+from clipguard.detection.early_model import early_losses
+from clipguard.detection.entropy_map import entropy_map, first_partition, opinion
+from clipguard.detection.label_exchange import probed_labels
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.pipeline.config import DefenseConfig
@@ -26,20 +24,20 @@ def sample_scores(data: ImageSet, guide: Scores, embeddings: Rows, config: Defen
     """
     seed, k = Seed(config.seed), len(data.class_names)
     guide_nll, guide_class = opinion(guide, data.labels)
-    early = early_model_scores(data, guide, config.early_model, seed.child(Stream.EARLY_MODEL))
-    early_nll = label_nll(early, data.labels)
-    partition = first_partition(entropy_map(guide_nll, early_nll), data.labels, k, config.entropy_map)
+    losses = early_losses(data, guide, config.early_model, seed.child(Stream.EARLY_MODEL))
+    partition = first_partition(entropy_map(guide_nll, losses.early), data.labels, k, config.entropy_map)
     triggers = trigger_scores(data, partition, embeddings, config.trigger_detector, seed.child("detect"))
-    nobody, no_class = np.zeros(len(data), dtype=bool), np.zeros(k, dtype=bool)
-    probe = linear_probe(embeddings, data.labels, no_class, nobody, seed.child("labels"))
+    probe, exchange = probed_labels(embeddings, data.labels, k, seed.child("labels"))
     return SampleScores(
         labels=data.labels,
         num_classes=k,
         guide_nll=guide_nll,
         guide_class=guide_class,
-        early_nll=early_nll,
+        early_nll=losses.early,
+        late_nll=losses.late,
         probe_loss=probe.loss,
         probe_class=probe.likeliest,
         first_round=triggers.first_round,
         trigger_score=triggers.probability,
+        exchange=exchange,
     )
