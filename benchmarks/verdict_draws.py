@@ -11,7 +11,7 @@ kept in the cache, as one .npz file a draw; `verdict_table.py` asks the verdict 
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from clipguard.compute.device import CPU, computing_on
 from clipguard.compute.threads import granted_threads, one_thread
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size, read_images
+from clipguard.detection.label_exchange import LabelExchange
+from clipguard.detection.sample_scores import SampleScores
 from clipguard.lab.attacks import attack_named
 from clipguard.lab.benchmark.config import GuideChoice
 from clipguard.lab.benchmark.guides import guide_of
@@ -194,7 +196,7 @@ def scored(draw: Draw) -> None:
     part = path.with_suffix(".part.npz")
     np.savez_compressed(
         part,
-        **asdict(scores),
+        **plain(scores),
         poisoned=truth.poisoned,
         original_labels=truth.original_labels,
         embeddings=embeddings.astype(np.float16),
@@ -202,6 +204,25 @@ def scored(draw: Draw) -> None:
     )
     part.rename(path)
     print(f"{draw.name}: {embedded - began:.0f} s to make and embed, {seconds:.0f} s to score", flush=True)
+
+
+def plain(scores: SampleScores) -> dict[str, Any]:
+    """Return scores as arrays by name; those of label exchange begin with `exchange_`."""
+    values = asdict(scores)
+    exchange = values.pop("exchange")
+    return {**values, **{f"exchange_{name}": value for name, value in exchange.items()}}
+
+
+def read_scores(path: Path) -> tuple[SampleScores, dict[str, np.ndarray]]:
+    """Return the scores that a file holds, and all its arrays."""
+    arrays = dict(np.load(path))
+    exchange = {one.name: arrays[f"exchange_{one.name}"] for one in fields(LabelExchange)}
+    names = [one.name for one in fields(SampleScores) if one.name not in ("exchange", "num_classes")]
+    return SampleScores(
+        **{name: arrays[name] for name in names},
+        num_classes=int(arrays["num_classes"]),
+        exchange=LabelExchange(**exchange),
+    ), arrays
 
 
 def main() -> None:

@@ -139,7 +139,7 @@ def test_a_class_without_trusted_samples_has_no_belief_about_them(monkeypatch):
     flagged = (data.labels == 0) & (np.arange(90) < 40)
     (belief,) = beliefs(data, data.labels == 1, flagged, NET, Seed(0))
     assert belief.trusted == 0
-    assert np.isnan([belief.trusted_with, belief.trusted_without]).all()
+    assert belief.trusted_with is None and belief.trusted_without is None
 
 
 def belief(group_with, group_without, trusted_with=0.3, trusted_without=0.3, held_out=20):
@@ -174,8 +174,8 @@ RIGHT_LABELS = Agreement(agreeing=50, flagged=100, rest_agreeing=500, rest=900)
         (belief(0.1, 0.05), WRONG_LABELS, "undecided"),
         (belief(0.9, 0.1, held_out=4), WRONG_LABELS, "undecided"),
         # Nothing is known of the rest of the class.
-        (belief(0.9, 0.1, float("nan"), float("nan")), WRONG_LABELS, "trigger"),
-        (belief(0.9, 0.1, 0.2, float("nan")), WRONG_LABELS, "trigger"),
+        (belief(0.9, 0.1, None, None), WRONG_LABELS, "trigger"),
+        (belief(0.9, 0.1, 0.2, None), WRONG_LABELS, "trigger"),
     ],
 )
 def test_a_cause_follows_from_who_believes_the_label_and_whether_the_guide_agrees(believed, agreement, cause):

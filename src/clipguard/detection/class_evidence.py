@@ -21,9 +21,9 @@ from clipguard.detection.trigger_detector import HANDFUL, TriggerDetectorConfig
 from clipguard.types import Partition, State
 
 ALPHA: Final = 0.05
-"""Probability that an unpoisoned data set is called suspicious, as far as the nulls hold; the customary value.
+"""Probability that an unpoisoned data set is called suspicious, as far as the nulls hold.
 
-The pixel axis has a half of it, the dirty-label axis and label exchange a quarter each.
+The customary value. The pixel axis has a half of it, the dirty-label axis and label exchange a quarter each.
 """
 
 PIXEL_ALPHA: Final = ALPHA / 2
@@ -64,7 +64,7 @@ class ClassEvidence:
     @property
     def suspected(self) -> Bool[np.ndarray, "k"]:
         """Classes that any evidence rejects."""
-        return self.triggered | self.wrong_labels
+        return np.asarray(self.triggered | self.wrong_labels)
 
 
 def class_evidence(

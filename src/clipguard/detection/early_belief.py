@@ -1,11 +1,12 @@
-"""Dirty-label axis of the verdict: labels that look wrong and that a briefly trained net believes all the same.
+"""Dirty-label axis of the verdict: labels that look wrong and that a briefly trained net believes.
 
-A label that the guide finds improbable is hard for the early-training model as well: it is wrong, or the image
-is unusual. A trigger turns this round, because it is learned before all objects. So in each class the two are
-crossed: is the label doubted, and is its early loss low? Without a trigger both are independent or, nearly
-always, go together the other way. The null says that the odds of a low early loss are at most Gamma times as
-high among the doubted labels of a class as among its others. Given the margins, the count then follows Fisher's
-noncentral hypergeometric distribution (Fisher 1935; sensitivity analysis as in Rosenbaum 2002, chapter 4).
+A label that the guide finds improbable is hard for the early-training model as well: it is wrong, or the
+image is unusual. A trigger turns this round, because it is learned before all objects. So in each class the
+two are crossed: is the label doubted, and is its early loss low? Without a trigger both are independent or,
+nearly always, go together the other way. The null says that the odds of a low early loss are at most Gamma
+times as high among the doubted labels of a class as among its others. Given the margins, the count then
+follows Fisher's noncentral hypergeometric distribution (Fisher 1935; sensitivity analysis as in Rosenbaum
+2002, chapter 4).
 """
 
 from dataclasses import dataclass
@@ -117,10 +118,10 @@ def crossed(
 
 
 def class_p_values(table: Crossed) -> Float64[np.ndarray, "k"]:
-    """Return the p-value of each class at an odds ratio of 1 (Fisher's exact test), Bonferroni over classes."""
+    """Return the p-value of each class at an odds ratio of 1 (Fisher's exact test), times the classes."""
     several = int((table.size > 0).sum())
     tails = hypergeom.sf(table.both - 1, table.size, table.doubted, table.believed)
-    return np.minimum(1.0, np.where(table.both > 0, tails, 1.0) * several)
+    return np.asarray(np.minimum(1.0, np.where(table.both > 0, tails, 1.0) * several))
 
 
 def strengths(table: Crossed, alpha: float) -> Float64[np.ndarray, "k"]:
@@ -130,11 +131,16 @@ def strengths(table: Crossed, alpha: float) -> Float64[np.ndarray, "k"]:
     """
     level = alpha / max(1, int((table.size > 0).sum()))
     rejected = class_p_values(table) <= alpha
-    rows = zip(*table, rejected, strict=True)
-    return np.array([_strength(*map(int, row[:4]), level) if row[4] else 0.0 for row in rows])
+    strength = np.zeros(len(table.size))
+    for label in np.flatnonzero(rejected):
+        strength[label] = _strength(Crossed(*(counts[label : label + 1] for counts in table)), level)
+    return strength
 
 
-def _strength(both: int, doubted: int, believed: int, size: int, level: float) -> float:
+def _strength(one: Crossed, level: float) -> float:
+    """Return the largest odds ratio at which a single class is rejected at a level."""
+    both, doubted, believed, size = (int(counts[0]) for counts in one)
+
     def excess(log_gamma: float) -> float:
         tail = nchypergeom_fisher.sf(both - 1, size, doubted, believed, np.exp(log_gamma))
         return float(tail) - level
@@ -165,19 +171,17 @@ def corners(
     size = np.bincount(labels, minlength=k)
     elsewhere = max(1, int(size[~suspected].sum()))
     flagged, at_least, false_share = np.zeros(len(labels), bool), np.zeros(k, np.int64), np.ones(len(labels))
-    still_open, inner = suspected.copy(), (np.zeros(k), np.zeros(k))
+    still_open, inner, inner_correct = suspected.copy(), np.zeros(k), np.zeros(k)
     level = alpha / (len(CORNERS) * max(1, int(suspected.sum())))
     for share in CORNERS:
-        corner = (doubt_rank > 1 - share) & (early_rank < share) & suspected[labels]
         everywhere = (doubt_rank > 1 - share) & (early_rank < share)
-        inside = np.bincount(labels[everywhere], minlength=k)
+        corner, inside = everywhere & suspected[labels], np.bincount(labels[everywhere], minlength=k)
         correct = size * (inside[~suspected].sum() + 1) / elsewhere
-        added, added_correct = inside - inner[0], correct - inner[1]
-        still_open &= added_correct <= FALSE_SHARE * added
+        still_open &= correct - inner_correct <= FALSE_SHARE * (inside - inner)
         flagged |= corner & still_open[labels]
         wrong_share = np.minimum(1.0, correct / np.maximum(inside, 1))
         false_share[corner] = np.minimum(false_share[corner], wrong_share[labels[corner]])
         bound = inside - poisson.isf(level, UNEQUAL * correct)
         at_least = np.maximum(at_least, np.where(suspected, bound, 0).astype(np.int64))
-        inner = inside, correct
+        inner, inner_correct = inside.astype(np.float64), correct
     return Corners(flagged, at_least, false_share)

@@ -131,7 +131,7 @@ def early_losses(
     return EarlyLosses(early, label_nll(_scores(config, later), data.labels))
 
 
-def _trained(  # noqa: PLR0913  # what a training takes, passed on
+def _trained(
     data: ImageSet,
     guide: Scores,
     config: SmallNetConfig,
@@ -143,7 +143,8 @@ def _trained(  # noqa: PLR0913  # what a training takes, passed on
     trainable[drawn_by_class(data.labels, np.arange(len(data)), MOST_ROWS, seed.child("rows"))] = True
     residual = isinstance(config, ResidualConfig)
     loss = residual_loss(data.labels, guide) if residual else cross_entropy(data.labels)
-    return train_small_nets(config, data.images, len(data.class_names), loss, trainable, seed, on_epoch, start)
+    k = len(data.class_names)
+    return train_small_nets(config, data.images, k, loss, trainable, seed, on_epoch, start)
 
 
 def _scores(config: SmallNetConfig, trained: TrainedNets) -> Scores:

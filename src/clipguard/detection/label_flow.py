@@ -270,3 +270,20 @@ def _clean_share(
     share = np.ones(k)
     share[quarantined] = np.clip(np.maximum(low_loss, least) / np.maximum(have, 1), 0.0, 1.0)[quarantined]
     return share
+
+
+def label_q_values(
+    partition: Partition, labels: Int64[np.ndarray, "n"], loss: Float64[np.ndarray, "n"]
+) -> Float64[np.ndarray, "n"]:
+    """Return, of each sample, the estimated share of correct labels among those of its class it ranks with.
+
+    These are the labels with its loss or a higher one. A label's chance of being correct is the probe's
+    probability of it. 1 outside the quarantined classes.
+    """
+    q_value = np.ones(len(labels))
+    for label in partition.quarantined:
+        rows = np.flatnonzero(labels == label)
+        order = rows[np.argsort(-loss[rows], kind="stable")]
+        correct = np.cumsum(np.exp(-loss[order])) / np.arange(1, len(order) + 1)
+        q_value[order] = np.minimum(1.0, correct)
+    return q_value

@@ -57,8 +57,8 @@ class Belief:
         group_with: their label's probability under the net that has met the other half.
         group_without: the same under the net that has learned from trusted samples alone.
         trusted: trusted samples of the class that were scored; both nets were trained without them.
-        trusted_with: their label's probability under the first net; NaN without any.
-        trusted_without: the same under the second net; NaN without any.
+        trusted_with: their label's probability under the first net; None without any.
+        trusted_without: the same under the second net; None without any.
     """
 
     label: int
@@ -66,18 +66,20 @@ class Belief:
     group_with: float
     group_without: float
     trusted: int
-    trusted_with: float
-    trusted_without: float
+    trusted_with: float | None
+    trusted_without: float | None
 
     @property
     def excess(self) -> float:
         """How much more the first net believes the group, less what it believes the class more.
 
         The second net knows fewer samples of the class. What it therefore believes less is no sign of a
-        trigger. A gain below 0 is noise, and so is an unknown one.
+        trigger. A gain below 0 is noise; without a trusted sample none is known.
         """
-        gain = self.trusted_with - self.trusted_without
-        return self.group_with - self.group_without - (gain if gain > 0 else 0.0)
+        gain = 0.0
+        if self.trusted_with is not None and self.trusted_without is not None:
+            gain = self.trusted_with - self.trusted_without
+        return self.group_with - self.group_without - max(0.0, gain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +267,7 @@ def _belief(
     label: int, split: Removal, labels: Int64[np.ndarray, "n"], believed: list[Float64[np.ndarray, "n"]]
 ) -> Belief:
     def mean(rows: Bool[np.ndarray, "n"], net: int) -> float:
-        return float(believed[net][rows].mean()) if rows.any() else float("nan")
+        return float(believed[net][rows].mean())
 
     group, trusted = split.group & (labels == label), split.trusted & (labels == label)
     return Belief(
@@ -274,6 +276,6 @@ def _belief(
         group_with=mean(group, 0),
         group_without=mean(group, 1),
         trusted=int(trusted.sum()),
-        trusted_with=mean(trusted, 0),
-        trusted_without=mean(trusted, 1),
+        trusted_with=mean(trusted, 0) if trusted.any() else None,
+        trusted_without=mean(trusted, 1) if trusted.any() else None,
     )

@@ -81,11 +81,11 @@ def class_counts(sides: Sides) -> dict[int, Counts]:
     labels, content, candidate = sides.labels[rows], sides.content[rows], sides.candidates[rows]
     for label in np.unique(labels[candidate]).tolist():
         inside = labels == label
-        numbers = (
+        of_candidates, of_trusted = (
             np.bincount(content[inside & side], minlength=sides.num_classes)
             for side in (candidate, ~candidate)
         )
-        counts[label] = Counts(*numbers, share)
+        counts[label] = Counts(of_candidates, of_trusted, share)
     return counts
 
 
@@ -112,13 +112,13 @@ def tail(counts: Counts, gamma: float) -> float:
 
 
 def strength(counts: Counts, alpha: float) -> float:
-    """Return the largest Gamma at which the class is rejected at `alpha`; 0 where it is not even at odds of 0.
+    """Return the largest Gamma at which the class is rejected at `alpha`; 0 where it never is.
 
     The tail grows with Gamma, so that the largest one is a root.
     """
 
     def excess(log_gamma: float) -> float:
-        return np.log(max(tail(counts, float(np.exp(log_gamma))), 1e-300)) - np.log(alpha)
+        return float(np.log(max(tail(counts, float(np.exp(log_gamma))), 1e-300)) - np.log(alpha))
 
     low, high = -np.log(LARGEST_STRENGTH), np.log(LARGEST_STRENGTH)
     if not counts.candidates.sum() or excess(low) > 0:

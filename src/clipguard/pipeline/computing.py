@@ -191,7 +191,8 @@ def label_view(scan: Scan) -> LabelView:
 def first_label_flow(scan: Scan) -> LabelFlow:
     """Return what the stage `label_flow` flags and excludes."""
     probe = Probe(*(scan.context.array("label_flow", f"{name}.npy") for name in Probe._fields))
-    return label_only_poison(label_view(scan), probe, scan.context.config.label_flow)
+    targets = None if scan.evidence is None else scan.evidence.wrong_labels
+    return label_only_poison(label_view(scan), probe, scan.context.config.label_flow, targets)
 
 
 def refit_label_flow(scan: Scan, folder: Path, progress: StepProgress) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float32, Int64, Shaped
 
 from clipguard.clip.model import Clip
 from clipguard.clip.zero_shot import ClipGuide
+from clipguard.compute.training import EpochHook
 from clipguard.data import ImageSource
 from clipguard.data.decode import prepared, read_images
 from clipguard.detection.drawn_rows import MOST_ROWS
@@ -260,12 +261,13 @@ def embedded(clip: Clip, images: Images) -> Float32[np.ndarray, "m d"]:
     return np.concatenate([clip.embed_images(filled[part]) for part in chunks(len(filled))])[: len(images)]
 
 
-def power(
+def power(  # what is put in, who judges it, and how often
     scanned: Scanned,
     sets: Sequence[Mapping[Family, int]],
     suspected: Callable[[SampleScores], Bool[np.ndarray, "k"]],
     copies: int,
     seed: Seed,
+    on_epoch: EpochHook | None = None,
 ) -> Iterator[CanaryOutcome]:
     """Yield what the scan of each copy says of the classes with canaries; a copy takes about one scan.
 
@@ -275,6 +277,7 @@ def power(
         suspected: says of each class whether these scores make it a suspected one.
         copies: each with other classes, samples and triggers.
         seed: of all of these; each copy is scanned with a seed of its own.
+        on_epoch: called with the number of finished epochs of any net.
     """
     for number in range(copies if sets else 0):
         counts, stream = sets[number % len(sets)], seed.child("copy", number)
@@ -282,15 +285,17 @@ def power(
             scanned.data.labels, counts, scanned.untouched, scanned.unsuspected, stream
         )
         if canaries:
-            scores = copy_scores(scanned, canaries, stream.child("scan"))
+            scores = copy_scores(scanned, canaries, stream.child("scan"), on_epoch)
             yield from outcomes(scores, canaries, suspected(scores), scanned.config, number)
 
 
-def copy_scores(scanned: Scanned, canaries: tuple[Canaries, ...], seed: Seed) -> SampleScores:
+def copy_scores(
+    scanned: Scanned, canaries: tuple[Canaries, ...], seed: Seed, on_epoch: EpochHook | None = None
+) -> SampleScores:
     """Return the scores of a scan of a copy."""
     data, embeddings = canary_copy(scanned, canaries)
     guide = scanned.guide.logits(embeddings, data.class_names)
-    return sample_scores(data, guide, embeddings, replace(scanned.config, seed=seed.value))
+    return sample_scores(data, guide, embeddings, replace(scanned.config, seed=seed.value), on_epoch)
 
 
 def outcomes(

@@ -1,5 +1,6 @@
 """The scores of a scan in one call, without a run folder: for canaries and for measurements."""
 
+from clipguard.compute.training import EpochHook
 from clipguard.detection.early_model import early_losses
 from clipguard.detection.entropy_map import entropy_map, first_partition, opinion
 from clipguard.detection.label_exchange import probed_labels
@@ -10,7 +11,13 @@ from clipguard.seeds import Seed, Stream
 from clipguard.types import ImageSet, Rows, Scores
 
 
-def sample_scores(data: ImageSet, guide: Scores, embeddings: Rows, config: DefenseConfig) -> SampleScores:
+def sample_scores(
+    data: ImageSet,
+    guide: Scores,
+    embeddings: Rows,
+    config: DefenseConfig,
+    on_epoch: EpochHook | None = None,
+) -> SampleScores:
     """Return what a scan with this configuration knows of every sample, to the last bit.
 
     Args:
@@ -18,15 +25,18 @@ def sample_scores(data: ImageSet, guide: Scores, embeddings: Rows, config: Defen
         guide: the guide's scores of them.
         embeddings: the guide's embeddings of them [n, d].
         config: settings, and the seed.
+        on_epoch: called with the number of finished epochs of each net.
 
     Raises:
         ClipguardError: NaN scores.
     """
     seed, k = Seed(config.seed), len(data.class_names)
     guide_nll, guide_class = opinion(guide, data.labels)
-    losses = early_losses(data, guide, config.early_model, seed.child(Stream.EARLY_MODEL))
+    losses = early_losses(data, guide, config.early_model, seed.child(Stream.EARLY_MODEL), on_epoch)
     partition = first_partition(entropy_map(guide_nll, losses.early), data.labels, k, config.entropy_map)
-    triggers = trigger_scores(data, partition, embeddings, config.trigger_detector, seed.child("detect"))
+    triggers = trigger_scores(
+        data, partition, embeddings, config.trigger_detector, seed.child("detect"), on_epoch
+    )
     probe, exchange = probed_labels(embeddings, data.labels, k, seed.child("labels"))
     return SampleScores(
         labels=data.labels,

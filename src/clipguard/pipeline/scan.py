@@ -11,7 +11,10 @@ from jaxtyping import Int64, Shaped
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.engine import Engine, LocalEngine
 from clipguard.data import ImageSource
+from clipguard.detection.class_evidence import ClassEvidence
+from clipguard.detection.removal import Belief, Cause
 from clipguard.pipeline.config import DefenseConfig
+from clipguard.pipeline.power import CanaryOutcome
 from clipguard.runs import FinishedStage, RunFolder, ShardedArray, Stage, read_array, read_json, write_json
 from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
@@ -103,6 +106,10 @@ class Scan:
         partition: what becomes of every sample.
         columns: further columns of samples.parquet.
         triggers: the reconstructed ones.
+        evidence: what the scores say of each class, once all signals have given theirs.
+        beliefs: what short trainings with and without the flagged samples say of the suspected classes.
+        causes: why the flagged samples of the same classes are believed early.
+        canaries: what the scans of copies with known triggers say.
     """
 
     context: Context
@@ -114,6 +121,10 @@ class Scan:
     partition: Partition
     columns: Mapping[str, Shaped[np.ndarray, "n"]]
     triggers: tuple[AffineTrigger, ...] = ()
+    evidence: ClassEvidence | None = None
+    beliefs: tuple[Belief, ...] = ()
+    causes: tuple[Cause, ...] = ()
+    canaries: tuple[CanaryOutcome, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -7,11 +7,14 @@ from typing import Any, Final
 import numpy as np
 
 from clipguard.data.provenance import UNREADABLE, recorded_source
+from clipguard.detection.class_evidence import with_evidence
 from clipguard.detection.entropy_map import entropy_map, first_partition, opinion
-from clipguard.detection.label_flow import LabelFlow, with_label_flags
+from clipguard.detection.label_flow import LabelFlow, label_q_values, with_label_flags
+from clipguard.detection.removal import agreements, causes
 from clipguard.detection.trigger_detector import refine
 from clipguard.detection.trigger_inversion import assigned
 from clipguard.pipeline.computing import Reading, View, first_label_flow
+from clipguard.pipeline.judging import evidence_of, read_beliefs, read_outcomes, scores_of
 from clipguard.pipeline.scan import Context, Scan
 from clipguard.pipeline.stages import (
     EARLY_MODEL,
@@ -20,6 +23,8 @@ from clipguard.pipeline.stages import (
     LABEL_FLOW,
     LABEL_FLOW_REFIT,
     MODEL_IMAGES,
+    POWER,
+    REMOVAL,
     SAMPLES,
     TRIGGER_DETECTOR,
     TRIGGER_INVERSION,
@@ -58,16 +63,31 @@ def detect_triggers(scan: Scan) -> Scan:
     return replace(scan, partition=partition, columns={**scan.columns, "trigger_score": probability})
 
 
+def judge_triggers(scan: Scan) -> Scan:
+    """Return the scan in which only classes are flagged whose evidence stands out, and not by nature."""
+    context = scan.context
+    context.finish(LABEL_FLOW, scan)
+    evidence = evidence_of(scan, scores := scores_of(scan))
+    scan = replace(scan, evidence=evidence, partition=with_evidence(scan.partition, evidence))
+    if evidence.flagged.any():
+        found = read_beliefs(context.finish(REMOVAL, scan).path)
+        scan = replace(scan, beliefs=found, causes=causes(found, agreements(scores, evidence.flagged)))
+        natural = [one.label for one, cause in zip(found, scan.causes, strict=True) if cause == "natural"]
+        released = evidence.flagged & np.isin(scan.data.labels, natural)
+        scan = replace(scan, partition=scan.partition.moved(released, State.UNCERTAIN))
+    return replace(scan, columns={**scan.columns, "q_value": evidence.q_value})
+
+
 def follow_labels(scan: Scan) -> Scan:
     """Return the scan in which label-only poison is flagged, too."""
     context = scan.context
-    context.finish(LABEL_FLOW, scan)
     flow = first_label_flow(scan)
     if flow.flagged.any():
         folder = context.finish(LABEL_FLOW_REFIT, scan).path
         flow = LabelFlow(*(read_array(folder / f"{name}.npy") for name in LabelFlow._fields))
     partition = with_label_flags(scan.partition, scan.data.labels, flow, context.config.label_flow)
-    return replace(scan, partition=partition)
+    q_value = np.minimum(scan.columns["q_value"], label_q_values(partition, scan.data.labels, flow.loss))
+    return replace(scan, partition=partition, columns={**scan.columns, "q_value": q_value})
 
 
 def name_triggers(scan: Scan) -> Scan:
@@ -81,7 +101,13 @@ def with_triggers(scan: Scan, stage: Stage[Any]) -> Scan:
     return replace(scan, triggers=read_triggers(scan.context.finish(stage, scan).path))
 
 
-SIGNALS: Final[tuple[Signal, ...]] = (map_entropy, detect_triggers, follow_labels, name_triggers)
+SIGNALS: Final[tuple[Signal, ...]] = (
+    map_entropy,
+    detect_triggers,
+    judge_triggers,
+    follow_labels,
+    name_triggers,
+)
 
 
 def scan(context: Context) -> Scan:
@@ -99,7 +125,9 @@ def scan(context: Context) -> Scan:
         result = signal(result)
     samples = context.finish(SAMPLES, result)
     context.run.publish(samples.path / "samples.parquet", "samples.parquet")
-    return result
+    if not context.config.power:
+        return result
+    return replace(result, canaries=read_outcomes(context.finish(POWER, result).path))
 
 
 def read(context: Context) -> tuple[ImageSet, str]:

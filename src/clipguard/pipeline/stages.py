@@ -11,8 +11,9 @@ import numpy as np
 
 from clipguard.clip.known_embeddings import folder_key
 from clipguard.detection.early_model import ResidualConfig
-from clipguard.pipeline import computing
+from clipguard.pipeline import computing, judging
 from clipguard.pipeline.computing import Reading, Repair, Training, View
+from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.scan import Scan
 from clipguard.pipeline.unlearning_stage import unlearn_flagged
 from clipguard.runs import Stage
@@ -22,6 +23,14 @@ from clipguard.types import array_digest
 def _guide_key(scan: Scan) -> list[str]:
     """Return what the guide's scores depend on, beside the embeddings."""
     return [*scan.context.key("embeddings"), scan.context.guide.fingerprint, *scan.data.class_names]
+
+
+def _nets(config: DefenseConfig) -> dict[str, Any]:
+    """Return the settings of the scan's nets."""
+    parts = {
+        name: asdict(getattr(config, name)) for name in ("early_model", "entropy_map", "trigger_detector")
+    }
+    return {**parts, "seed": config.seed}
 
 
 EMBEDDINGS: Final = Stage[Reading](
@@ -55,7 +64,7 @@ MODEL_IMAGES: Final = replace(IMAGES, name="model_images")
 
 EARLY_MODEL: Final = Stage[Scan](
     name="early_model",
-    version=2,
+    version=3,
     title="train the early-training model",
     config=lambda scan: {"net": asdict(scan.context.config.early_model), "seed": scan.context.config.seed},
     # Only a residual model learns from the guide's scores.
@@ -82,11 +91,40 @@ TRIGGER_DETECTOR: Final = Stage[Scan](
 
 LABEL_FLOW: Final = Stage[Scan](
     name="label_flow",
-    version=2,
+    version=3,
     title="compare labels with a linear probe",
     config=lambda scan: {"seed": scan.context.config.seed},
     inputs=lambda scan: scan.context.key("embeddings"),
     compute=computing.follow_labels,
+)
+
+
+REMOVAL: Final = Stage[Scan](
+    name="removal",
+    version=1,
+    title="train with and without the flagged samples",
+    config=lambda scan: _nets(scan.context.config),
+    inputs=lambda scan: [
+        scan.images_key,
+        *scan.context.key("early_model", "trigger_detector", "label_flow"),
+        scan.partition.fingerprint,
+    ],
+    compute=judging.compare_beliefs,
+)
+
+
+POWER: Final = Stage[Scan](
+    name="power",
+    version=1,
+    title="scan a copy with known triggers",
+    config=lambda scan: {**_nets(scan.context.config), "copies": scan.context.config.power},
+    inputs=lambda scan: [
+        scan.images_key,
+        *_guide_key(scan),
+        scan.partition.fingerprint,
+        array_digest(judging.suspected_classes(scan)),
+    ],
+    compute=judging.measure_power,
 )
 
 
@@ -191,9 +229,11 @@ STAGES: Final[tuple[Stage[Any], ...]] = (
     EARLY_MODEL,
     TRIGGER_DETECTOR,
     LABEL_FLOW,
+    REMOVAL,
     LABEL_FLOW_REFIT,
     TRIGGER_INVERSION,
     SAMPLES,
+    POWER,
     VICTIM,
     MODEL_IMAGES,
     MODEL_TRIGGER_INVERSION,
