@@ -38,6 +38,10 @@ targets whose trigger the detector identifies at least 12.
 """
 
 
+FEWEST_SAMPLES: Final = 1000
+"""Samples below which nothing is suspected: the nets have too little to learn from."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassEvidence:
     """What both axes say of k classes and n samples.
@@ -73,8 +77,11 @@ def class_evidence(
     """Return what the scores of a scan say of every class; settings are those of the scan."""
     sides = sides_of(scores, entropy_map, detector)
     strength = np.minimum(*(class_strengths(some, PIXEL_ALPHA) for some in sides))
-    by_pixels = strength >= LEAST_STRENGTH
-    early = early_belief(scores.guide_nll, scores.late_nll, scores.labels, scores.num_classes, EARLY_ALPHA)
+    enough = len(scores) >= FEWEST_SAMPLES
+    by_pixels = (strength >= LEAST_STRENGTH) & enough
+    early = early_belief(
+        scores.guide_nll, scores.late_nll, scores.labels, scores.num_classes, enough * EARLY_ALPHA
+    )
     by_both = sides[0].positive & by_pixels[scores.labels]
     # Where the detector has identified a trigger, its judgement is the finer one.
     by_early = early.flagged & ~by_pixels[scores.labels]
@@ -86,7 +93,7 @@ def class_evidence(
         pixel_strength=strength,
         early=early,
         triggered=triggered,
-        wrong_labels=(scores.exchange.p_value <= LABEL_ALPHA) & ~triggered,
+        wrong_labels=(scores.exchange.p_value <= enough * LABEL_ALPHA) & ~triggered,
         flagged=by_both | by_early,
         at_least=np.maximum(np.where(by_pixels, bounds, 0), early.at_least),
         q_value=q_value,

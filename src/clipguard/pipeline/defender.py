@@ -33,7 +33,8 @@ from clipguard.pipeline.retraining import check_drop
 from clipguard.pipeline.scan import Context, Scan, notes_of
 from clipguard.pipeline.scanning import scan
 from clipguard.pipeline.stages import RETRAINING, VICTIM
-from clipguard.pipeline.summary import verdict, warnings_of
+from clipguard.pipeline.summary import warnings_of
+from clipguard.pipeline.verdict import verdict
 from clipguard.pipeline.victims import check_fit, given_victim
 from clipguard.runs import FinishedStage, RunFolder, SourceInfo, described, read_table
 from clipguard.seeds import Seed

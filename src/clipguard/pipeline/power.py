@@ -16,8 +16,9 @@ from clipguard.detection.drawn_rows import MOST_ROWS
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.sample_scoring import sample_scores
+from clipguard.runs.summary import Family
 from clipguard.seeds import Seed
-from clipguard.triggers.canaries import Family, canary_trigger
+from clipguard.triggers.canaries import canary_trigger
 from clipguard.types import Images, ImageSet, Preprocessing, Rows, State, chunks
 
 SHARE: Final = 0.03

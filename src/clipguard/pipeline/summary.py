@@ -9,23 +9,20 @@ from jaxtyping import Int64
 from clipguard import __version__
 from clipguard.compute.device import CPU, current_device
 from clipguard.compute.inference import classifier_logits
-from clipguard.data.provenance import UNREADABLE, recorded_source
-from clipguard.detection.competence import class_competence
+from clipguard.data.provenance import recorded_source
 from clipguard.detection.entropy_map import TOGETHER, classes_with_few_clean
 from clipguard.models.spec import Normalized
 from clipguard.pipeline.scan import Scan
 from clipguard.pipeline.stages import STAGES
-from clipguard.runs import read_json, write_json
+from clipguard.pipeline.verdict import agreement, competence, unreadable
+from clipguard.runs import write_json
 from clipguard.runs.summary import (
     SUMMARY,
-    Competence,
     DataSummary,
     GuideSummary,
     Rates,
     RunSummary,
     StageSummary,
-    Verdict,
-    limited_to_read,
     plain,
 )
 from clipguard.types import Rows, State, chunks
@@ -33,61 +30,8 @@ from clipguard.types import Rows, State, chunks
 if TYPE_CHECKING:
     from clipguard.pipeline.defender import Defender
 
-CERTAIN_SHARE: Final = 0.002
-"""Flagged share below which nothing is called above chance."""
-
 SMALL_TRIGGER: Final = 1.5
 """Ratio of image size to seen size from which small triggers leave no trace."""
-
-
-def verdict(scan: Scan) -> Verdict:
-    """Return the verdict; that of a scan that could not read every image is never clean."""
-    return limited_to_read(_verdict(scan), len(_unreadable(scan)))
-
-
-def _verdict(scan: Scan) -> Verdict:
-    """Return the verdict as far as it is built: always undecided, with the reasons in plain words."""
-    flagged, n = int(scan.partition.has(State.TRIGGER).sum()), len(scan.data)
-    by_label = scan.partition.has(State.LABEL)
-    reasons = [f"{flagged} of {n} samples ({flagged / n:.1%}) are flagged for a trigger"]
-    if flagged < CERTAIN_SHARE * n and not by_label.any():
-        reasons = [f"nothing above chance: {flagged} of {n} samples are flagged for a trigger"]
-    if by_label.any():
-        names = sorted({scan.data.class_names[label] for label in scan.data.labels[by_label]})
-        reasons.append(
-            f"{int(by_label.sum())} samples are flagged for their label alone: class {', '.join(names[:3])} "
-            "receives significantly more improbable labels than it loses"
-        )
-    agreement, chance = _agreement(scan), 1 / scan.num_classes
-    if agreement < 2 * chance:
-        reasons.append(
-            f"the guide agrees with only {agreement:.1%} of the labels, near chance ({chance:.1%})"
-        )
-    reasons.append("a verdict with error control is not built yet")
-    not_assessable = [entry.class_name for entry in competence(scan) if not entry.assessable]
-    return Verdict(answer="undecided", reasons=reasons, not_assessable=not_assessable)
-
-
-def competence(scan: Scan) -> list[Competence]:
-    """Return how well the guide reads each class that has samples."""
-    read = class_competence(scan.data.labels, scan.likeliest, scan.num_classes)
-    return [
-        Competence(
-            class_name=name,
-            n=int(read.n[label]),
-            agreement=float(read.agreement[label]),
-            low=float(read.low[label]),
-            high=float(read.high[label]),
-            elsewhere=float(read.elsewhere[label]),
-            assessable=bool(read.assessable[label]),
-        )
-        for label, name in enumerate(scan.data.class_names)
-        if read.n[label]
-    ]
-
-
-def _agreement(scan: Scan) -> float:
-    return float(np.mean(scan.likeliest == scan.data.labels))
 
 
 def few_clean(scan: Scan) -> tuple[str, ...]:
@@ -124,10 +68,10 @@ def _data_warnings(scan: Scan) -> list[str]:
         )
     if few := few_clean(scan):
         out.append(f"{len(few)} classes have too few clean samples to trust: {', '.join(few[:5])}")
-    if unreadable := _unreadable(scan):
+    if skipped := unreadable(scan):
         out.append(
-            f"{len(unreadable)} images could not be read and were skipped, first {unreadable[0]['id']!r} "
-            f"({unreadable[0]['reason']}); unreadable.json in the run folder lists them all"
+            f"{len(skipped)} images could not be read and were skipped, first {skipped[0]['id']!r} "
+            f"({skipped[0]['reason']}); unreadable.json in the run folder lists them all"
         )
     return out
 
@@ -137,11 +81,6 @@ def _lost_classes(scan: Scan) -> list[str]:
     k = scan.num_classes
     before, left = (np.bincount(part.labels, minlength=k) for part in (scan.context.source, scan.data))
     return [scan.data.class_names[label] for label in np.flatnonzero((before > 0) & (left == 0))]
-
-
-def _unreadable(scan: Scan) -> list[dict[str, str]]:
-    listed: list[dict[str, str]] = read_json(scan.context.finished["embeddings"].path / UNREADABLE)
-    return listed
 
 
 def own_rates(defender: "Defender") -> tuple[Rates, Rates]:
@@ -198,13 +137,13 @@ def write_summary(  # noqa: PLR0913  # what the command knows and the defender d
             n=len(scan.data),
             classes=list(scan.data.class_names),
             empty_classes=list(scan.context.source.empty_classes),
-            unreadable=len(_unreadable(scan)),
+            unreadable=len(unreadable(scan)),
             size=scan.data.images.shape[1:3],
         ),
         guide=GuideSummary(
             name=scan.guide.source,
             scale=scan.guide.scale,
-            agreement=_agreement(scan),
+            agreement=agreement(scan),
             competence=competence(scan),
         ),
         partition=scan.partition.counts,

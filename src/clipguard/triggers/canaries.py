@@ -1,17 +1,16 @@
 """Triggers of canaries: known attacks whose pattern, place and colours are drawn anew. All are affine."""
 
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 import numpy as np
 from jaxtyping import Float32
 
+from clipguard.runs.summary import Family
 from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
 
-Family = Literal["patch", "blend", "sinusoid", "clean-label"]
-"""Kinds of canaries. The first three carry a wrong label, `clean-label` the image's own one."""
-
 FAMILIES: Final[tuple[Family, ...]] = get_args(Family)
+"""Kinds of canaries. The first three carry a wrong label, `clean-label` the image's own one."""
 
 PATCH_CELLS: Final = 3
 """Cells a side of a patch: three pixels of 32, as BadNets has them (Gu et al. 2017)."""

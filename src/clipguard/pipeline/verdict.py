@@ -1,0 +1,176 @@
+"""The verdict of a scan, in words: what stands out, what was tested, and what could not have been seen."""
+
+from typing import Final
+
+import numpy as np
+
+from clipguard.data.provenance import UNREADABLE
+from clipguard.detection.class_evidence import FEWEST_SAMPLES, ClassEvidence
+from clipguard.detection.competence import class_competence
+from clipguard.detection.removal import Belief, Cause, agreements
+from clipguard.detection.verdict import Open, Tested, answer, kinds
+from clipguard.pipeline.judging import scores_of
+from clipguard.pipeline.scan import Scan
+from clipguard.runs import read_json
+from clipguard.runs.summary import Canary, Competence, Finding, Kind, Power, Verdict, limited_to_read
+from clipguard.triggers.canaries import FAMILIES
+from clipguard.types import State
+
+_WORDS: Final = {
+    "trigger": "carry a trigger",
+    "label-only poison": "hold labels that belong to others",
+    "shortcut": "share a pattern, the intent is unknown",
+}
+
+
+def verdict(scan: Scan) -> Verdict:
+    """Return the verdict; that of a scan that could not read every image is never clean."""
+    evidence = scan.evidence
+    suspicious = {} if evidence is None else _kinds(scan, evidence)
+    read = competence(scan)
+    power = _power(scan)
+    tested = Tested(
+        samples=len(scan.data),
+        copies=scan.context.config.power,
+        identified=tuple(canary.suspected for canary in scan.canaries),
+        unread=sum(entry.n for entry in read if not entry.assessable) / max(1, len(scan.data)),
+    )
+    what, why = answer(suspicious, tested)
+    findings = [] if evidence is None else [_finding(scan, evidence, *one) for one in suspicious.items()]
+    made = Verdict(
+        answer=what,
+        reasons=_suspicions(findings) or [_nothing(scan), *(_open(reason, scan) for reason in why)],
+        findings=sorted(findings, key=lambda finding: -finding.flagged),
+        power=power,
+        not_assessable=[entry.class_name for entry in read if not entry.assessable],
+        limits=_limits(scan, power),
+    )
+    return limited_to_read(made, len(unreadable(scan)))
+
+
+def _kinds(scan: Scan, evidence: ClassEvidence) -> dict[int, Kind]:
+    labels, flagged = scan.data.labels, evidence.flagged
+    by_label = np.bincount(labels[scan.partition.has(State.LABEL)], minlength=scan.num_classes) > 0
+    of_guide = agreements(scores_of(scan), flagged)
+    classes = np.unique(labels[flagged]).tolist()
+    return kinds(evidence, by_label, _causes(scan), dict(zip(classes, of_guide, strict=True)))
+
+
+def _causes(scan: Scan) -> dict[int, tuple[Belief, Cause]]:
+    pairs = zip(scan.beliefs, scan.causes, strict=True)
+    return {belief.label: (belief, cause) for belief, cause in pairs}
+
+
+def _finding(scan: Scan, evidence: ClassEvidence, label: int, kind: Kind) -> Finding:
+    names, exchange = scan.data.class_names, scores_of(scan).exchange
+    belief = _causes(scan).get(label, (None, None))[0]
+    by_trigger = kind != "label-only poison"
+    by_pixels = bool(evidence.pixel_strength[label] > evidence.early.strength[label])
+    strengths = (
+        (evidence.pixel_strength if by_pixels else evidence.early.strength)
+        if by_trigger
+        else exchange.strength
+    )
+    p_values = evidence.early.p_value if by_trigger else exchange.p_value
+    source = int(exchange.source[label])
+    return Finding(
+        class_name=names[label],
+        label=label,
+        kind=kind,
+        flagged=int((scan.partition.flagged & (scan.data.labels == label)).sum()),
+        at_least=int(evidence.at_least[label]) if kind == "trigger" else None,
+        strength=float(strengths[label]),
+        p_value=None if by_trigger and by_pixels else float(p_values[label]),
+        from_class=names[source] if not by_trigger and source >= 0 and exchange.one_source[label] else None,
+        believed_with=belief.group_with if belief and by_trigger else None,
+        believed_without=belief.group_without if belief and by_trigger else None,
+    )
+
+
+def _suspicions(findings: list[Finding]) -> list[str]:
+    """Return one sentence for each kind of finding."""
+    sentences = []
+    for kind, words in _WORDS.items():
+        names = [finding.class_name for finding in findings if finding.kind == kind]
+        if names:
+            some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            flagged = sum(finding.flagged for finding in findings if finding.kind == kind)
+            classes = "class" if len(names) == 1 else f"{len(names)} classes"
+            verb = words.replace("hold", "holds").replace("carry", "carries").replace("share ", "shares ")
+            sentences.append(
+                f"{classes} {some} {verb if len(names) == 1 else words}: {flagged:,} samples are flagged"
+            )
+    return sentences
+
+
+def _nothing(scan: Scan) -> str:
+    return f"no class of {scan.num_classes:,} stands out among {len(scan.data):,} samples"
+
+
+def _open(reason: Open, scan: Scan) -> str:
+    missed = list(dict.fromkeys(one.family for one in scan.canaries if not one.suspected))
+    guide, chance = agreement(scan), 1 / scan.num_classes
+    return {
+        Open.TOO_FEW: f"too few samples: {len(scan.data):,}, and {FEWEST_SAMPLES:,} are needed",
+        Open.NO_POWER: "power was not measured: leave --power 0 out to call a data set clean",
+        Open.NO_CANARY: "no class is large enough for known triggers, so power could not be measured",
+        Open.MISSED: f"known triggers were missed in a copy of this data: {', '.join(missed)}",
+        Open.UNREAD: f"the guide agrees with only {guide:.1%} of the labels (chance: {chance:.1%})",
+    }[reason]
+
+
+def _limits(scan: Scan, power: Power | None) -> list[str]:
+    """Return what could not have been seen, as sentences."""
+    limits = []
+    if power is not None:
+        tested = {canary.family for canary in power.canaries}
+        if untested := [family for family in FAMILIES if family not in tested]:
+            limits.append(f"Not tested in this data: {', '.join(untested)}. More copies (--power) test more.")
+        if power.floors:
+            limits.append("Fewer samples with a trigger than the counts above may stay unseen.")
+    limits.append("Patterns unlike those of the tested kinds may stay unseen.")
+    return limits
+
+
+def _power(scan: Scan) -> Power | None:
+    if not scan.context.config.power:
+        return None
+    canaries = [
+        Canary(
+            family=one.family,
+            class_name=scan.data.class_names[one.label],
+            samples=one.samples,
+            identified=one.suspected,
+        )
+        for one in scan.canaries
+    ]
+    return Power(copies=len({one.copy for one in scan.canaries}), canaries=canaries)
+
+
+def competence(scan: Scan) -> list[Competence]:
+    """Return how well the guide reads each class that has samples."""
+    read = class_competence(scan.data.labels, scan.likeliest, scan.num_classes)
+    return [
+        Competence(
+            class_name=name,
+            n=int(read.n[label]),
+            agreement=float(read.agreement[label]),
+            low=float(read.low[label]),
+            high=float(read.high[label]),
+            elsewhere=float(read.elsewhere[label]),
+            assessable=bool(read.assessable[label]),
+        )
+        for label, name in enumerate(scan.data.class_names)
+        if read.n[label]
+    ]
+
+
+def agreement(scan: Scan) -> float:
+    """Return the share of samples of which the guide says what their label says."""
+    return float(np.mean(scan.likeliest == scan.data.labels))
+
+
+def unreadable(scan: Scan) -> list[dict[str, str]]:
+    """Return the images that could not be read, each with its reason."""
+    listed: list[dict[str, str]] = read_json(scan.context.finished["embeddings"].path / UNREADABLE)
+    return listed
