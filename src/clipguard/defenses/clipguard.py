@@ -32,7 +32,8 @@ class Clipguard:
 
 def unfitted(case: Case, config: DefenseConfig) -> tuple[Defender, ImageSource]:
     """Return a defender and its source; every row of the case with these settings shares its stages."""
-    config = replace(config, seed=case.seed)
+    # Power changes neither the partition nor the model, and its time is none of the defence's.
+    config = replace(config, seed=case.seed, power=0)
     source = ImageSource.open((case.data.images, case.data.labels), classes=case.data.class_names)
     run = case.run_dir / f"clipguard-{_digest(config)}"
     return Defender(case.guide, run, config=config, progress=case.progress), source

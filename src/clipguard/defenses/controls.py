@@ -64,10 +64,10 @@ class Finetune:
     def defend(self, case: Case) -> Repaired:
         """Return the fine-tuned victim."""
         defender = fitted(case, self.config)
-        sizes = (defender.history_["clean"] + defender.history_["flagged"]).astype(int)
         model, seed = copy.deepcopy(case.victim), Seed(case.seed).child("control")
-        if not len(sizes):
+        if not defender.history_:
             return Repaired(model=model, seconds={"finetune": 0.0})
+        sizes = (defender.history_["clean"] + defender.history_["flagged"]).astype(int)
 
         def rows(epoch: int) -> Int64[np.ndarray, "m"] | None:
             if epoch == len(sizes):

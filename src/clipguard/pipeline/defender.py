@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import numpy as np
 from safetensors.torch import load_file
@@ -18,7 +18,7 @@ from clipguard.compute.threads import granted_threads, idle_training_threads, on
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size
 from clipguard.data.provenance import recorded_source
-from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load
+from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load, save
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.repair import (
@@ -39,6 +39,8 @@ from clipguard.pipeline.victims import check_fit, given_victim
 from clipguard.runs import FinishedStage, RunFolder, SourceInfo, described, read_table
 from clipguard.seeds import Seed
 from clipguard.types import Partition, Preprocessing, Progress, State
+
+UNTOUCHED: Final = "nothing is flagged: the model is left as it is"
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -67,8 +69,8 @@ class Defender:
 
     The constructor only stores. After `scan`: `samples_` (columns of samples.parquet), `partition_`,
     `verdict_`, `warnings_`, `triggers_` (what the flagged samples share: none, one, or one a target). After
-    `fit` also `model_` (repaired), `before_` (the victim), `spec_`, `history_`. Every stage is cached in
-    `run_dir`; running again resumes.
+    `fit` also `model_` (repaired; the victim itself where nothing is flagged), `before_` (the victim),
+    `spec_`, `history_` (of the repair). Every stage is cached in `run_dir`; running again resumes.
 
     Args:
         guide: the CLIP that reads the labels; the default needs its weights from the hub or its cache.
@@ -149,13 +151,10 @@ class Defender:
             self.before_, self.spec_, origin = given.model, given.spec, given.origin
             self.trained_on_ = for_model(self.scan_, self.spec_.preprocessing)
             check_fit(given, self.trained_on_)
-        stage = self._retrain(config, like) if config.by == "retrain" else self._unlearn(origin)
-        self.history_ = read_table(stage.path / "history.parquet")
-        of_repair = notes_of(stage)
+        of_repair = self._repaired(config, like, origin)
         others = [line for line in warnings_of(self.scan_) if line not in of_repair]
         self.warnings_ = [*of_repair, *(given.notes if given else ()), *others]
         run = self.scan_.context.run
-        run.publish(stage.path / "model.safetensors", "model.safetensors")
         if "feature_separation" not in self.stages_:
             # It would be an earlier repair's.
             run.retract(FEATURES_FILE)
@@ -183,6 +182,19 @@ class Defender:
         spec = spec_to_train(config, scan.num_classes, scan.data.images.shape[1:3], None)
         stage = train(scan, ~scan.partition.has(State.HELD_OUT), spec, VICTIM)
         return load(stage.path / "model.safetensors", spec), spec, stage.key
+
+    def _repaired(self, config: DefenseConfig, like: ModelSpec | None, origin: str) -> list[str]:
+        """Repair the model, unless nothing is flagged; return what is to be said of it."""
+        run = self.scan_.context.run
+        if not self.partition_.flagged.any():
+            self.model_, self.history_ = self.before_, {}
+            with run.publishing("model.safetensors") as path:
+                save(self.model_, self.spec_, path, self.scan_.data.class_names)
+            return [UNTOUCHED]
+        stage = self._retrain(config, like) if config.by == "retrain" else self._unlearn(origin)
+        self.history_ = read_table(stage.path / "history.parquet")
+        run.publish(stage.path / "model.safetensors", "model.safetensors")
+        return notes_of(stage)
 
     def _retrain(self, config: DefenseConfig, like: ModelSpec | None) -> FinishedStage:
         scan = self.trained_on_

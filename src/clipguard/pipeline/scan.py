@@ -142,7 +142,7 @@ class EpochProgress:
     def __call__(self, _: int) -> None:
         """Say that one more epoch is done."""
         self.done += 1
-        self.progress(self.done, self.total)
+        self.progress(min(self.done, self.total), self.total)
 
     def finish(self) -> None:
         """Say that the stage is done, in fewer epochs than it might have taken."""
