@@ -29,6 +29,7 @@ from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
 from clipguard.triggers.canaries import FAMILIES
 from clipguard.types import Preprocessing, image_set
+from tiny_labels import no_exchange
 from tiny_runs import CONFIG, GUIDE, poisoned_set
 
 draws = st.integers(0, 2**32)
@@ -210,10 +211,12 @@ def scores_of(labels, first_round, trigger_score, singled_out):
         guide_nll=np.where(singled_out, 5.0, 0.0) + np.arange(n) / n,
         guide_class=labels,
         early_nll=np.zeros(n),
+        late_nll=np.zeros(n),
         probe_loss=np.zeros(n),
         probe_class=labels,
         first_round=first_round,
         trigger_score=trigger_score,
+        exchange=no_exchange(3),
     )
 
 

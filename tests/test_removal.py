@@ -22,6 +22,7 @@ from clipguard.detection.removal import (
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.detection.trigger_detector import TriggerDetectorConfig
 from clipguard.seeds import Seed
+from tiny_labels import no_exchange
 from tiny_runs import poisoned_set
 
 draws = st.integers(0, 2**32)
@@ -223,10 +224,12 @@ def scores_of(first_round, trigger_score, guide_nll, guide_class, labels):
         guide_nll=guide_nll,
         guide_class=guide_class,
         early_nll=np.zeros(n),
+        late_nll=np.zeros(n),
         probe_loss=np.zeros(n),
         probe_class=labels,
         first_round=first_round,
         trigger_score=trigger_score,
+        exchange=no_exchange(2),
     )
 
 

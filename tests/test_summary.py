@@ -16,7 +16,8 @@ from clipguard.compute.inference import classifier_logits
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, build
 from clipguard.pipeline.defender import Defender
-from clipguard.pipeline.summary import own_rates, verdict, write_summary
+from clipguard.pipeline.summary import own_rates, write_summary
+from clipguard.pipeline.verdict import verdict
 from clipguard.runs import read_table, verify_run
 from clipguard.runs.summary import (
     SUMMARY,

@@ -3,12 +3,26 @@
 import numpy as np
 from scipy.special import softmax
 
+from clipguard.detection.label_exchange import LabelExchange
 from clipguard.detection.label_flow import LabelFlow, LabelFlowConfig, LabelView
 from clipguard.detection.linear_probe import NO_LOG_PROB, Probe, linear_probe
 from clipguard.seeds import Seed
 
 K = 4
 CONFIG = LabelFlowConfig()
+
+
+def no_exchange(k):
+    """Return label exchange without anything to say of k classes."""
+    zero = np.zeros(k)
+    return LabelExchange(
+        p_value=zero + 1,
+        tail=zero + 1,
+        source=np.full(k, -1),
+        one_source=zero > 0,
+        strength=zero,
+        wrong_labels=zero,
+    )
 
 
 def nobody(labels):

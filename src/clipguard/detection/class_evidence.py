@@ -38,7 +38,7 @@ targets whose trigger the detector identifies at least 12.
 """
 
 
-FEWEST_SAMPLES: Final = 1000
+FEWEST_SAMPLES: Final = 200
 """Samples below which nothing is suspected: the nets have too little to learn from."""
 
 

@@ -55,9 +55,9 @@ def compare_beliefs(scan: Scan, folder: Path, progress: StepProgress) -> None:
     trusted = trusted_samples(scores_of(scan), flagged, config.entropy_map, config.trigger_detector)
     counter = EpochProgress(2 * config.early_model.total_epochs(min(len(scan.data), MOST_ROWS)), progress)
     seed = scan.context.seed("removal")
-    found = beliefs(scan.data, trusted, flagged, config.early_model, seed, counter)
+    results = beliefs(scan.data, trusted, flagged, config.early_model, seed, counter)
     counter.finish()
-    write_json(folder / BELIEFS, [asdict(one) for one in found])
+    write_json(folder / BELIEFS, [asdict(one) for one in results])
 
 
 def read_beliefs(folder: Path) -> tuple[Belief, ...]:
@@ -99,9 +99,9 @@ def _suspected(scan: Scan, scores: SampleScores) -> Bool[np.ndarray, "k"]:
 
 
 def suspected_classes(scan: Scan) -> Bool[np.ndarray, "k"]:
-    """Return the classes that any evidence makes suspected, or in which a sample is flagged."""
+    """Return the classes that any test makes suspected, or in which a sample is flagged."""
     flagged = np.bincount(scan.data.labels[scan.partition.flagged], minlength=scan.num_classes) > 0
-    return flagged if scan.evidence is None else flagged | scan.evidence.suspected
+    return flagged if scan.tests is None else flagged | scan.tests.suspected
 
 
 def read_outcomes(folder: Path) -> tuple[CanaryOutcome, ...]:

@@ -106,7 +106,7 @@ class Scan:
         partition: what becomes of every sample.
         columns: further columns of samples.parquet.
         triggers: the reconstructed ones.
-        evidence: what the scores say of each class, once all signals have given theirs.
+        tests: what the scores say of each class, once all signals have given theirs.
         beliefs: what short trainings with and without the flagged samples say of the suspected classes.
         causes: why the flagged samples of the same classes are believed early.
         canaries: what the scans of copies with known triggers say.
@@ -121,7 +121,7 @@ class Scan:
     partition: Partition
     columns: Mapping[str, Shaped[np.ndarray, "n"]]
     triggers: tuple[AffineTrigger, ...] = ()
-    evidence: ClassEvidence | None = None
+    tests: ClassEvidence | None = None
     beliefs: tuple[Belief, ...] = ()
     causes: tuple[Cause, ...] = ()
     canaries: tuple[CanaryOutcome, ...] = ()

@@ -64,18 +64,18 @@ def detect_triggers(scan: Scan) -> Scan:
 
 
 def judge_triggers(scan: Scan) -> Scan:
-    """Return the scan in which only classes are flagged whose evidence stands out, and not by nature."""
+    """Return the scan in which only classes are flagged whose tests stand out, and not by nature."""
     context = scan.context
     context.finish(LABEL_FLOW, scan)
-    evidence = evidence_of(scan, scores := scores_of(scan))
-    scan = replace(scan, evidence=evidence, partition=with_evidence(scan.partition, evidence))
-    if evidence.flagged.any():
-        found = read_beliefs(context.finish(REMOVAL, scan).path)
-        scan = replace(scan, beliefs=found, causes=causes(found, agreements(scores, evidence.flagged)))
-        natural = [one.label for one, cause in zip(found, scan.causes, strict=True) if cause == "natural"]
-        released = evidence.flagged & np.isin(scan.data.labels, natural)
+    tests = evidence_of(scan, scores := scores_of(scan))
+    scan = replace(scan, tests=tests, partition=with_evidence(scan.partition, tests))
+    if tests.flagged.any():
+        both = read_beliefs(context.finish(REMOVAL, scan).path)
+        scan = replace(scan, beliefs=both, causes=causes(both, agreements(scores, tests.flagged)))
+        natural = [one.label for one, cause in zip(both, scan.causes, strict=True) if cause == "natural"]
+        released = tests.flagged & np.isin(scan.data.labels, natural)
         scan = replace(scan, partition=scan.partition.moved(released, State.UNCERTAIN))
-    return replace(scan, columns={**scan.columns, "q_value": evidence.q_value})
+    return replace(scan, columns={**scan.columns, "q_value": tests.q_value})
 
 
 def follow_labels(scan: Scan) -> Scan:

@@ -25,8 +25,8 @@ _WORDS: Final = {
 
 def verdict(scan: Scan) -> Verdict:
     """Return the verdict; that of a scan that could not read every image is never clean."""
-    evidence = scan.evidence
-    suspicious = {} if evidence is None else _kinds(scan, evidence)
+    tests = scan.tests
+    suspicious = {} if tests is None else _kinds(scan, tests)
     read = competence(scan)
     power = _power(scan)
     tested = Tested(
@@ -36,7 +36,7 @@ def verdict(scan: Scan) -> Verdict:
         unread=sum(entry.n for entry in read if not entry.assessable) / max(1, len(scan.data)),
     )
     what, why = answer(suspicious, tested)
-    findings = [] if evidence is None else [_finding(scan, evidence, *one) for one in suspicious.items()]
+    findings = [] if tests is None else [_finding(scan, tests, *one) for one in suspicious.items()]
     made = Verdict(
         answer=what,
         reasons=_suspicions(findings) or [_nothing(scan), *(_open(reason, scan) for reason in why)],
@@ -48,12 +48,12 @@ def verdict(scan: Scan) -> Verdict:
     return limited_to_read(made, len(unreadable(scan)))
 
 
-def _kinds(scan: Scan, evidence: ClassEvidence) -> dict[int, Kind]:
-    labels, flagged = scan.data.labels, evidence.flagged
+def _kinds(scan: Scan, tests: ClassEvidence) -> dict[int, Kind]:
+    labels, flagged = scan.data.labels, tests.flagged
     by_label = np.bincount(labels[scan.partition.has(State.LABEL)], minlength=scan.num_classes) > 0
     of_guide = agreements(scores_of(scan), flagged)
     classes = np.unique(labels[flagged]).tolist()
-    return kinds(evidence, by_label, _causes(scan), dict(zip(classes, of_guide, strict=True)))
+    return kinds(tests, by_label, _causes(scan), dict(zip(classes, of_guide, strict=True)))
 
 
 def _causes(scan: Scan) -> dict[int, tuple[Belief, Cause]]:
@@ -61,24 +61,24 @@ def _causes(scan: Scan) -> dict[int, tuple[Belief, Cause]]:
     return {belief.label: (belief, cause) for belief, cause in pairs}
 
 
-def _finding(scan: Scan, evidence: ClassEvidence, label: int, kind: Kind) -> Finding:
+def _finding(scan: Scan, tests: ClassEvidence, label: int, kind: Kind) -> Finding:
     names, exchange = scan.data.class_names, scores_of(scan).exchange
     belief = _causes(scan).get(label, (None, None))[0]
     by_trigger = kind != "label-only poison"
-    by_pixels = bool(evidence.pixel_strength[label] > evidence.early.strength[label])
+    by_pixels = bool(tests.pixel_strength[label] > tests.early.strength[label])
     strengths = (
-        (evidence.pixel_strength if by_pixels else evidence.early.strength)
+        (tests.pixel_strength if by_pixels else tests.early.strength)
         if by_trigger
         else exchange.strength
     )
-    p_values = evidence.early.p_value if by_trigger else exchange.p_value
+    p_values = tests.early.p_value if by_trigger else exchange.p_value
     source = int(exchange.source[label])
     return Finding(
         class_name=names[label],
         label=label,
         kind=kind,
         flagged=int((scan.partition.flagged & (scan.data.labels == label)).sum()),
-        at_least=int(evidence.at_least[label]) if kind == "trigger" else None,
+        at_least=int(tests.at_least[label]) if kind == "trigger" else None,
         strength=float(strengths[label]),
         p_value=None if by_trigger and by_pixels else float(p_values[label]),
         from_class=names[source] if not by_trigger and source >= 0 and exchange.one_source[label] else None,
