@@ -117,7 +117,7 @@ def changed(path, change):
 
 
 FIELDS = list(paths(plain(SAMPLE)))
-OPTIONAL = {"model", "before", "after", "detection", "competence"}
+OPTIONAL = {"model", "before", "after", "detection", "competence", "second", "prompts"}
 OPTIONAL |= set(Rates.__struct_fields__) - {"measured_on"}
 OPTIONAL |= set(Verdict.__struct_fields__) - {"answer", "reasons"}
 

@@ -114,14 +114,15 @@ def _source(path: Path, options: ScanOptions) -> ImageSource:
 
 
 def _defender(options: ScanOptions, config: DefenseConfig, progress: Progress) -> Defender:
-    guide = guide_from_name(
-        options.guide, templates=options.template or None, use_logit_scale=options.logit_scale
+    guide_named = partial(
+        guide_from_name, templates=options.template or None, use_logit_scale=options.logit_scale
     )
     return Defender(
-        guide,
+        guide_named(options.guide),
         options.out,
         config=config,
         progress=progress,
+        second_guide=None if options.second_guide is None else guide_named(options.second_guide),
         device=options.device,
         threads=options.threads,
         engine=_engine(options),

@@ -63,6 +63,8 @@ class ScanOptions:
 
     Attributes:
         guide: mini (embedded), NAME or NAME/TAG of open_clip, hf-hub:ORG/NAME or local-dir:FOLDER.
+        second_guide: Another guide, to check the first one: it changes no result, and where it differs is
+            reported.
         template: Prompt with {} for the class name; repeat to average.
         logit_scale: Use the guide's own logit scale; without it, its probabilities are nearly uniform.
         size: Pixels HxW or N at which the small nets, and a model trained here, see the images; default: the
@@ -77,6 +79,7 @@ class ScanOptions:
 
     out: RunFolder
     guide: str = "ViT-B-32"
+    second_guide: str | None = None
     template: Repeated = ()
     logit_scale: bool = True
     classes: Classes = None

@@ -29,6 +29,11 @@ def show_run(summary: RunSummary, samples: Mapping[str, Any], console: Console) 
     _show_rates(summary, console)
     _show_top(samples, console)
     console.print()
+    guide, second = summary.guide, summary.guide.second
+    if second is not None:
+        words = f"{guide.name} agrees with {percent(guide.agreement)} of the labels, {second.name} with "
+        words += f"{percent(second.agreement)}; they say the same of {percent(second.same)} of the images"
+        console.print(_plain(f"{'Guides':8} {words}"), soft_wrap=True)
     if summary.model is not None:
         console.print(_plain(f"{'Given':8} {summary.model}"), soft_wrap=True)
     for name, file in summary.files.items():

@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -161,13 +161,15 @@ class ClipGuide:
         Raises:
             ClipguardError: a bad template, or a model that cannot be loaded.
         """
+        mean = self._by_prompt(class_names).mean(axis=0)
+        unit: Float32[np.ndarray, "k d"] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+        return unit
+
+    def _by_prompt(self, class_names: Sequence[str]) -> Float32[np.ndarray, "t k d"]:
         prompts = self.prompts
         names, _ = readable_names(class_names)
         texts = [template.replace("{}", name) for template in prompts for name in names]
-        embedded = self.clip.embed_texts(texts).reshape(len(prompts), len(names), -1)
-        mean = embedded.mean(axis=0)
-        unit: Float32[np.ndarray, "k d"] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-        return unit
+        return self.clip.embed_texts(texts).reshape(len(prompts), len(names), -1)
 
     def logits(self, image_embeddings: Rows, class_names: Sequence[str]) -> Scores:
         """Return cosines of images and classes, with the scale whose softmax is the zero-shot posterior.
@@ -179,8 +181,19 @@ class ClipGuide:
         Raises:
             ClipguardError: a bad template, or a model that cannot be loaded.
         """
-        cosines = Cosines(image_embeddings, self.class_embeddings(class_names).astype(np.float64))
+        return self._scores(image_embeddings, self.class_embeddings(class_names))
+
+    def logits_by_prompt(self, image_embeddings: Rows, class_names: Sequence[str]) -> Iterator[Scores]:
+        """Return what each of the prompts says alone, in their order; see `logits`.
+
+        Raises:
+            ClipguardError: a bad template, or a model that cannot be loaded.
+        """
+        return (self._scores(image_embeddings, classes) for classes in self._by_prompt(class_names))
+
+    def _scores(self, image_embeddings: Rows, classes: Float32[np.ndarray, "k d"]) -> Scores:
         scale = self.clip.logit_scale if self.use_logit_scale else 1.0
+        cosines = Cosines(image_embeddings, classes.astype(np.float64))
         return Scores(logits=cosines, scale=scale, source=self.name)
 
     def warnings_for(self, class_names: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from clipguard.compute.inference import features as features_of
 from clipguard.compute.inference import planes
 from clipguard.compute.lanes import lanes_here
 from clipguard.compute.threads import intra_op
+from clipguard.data.provenance import recorded_source
 from clipguard.detection.drawn_rows import MOST_ROWS
 from clipguard.detection.early_model import LATER, early_losses
 from clipguard.detection.feature_separation import separated_by_features
@@ -33,6 +34,7 @@ from clipguard.detection.linear_probe import FOLDS, Probe
 from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.detection.trigger_inversion import FEWEST as FEWEST_TO_INVERT
 from clipguard.detection.trigger_inversion import invert_triggers
+from clipguard.errors import ClipguardError
 from clipguard.models.features import head_of
 from clipguard.models.spec import ModelSpec, Normalized, check_sound, save
 from clipguard.pipeline.scan import Context, EpochProgress, Scan, write_notes
@@ -112,6 +114,20 @@ def read(given: Reading, folder: Path, progress: StepProgress) -> None:
     if len(context.source) >= WORTH_A_REMARK and not context.embeddings_from:
         context.progress(_expectation(context.guide, reading.lanes, len(context.source)), 0, 0)
     read_source(reading, context.engine, progress)
+
+
+def read_again(given: Reading, folder: Path, progress: StepProgress) -> None:
+    """Write the embeddings of a second guide, in a pass of its own: it may come to a finished run.
+
+    Raises:
+        ClipguardError: not the same images could be read as in the first pass.
+    """
+    read(given, folder, progress)
+    first, second = (recorded_source(at) for at in (given.context.finished["embeddings"].path, folder))
+    if any(first[part] != second[part] for part in ("fingerprint", "unreadable_rows")):
+        raise ClipguardError(
+            f"{given.context.source.location} changed since the first guide read it: scan in a new run folder"
+        )
 
 
 def _expectation(guide: ClipGuide, lanes: int, n: int) -> str:

@@ -18,6 +18,7 @@ from clipguard.compute.threads import granted_threads, idle_training_threads, on
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size
 from clipguard.data.provenance import recorded_source
+from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load, save
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
@@ -74,6 +75,7 @@ class Defender:
 
     Args:
         guide: the CLIP that reads the labels; the default needs its weights from the hub or its cache.
+        second_guide: another CLIP that reads them, too. It changes no result: where it differs is reported.
         run_dir: folder of the run.
         config: all other settings.
         progress: called with (step, done, total) as work goes on; from other threads, too, one at a time.
@@ -97,6 +99,7 @@ class Defender:
         progress: Progress | None = None,
         engine: Engine | None = None,
         embeddings: Path | None = None,
+        second_guide: ClipGuide | None = None,
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
@@ -106,6 +109,7 @@ class Defender:
         self.progress = progress
         self.engine = engine
         self.embeddings = embeddings
+        self.second_guide = second_guide
         self.device = device
         self.threads = threads
 
@@ -215,11 +219,13 @@ class Defender:
         self, source: ImageSource, model: str | Path | None = None, model_view: Preprocessing | None = None
     ) -> "Defender":
         config, guide = self.config or DefenseConfig(), self.guide or ClipGuide()
-        progress = self.progress or (lambda step, done, total: None)
+        second, progress = self.second_guide, self.progress or (lambda step, done, total: None)
         # First of all: whether the guide's weights can be had shows at once, a large data set takes its time.
         about = _about_guide(guide)
+        about_second = second and _about_second_guide(second, guide)
         run = _open_run(self.run_dir, source, guide, config, progress)
         run.manifest["guide"] = about
+        run.manifest["second_guide"] = about_second
         run.manifest["model"] = model and {"path": str(model), **described(Path(model))}
         context = Context(
             run=run,
@@ -231,6 +237,7 @@ class Defender:
             engine=self.engine or LocalEngine(),
             model_view=model_view,
             embeddings_from=self.embeddings,
+            second_guide=second,
         )
         self.scan_: Scan = scan(context)
         self._samples = None
@@ -254,6 +261,12 @@ def _about_guide(guide: ClipGuide) -> dict[str, Any]:
         "preprocessing_sha256": guide.clip.preprocessing_sha256,
         "weights_verified_by": guide.weights_verified_by,
     }
+
+
+def _about_second_guide(second: ClipGuide, guide: ClipGuide) -> dict[str, Any]:
+    if second.fingerprint == guide.fingerprint:
+        raise ClipguardError(f"second guide {second.name} is the first one: give another, or leave it out")
+    return _about_guide(second)
 
 
 def _open_run(

@@ -12,6 +12,7 @@ from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.engine import Engine, LocalEngine
 from clipguard.data import ImageSource
 from clipguard.detection.class_evidence import ClassEvidence
+from clipguard.detection.competence import GuideComparison
 from clipguard.detection.removal import Belief, Cause
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.power import CanaryOutcome
@@ -36,6 +37,7 @@ class Context:
         source: the untrusted data set.
         common_size: of its images.
         guide: who reads the labels.
+        second_guide: who reads them, too, to check the first one.
         config: all settings.
         progress: told as work goes on.
         engine: runs the reading pass over the shards of the data.
@@ -54,6 +56,7 @@ class Context:
     engine: Engine = field(default_factory=LocalEngine)
     model_view: Preprocessing | None = None
     embeddings_from: Path | None = None
+    second_guide: ClipGuide | None = None
     finished: dict[str, FinishedStage] = field(default_factory=dict)
 
     @property
@@ -110,6 +113,8 @@ class Scan:
         beliefs: what short trainings with and without the flagged samples say of the suspected classes.
         causes: why the flagged samples of the same classes are believed early.
         canaries: what the scans of copies with known triggers say.
+        second_guide: how well the second guide reads each class, against the guide.
+        prompts: the same of each of the guide's prompts alone, where there are several.
     """
 
     context: Context
@@ -125,6 +130,8 @@ class Scan:
     beliefs: tuple[Belief, ...] = ()
     causes: tuple[Cause, ...] = ()
     canaries: tuple[CanaryOutcome, ...] = ()
+    second_guide: GuideComparison | None = None
+    prompts: tuple[GuideComparison, ...] = ()
 
     @property
     def num_classes(self) -> int:

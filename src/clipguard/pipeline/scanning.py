@@ -14,6 +14,7 @@ from clipguard.detection.removal import agreements, causes
 from clipguard.detection.trigger_detector import refine
 from clipguard.detection.trigger_inversion import assigned
 from clipguard.pipeline.computing import Reading, View, first_label_flow
+from clipguard.pipeline.guide_check import with_comparisons
 from clipguard.pipeline.judging import evidence_of, read_beliefs, read_outcomes, scores_of
 from clipguard.pipeline.scan import Context, Scan
 from clipguard.pipeline.stages import (
@@ -26,6 +27,7 @@ from clipguard.pipeline.stages import (
     POWER,
     REMOVAL,
     SAMPLES,
+    SECOND_EMBEDDINGS,
     TRIGGER_DETECTOR,
     TRIGGER_INVERSION,
 )
@@ -123,6 +125,7 @@ def scan(context: Context) -> Scan:
     result = _unknown(context, data, key, guide)
     for signal in SIGNALS:
         result = signal(result)
+    result = with_comparisons(result)
     samples = context.finish(SAMPLES, result)
     context.run.publish(samples.path / "samples.parquet", "samples.parquet")
     if not context.config.power:
@@ -133,7 +136,8 @@ def scan(context: Context) -> Scan:
 def read(context: Context) -> tuple[ImageSet, str]:
     """Return the readable images as the small nets see them, and the key of the stage that holds them.
 
-    One pass over the source makes these images, those of the model to repair, and the embeddings.
+    One pass over the source makes these images, those of the model to repair, and the embeddings. A second
+    guide has a pass of its own.
     """
     key = context.run.key(EMBEDDINGS.described(Reading(context=context)))
     views = [(IMAGES, context.view)]
@@ -144,6 +148,9 @@ def read(context: Context) -> tuple[ImageSet, str]:
     )
     embeddings = context.finish(EMBEDDINGS, Reading(context=context, images=images))
     context.run.publish(embeddings.path / UNREADABLE, UNREADABLE)
+    if context.second_guide is not None:
+        of_second = replace(context, guide=context.second_guide, embeddings_from=None)
+        context.finish(SECOND_EMBEDDINGS, Reading(context=of_second))
     return prepared_images(context, context.view, IMAGES)
 
 

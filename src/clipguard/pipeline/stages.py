@@ -48,6 +48,14 @@ EMBEDDINGS: Final = Stage[Reading](
     compute=computing.read,
 )
 
+SECOND_EMBEDDINGS: Final = replace(
+    EMBEDDINGS,
+    name="second_embeddings",
+    title="ask the second guide",
+    inputs=lambda given: [*EMBEDDINGS.inputs(given), *given.context.key("embeddings")],
+    compute=computing.read_again,
+)
+
 
 IMAGES: Final = Stage[View](
     name="images",
@@ -225,6 +233,7 @@ UNLEARNING: Final = Stage[Repair](
 
 STAGES: Final[tuple[Stage[Any], ...]] = (
     EMBEDDINGS,
+    SECOND_EMBEDDINGS,
     IMAGES,
     EARLY_MODEL,
     TRIGGER_DETECTOR,

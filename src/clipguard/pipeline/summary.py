@@ -12,6 +12,7 @@ from clipguard.compute.inference import classifier_logits
 from clipguard.data.provenance import recorded_source
 from clipguard.detection.entropy_map import TOGETHER, classes_with_few_clean
 from clipguard.models.spec import Normalized
+from clipguard.pipeline.guide_check import disagreement, of_prompts, of_second_guide
 from clipguard.pipeline.scan import Scan
 from clipguard.pipeline.stages import STAGES
 from clipguard.pipeline.verdict import agreement, competence, unreadable
@@ -41,15 +42,15 @@ def few_clean(scan: Scan) -> tuple[str, ...]:
 
 def warnings_of(scan: Scan) -> list[str]:
     """Return what a user should know of a scan, one sentence each."""
-    context, guide = scan.context, scan.context.guide
-    warnings = [*guide.warnings_for(context.source.class_names), *_data_warnings(scan), *context.notes()]
-    warnings += (current_device() or CPU).passed_over
-    if guide.weights_verified_by is None:
-        warnings.append(
-            f"the weights of guide {guide.name} are not known to clipguard: compare their sha256 "
-            f"{guide.clip.fingerprint} with one from somebody you trust"
-        )
-    return warnings
+    context = scan.context
+    warnings = [*context.guide.warnings_for(context.source.class_names), *disagreement(scan)]
+    warnings += [*_data_warnings(scan), *context.notes(), *(current_device() or CPU).passed_over]
+    return warnings + [
+        f"the weights of guide {guide.name} are not known to clipguard: compare their sha256 "
+        f"{guide.clip.fingerprint} with one from somebody you trust"
+        for guide in (context.guide, context.second_guide)
+        if guide is not None and guide.weights_verified_by is None
+    ]
 
 
 def _data_warnings(scan: Scan) -> list[str]:
@@ -145,6 +146,8 @@ def write_summary(  # noqa: PLR0913  # what the command knows and the defender d
             scale=scan.guide.scale,
             agreement=agreement(scan),
             competence=competence(scan),
+            second=of_second_guide(scan),
+            prompts=of_prompts(scan),
         ),
         partition=scan.partition.counts,
         few_clean=list(few_clean(scan)),

@@ -150,6 +150,31 @@ class Competence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     assessable: bool
 
 
+class ClassDifference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A class with whose labels two readings agree to different shares: the guide's, then the other's."""
+
+    class_name: str
+    first: float
+    second: float
+
+
+class OtherReading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a second guide, or one of the guide's prompts alone, reads the labels.
+
+    Attributes:
+        name: of the guide, or the prompt itself.
+        agreement: share of labels that it would give as well.
+        same: share of samples that it and the guide call the same.
+        differs: classes that it reads better or worse than the guide, for certain; see
+            `clipguard.detection.competence.compared_guides`.
+    """
+
+    name: str
+    agreement: float
+    same: float
+    differs: list[ClassDifference] = []
+
+
 class DataSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The data set: where it lies, its readable and unreadable images, and the size they were seen at."""
 
@@ -162,12 +187,17 @@ class DataSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class GuideSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The guide: name, logit scale, the share of labels that it would give as well, and that by class."""
+    """The guide: name, logit scale, the share of labels that it would give as well, and that by class.
+
+    `second` is the second guide, if there is one; `prompts` are those of the guide, if there are several.
+    """
 
     name: str
     scale: float
     agreement: float
     competence: list[Competence] = []
+    second: OtherReading | None = None
+    prompts: list[OtherReading] = []
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

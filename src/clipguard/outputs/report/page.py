@@ -44,6 +44,7 @@ def render(summary: Mapping[str, Any]) -> str:
         power=power_words(run.verdict.power),
         not_assessable=NOT_ASSESSABLE,
         listed=LISTED,
+        readings=[*([run.guide.second] if run.guide.second else []), *run.guide.prompts[:LISTED]],
         rates=rate_rows(run.before, run.after),
         measured_on=next((rates.measured_on for rates in (run.after, run.before) if rates), ""),
         longest=max([1e-9, *seconds]),
