@@ -25,16 +25,15 @@ SHARE: Final = 0.03
 """Of the copy, at most: canaries must not crowd poison out of the entropy map's fixed share."""
 
 SHARES: Final[dict[Family, float]] = {
-    "patch": 0.004,
-    "clean-label": 0.018,
+    "patch": 0.005,
     "sinusoid": 0.008,
-    "blend": 0.03,
+    "blend": 0.012,
+    "clean-label": 0.018,
 }
-"""Of the copy. So many were noticed on development rows: 40, 180 and 80 of 10,000 in one copy, 300 blended
-ones in another; the latter by the early-training model and the guide, not by the detector."""
+"""Of the copy, about as few as were identified on development rows of 10,000 samples."""
 
-LEAST: Final[dict[Family, int]] = {"patch": 20, "clean-label": 70, "sinusoid": 70, "blend": 90}
-"""Canaries below which a family is hardly ever noticed, however small the data set (3,000 samples)."""
+LEAST: Final[dict[Family, int]] = {"patch": 30, "sinusoid": 60, "blend": 90, "clean-label": 75}
+"""Canaries below which a family is often missed, however small the data set (3,000 samples)."""
 
 TOGETHER: Final = 512
 """Canaries whose large images are in memory at once: whole chunks of the guide."""

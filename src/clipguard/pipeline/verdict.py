@@ -32,7 +32,8 @@ def verdict(scan: Scan) -> Verdict:
     tested = Tested(
         samples=len(scan.data),
         copies=scan.context.config.power,
-        identified=tuple(canary.suspected for canary in scan.canaries),
+        # Poison with its own labels may need more samples than fit into a copy: then it is named as a limit.
+        identified=tuple(one.suspected for one in scan.canaries if one.family != "clean-label"),
         unread=sum(entry.n for entry in read if not entry.assessable) / max(1, len(scan.data)),
     )
     what, why = answer(suspicious, tested)
@@ -126,6 +127,8 @@ def _limits(scan: Scan, power: Power | None) -> list[str]:
         tested = {canary.family for canary in power.canaries}
         if untested := [family for family in FAMILIES if family not in tested]:
             limits.append(f"Not tested in this data: {', '.join(untested)}. More copies (--power) test more.")
+        if any(one.family == "clean-label" and not one.identified for one in power.canaries):
+            limits.append("Poison that keeps its labels was missed in a copy: this answer does not cover it.")
         if power.floors:
             limits.append("Fewer samples with a trigger than the counts above may stay unseen.")
     limits.append("Patterns unlike those of the tested kinds may stay unseen.")
