@@ -14,6 +14,12 @@ ALPHA: Final = 0.05
 """Probability that any of the classes is misjudged: the customary value."""
 
 
+WEAK: Final = 0.5
+"""Share of the probe's agreement with the labels below which the guide's is weak.
+
+On development rows it is 0.75 on CIFAR-10, where a second axis changes nothing, and 0.47 on CIFAR-100."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassCompetence:
     """The guide's agreement with the given labels of each of k classes.
@@ -53,6 +59,21 @@ class GuideComparison:
     second: Float64[np.ndarray, "k"]
     p_value: Float64[np.ndarray, "k"]
     differs: Bool[np.ndarray, "k"]
+
+
+def second_axis(
+    labels: Int64[np.ndarray, "n"],
+    guide_class: Int64[np.ndarray, "n"],
+    probe_loss: Float64[np.ndarray, "n"],
+    probe_class: Int64[np.ndarray, "n"],
+) -> Float64[np.ndarray, "n"] | None:
+    """Return the linear probe's losses where it reads the classes so much better that it counts, too.
+
+    The probe learns the given labels, so that it believes poison which its embeddings betray, above all with
+    kept labels. It is a second axis only where the guide alone is weak (`WEAK`).
+    """
+    guide, probe = (float(np.mean(classes == labels)) for classes in (guide_class, probe_class))
+    return probe_loss if guide < WEAK * probe else None
 
 
 def class_competence(

@@ -118,15 +118,24 @@ def classes_with_few_clean(
 
 
 def first_partition(
-    entropy: EntropyMap, labels: Int64[np.ndarray, "n"], num_classes: int, config: EntropyMapConfig
+    entropy: EntropyMap,
+    labels: Int64[np.ndarray, "n"],
+    num_classes: int,
+    config: EntropyMapConfig,
+    probe_loss: Float64[np.ndarray, "n"] | None = None,
 ) -> Partition:
     """Return the clean samples and the candidates of CGD's separation; the band between is uncertain.
 
-    Suspicion is the mean of the guide's rank and one minus the early-training model's.
+    With a second axis, the linear probe's loss of each label, the higher of its rank and the guide's counts:
+    clean is what both find probable. Suspicion is the mean of the guide's rank and one minus the
+    early-training model's.
     """
     guide, early = entropy.guide_rank, entropy.early_rank
     if config.by == "class":
         guide, early = class_ranks(entropy.guide_nll, labels), class_ranks(entropy.early_nll, labels)
+    if probe_loss is not None:
+        ranks = class_ranks(probe_loss, labels) if config.by == "class" else rank(probe_loss)
+        guide = np.maximum(guide, ranks)
     flagged = (guide > 1 - config.candidate) | (early < config.candidate)
     clean = (guide <= 1 - config.clean) & (early >= config.clean) & ~flagged
     state = np.full(len(labels), State.UNCERTAIN, np.uint8)

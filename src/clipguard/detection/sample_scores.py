@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from clipguard.detection.competence import second_axis
 from clipguard.detection.entropy_map import EntropyMapConfig, entropy_map, first_partition
 from clipguard.detection.label_exchange import LabelExchange
 from clipguard.types import Partition
@@ -46,6 +47,6 @@ class SampleScores:
 
     def first_partition(self, config: EntropyMapConfig) -> Partition:
         """Return the partition by the entropy map alone: clean samples, and candidates in state TRIGGER."""
-        return first_partition(
-            entropy_map(self.guide_nll, self.early_nll), self.labels, self.num_classes, config
-        )
+        entropy = entropy_map(self.guide_nll, self.early_nll)
+        axis = second_axis(self.labels, self.guide_class, self.probe_loss, self.probe_class)
+        return first_partition(entropy, self.labels, self.num_classes, config, axis)

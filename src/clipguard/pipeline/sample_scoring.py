@@ -1,6 +1,7 @@
 """The scores of a scan in one call, without a run folder: for canaries and for measurements."""
 
 from clipguard.compute.training import EpochHook
+from clipguard.detection.competence import second_axis
 from clipguard.detection.early_model import early_losses
 from clipguard.detection.entropy_map import entropy_map, first_partition, opinion
 from clipguard.detection.label_exchange import probed_labels
@@ -33,11 +34,14 @@ def sample_scores(
     seed, k = Seed(config.seed), len(data.class_names)
     guide_nll, guide_class = opinion(guide, data.labels)
     losses = early_losses(data, guide, config.early_model, seed.child(Stream.EARLY_MODEL), on_epoch)
-    partition = first_partition(entropy_map(guide_nll, losses.early), data.labels, k, config.entropy_map)
+    probe, exchange = probed_labels(embeddings, data.labels, k, seed.child("labels"))
+    axis = second_axis(data.labels, guide_class, probe.loss, probe.likeliest)
+    partition = first_partition(
+        entropy_map(guide_nll, losses.early), data.labels, k, config.entropy_map, axis
+    )
     triggers = trigger_scores(
         data, partition, embeddings, config.trigger_detector, seed.child("detect"), on_epoch
     )
-    probe, exchange = probed_labels(embeddings, data.labels, k, seed.child("labels"))
     return SampleScores(
         labels=data.labels,
         num_classes=k,

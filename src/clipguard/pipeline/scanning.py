@@ -8,6 +8,7 @@ import numpy as np
 
 from clipguard.data.provenance import UNREADABLE, recorded_source
 from clipguard.detection.class_evidence import with_evidence
+from clipguard.detection.competence import second_axis
 from clipguard.detection.entropy_map import entropy_map, first_partition, opinion
 from clipguard.detection.label_flow import LabelFlow, label_q_values, with_label_flags
 from clipguard.detection.removal import agreements, causes
@@ -45,7 +46,10 @@ def map_entropy(scan: Scan) -> Scan:
     context.finish(EARLY_MODEL, scan)
     guide_nll, likeliest = opinion(scan.guide, scan.data.labels)
     entropy = entropy_map(guide_nll, context.array("early_model", "early_nll.npy"))
-    partition = first_partition(entropy, scan.data.labels, scan.num_classes, context.config.entropy_map)
+    context.finish(LABEL_FLOW, scan)
+    loss, probe_class = (context.array("label_flow", f"{name}.npy") for name in ("loss", "likeliest"))
+    axis = second_axis(scan.data.labels, likeliest, loss, probe_class)
+    partition = first_partition(entropy, scan.data.labels, scan.num_classes, context.config.entropy_map, axis)
     columns = {field.name: getattr(entropy, field.name) for field in fields(entropy)}
     return replace(
         scan,
@@ -68,7 +72,6 @@ def detect_triggers(scan: Scan) -> Scan:
 def judge_triggers(scan: Scan) -> Scan:
     """Return the scan in which only classes are flagged whose tests stand out, and not by nature."""
     context = scan.context
-    context.finish(LABEL_FLOW, scan)
     tests = evidence_of(scan, scores := scores_of(scan))
     scan = replace(scan, tests=tests, partition=with_evidence(scan.partition, tests))
     if tests.flagged.any():
