@@ -121,10 +121,12 @@ class TrainedNets:
     Attributes:
         logits: of every sample, averaged over runs, computed when asked for.
         nets: one a run and fold, in that order.
+        earlier: logits of the nets as they were after some of the epochs, where that was asked for.
     """
 
     logits: NetLogits
     nets: tuple[Normalized, ...]
+    earlier: NetLogits
 
 
 def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no two belong together
@@ -136,11 +138,13 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
     seed: Seed,
     on_epoch: EpochHook | None = None,
     start: tuple[Normalized, ...] = (),
+    keep_at: int = 0,
 ) -> TrainedNets:
     """Return the nets that were trained on the trainable images only, and their logits [n, outputs] of all.
 
     With the nets of another training of this kind as `start`, under the same seed, each goes on from there
-    with the same fold left out; the nets given stay as they are.
+    with the same fold left out; the nets given stay as they are. Logits of the nets as they were after
+    `keep_at` epochs are kept as well.
     """
     h, w = images.shape[1:3]
     spec = ModelSpec.sized(architecture=config.architecture, num_classes=outputs, input_size=(h, w))
@@ -148,18 +152,29 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
     streams = [seed.child("run", run) for run in range(config.runs)]
     fold = np.stack([_folds(len(images), config.folds, stream) for stream in streams])
 
-    hook = on_epoch and in_turn(on_epoch)
+    hook, kept = on_epoch and in_turn(on_epoch), dict[int, Normalized]()
 
     def train(run: int, number: int) -> Normalized:
         rows = np.flatnonzero(trainable & (fold[run] != number) if config.folds > 1 else trainable)
         part, place = streams[run].child("fold", number), run * config.folds + number
         model = copy.deepcopy(start[place]) if start else build(spec, part.child("init"))
-        fit(model, images, rows, loss, recipe, part.child("refit" if start else "fit"), hook)
+
+        def after(epoch: int) -> None:
+            if epoch == keep_at:
+                kept[place] = copy.deepcopy(model).eval()
+            if hook is not None:
+                hook(epoch)
+
+        fit(model, images, rows, loss, recipe, part.child("refit" if start else "fit"), after)
         return model
 
     tasks = [partial(train, run, number) for run in range(config.runs) for number in range(config.folds)]
     nets = tuple(in_lanes(tasks))
-    return TrainedNets(logits=NetLogits(nets=nets, fold=fold, images=images, outputs=outputs), nets=nets)
+    earlier = tuple(kept[place] for place in sorted(kept))
+    logits, then = (
+        NetLogits(nets=some, fold=fold, images=images, outputs=outputs) for some in (nets, earlier)
+    )
+    return TrainedNets(logits=logits, nets=nets, earlier=then)
 
 
 def continued(config: SmallNetConfig, epochs: int) -> SmallNetConfig:

@@ -9,12 +9,12 @@ from jaxtyping import Float64, Int64
 from torch.nn import functional as F
 
 from clipguard.compute.device import array, tensor
-from clipguard.compute.small_nets import SmallNetConfig, TrainedNets, train_small_nets
+from clipguard.compute.small_nets import NetLogits, SmallNetConfig, TrainedNets, train_small_nets
 from clipguard.compute.training import EpochHook, LossFunction, cross_entropy
 from clipguard.detection.drawn_rows import MOST_ROWS, drawn_by_class
 from clipguard.detection.entropy_map import label_nll
 from clipguard.errors import ClipguardError
-from clipguard.models.spec import Normalized, factory_of
+from clipguard.models.spec import factory_of
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet, Scores
 
@@ -116,19 +116,18 @@ def early_model_scores(
 
     The model learns from at most `MOST_ROWS` samples, of each class its share.
     """
-    return _scores(config, _trained(data, guide, config, seed, on_epoch))
+    return _scores(config, _trained(data, guide, config, seed, on_epoch).logits)
 
 
 def early_losses(
     data: ImageSet, guide: Scores, config: SmallNetConfig, seed: Seed, on_epoch: EpochHook | None = None
 ) -> EarlyLosses:
-    """Return the losses of the given labels after the model's epochs, and after it has gone on learning."""
-    trained = _trained(data, guide, config, seed, on_epoch)
-    early = label_nll(_scores(config, trained), data.labels)
-    learned = min(len(data), MOST_ROWS)
-    more = replace(config, epochs=(LATER - 1) * config.total_epochs(learned), fewest_steps=0)
-    later = _trained(data, guide, more, seed, on_epoch, trained.nets)
-    return EarlyLosses(early, label_nll(_scores(config, later), data.labels))
+    """Return the losses of the given labels after the model's epochs, and after `LATER` times as many."""
+    epochs = config.total_epochs(min(len(data), MOST_ROWS))
+    longer = replace(config, epochs=LATER * epochs, fewest_steps=0)
+    trained = _trained(data, guide, longer, seed, on_epoch, epochs)
+    early, late = (_scores(config, logits) for logits in (trained.earlier, trained.logits))
+    return EarlyLosses(label_nll(early, data.labels), label_nll(late, data.labels))
 
 
 def _trained(
@@ -137,15 +136,15 @@ def _trained(
     config: SmallNetConfig,
     seed: Seed,
     on_epoch: EpochHook | None,
-    start: tuple[Normalized, ...] = (),
+    keep_at: int = 0,
 ) -> TrainedNets:
     trainable = np.zeros(len(data), dtype=bool)
     trainable[drawn_by_class(data.labels, np.arange(len(data)), MOST_ROWS, seed.child("rows"))] = True
     residual = isinstance(config, ResidualConfig)
     loss = residual_loss(data.labels, guide) if residual else cross_entropy(data.labels)
     k = len(data.class_names)
-    return train_small_nets(config, data.images, k, loss, trainable, seed, on_epoch, start)
+    return train_small_nets(config, data.images, k, loss, trainable, seed, on_epoch, keep_at=keep_at)
 
 
-def _scores(config: SmallNetConfig, trained: TrainedNets) -> Scores:
-    return Scores(logits=trained.logits, scale=1.0, source=f"early-training model {config.architecture}")
+def _scores(config: SmallNetConfig, logits: NetLogits) -> Scores:
+    return Scores(logits=logits, scale=1.0, source=f"early-training model {config.architecture}")
