@@ -121,12 +121,12 @@ class TrainedNets:
     Attributes:
         logits: of every sample, averaged over runs, computed when asked for.
         nets: one a run and fold, in that order.
-        earlier: logits of the nets as they were after some of the epochs, where that was asked for.
+        earlier: the same logits of the nets as they were after each of the epochs that were asked for.
     """
 
     logits: NetLogits
     nets: tuple[Normalized, ...]
-    earlier: NetLogits
+    earlier: tuple[NetLogits, ...]
 
 
 def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no two belong together
@@ -138,7 +138,7 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
     seed: Seed,
     on_epoch: EpochHook | None = None,
     start: tuple[Normalized, ...] = (),
-    keep_at: int = 0,
+    keep_at: tuple[int, ...] = (),
 ) -> TrainedNets:
     """Return the nets that were trained on the trainable images only, and their logits [n, outputs] of all.
 
@@ -152,7 +152,7 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
     streams = [seed.child("run", run) for run in range(config.runs)]
     fold = np.stack([_folds(len(images), config.folds, stream) for stream in streams])
 
-    hook, kept = on_epoch and in_turn(on_epoch), dict[int, Normalized]()
+    hook, kept = on_epoch and in_turn(on_epoch), dict[tuple[int, int], Normalized]()
 
     def train(run: int, number: int) -> Normalized:
         rows = np.flatnonzero(trainable & (fold[run] != number) if config.folds > 1 else trainable)
@@ -160,8 +160,8 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
         model = copy.deepcopy(start[place]) if start else build(spec, part.child("init"))
 
         def after(epoch: int) -> None:
-            if epoch == keep_at:
-                kept[place] = copy.deepcopy(model).eval()
+            if epoch in keep_at:
+                kept[epoch, place] = copy.deepcopy(model).eval()
             if hook is not None:
                 hook(epoch)
 
@@ -170,11 +170,11 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
 
     tasks = [partial(train, run, number) for run in range(config.runs) for number in range(config.folds)]
     nets = tuple(in_lanes(tasks))
-    earlier = tuple(kept[place] for place in sorted(kept))
-    logits, then = (
-        NetLogits(nets=some, fold=fold, images=images, outputs=outputs) for some in (nets, earlier)
+    earlier = [tuple(kept[epoch, place] for place in range(len(nets))) for epoch in keep_at]
+    logits, *then = (
+        NetLogits(nets=some, fold=fold, images=images, outputs=outputs) for some in (nets, *earlier)
     )
-    return TrainedNets(logits=logits, nets=nets, earlier=then)
+    return TrainedNets(logits=logits, nets=nets, earlier=tuple(then))
 
 
 def continued(config: SmallNetConfig, epochs: int) -> SmallNetConfig:

@@ -33,6 +33,9 @@ LATER: Final = 3
 Of 10, 15 and 20 epochs, 15 identified the most rare triggers on development draws; with 5, half as many.
 """
 
+AVERAGED: Final = 3
+"""Epochs whose late losses are averaged: whether a rare trigger is known changes from one to the next."""
+
 _SHALLOW: Final = SmallNetConfig(
     architecture="shallow-32",
     epochs=5,
@@ -102,7 +105,8 @@ class EarlyLosses(NamedTuple):
 
     Attributes:
         early: when a trigger is learned and most objects are not.
-        late: after `LATER` times as many epochs, when a rare or faint trigger is learned, too.
+        late: after `LATER` times as many epochs, when a rare or faint trigger is learned, too: the mean of
+            the last `AVERAGED` epochs.
     """
 
     early: Float64[np.ndarray, "n"]
@@ -124,10 +128,12 @@ def early_losses(
 ) -> EarlyLosses:
     """Return the losses of the given labels after the model's epochs, and after `LATER` times as many."""
     epochs = config.total_epochs(min(len(data), MOST_ROWS))
-    longer = replace(config, epochs=LATER * epochs, fewest_steps=0)
-    trained = _trained(data, guide, longer, seed, on_epoch, epochs)
-    early, late = (_scores(config, logits) for logits in (trained.earlier, trained.logits))
-    return EarlyLosses(label_nll(early, data.labels), label_nll(late, data.labels))
+    last = LATER * epochs
+    longer, late = replace(config, epochs=last, fewest_steps=0), range(last - AVERAGED + 1, last)
+    trained = _trained(data, guide, longer, seed, on_epoch, (epochs, *late))
+    logits = (*trained.earlier, trained.logits)
+    early_nll, *late_nll = (label_nll(_scores(config, some), data.labels) for some in logits)
+    return EarlyLosses(early_nll, np.mean(late_nll, axis=0))
 
 
 def _trained(
@@ -136,7 +142,7 @@ def _trained(
     config: SmallNetConfig,
     seed: Seed,
     on_epoch: EpochHook | None,
-    keep_at: int = 0,
+    keep_at: tuple[int, ...] = (),
 ) -> TrainedNets:
     trainable = np.zeros(len(data), dtype=bool)
     trainable[drawn_by_class(data.labels, np.arange(len(data)), MOST_ROWS, seed.child("rows"))] = True
