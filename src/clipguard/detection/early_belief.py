@@ -56,12 +56,13 @@ class EarlyBelief:
     """What the axis says of each class, and which labels it flags.
 
     Attributes:
-        p_value: that the odds ratio is at most 1, times the number of classes.
+        p_value: that the odds ratio is at most 1, times the number of classes that have samples.
         strength: largest odds ratio at which the class is still rejected; 0 for none.
         suspected: classes that are rejected at an odds ratio of 1.
         flagged: labels of these classes.
         at_least: lower bound of the number of poisoned samples in each class.
-        false_share: estimated share of correct labels in the smallest corner that holds a sample; 1 outside.
+        false_share: smallest estimated share of correct labels of its class in a corner that holds a sample;
+            1 outside all corners and outside suspected classes.
     """
 
     p_value: Float64[np.ndarray, "k"]
@@ -119,7 +120,7 @@ def crossed(
 
 def class_p_values(table: Crossed) -> Float64[np.ndarray, "k"]:
     """Return the p-value of each class at an odds ratio of 1 (Fisher's exact test), times the classes."""
-    several = int((table.size > 0).sum())
+    several = max(1, int((table.size > 0).sum()))
     tails = hypergeom.sf(table.both - 1, table.size, table.doubted, table.believed)
     return np.asarray(np.minimum(1.0, np.where(table.both > 0, tails, 1.0) * several))
 
@@ -148,6 +149,9 @@ def _strength(one: Crossed, level: float) -> float:
     high = float(np.log(LARGEST_STRENGTH))
     if excess(high) < 0:
         return LARGEST_STRENGTH
+    # This tail and Fisher's p-value are not computed alike: at the level itself, they may disagree.
+    if excess(0.0) >= 0:
+        return 1.0
     return float(np.exp(brentq(excess, 0.0, high, xtol=1e-3)))
 
 
@@ -179,8 +183,8 @@ def corners(
         correct = size * (inside[~suspected].sum() + 1) / elsewhere
         still_open &= correct - inner_correct <= FALSE_SHARE * (inside - inner)
         flagged |= corner & still_open[labels]
-        wrong_share = np.minimum(1.0, correct / np.maximum(inside, 1))
-        false_share[corner] = np.minimum(false_share[corner], wrong_share[labels[corner]])
+        correct_share = np.minimum(1.0, correct / np.maximum(inside, 1))
+        false_share[corner] = np.minimum(false_share[corner], correct_share[labels[corner]])
         bound = inside - poisson.isf(level, UNEQUAL * correct)
         at_least = np.maximum(at_least, np.where(suspected, bound, 0).astype(np.int64))
         inner, inner_correct = inside.astype(np.float64), correct
