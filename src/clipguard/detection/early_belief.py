@@ -23,7 +23,7 @@ TAIL: Final = 0.1
 """Share of all labels that count as doubted, and of each class's labels that count as believed."""
 
 LARGEST_STRENGTH: Final = 1e4
-"""Where strengths end: a table with an empty cell has none."""
+"""Where strengths end: beyond it, hardly any label but the doubted is believed."""
 
 CORNERS: Final = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 """Shares s of the labels with the highest loss under the guide and the lowest early loss that are flagged."""

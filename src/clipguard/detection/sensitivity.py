@@ -149,7 +149,7 @@ def at_least(sides: Sides, alpha: float) -> Int64[np.ndarray, "k"]:
 def false_shares(sides: Sides, score: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
     """Return, of each sample, the estimated share of candidates without a trigger at its score or above.
 
-    It counts the candidates of its class alone, and never falls with a falling score: a q-value (Storey 2002).
+    It is that of the candidates of its class, and never falls with a falling score: a q-value (Storey 2002).
     One decoy is added to those that there are (knockoff+; Barber and Candes 2015). 1 in classes without
     candidates above the detector's threshold.
     """
