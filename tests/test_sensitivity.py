@@ -285,6 +285,22 @@ def test_false_shares_never_fall_with_the_score_and_are_equal_at_equal_scores():
         assert (np.diff(np.concatenate(by_score)) <= 0).all()
 
 
+def test_a_false_share_is_the_smallest_over_all_thresholds_up_to_the_score():
+    given, _, score = scored(1)
+    score, everything = np.round(score, 2), replace(given, positive=np.ones(4000, dtype=bool))
+    shares = false_shares(everything, score)
+    # All contents have the same share, and nearly the same one in the draw.
+    odds = NATURAL * np.median(content_shares(given)) / (1 - np.median(content_shares(given)))
+    for row in range(0, 4000, 40):
+        inside = given.labels == given.labels[row]
+        smallest = 1.0
+        for threshold in np.unique(score[inside & (score <= score[row])]):
+            reached = inside & (score >= threshold)
+            decoys, candidates = (reached & given.trusted).sum() + 1, (reached & given.candidates).sum()
+            smallest = min(smallest, odds * decoys / max(1, candidates))
+        assert shares[row] == pytest.approx(smallest, rel=0.2)
+
+
 def test_false_shares_are_those_of_the_candidates_without_a_trigger(monkeypatch):
     estimated, true = [], []
     for natural in (1.0, NATURAL):
