@@ -143,16 +143,16 @@ def test_a_class_at_the_very_level_has_a_strength_of_1(row):
     assert strengths(table_of(row), p_value)[0] == pytest.approx(1.0, rel=2e-3)
 
 
-def poisoned(seed, count=150, n=5000, k=10, correct=1.0):
+def poisoned(seed, count=150, n=5000, k=10, chance=0.01, correct=1.0):
     """Return losses, labels and which are poisoned: class 0 has poison that is doubted and believed early.
 
-    A share of the labels of every class is doubted and believed early by chance; in class 0 `correct` times
-    as many of the correct ones.
+    The share `chance` of the labels of every class is so although they are correct; `correct` times as much
+    in class 0.
     """
     draw = np.random.default_rng(seed)
     labels, carries = draw.integers(0, k, n), np.zeros(n, dtype=bool)
     doubt, early = draw.random(n), draw.random(n)
-    by_chance = draw.random(n) < 0.01 * np.where(labels == 0, correct, 1.0)
+    by_chance = draw.random(n) < chance * np.where(labels == 0, correct, 1.0)
     carries[draw.choice(n, count, replace=False)] = True
     labels[carries] = 0
     both = carries | by_chance
@@ -164,7 +164,7 @@ def poisoned(seed, count=150, n=5000, k=10, correct=1.0):
 def test_lower_bounds_hold_and_are_of_use(correct):
     failing, bounds = 0, []
     for seed in range(150):
-        doubt, early, labels, carries = poisoned(seed, correct=correct)
+        doubt, early, labels, carries = poisoned(seed, chance=0.03, correct=correct)
         result = early_belief(doubt, early, labels, 10, ALPHA)
         failing += (result.at_least > np.bincount(labels[carries], minlength=10)).any()
         bounds.append(result.at_least[0])
