@@ -37,7 +37,6 @@ Frozen on development draws: classes without a trigger have at most 1.8 in the s
 targets whose trigger the detector identifies at least 12.
 """
 
-
 FEWEST_SAMPLES: Final = 200
 """Samples below which nothing is suspected: the nets have too little to learn from."""
 
@@ -82,7 +81,7 @@ def class_evidence(
     early = early_belief(
         scores.guide_nll, scores.late_nll, scores.labels, scores.num_classes, enough * EARLY_ALPHA
     )
-    by_both = sides[0].positive & by_pixels[scores.labels]
+    by_detector = sides[0].positive & by_pixels[scores.labels]
     # Where the detector has identified a trigger, its judgement is the finer one.
     by_early = early.flagged & ~by_pixels[scores.labels]
     triggered = by_pixels | early.suspected
@@ -94,7 +93,7 @@ def class_evidence(
         early=early,
         triggered=triggered,
         wrong_labels=(scores.exchange.p_value <= enough * LABEL_ALPHA) & ~triggered,
-        flagged=by_both | by_early,
+        flagged=by_detector | by_early,
         at_least=np.maximum(np.where(by_pixels, bounds, 0), early.at_least),
         q_value=q_value,
     )

@@ -2,11 +2,11 @@
 
 A label that the guide finds improbable is hard for the early-training model as well: it is wrong, or the
 image is unusual. A trigger turns this round, because it is learned before all objects. So in each class the
-two are crossed: is the label doubted, and is its early loss low? Without a trigger both are independent or,
-nearly always, go together the other way. The null says that the odds of a low early loss are at most Gamma
-times as high among the doubted labels of a class as among its others. Given the margins, the count then
-follows Fisher's noncentral hypergeometric distribution (Fisher 1935; sensitivity analysis as in Rosenbaum
-2002, chapter 4).
+two are crossed: is the label improbable, and is its early loss low? Without a trigger both are independent
+or, nearly always, go together the other way. The null says that the odds of a low early loss are at most
+Gamma times as high among the improbable labels of a class as among its others. Given the margins, the count
+then follows Fisher's noncentral hypergeometric distribution (Fisher 1935; sensitivity analysis as in
+Rosenbaum 2002, chapter 4).
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,18 @@ from scipy.stats import hypergeom, nchypergeom_fisher, poisson
 
 from clipguard.detection.entropy_map import class_ranks, rank
 
-TAIL: Final = 0.1
-"""Share of all labels that count as doubted, and of each class's labels that count as believed."""
+IMPROBABLE: Final = 0.1
+"""Share of all labels that count as improbable: CGD's share of candidates."""
+
+BELIEVED_OF_CLASS: Final = (0.05, 0.1, 0.3)
+"""Shares of each class's labels that count as believed early. Few are right for rare poison, many for a small
+class that is poisoned by a half; each is tried, see `tables`."""
+
+BELIEVED_OF_ALL: Final = (0.1,)
+"""The same of all labels: poison is often believed more than anything else, in every class."""
 
 LARGEST_STRENGTH: Final = 1e4
-"""Where strengths end: a table with an empty cell has none."""
+"""Where strengths end: beyond it, hardly any label but the improbable is believed."""
 
 CORNERS: Final = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 """Shares s of the labels with the highest loss under the guide and the lowest early loss that are flagged."""
@@ -36,17 +43,17 @@ UNEQUAL: Final = 2.0
 
 
 class Crossed(NamedTuple):
-    """The table of each class: doubted against believed early.
+    """The table of each class: improbable against believed early.
 
     Attributes:
-        both: doubted labels with a low early loss.
-        doubted: all doubted ones.
+        both: improbable labels with a low early loss.
+        improbable: all improbable ones.
         believed: all with a low early loss.
         size: of the class.
     """
 
     both: Int64[np.ndarray, "k"]
-    doubted: Int64[np.ndarray, "k"]
+    improbable: Int64[np.ndarray, "k"]
     believed: Int64[np.ndarray, "k"]
     size: Int64[np.ndarray, "k"]
 
@@ -56,12 +63,13 @@ class EarlyBelief:
     """What the axis says of each class, and which labels it flags.
 
     Attributes:
-        p_value: that the odds ratio is at most 1, times the number of classes.
+        p_value: that the odds ratio is at most 1, times the number of tables and of classes with samples.
         strength: largest odds ratio at which the class is still rejected; 0 for none.
         suspected: classes that are rejected at an odds ratio of 1.
         flagged: labels of these classes.
         at_least: lower bound of the number of poisoned samples in each class.
-        false_share: estimated share of correct labels in the smallest corner that holds a sample; 1 outside.
+        false_share: smallest estimated share of correct labels of its class in a corner that holds a sample;
+            1 outside all corners and outside suspected classes.
     """
 
     p_value: Float64[np.ndarray, "k"]
@@ -81,46 +89,58 @@ class Corners(NamedTuple):
 
 
 def early_belief(
-    doubt: Float64[np.ndarray, "n"],
+    guide_nll: Float64[np.ndarray, "n"],
     early_nll: Float64[np.ndarray, "n"],
     labels: Int64[np.ndarray, "n"],
     num_classes: int,
     alpha: float,
 ) -> EarlyBelief:
-    """Return what the axis says at `alpha` over all classes.
+    """Return what the axis says at `alpha` over all classes; each table has its share of it.
 
     Args:
-        doubt: a loss of the given label that no training on these labels has lowered, in any unit.
+        guide_nll: the loss of the given label under a guide that has not learned it, in any unit.
         early_nll: the early-training model's loss of it.
         labels: as given.
         num_classes: k, empty classes included.
         alpha: level, over all classes together.
     """
-    table = crossed(doubt, early_nll, labels, num_classes)
-    p_value = class_p_values(table)
+    some = tables(guide_nll, early_nll, labels, num_classes)
+    p_value = np.minimum(1.0, len(some) * np.min([class_p_values(table) for table in some], axis=0))
+    strength = np.max([strengths(table, alpha / len(some)) for table in some], axis=0)
     suspected = p_value <= alpha
-    found = corners(doubt, early_nll, labels, suspected, alpha)
-    return EarlyBelief(
-        p_value=p_value, strength=strengths(table, alpha), suspected=suspected, **found._asdict()
-    )
+    in_corners = corners(guide_nll, early_nll, labels, suspected, alpha)
+    return EarlyBelief(p_value=p_value, strength=strength, suspected=suspected, **in_corners._asdict())
 
 
-def crossed(
-    doubt: Float64[np.ndarray, "n"],
+def tables(
+    guide_nll: Float64[np.ndarray, "n"],
     early_nll: Float64[np.ndarray, "n"],
     labels: Int64[np.ndarray, "n"],
     num_classes: int,
+) -> tuple[Crossed, ...]:
+    """Return the table of each class for every share of believed labels."""
+    improbable = rank(guide_nll) > 1 - IMPROBABLE
+    in_class, in_all = class_ranks(early_nll, labels), rank(early_nll)
+    believed = [in_class < share for share in BELIEVED_OF_CLASS]
+    believed += [in_all < share for share in BELIEVED_OF_ALL]
+    return tuple(crossed(improbable, some, labels, num_classes) for some in believed)
+
+
+def crossed(
+    improbable: Bool[np.ndarray, "n"],
+    believed: Bool[np.ndarray, "n"],
+    labels: Int64[np.ndarray, "n"],
+    num_classes: int,
 ) -> Crossed:
-    """Return the table of each class; `doubt` is a loss of the given label, in any unit."""
-    doubted, believed = rank(doubt) > 1 - TAIL, class_ranks(early_nll, labels) < TAIL
-    sides = (doubted & believed, doubted, believed, np.ones(len(labels), bool))
+    """Return the table of each class."""
+    sides = (improbable & believed, improbable, believed, np.ones(len(labels), bool))
     return Crossed(*(np.bincount(labels[side], minlength=num_classes) for side in sides))
 
 
 def class_p_values(table: Crossed) -> Float64[np.ndarray, "k"]:
     """Return the p-value of each class at an odds ratio of 1 (Fisher's exact test), times the classes."""
-    several = int((table.size > 0).sum())
-    tails = hypergeom.sf(table.both - 1, table.size, table.doubted, table.believed)
+    several = max(1, int((table.size > 0).sum()))
+    tails = hypergeom.sf(table.both - 1, table.size, table.improbable, table.believed)
     return np.asarray(np.minimum(1.0, np.where(table.both > 0, tails, 1.0) * several))
 
 
@@ -139,20 +159,23 @@ def strengths(table: Crossed, alpha: float) -> Float64[np.ndarray, "k"]:
 
 def _strength(one: Crossed, level: float) -> float:
     """Return the largest odds ratio at which a single class is rejected at a level."""
-    both, doubted, believed, size = (int(counts[0]) for counts in one)
+    both, improbable, believed, size = (int(counts[0]) for counts in one)
 
     def excess(log_gamma: float) -> float:
-        tail = nchypergeom_fisher.sf(both - 1, size, doubted, believed, np.exp(log_gamma))
+        tail = nchypergeom_fisher.sf(both - 1, size, improbable, believed, np.exp(log_gamma))
         return float(tail) - level
 
     high = float(np.log(LARGEST_STRENGTH))
     if excess(high) < 0:
         return LARGEST_STRENGTH
+    # This tail and Fisher's p-value are not computed alike: at the level itself, they may disagree.
+    if excess(0.0) >= 0:
+        return 1.0
     return float(np.exp(brentq(excess, 0.0, high, xtol=1e-3)))
 
 
 def corners(
-    doubt: Float64[np.ndarray, "n"],
+    guide_nll: Float64[np.ndarray, "n"],
     early_nll: Float64[np.ndarray, "n"],
     labels: Int64[np.ndarray, "n"],
     suspected: Bool[np.ndarray, "k"],
@@ -160,27 +183,27 @@ def corners(
 ) -> Corners:
     """Return the flagged labels of the suspected classes, and a lower bound of each one's poisoned samples.
 
-    The corner of a share s holds the labels whose doubt is among the highest s of all and whose early loss is
-    among the lowest s. How many correct labels of a class lie there is estimated from the classes that are
-    not suspected. A corner is widened as long as what it adds is correct in at most `FALSE_SHARE`. The bound
-    takes the best corner, with `alpha` split among them and the classes: what it holds, less the upper
-    quantile of a Poisson count whose mean is `UNEQUAL` times the estimate.
+    The corner of a share s holds the labels whose loss under the guide is among the highest s of all and
+    whose early loss is among the lowest s. How many correct labels of a class lie there is estimated from
+    the classes that are not suspected. A corner is widened as long as what it adds is correct in at most
+    `FALSE_SHARE`. The bound takes the best corner, with `alpha` split among them and the classes: what it
+    holds, less the upper quantile of a Poisson count whose mean is `UNEQUAL` times the estimate.
     """
     k = len(suspected)
-    doubt_rank, early_rank = rank(doubt), rank(early_nll)
+    guide_rank, early_rank = rank(guide_nll), rank(early_nll)
     size = np.bincount(labels, minlength=k)
     elsewhere = max(1, int(size[~suspected].sum()))
     flagged, at_least, false_share = np.zeros(len(labels), bool), np.zeros(k, np.int64), np.ones(len(labels))
     still_open, inner, inner_correct = suspected.copy(), np.zeros(k), np.zeros(k)
     level = alpha / (len(CORNERS) * max(1, int(suspected.sum())))
     for share in CORNERS:
-        everywhere = (doubt_rank > 1 - share) & (early_rank < share)
+        everywhere = (guide_rank > 1 - share) & (early_rank < share)
         corner, inside = everywhere & suspected[labels], np.bincount(labels[everywhere], minlength=k)
         correct = size * (inside[~suspected].sum() + 1) / elsewhere
         still_open &= correct - inner_correct <= FALSE_SHARE * (inside - inner)
         flagged |= corner & still_open[labels]
-        wrong_share = np.minimum(1.0, correct / np.maximum(inside, 1))
-        false_share[corner] = np.minimum(false_share[corner], wrong_share[labels[corner]])
+        correct_share = np.minimum(1.0, correct / np.maximum(inside, 1))
+        false_share[corner] = np.minimum(false_share[corner], correct_share[labels[corner]])
         bound = inside - poisson.isf(level, UNEQUAL * correct)
         at_least = np.maximum(at_least, np.where(suspected, bound, 0).astype(np.int64))
         inner, inner_correct = inside.astype(np.float64), correct

@@ -277,7 +277,7 @@ def label_q_values(
 ) -> Float64[np.ndarray, "n"]:
     """Return, of each sample, the estimated share of correct labels among those of its class it ranks with.
 
-    These are the labels with its loss or a higher one. A label's chance of being correct is the probe's
+    These are all labels with its loss or a higher one. A label's chance of being correct is the probe's
     probability of it. 1 outside the quarantined classes.
     """
     q_value = np.ones(len(labels))
@@ -285,5 +285,6 @@ def label_q_values(
         rows = np.flatnonzero(labels == label)
         order = rows[np.argsort(-loss[rows], kind="stable")]
         correct = np.cumsum(np.exp(-loss[order])) / np.arange(1, len(order) + 1)
-        q_value[order] = np.minimum(1.0, correct)
+        last = np.searchsorted(-loss[order], -loss[order], side="right") - 1
+        q_value[order] = np.minimum(1.0, correct[last])
     return q_value

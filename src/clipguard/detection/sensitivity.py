@@ -21,7 +21,6 @@ LARGEST_STRENGTH: Final = 1e6
 LEAST_SHARE: Final = 0.01
 """Least share of candidates that a content is taken to have: few samples show none by chance."""
 
-
 NATURAL: Final = 2.0
 """Largest odds ratio of a class without a trigger on development draws, rounded up."""
 
@@ -64,13 +63,14 @@ class Sides:
 def content_shares(sides: Sides) -> Float64[np.ndarray, "k"]:
     """Return the share of candidates among candidates and trusted samples of each content.
 
-    One pseudo-sample of the overall share keeps a content with hardly any sample from a share of 0 or 1.
+    One pseudo-sample of the overall share keeps a content with hardly any sample from an extreme share.
     """
     candidates, trusted = (
         np.bincount(sides.content[side], minlength=sides.num_classes)
         for side in (sides.candidates, sides.trusted)
     )
-    overall = candidates.sum() / max(1, candidates.sum() + trusted.sum())
+    # One more trusted sample keeps it from 1 where nothing is trusted.
+    overall = candidates.sum() / (candidates.sum() + trusted.sum() + 1)
     return np.asarray(np.maximum((candidates + overall) / (candidates + trusted + 1), LEAST_SHARE))
 
 
@@ -112,16 +112,16 @@ def tail(counts: Counts, gamma: float) -> float:
 
 
 def strength(counts: Counts, alpha: float) -> float:
-    """Return the largest Gamma at which the class is rejected at `alpha`; 0 where it never is.
+    """Return the largest Gamma at which the class is rejected at `alpha`, to 0.1 %; 0 where it never is.
 
-    The tail grows with Gamma, so that the largest one is a root.
+    It is a root, since the tail grows with Gamma.
     """
 
     def excess(log_gamma: float) -> float:
         return float(np.log(max(tail(counts, float(np.exp(log_gamma))), 1e-300)) - np.log(alpha))
 
     low, high = -np.log(LARGEST_STRENGTH), np.log(LARGEST_STRENGTH)
-    if not counts.candidates.sum() or excess(low) > 0:
+    if excess(low) > 0:
         return 0.0
     if excess(high) < 0:
         return LARGEST_STRENGTH
@@ -134,7 +134,7 @@ def at_least(sides: Sides, alpha: float) -> Int64[np.ndarray, "k"]:
     Trusted samples above the threshold are decoys (target-decoy competition): given their number, that of
     candidates without a trigger is at most a negative binomial count (Janson and Su 2016, *Electronic Journal
     of Statistics* 10). A sample without a trigger may be a candidate at up to `NATURAL` times the odds of the
-    candidates' contents.
+    candidates' contents or those of the decoys, whichever are larger.
     """
     several = max(1, len(np.unique(sides.labels)))
     bounds = np.zeros(sides.num_classes, dtype=np.int64)
@@ -166,6 +166,12 @@ def false_shares(sides: Sides, score: Float64[np.ndarray, "n"]) -> Float64[np.nd
 
 
 def _natural_odds(counts: Counts) -> float:
-    """Return the largest odds of being a candidate in a class without a trigger, for its contents."""
+    """Return the largest odds of being a candidate without a trigger, see `at_least`.
+
+    Samples with a trigger dilute the contents of the candidates; those of the decoys have none. Decoys that
+    are weighted by their odds count the candidates without a trigger that come with them.
+    """
     share = float(np.average(counts.share, weights=counts.candidates))
-    return NATURAL * share / (1 - share)
+    odds = counts.share / (1 - counts.share)
+    of_decoys = float(counts.trusted @ odds) / max(1, int(counts.trusted.sum()))
+    return NATURAL * max(share / (1 - share), of_decoys)

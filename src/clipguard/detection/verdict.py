@@ -12,7 +12,7 @@ from clipguard.detection.removal import Agreement, Belief, Cause
 from clipguard.runs.summary import Answer, Kind
 
 MOST_UNREAD: Final = 0.5
-"""Share of the samples in classes that the guide cannot read, from which on nothing is called clean."""
+"""Share of the samples in classes that the guide cannot read, above which nothing is called clean."""
 
 
 class Open(StrEnum):
@@ -76,8 +76,8 @@ def kinds(
 def answer(suspicious: dict[int, Kind], tested: Tested) -> tuple[Answer, tuple[Open, ...]]:
     """Return the answer, and why it is open if it is.
 
-    Clean is only what was shown to be testable: every canary was identified, and the guide reads the classes
-    of at least half of the samples.
+    Clean is only what was shown to be testable: there are enough samples, every canary was identified, and
+    the guide reads the classes of at least half of the samples.
     """
     if suspicious:
         return "suspicious", ()
