@@ -90,18 +90,22 @@ def the_others():
     ids=["dirty label", "clean label", "missed by the detector", "learned late"],
 )
 def test_either_axis_alone_reveals_a_trigger(trigger):
+    alarms = 0
     for seed in range(10):
         scores, rows = scores_of(seed, triggered=90, **trigger)
-        evidence, carries = judged(scores), np.isin(np.arange(len(scores)), rows)
-        assert np.flatnonzero(evidence.triggered).tolist() == [TARGET]
+        evidence, inside = judged(scores), scores.labels == TARGET
+        carries = np.isin(np.arange(len(scores)), rows)
+        assert evidence.triggered[TARGET]
         assert np.array_equal(evidence.suspected, evidence.triggered)
-        assert (scores.labels[evidence.flagged] == TARGET).all()
+        alarms += evidence.triggered[the_others()].any()
+        assert not evidence.flagged[~evidence.triggered[scores.labels]].any()
         assert (evidence.flagged & carries).sum() > 0.5 * len(rows)
-        assert (evidence.flagged & ~carries).sum() < 0.2 * len(rows)
+        assert (evidence.flagged & inside & ~carries).sum() < 0.2 * len(rows)
         assert 0.3 * len(rows) <= evidence.at_least[TARGET] <= len(rows)
-        assert not evidence.at_least[the_others()].any()
-        assert (evidence.q_value[scores.labels != TARGET] == 1).all()
-        assert evidence.q_value[carries].mean() < 0.3 < evidence.q_value[~carries].mean()
+        assert not evidence.at_least[~evidence.triggered].any()
+        assert (evidence.q_value[~evidence.triggered[scores.labels]] == 1).all()
+        assert evidence.q_value[carries].mean() < 0.3 < evidence.q_value[inside & ~carries].mean()
+    assert alarms <= binom.ppf(0.999, 10, ALPHA)
 
 
 def test_each_axis_has_the_triggers_that_only_it_can_reveal():
@@ -143,6 +147,42 @@ def test_a_content_that_explains_the_candidates_by_either_view_removes_the_suspi
         assert evidence.pixel_strength[TARGET] < LEAST_STRENGTH
         assert not evidence.suspected.any()
         assert not evidence.flagged.any()
+
+
+def test_the_less_favourable_view_of_the_content_counts():
+    draw = np.random.default_rng(5)
+    scores, _ = scores_of(triggered=90, wrong=False, positive=0.05)
+    # The other view takes many samples of the class, triggered or not, for another content.
+    crowded = scores.guide_class.copy()
+    crowded[(scores.guide_class == TARGET) & (draw.random(len(scores)) < 0.4)] = 0
+    views = (scores.guide_class, crowded)
+    both, one, other = (
+        judged(replace(scores, guide_class=views[guide], probe_class=views[probe]))
+        for guide, probe in ((0, 1), (0, 0), (1, 1))
+    )
+    assert one.triggered[TARGET]
+    assert other.triggered[TARGET]
+    assert one.at_least[TARGET] != other.at_least[TARGET]
+    for result, smaller in (("at_least", True), ("pixel_strength", True), ("q_value", False)):
+        values = getattr(one, result), getattr(other, result)
+        assert np.array_equal(getattr(both, result), np.minimum(*values) if smaller else np.maximum(*values))
+
+
+def test_where_the_detector_identifies_a_trigger_its_judgement_alone_is_flagged():
+    scores, rows = scores_of(triggered=90)
+    missed = np.isin(np.arange(len(scores)), rows[:30])
+    scores = replace(scores, trigger_score=np.where(missed, 0.1, scores.trigger_score))
+    evidence = judged(scores)
+    assert (evidence.early.flagged & missed).any()
+    positive = (scores.trigger_score > DETECTOR.flagged) & (scores.labels == TARGET)
+    assert np.array_equal(evidence.flagged, positive)
+
+
+def test_the_dirty_label_axis_asks_the_model_that_has_gone_on_learning():
+    late, _ = scores_of(triggered=90, by_detector=False)
+    unlearned = replace(late, late_nll=np.random.default_rng(1).random(len(late)))
+    assert judged(replace(late, early_nll=unlearned.late_nll)).triggered[TARGET]
+    assert not judged(unlearned).triggered[TARGET]
 
 
 def test_fewer_positive_samples_than_a_handful_are_none():
