@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from clipguard.detection import class_evidence as class_evidence_module
+from clipguard.detection import class_evidence as judging
 from clipguard.detection.class_evidence import (
     ALPHA,
     LEAST_STRENGTH,
@@ -93,19 +93,18 @@ def test_either_axis_alone_reveals_a_trigger(trigger):
     alarms = 0
     for seed in range(10):
         scores, rows = scores_of(seed, triggered=90, **trigger)
-        evidence, carries = judged(scores), np.isin(np.arange(len(scores)), rows)
+        evidence, inside = judged(scores), scores.labels == TARGET
+        carries = np.isin(np.arange(len(scores)), rows)
         assert evidence.triggered[TARGET]
-        if evidence.triggered[the_others()].any():
-            alarms += 1
-            continue
         assert np.array_equal(evidence.suspected, evidence.triggered)
-        assert (scores.labels[evidence.flagged] == TARGET).all()
+        alarms += evidence.triggered[the_others()].any()
+        assert not evidence.flagged[~evidence.triggered[scores.labels]].any()
         assert (evidence.flagged & carries).sum() > 0.5 * len(rows)
-        assert (evidence.flagged & ~carries).sum() < 0.2 * len(rows)
+        assert (evidence.flagged & inside & ~carries).sum() < 0.2 * len(rows)
         assert 0.3 * len(rows) <= evidence.at_least[TARGET] <= len(rows)
-        assert not evidence.at_least[the_others()].any()
-        assert (evidence.q_value[scores.labels != TARGET] == 1).all()
-        assert evidence.q_value[carries].mean() < 0.3 < evidence.q_value[~carries].mean()
+        assert not evidence.at_least[~evidence.triggered].any()
+        assert (evidence.q_value[~evidence.triggered[scores.labels]] == 1).all()
+        assert evidence.q_value[carries].mean() < 0.3 < evidence.q_value[inside & ~carries].mean()
     assert alarms <= binom.ppf(0.999, 10, ALPHA)
 
 
@@ -128,16 +127,15 @@ def test_without_a_trigger_nothing_is_suspected_more_often_than_alpha_and_nothin
 
 
 @pytest.mark.parametrize("trigger", [{"wrong": False}, {"by_detector": False}])
-def test_too_few_samples_are_never_suspected(monkeypatch, trigger):
-    # A set in which a trigger of this kind stands out for certain.
-    monkeypatch.setattr(class_evidence_module, "FEWEST_SAMPLES", 1000)
-    for n, expected in ((999, False), (1000, True)):
-        scores, _ = scores_of(2, n=n, triggered=60, **trigger)
-        low = replace(scores, exchange=exchange_of(np.where(the_others(), 1.0, 0.001)))
-        assert judged(scores).triggered.any() == expected
-        assert judged(low).suspected.any() == expected
-        assert judged(scores).flagged.any() == expected
-        assert judged(scores).at_least.any() == expected
+@pytest.mark.parametrize(("fewest", "expected"), [(1200, True), (1201, False)])
+def test_too_few_samples_are_never_suspected(trigger, fewest, expected, monkeypatch):
+    monkeypatch.setattr(judging, "FEWEST_SAMPLES", fewest)
+    scores, _ = scores_of(2, n=1200, triggered=60, **trigger)
+    low = replace(scores, exchange=exchange_of(np.where(the_others(), 0.001, 1.0)))
+    assert judged(scores).triggered.any() == expected
+    assert judged(low).wrong_labels.any() == expected
+    assert judged(scores).flagged.any() == expected
+    assert judged(scores).at_least.any() == expected
 
 
 def test_a_content_that_explains_the_candidates_by_either_view_removes_the_suspicion():
@@ -150,6 +148,42 @@ def test_a_content_that_explains_the_candidates_by_either_view_removes_the_suspi
         assert evidence.pixel_strength[TARGET] < LEAST_STRENGTH
         assert not evidence.suspected.any()
         assert not evidence.flagged.any()
+
+
+def test_the_less_favourable_view_of_the_content_counts():
+    draw = np.random.default_rng(5)
+    scores, _ = scores_of(triggered=90, wrong=False, positive=0.05)
+    # The other view takes many samples of the class, triggered or not, for another content.
+    crowded = scores.guide_class.copy()
+    crowded[(scores.guide_class == TARGET) & (draw.random(len(scores)) < 0.4)] = 0
+    views = (scores.guide_class, crowded)
+    both, one, other = (
+        judged(replace(scores, guide_class=views[guide], probe_class=views[probe]))
+        for guide, probe in ((0, 1), (0, 0), (1, 1))
+    )
+    assert one.triggered[TARGET]
+    assert other.triggered[TARGET]
+    assert one.at_least[TARGET] != other.at_least[TARGET]
+    for result, smaller in (("at_least", True), ("pixel_strength", True), ("q_value", False)):
+        values = getattr(one, result), getattr(other, result)
+        assert np.array_equal(getattr(both, result), np.minimum(*values) if smaller else np.maximum(*values))
+
+
+def test_where_the_detector_identifies_a_trigger_its_judgement_alone_is_flagged():
+    scores, rows = scores_of(triggered=90)
+    missed = np.isin(np.arange(len(scores)), rows[:30])
+    scores = replace(scores, trigger_score=np.where(missed, 0.1, scores.trigger_score))
+    evidence = judged(scores)
+    assert (evidence.early.flagged & missed).any()
+    positive = (scores.trigger_score > DETECTOR.flagged) & (scores.labels == TARGET)
+    assert np.array_equal(evidence.flagged, positive)
+
+
+def test_the_dirty_label_axis_asks_the_model_that_has_gone_on_learning():
+    late, _ = scores_of(triggered=90, by_detector=False)
+    unlearned = replace(late, late_nll=np.random.default_rng(1).random(len(late)))
+    assert judged(replace(late, early_nll=unlearned.late_nll)).triggered[TARGET]
+    assert not judged(unlearned).triggered[TARGET]
 
 
 def test_fewer_positive_samples_than_a_handful_are_none():

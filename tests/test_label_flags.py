@@ -8,6 +8,7 @@ import pytest
 from clipguard.detection.label_flow import (
     FOLDS,
     label_only_poison,
+    label_q_values,
     refitted_label_flow,
     too_few_to_refit,
     with_label_flags,
@@ -206,3 +207,34 @@ def test_a_refitted_probe_has_a_bound_of_its_own():
     for bound, flow in ((9.0, strict), (2.0, loose)):
         assert (flow.loss[flow.flagged] > bound).all()
     assert loose.flagged.sum() > strict.flagged.sum() > 0
+
+
+def quarantined(labels, *classes):
+    return replace(all_clean(labels), quarantined=classes)
+
+
+def test_a_q_value_is_the_mean_chance_of_being_correct_among_the_labels_of_its_class_with_no_lower_loss():
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, K, 300)
+    # Rounded losses tie, and several labels have no opinion against them at all.
+    loss = np.maximum(0.0, np.round(draw.normal(1.0, 2.0, 300), 1))
+    q_values = label_q_values(quarantined(labels, 1, 3), labels, loss)
+    for row in range(300):
+        reached = (labels == labels[row]) & (loss >= loss[row])
+        expected = np.exp(-loss[reached]).mean() if labels[row] in (1, 3) else 1.0
+        assert q_values[row] == pytest.approx(expected)
+
+
+def test_the_q_values_of_a_calibrated_probe_are_the_shares_of_correct_labels():
+    draw = np.random.default_rng(1)
+    labels, loss = np.zeros(40_000, dtype=np.int64), draw.exponential(2.0, 40_000)
+    correct = draw.random(40_000) < np.exp(-loss)
+    q_values = label_q_values(quarantined(labels, 0), labels, loss)
+    for bound in (0.02, 0.1, 0.3):
+        assert correct[q_values <= bound].mean() == pytest.approx(bound, rel=0.1)
+
+
+def test_without_a_quarantined_class_or_a_sample_of_it_all_q_values_are_1():
+    labels, loss = np.arange(8) % 2, np.arange(8.0)
+    assert (label_q_values(quarantined(labels), labels, loss) == 1).all()
+    assert (label_q_values(quarantined(labels, 3), labels, loss) == 1).all()

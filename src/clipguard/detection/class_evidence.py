@@ -121,7 +121,7 @@ def sides_of(
     return guide, probe
 
 
-def with_evidence(partition: Partition, evidence: ClassEvidence) -> Partition:
+def with_evidence(partition: Partition, tests: ClassEvidence) -> Partition:
     """Return the partition in which exactly what the evidence flags is flagged for a trigger."""
-    released = partition.has(State.TRIGGER) & ~evidence.flagged
-    return partition.moved(released, State.UNCERTAIN).moved(evidence.flagged, State.TRIGGER)
+    released = partition.has(State.TRIGGER) & ~tests.flagged
+    return partition.moved(released, State.UNCERTAIN).moved(tests.flagged, State.TRIGGER)

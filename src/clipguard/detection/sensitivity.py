@@ -131,10 +131,10 @@ def strength(counts: Counts, alpha: float) -> float:
 def at_least(sides: Sides, alpha: float) -> Int64[np.ndarray, "k"]:
     """Return a lower bound of the triggered candidates of every class, simultaneous at `alpha`.
 
-    Trusted samples above the threshold are decoys (target-decoy competition): given their number, that of
+    Trusted samples above the threshold compete with candidates (knockoffs): given their number, that of
     candidates without a trigger is at most a negative binomial count (Janson and Su 2016, *Electronic Journal
     of Statistics* 10). A sample without a trigger may be a candidate at up to `NATURAL` times the odds of the
-    candidates' contents or those of the decoys, whichever are larger.
+    candidates' contents or those of the trusted ones, whichever are larger.
     """
     several = max(1, len(np.unique(sides.labels)))
     bounds = np.zeros(sides.num_classes, dtype=np.int64)
@@ -150,17 +150,17 @@ def false_shares(sides: Sides, score: Float64[np.ndarray, "n"]) -> Float64[np.nd
     """Return, of each sample, the estimated share of candidates without a trigger at its score or above.
 
     It is that of the candidates of its class, and never falls with a falling score: a q-value (Storey 2002).
-    One decoy is added to those that there are (knockoff+; Barber and Candes 2015). 1 in classes without
-    candidates above the detector's threshold.
+    One trusted sample is added to those that there are (knockoff+; Barber and Candes 2015). 1 in classes
+    without candidates above the detector's threshold.
     """
     shares = np.ones(len(score))
     for label, counts in class_counts(sides).items():
         rows = np.flatnonzero(sides.labels == label)
         order = rows[np.argsort(-score[rows], kind="stable")]
-        decoys, candidates = np.cumsum(sides.trusted[order]), np.cumsum(sides.candidates[order])
+        trusted, candidates = np.cumsum(sides.trusted[order]), np.cumsum(sides.candidates[order])
         # Samples of the same score share the counts of the last of them.
         last = np.searchsorted(-score[order], -score[order], side="right") - 1
-        ratio = _natural_odds(counts) * (decoys[last] + 1) / np.maximum(candidates[last], 1)
+        ratio = _natural_odds(counts) * (trusted[last] + 1) / np.maximum(candidates[last], 1)
         shares[order] = np.minimum(1.0, np.minimum.accumulate(ratio[::-1])[::-1])
     return shares
 
@@ -168,10 +168,10 @@ def false_shares(sides: Sides, score: Float64[np.ndarray, "n"]) -> Float64[np.nd
 def _natural_odds(counts: Counts) -> float:
     """Return the largest odds of being a candidate without a trigger, see `at_least`.
 
-    Samples with a trigger dilute the contents of the candidates; those of the decoys have none. Decoys that
-    are weighted by their odds count the candidates without a trigger that come with them.
+    Samples with a trigger dilute the contents of the candidates, not those of the trusted ones. The odds of
+    all trusted ones sum up to the candidates without a trigger that come with them.
     """
     share = float(np.average(counts.share, weights=counts.candidates))
     odds = counts.share / (1 - counts.share)
-    of_decoys = float(counts.trusted @ odds) / max(1, int(counts.trusted.sum()))
-    return NATURAL * max(share / (1 - share), of_decoys)
+    of_trusted = float(counts.trusted @ odds) / max(1, int(counts.trusted.sum()))
+    return NATURAL * max(share / (1 - share), of_trusted)

@@ -43,7 +43,7 @@ class Tested:
 
 
 def kinds(
-    evidence: ClassEvidence,
+    tests: ClassEvidence,
     flagged_labels: Bool[np.ndarray, "k"],
     causes: dict[int, tuple[Belief, Cause]],
     agreements: dict[int, Agreement],
@@ -54,14 +54,14 @@ def kinds(
     the flagged labels tells a trigger from a shortcut.
 
     Args:
-        evidence: what the scores say.
+        tests: what the scores say.
         flagged_labels: classes in which samples are flagged for their label.
         causes: of classes with samples that are flagged for a trigger.
         agreements: of the same classes.
     """
     result: dict[int, Kind] = {}
-    for label in np.flatnonzero(evidence.triggered | evidence.wrong_labels | flagged_labels).tolist():
-        if not evidence.triggered[label]:
+    for label in np.flatnonzero(tests.triggered | tests.wrong_labels | flagged_labels).tolist():
+        if not tests.triggered[label]:
             result[label] = "label-only poison"
             continue
         cause = causes[label][1] if label in causes else "undecided"
