@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from clipguard.detection import class_evidence as judging
 from clipguard.detection.class_evidence import (
     ALPHA,
+    FEWEST_SAMPLES,
     LEAST_STRENGTH,
     class_evidence,
     sides_of,
@@ -127,15 +127,14 @@ def test_without_a_trigger_nothing_is_suspected_more_often_than_alpha_and_nothin
 
 
 @pytest.mark.parametrize("trigger", [{"wrong": False}, {"by_detector": False}])
-@pytest.mark.parametrize(("fewest", "expected"), [(1200, True), (1201, False)])
-def test_too_few_samples_are_never_suspected(trigger, fewest, expected, monkeypatch):
-    monkeypatch.setattr(judging, "FEWEST_SAMPLES", fewest)
-    scores, _ = scores_of(2, n=1200, triggered=60, **trigger)
-    low = replace(scores, exchange=exchange_of(np.where(the_others(), 0.001, 1.0)))
-    assert judged(scores).triggered.any() == expected
-    assert judged(low).wrong_labels.any() == expected
-    assert judged(scores).flagged.any() == expected
-    assert judged(scores).at_least.any() == expected
+def test_too_few_samples_are_never_suspected(trigger):
+    for n, expected in ((FEWEST_SAMPLES - 1, False), (FEWEST_SAMPLES, True)):
+        scores, _ = scores_of(2, n=n, triggered=60, **trigger)
+        low = replace(scores, exchange=exchange_of(np.where(the_others(), 1.0, 0.001)))
+        assert judged(scores).triggered.any() == expected
+        assert judged(low).suspected.any() == expected
+        assert judged(scores).flagged.any() == expected
+        assert judged(scores).at_least.any() == expected
 
 
 def test_a_content_that_explains_the_candidates_by_either_view_removes_the_suspicion():

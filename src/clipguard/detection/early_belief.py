@@ -2,10 +2,10 @@
 
 A label that the guide finds improbable is hard for the early-training model as well: it is wrong, or the
 image is unusual. A trigger turns this round, because it is learned before all objects. So in each class the
-two are crossed: is the label improbable, and is its early loss low? Without a trigger both are independent
-or, nearly always, go together the other way. The null says that the odds of a low early loss are at most
-Gamma times as high among the improbable labels of a class as among its others. Given the margins, the count
-then follows Fisher's noncentral hypergeometric distribution (Fisher 1935; sensitivity analysis as in Rosenbaum
+two are crossed: is the label doubted, and is its early loss low? Without a trigger both are independent or,
+nearly always, go together the other way. The null says that the odds of a low early loss are at most Gamma
+times as high among the doubted labels of a class as among its others. Given the margins, the count then
+follows Fisher's noncentral hypergeometric distribution (Fisher 1935; sensitivity analysis as in Rosenbaum
 2002, chapter 4).
 """
 
@@ -20,10 +20,10 @@ from scipy.stats import hypergeom, nchypergeom_fisher, poisson
 from clipguard.detection.entropy_map import class_ranks, rank
 
 TAIL: Final = 0.1
-"""Share of all labels that count as improbable, and of each class's labels that count as believed."""
+"""Share of all labels that count as doubted, and of each class's labels that count as believed."""
 
 LARGEST_STRENGTH: Final = 1e4
-"""Where strengths end: beyond it, hardly any label but the improbable is believed."""
+"""Where strengths end: beyond it, hardly any label but the doubted is believed."""
 
 CORNERS: Final = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 """Shares s of the labels with the highest loss under the guide and the lowest early loss that are flagged."""
@@ -36,17 +36,17 @@ UNEQUAL: Final = 2.0
 
 
 class Crossed(NamedTuple):
-    """The table of each class: improbable against believed early.
+    """The table of each class: doubted against believed early.
 
     Attributes:
-        both: improbable labels with a low early loss.
-        improbable: all improbable ones.
+        both: doubted labels with a low early loss.
+        doubted: all doubted ones.
         believed: all with a low early loss.
         size: of the class.
     """
 
     both: Int64[np.ndarray, "k"]
-    improbable: Int64[np.ndarray, "k"]
+    doubted: Int64[np.ndarray, "k"]
     believed: Int64[np.ndarray, "k"]
     size: Int64[np.ndarray, "k"]
 
@@ -82,7 +82,7 @@ class Corners(NamedTuple):
 
 
 def early_belief(
-    guide_loss: Float64[np.ndarray, "n"],
+    doubt: Float64[np.ndarray, "n"],
     early_nll: Float64[np.ndarray, "n"],
     labels: Int64[np.ndarray, "n"],
     num_classes: int,
@@ -91,37 +91,37 @@ def early_belief(
     """Return what the axis says at `alpha` over all classes.
 
     Args:
-        guide_loss: a loss of the given label that no training on these labels has lowered, in any unit.
+        doubt: a loss of the given label that no training on these labels has lowered, in any unit.
         early_nll: the early-training model's loss of it.
         labels: as given.
         num_classes: k, empty classes included.
         alpha: level, over all classes together.
     """
-    table = crossed(guide_loss, early_nll, labels, num_classes)
+    table = crossed(doubt, early_nll, labels, num_classes)
     p_value = class_p_values(table)
     suspected = p_value <= alpha
-    of_labels = corners(guide_loss, early_nll, labels, suspected, alpha)
+    found = corners(doubt, early_nll, labels, suspected, alpha)
     return EarlyBelief(
-        p_value=p_value, strength=strengths(table, alpha), suspected=suspected, **of_labels._asdict()
+        p_value=p_value, strength=strengths(table, alpha), suspected=suspected, **found._asdict()
     )
 
 
 def crossed(
-    guide_loss: Float64[np.ndarray, "n"],
+    doubt: Float64[np.ndarray, "n"],
     early_nll: Float64[np.ndarray, "n"],
     labels: Int64[np.ndarray, "n"],
     num_classes: int,
 ) -> Crossed:
-    """Return the table of each class; `guide_loss` is a loss of the given label, in any unit."""
-    improbable, believed = rank(guide_loss) > 1 - TAIL, class_ranks(early_nll, labels) < TAIL
-    sides = (improbable & believed, improbable, believed, np.ones(len(labels), bool))
+    """Return the table of each class; `doubt` is a loss of the given label, in any unit."""
+    doubted, believed = rank(doubt) > 1 - TAIL, class_ranks(early_nll, labels) < TAIL
+    sides = (doubted & believed, doubted, believed, np.ones(len(labels), bool))
     return Crossed(*(np.bincount(labels[side], minlength=num_classes) for side in sides))
 
 
 def class_p_values(table: Crossed) -> Float64[np.ndarray, "k"]:
     """Return the p-value of each class at an odds ratio of 1 (Fisher's exact test), times the classes."""
     several = max(1, int((table.size > 0).sum()))
-    tails = hypergeom.sf(table.both - 1, table.size, table.improbable, table.believed)
+    tails = hypergeom.sf(table.both - 1, table.size, table.doubted, table.believed)
     return np.asarray(np.minimum(1.0, np.where(table.both > 0, tails, 1.0) * several))
 
 
@@ -140,10 +140,10 @@ def strengths(table: Crossed, alpha: float) -> Float64[np.ndarray, "k"]:
 
 def _strength(one: Crossed, level: float) -> float:
     """Return the largest odds ratio at which a single class is rejected at a level."""
-    both, improbable, believed, size = (int(counts[0]) for counts in one)
+    both, doubted, believed, size = (int(counts[0]) for counts in one)
 
     def excess(log_gamma: float) -> float:
-        tail = nchypergeom_fisher.sf(both - 1, size, improbable, believed, np.exp(log_gamma))
+        tail = nchypergeom_fisher.sf(both - 1, size, doubted, believed, np.exp(log_gamma))
         return float(tail) - level
 
     high = float(np.log(LARGEST_STRENGTH))
@@ -156,7 +156,7 @@ def _strength(one: Crossed, level: float) -> float:
 
 
 def corners(
-    guide_loss: Float64[np.ndarray, "n"],
+    doubt: Float64[np.ndarray, "n"],
     early_nll: Float64[np.ndarray, "n"],
     labels: Int64[np.ndarray, "n"],
     suspected: Bool[np.ndarray, "k"],
@@ -164,21 +164,21 @@ def corners(
 ) -> Corners:
     """Return the flagged labels of the suspected classes, and a lower bound of each one's poisoned samples.
 
-    The corner of a share s holds the labels whose guide loss is among the highest s of all and whose early loss is
+    The corner of a share s holds the labels whose doubt is among the highest s of all and whose early loss is
     among the lowest s. How many correct labels of a class lie there is estimated from the classes that are
     not suspected. A corner is widened as long as what it adds is correct in at most `FALSE_SHARE`. The bound
     takes the best corner, with `alpha` split among them and the classes: what it holds, less the upper
     quantile of a Poisson count whose mean is `UNEQUAL` times the estimate.
     """
     k = len(suspected)
-    guide_rank, early_rank = rank(guide_loss), rank(early_nll)
+    doubt_rank, early_rank = rank(doubt), rank(early_nll)
     size = np.bincount(labels, minlength=k)
     elsewhere = max(1, int(size[~suspected].sum()))
     flagged, at_least, false_share = np.zeros(len(labels), bool), np.zeros(k, np.int64), np.ones(len(labels))
     still_open, inner, inner_correct = suspected.copy(), np.zeros(k), np.zeros(k)
     level = alpha / (len(CORNERS) * max(1, int(suspected.sum())))
     for share in CORNERS:
-        everywhere = (guide_rank > 1 - share) & (early_rank < share)
+        everywhere = (doubt_rank > 1 - share) & (early_rank < share)
         corner, inside = everywhere & suspected[labels], np.bincount(labels[everywhere], minlength=k)
         correct = size * (inside[~suspected].sum() + 1) / elsewhere
         still_open &= correct - inner_correct <= FALSE_SHARE * (inside - inner)
