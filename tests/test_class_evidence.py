@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from clipguard.detection import class_evidence as judging
+from clipguard.detection import class_evidence as class_evidence_module
 from clipguard.detection.class_evidence import (
     ALPHA,
     LEAST_STRENGTH,
@@ -93,18 +93,19 @@ def test_either_axis_alone_reveals_a_trigger(trigger):
     alarms = 0
     for seed in range(10):
         scores, rows = scores_of(seed, triggered=90, **trigger)
-        evidence, inside = judged(scores), scores.labels == TARGET
-        carries = np.isin(np.arange(len(scores)), rows)
+        evidence, carries = judged(scores), np.isin(np.arange(len(scores)), rows)
         assert evidence.triggered[TARGET]
+        if evidence.triggered[the_others()].any():
+            alarms += 1
+            continue
         assert np.array_equal(evidence.suspected, evidence.triggered)
-        alarms += evidence.triggered[the_others()].any()
-        assert not evidence.flagged[~evidence.triggered[scores.labels]].any()
+        assert (scores.labels[evidence.flagged] == TARGET).all()
         assert (evidence.flagged & carries).sum() > 0.5 * len(rows)
-        assert (evidence.flagged & inside & ~carries).sum() < 0.2 * len(rows)
+        assert (evidence.flagged & ~carries).sum() < 0.2 * len(rows)
         assert 0.3 * len(rows) <= evidence.at_least[TARGET] <= len(rows)
-        assert not evidence.at_least[~evidence.triggered].any()
-        assert (evidence.q_value[~evidence.triggered[scores.labels]] == 1).all()
-        assert evidence.q_value[carries].mean() < 0.3 < evidence.q_value[inside & ~carries].mean()
+        assert not evidence.at_least[the_others()].any()
+        assert (evidence.q_value[scores.labels != TARGET] == 1).all()
+        assert evidence.q_value[carries].mean() < 0.3 < evidence.q_value[~carries].mean()
     assert alarms <= binom.ppf(0.999, 10, ALPHA)
 
 
@@ -127,15 +128,16 @@ def test_without_a_trigger_nothing_is_suspected_more_often_than_alpha_and_nothin
 
 
 @pytest.mark.parametrize("trigger", [{"wrong": False}, {"by_detector": False}])
-@pytest.mark.parametrize(("fewest", "expected"), [(1200, True), (1201, False)])
-def test_too_few_samples_are_never_suspected(trigger, fewest, expected, monkeypatch):
-    monkeypatch.setattr(judging, "FEWEST_SAMPLES", fewest)
-    scores, _ = scores_of(2, n=1200, triggered=60, **trigger)
-    low = replace(scores, exchange=exchange_of(np.where(the_others(), 0.001, 1.0)))
-    assert judged(scores).triggered.any() == expected
-    assert judged(low).wrong_labels.any() == expected
-    assert judged(scores).flagged.any() == expected
-    assert judged(scores).at_least.any() == expected
+def test_too_few_samples_are_never_suspected(monkeypatch, trigger):
+    # A set in which a trigger of this kind stands out for certain.
+    monkeypatch.setattr(class_evidence_module, "FEWEST_SAMPLES", 1000)
+    for n, expected in ((999, False), (1000, True)):
+        scores, _ = scores_of(2, n=n, triggered=60, **trigger)
+        low = replace(scores, exchange=exchange_of(np.where(the_others(), 1.0, 0.001)))
+        assert judged(scores).triggered.any() == expected
+        assert judged(low).suspected.any() == expected
+        assert judged(scores).flagged.any() == expected
+        assert judged(scores).at_least.any() == expected
 
 
 def test_a_content_that_explains_the_candidates_by_either_view_removes_the_suspicion():
