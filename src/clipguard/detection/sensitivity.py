@@ -147,20 +147,23 @@ def at_least(sides: Sides, alpha: float) -> Int64[np.ndarray, "k"]:
 
 
 def false_shares(sides: Sides, score: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
-    """Return, of each sample, the estimated share of candidates without a trigger at its score or above.
+    """Return, of each sample, the estimated share without a trigger among its class from its score on.
 
-    It is that of the candidates of its class, and never falls with a falling score: a q-value (Storey 2002).
-    One trusted sample is added to those that there are (knockoff+; Barber and Candes 2015). 1 in classes
-    without candidates above the detector's threshold.
+    It never falls with a falling score: a q-value (Storey 2002). Trusted samples count those without a
+    trigger: as many candidates come with them as `NATURAL` allows, and uncertain samples as elsewhere. One
+    trusted sample is added to those that there are (knockoff+; Barber and Candes 2015). 1 in classes without
+    candidates above the detector's threshold.
     """
     shares = np.ones(len(score))
+    trusted = int(sides.trusted.sum())
+    uncertain = (len(score) - trusted - int(sides.candidates.sum())) / max(1, trusted)
     for label, counts in class_counts(sides).items():
         rows = np.flatnonzero(sides.labels == label)
         order = rows[np.argsort(-score[rows], kind="stable")]
-        trusted, candidates = np.cumsum(sides.trusted[order]), np.cumsum(sides.candidates[order])
         # Samples of the same score share the counts of the last of them.
         last = np.searchsorted(-score[order], -score[order], side="right") - 1
-        ratio = _natural_odds(counts) * (trusted[last] + 1) / np.maximum(candidates[last], 1)
+        innocent = (np.cumsum(sides.trusted[order])[last] + 1) * (1 + _natural_odds(counts) + uncertain)
+        ratio = innocent / (last + 1)
         shares[order] = np.minimum(1.0, np.minimum.accumulate(ratio[::-1])[::-1])
     return shares
 
