@@ -1,11 +1,10 @@
 """Draws of data sets whose truth is known, and the scores of a scan of each: what the verdict is measured on.
 
-    python benchmarks/verdict_draws.py development [PART OF A NAME]...
-    python benchmarks/verdict_draws.py final [PART OF A NAME]...
+    python benchmarks/verdict_draws.py [PART OF A NAME]...
 
 Development draws are CIFAR-10 training rows 40,000-49,999 and the development rows of CIFAR-100: thresholds
-are chosen on them. Final draws are of other rows and other seeds, and are made once. The scores of each are
-kept in the cache, as one .npz file a draw; `verdict_table.py` asks the verdict of them.
+are chosen on them. The scores of each are kept in the cache, as one .npz file a draw. The draws of the
+published table are those of `verdict_scans.py`.
 """
 
 import sys
@@ -102,11 +101,6 @@ def _poisoned(where: tuple[str, tuple[int, int]], attack: str, count: int, targe
     return Draw(data=where[0], rows=where[1], attack=attack, options=options, seed=seed)
 
 
-def final() -> Iterator[Draw]:
-    """Yield the draws of the published table."""
-    yield from ()
-
-
 def read(draw: Draw) -> ImageSet:
     """Return the rows of a draw as they are in the file."""
     source = ImageSource.open(SHARED / FILES[draw.data], rows=draw.rows)
@@ -118,11 +112,52 @@ def made(draw: Draw) -> tuple[ImageSet, PoisonTruth]:
     seed = Seed(draw.seed)
     data = conditioned(read(draw), draw.condition, seed.child("condition"))
     options = dict(draw.options)
+    if draw.attack in CONTROLS:
+        return CONTROLS[draw.attack](data, options, seed.child("attack").generator())
     if "count" in options:
         options["rate"] = options.pop("count") / len(data)
     attack = attack_named(draw.attack, **options)
     fitted = attack.fit(data, seed.child("fit"), CACHE / "attacks", lambda step, done, total: None)
     return fitted.poison(data, seed.child("attack"))
+
+
+def one_class_to_another(
+    data: ImageSet, options: dict[str, Any], draw: np.random.Generator
+) -> tuple[ImageSet, PoisonTruth]:
+    """Return the data with the target's label on so many samples of one class."""
+    rows = draw.choice(np.flatnonzero(data.labels == options["source"]), options["count"], replace=False)
+    labels = data.labels.copy()
+    labels[rows] = options["target"]
+    changed = image_set(data.pixels, labels, data.class_names, data.ids)
+    return changed, _truth(data, rows, "one-class", options["target"])
+
+
+def watermarked(
+    data: ImageSet, options: dict[str, Any], draw: np.random.Generator
+) -> tuple[ImageSet, PoisonTruth]:
+    """Return the data with a mark on so many samples of one class, whose labels are right: a vendor's logo."""
+    rows = draw.choice(np.flatnonzero(data.labels == options["target"]), options["count"], replace=False)
+    images, side = data.pixels.copy(), data.pixels.shape[1] // 6
+    mark = draw.integers(0, 2, (side, side, 3), dtype=np.uint8) * 255
+    images[rows, -side - 1 : -1, 1 : side + 1] = mark
+    changed = image_set(images, data.labels, data.class_names, data.ids)
+    return changed, _truth(data, rows, "watermark", options["target"])
+
+
+def _truth(data: ImageSet, rows: np.ndarray, attack: str, target: int) -> PoisonTruth:
+    touched = np.zeros(len(data), dtype=bool)
+    touched[rows] = True
+    return PoisonTruth(
+        poisoned=touched,
+        cover=np.zeros(len(data), dtype=bool),
+        original_labels=data.labels,
+        attack=attack,
+        target=target,
+    )
+
+
+CONTROLS = {"one-class": one_class_to_another, "watermark": watermarked}
+"""What is no attack of `clipguard.lab`: by name, data and truth."""
 
 
 def conditioned(data: ImageSet, condition: str, seed: Seed) -> ImageSet:
@@ -227,9 +262,8 @@ def read_scores(path: Path) -> tuple[SampleScores, dict[str, np.ndarray]]:
 
 def main() -> None:
     """Score the draws of a list whose names hold all the words given."""
-    draws = {"development": development, "final": final}[sys.argv[1]]()
-    for draw in draws:
-        if all(word in draw.name for word in sys.argv[2:]):
+    for draw in development():
+        if all(word in draw.name for word in sys.argv[1:]):
             with computing_on(CPU), granted_threads(None), one_thread():
                 scored(draw)
 

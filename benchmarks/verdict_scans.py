@@ -1,0 +1,194 @@
+"""The verdict on draws whose truth is known: each is scanned as a user would scan it, and its answer kept.
+
+    python benchmarks/verdict_scans.py unpoisoned|derived|whole|poisoned|labels|shortcuts [PART OF A NAME]...
+    python benchmarks/verdict_scans.py table
+
+Each draw is one JSON file under benchmarks/results/verdict; a command goes on where an earlier one ended. The
+rows are none that a threshold was chosen on. `unpoisoned` are disjoint blocks as they are, `derived` the same
+under a condition, `whole` all rows of each data set. Attacks have about twice the samples of the floor of
+their family on development rows.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from clipguard.data import ImageSource
+from clipguard.lab.benchmark.machine import commit, machine
+from clipguard.pipeline.config import DefenseConfig
+from clipguard.pipeline.defender import Defender
+from runners import CACHE, RESULTS
+from verdict_draws import Draw, guide_for, made
+
+OUT = RESULTS / "verdict"
+
+CONDITIONS = ("long tail", "noise 0.05", "noise 0.2", "noise 0.4", "duplicates", "ids", "guide 0.5")
+
+
+def blocks(data: str, number: int, size: int = 3000, start: int = 0) -> list[tuple[str, tuple[int, int]]]:
+    """Return disjoint blocks of rows of a data set."""
+    return [(data, (start + size * i, start + size * (i + 1))) for i in range(number)]
+
+
+def unpoisoned() -> Iterator[Draw]:
+    """Yield 25 disjoint blocks of 3,000 rows as they are."""
+    places = [*blocks("cifar10", 13), *blocks("cifar100", 4), *blocks("gtsrb", 4), *blocks("tiny", 4)]
+    for number, (data, rows) in enumerate(places):
+        yield Draw(data=data, rows=rows, seed=1000 + number)
+
+
+def derived() -> Iterator[Draw]:
+    """Yield 49 draws under seven conditions; rows repeat, noise does not."""
+    places = [*blocks("cifar10", 3), *blocks("cifar100", 2), *blocks("gtsrb", 1), *blocks("tiny", 1)]
+    for number, condition in enumerate(CONDITIONS):
+        for place, (data, rows) in enumerate(places):
+            yield Draw(data=data, rows=rows, condition=condition, seed=2000 + 100 * number + place)
+
+
+def whole() -> Iterator[Draw]:
+    """Yield 12,000 rows of each data set as they are."""
+    for number, data in enumerate(("cifar10", "cifar100", "gtsrb", "tiny")):
+        yield Draw(data=data, rows=(0, 12_000), seed=3000 + number)
+
+
+COUNTS = {
+    "badnets": 120,
+    "blended": 240,
+    "sig": 400,
+    "wanet": 500,
+    "lc": 400,
+    "input-aware": 500,
+    "ssba": 400,
+}
+"""Poisoned samples of 12,000 rows of CIFAR-10, by attack; SIG and LC poison a third of their class."""
+
+
+def poisoned() -> Iterator[Draw]:
+    """Yield 63 draws with an attack: seven attacks, three data sets, three seeds."""
+    sizes = {"cifar10": (12_000, 1.0, 2), "cifar100": (12_000, 1.0, 7), "gtsrb": (12_000, 1.0, 2)}
+    for attack, count in COUNTS.items():
+        for data, (rows, share, target) in sizes.items():
+            for seed in range(3):
+                # A class of CIFAR-100 has 120 samples: attacks that keep labels poison a half of it.
+                few = 60 if data == "cifar100" and attack in ("sig", "lc") else round(share * count)
+                options = {"count": few, "target": target}
+                yield Draw(
+                    data=data, rows=(0, rows), attack=attack, options=options, seed=4000 + 10 * seed + target
+                )
+
+
+def labels() -> Iterator[Draw]:
+    """Yield 20 draws in which 3 % of all samples are of one class and labelled as another."""
+    for number, (data, rows) in enumerate([*blocks("cifar10", 10), *blocks("cifar10", 10)]):
+        target, apart = number % 10, 3 + 2 * (number // 10)
+        options = {"count": 90, "target": target, "source": (target + apart) % 10}
+        yield Draw(data=data, rows=rows, attack="one-class", options=options, seed=5000 + number)
+
+
+def shortcuts() -> Iterator[Draw]:
+    """Yield 10 draws in which a half of one class carries a watermark."""
+    for number, (data, rows) in enumerate(blocks("cifar10", 10)):
+        options = {"count": 140, "target": number}
+        yield Draw(data=data, rows=rows, attack="watermark", options=options, seed=6000 + number)
+
+
+LISTS = {
+    "unpoisoned": unpoisoned,
+    "derived": derived,
+    "whole": whole,
+    "poisoned": poisoned,
+    "labels": labels,
+    "shortcuts": shortcuts,
+}
+
+
+def scanned(draw: Draw, kind: str) -> None:
+    """Write what a scan with default settings says of a draw, unless it is there."""
+    path = OUT / kind / f"{draw.name}.json"
+    if path.exists():
+        return
+    began = time.monotonic()
+    data, truth = made(draw)
+    power = (
+        1 if kind in ("unpoisoned", "whole") or (kind == "derived" and draw.condition == "noise 0.05") else 0
+    )
+    run = CACHE / "verdict-runs" / draw.name
+    defender = Defender(guide_for(draw), run, config=DefenseConfig(seed=draw.seed, power=power))
+    made_in = time.monotonic() - began
+    defender.scan(ImageSource.open((data.pixels, data.labels), classes=data.class_names))
+    flagged, target = defender.partition_.flagged, draw.options.get("target")
+    values: dict[str, Any] = {
+        "draw": msgspec.to_builtins(draw),
+        "verdict": msgspec.to_builtins(defender.verdict_),
+        "flagged": int(flagged.sum()),
+        "flagged_and_poisoned": int((flagged & truth.poisoned).sum()),
+        "poisoned": int(truth.poisoned.sum()),
+        "poisoned_and_clean": int((truth.poisoned & defender.partition_.clean).sum()),
+        "target": None if target is None else data.class_names[target],
+        "seconds": {
+            "made": round(made_in, 1),
+            **{k: round(s.seconds, 1) for k, s in defender.stages_.items()},
+        },
+        "commit": commit(),
+        "machine": machine(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1) + "\n")
+    verdict = defender.verdict_
+    found = [(one.class_name, one.kind, one.flagged, one.at_least) for one in verdict.findings]
+    print(f"{draw.name}: {verdict.answer} {found} {round(time.monotonic() - began)} s", flush=True)
+
+
+def table() -> str:
+    """Return a line for each kind of draw and data set: how often each answer was given."""
+    lines = ["| draws | data | n | clean | suspicious | undecided | right class | bound holds | flagged |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for kind in LISTS:
+        results = [json.loads(file.read_text()) for file in sorted((OUT / kind).glob("*.json"))]
+        for data in dict.fromkeys(one["draw"]["data"] for one in results):
+            lines.append(_line(kind, data, [one for one in results if one["draw"]["data"] == data]))
+    return "\n".join(lines)
+
+
+def _line(kind: str, data: str, results: list[dict[str, Any]]) -> str:
+    answers = [one["verdict"]["answer"] for one in results]
+    counts = [answers.count(answer) for answer in ("clean", "suspicious", "undecided")]
+    right = [
+        {found["class_name"] for found in one["verdict"]["findings"]} == {one["target"]} for one in results
+    ]
+    bounds = [
+        found["at_least"] <= one["poisoned"]
+        for one in results
+        for found in one["verdict"]["findings"]
+        if found.get("at_least") is not None and found["class_name"] == one["target"]
+    ]
+    poisoned = results[0]["target"] is not None
+    cells = [
+        kind,
+        data,
+        len(results),
+        *counts,
+        sum(right) if poisoned else "",
+        f"{sum(bounds)}/{len(bounds)}",
+    ]
+    return "| " + " | ".join(map(str, [*cells, int(np.median([one["flagged"] for one in results]))])) + " |"
+
+
+def main() -> None:
+    """Scan the draws of a list whose names hold all the words given, or print the table."""
+    kind, *words = sys.argv[1:]
+    if kind == "table":
+        print(table())
+        return
+    for draw in LISTS[kind]():
+        if all(word in draw.name for word in words):
+            scanned(draw, kind)
+
+
+if __name__ == "__main__":
+    main()
