@@ -135,7 +135,7 @@ def one_class_to_another(
 def watermarked(
     data: ImageSet, options: dict[str, Any], draw: np.random.Generator
 ) -> tuple[ImageSet, PoisonTruth]:
-    """Return the data with a mark on so many samples of one class, whose labels are right: a vendor's logo."""
+    """Return the data with a mark on so many samples of one class, whose labels are right."""
     rows = draw.choice(np.flatnonzero(data.labels == options["target"]), options["count"], replace=False)
     images, side = data.pixels.copy(), data.pixels.shape[1] // 6
     mark = draw.integers(0, 2, (side, side, 3), dtype=np.uint8) * 255
