@@ -150,8 +150,10 @@ def table() -> str:
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for kind in LISTS:
         results = [json.loads(file.read_text()) for file in sorted((OUT / kind).glob("*.json"))]
-        for data in dict.fromkeys(one["draw"]["data"] for one in results):
-            lines.append(_line(kind, data, [one for one in results if one["draw"]["data"] == data]))
+        by_data: dict[str, list[dict[str, Any]]] = {one["draw"]["data"]: [] for one in results}
+        for one in results:
+            by_data[one["draw"]["data"]].append(one)
+        lines += [_line(kind, data, some) for data, some in by_data.items()]
     return "\n".join(lines)
 
 
