@@ -160,7 +160,7 @@ CHANGES = {
         {"embeddings", "images", "early_model", "label_flow"},
     ),
     # Without a flagged label, nothing is fitted again and nothing changes.
-    "label flow": (replace(CONFIG, label_flow=replace(FLOW, z_score=5.0)), set(SCAN)),
+    "label flow": (replace(CONFIG, label_flow=replace(FLOW, flag_loss=6.0)), set(SCAN)),
     "a threshold of the entropy map": (
         replace(CONFIG, entropy_map=replace(CONFIG.entropy_map, candidate=0.12)),
         {"embeddings", "images", "early_model", "label_flow"},
@@ -276,6 +276,7 @@ def test_the_refitted_probe_is_kept_and_fitted_anew_with_other_settings(label_on
     assert tuple(first.context.finished) == (*SCAN[:5], "label_flow_refit", *SCAN[5:])
     assert cached(again) == set(first.context.finished)
     assert again.partition.fingerprint == first.partition.fingerprint
-    refitted = scanned(path, first.data, replace(LABELS, label_flow=replace(LABELS.label_flow, rounds=2)))
+    strict = replace(LABELS.label_flow, refit_flag_loss=4.0)
+    refitted = scanned(path, first.data, replace(LABELS, label_flow=strict))
     assert not refitted.context.finished["label_flow_refit"].cached
     assert {"embeddings", "images", "early_model", "trigger_detector", "label_flow"} <= cached(refitted)
