@@ -67,7 +67,9 @@ def _finding(scan: Scan, tests: ClassEvidence, label: int, kind: Kind) -> Findin
     by_trigger = kind != "label-only poison"
     by_pixels = bool(tests.pixel_strength[label] > tests.early.strength[label])
     strengths = (
-        (tests.pixel_strength if by_pixels else tests.early.strength) if by_trigger else exchange.strength
+        (tests.pixel_strength if by_pixels else tests.early.strength)
+        if by_trigger
+        else exchange.strength
     )
     p_values = tests.early.p_value if by_trigger else exchange.p_value
     source = int(exchange.source[label])
