@@ -46,7 +46,7 @@ def test_a_key_changes_with_code_threads_attack_and_defence_and_with_nothing_els
     text = tiny.file.read_text()
     try:
         tiny.file.write_text(
-            text.replace("[defense_config]", "[defense_config]\nlabel_flow = {z_score = 5.0}")
+            text.replace("[defense_config]", "[defense_config]\nlabel_flow = {flag_loss = 6.0}")
         )
         assert changed() == defended
     finally:

@@ -134,11 +134,9 @@ def test_the_clean_share_is_a_number_where_nothing_is_left_to_compare_with():
     assert with_label_flags(before, labels, flow, CONFIG).clean_share.tolist() == [0.5, 1.0]
 
 
-def test_without_a_refit_the_first_flow_stands():
+def test_where_next_to_nothing_of_a_class_is_left_to_learn_from_the_first_flow_stands():
     embeddings, labels, _ = marked(150)
     first, view = first_flow(embeddings, labels)
-    assert same(refitted(embeddings, view, first, replace(CONFIG, rounds=0)), first)
-    # A class of which next to nothing is left cannot be learnt anew.
     whole_class = first._replace(flagged=labels == 0)
     assert same(refitted(embeddings, view, whole_class), whole_class)
     assert too_few_to_refit(view, whole_class)
@@ -150,7 +148,8 @@ def test_where_the_first_flow_stands_it_gets_the_soft_labels_of_the_suspected_cl
     probe, nothing = probe_of(embeddings, labels), np.zeros(0, np.int64)
     view = view_of(labels, probe.loss)
     without = probe._replace(soft_rows=nothing, soft_labels=np.zeros((0, K), np.float32))
-    flow = refitted(embeddings, view, label_only_poison(view, without, CONFIG), replace(CONFIG, rounds=0))
+    whole_class = label_only_poison(view, without, CONFIG)._replace(flagged=labels == 0)
+    flow = refitted(embeddings, view, whole_class)
     assert np.array_equal(flow.soft_rows, np.flatnonzero(labels == 0))
     assert np.array_equal(flow.soft_labels, probe.soft_labels[flow.soft_rows])
 

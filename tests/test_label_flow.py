@@ -9,7 +9,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from clipguard.compute.cross_validation import fold_numbers
 from clipguard.detection import label_flow
 from clipguard.detection import linear_probe as probing
-from clipguard.detection.label_flow import GUIDE_LOSS, LabelFlowConfig, label_flow_z, label_only_poison
+from clipguard.detection.label_flow import GUIDE_LOSS, SURPLUS_Z, label_flow_z, label_only_poison
 from clipguard.detection.linear_probe import FOLDS, NO_LOG_PROB, Probe, linear_probe
 from clipguard.seeds import Seed
 from tiny_labels import CONFIG, K, blobs, nobody, probe_from, probe_of, relabelled, view_of
@@ -54,7 +54,7 @@ def test_a_bias_that_all_classes_share_in_some_measure_is_no_attack_however_larg
     wrong = draw.random(n) < bias[labels]
     probe = sure_probe(np.where(wrong, (labels - 1) % k, labels), labels, k)
     view = view_of(labels)
-    assert label_flow_z(view.unexplained, probe.likeliest, view).max() > CONFIG.z_score
+    assert label_flow_z(view.unexplained, probe.likeliest, view).max() > SURPLUS_Z
     assert not label_only_poison(view, probe, CONFIG).flagged.any()
     monkeypatch.setattr(label_flow, "OUTLIER", -1e9)
     assert label_only_poison(view, probe, CONFIG).flagged.any()
@@ -289,9 +289,10 @@ def test_only_unexplained_labels_with_a_high_loss_are_flagged_or_excluded(seed, 
     unexplained, loss = draw.random(n) < 0.8, -log_probs[np.arange(n), labels]
     with pytest.MonkeyPatch.context() as patch:
         # Every class is suspected that receives more than it loses, so that something is flagged.
+        patch.setattr(label_flow, "SURPLUS_Z", 0.0)
         patch.setattr(label_flow, "OUTLIER", -1e9)
         view, probe = view_of(labels, guide, unexplained, k), probe_from(log_probs, labels)
-        flow = label_only_poison(view, probe, LabelFlowConfig(z_score=0.0))
+        flow = label_only_poison(view, probe, CONFIG)
     assert not flow.flagged[~unexplained | (guide <= GUIDE_LOSS) | (loss <= CONFIG.flag_loss)].any()
     assert not flow.flagged[log_probs.argmax(1) == labels].any()
     assert not flow.excluded[~unexplained | (loss <= CONFIG.exclude_loss) | flow.flagged].any()

@@ -240,7 +240,7 @@ def test_an_outcome_counts_canaries_and_others_of_their_class():
 def test_each_copy_is_scanned_once_with_canaries_of_its_own(monkeypatch):
     scanned, seeds, scanned_labels = scanned_set(), [], []
 
-    def scan(data, guide, embeddings, config):
+    def scan(data, guide, embeddings, config, on_epoch):
         seeds.append(config.seed)
         scanned_labels.append(data.labels)
         zero = np.zeros(len(data))

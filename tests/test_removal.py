@@ -140,7 +140,8 @@ def test_a_class_without_trusted_samples_has_no_belief_about_them(monkeypatch):
     flagged = (data.labels == 0) & (np.arange(90) < 40)
     (belief,) = beliefs(data, data.labels == 1, flagged, NET, Seed(0))
     assert belief.trusted == 0
-    assert belief.trusted_with is None and belief.trusted_without is None
+    assert belief.trusted_with is None
+    assert belief.trusted_without is None
 
 
 def belief(group_with, group_without, trusted_with=0.3, trusted_without=0.3, held_out=20):

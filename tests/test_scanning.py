@@ -21,8 +21,9 @@ SCAN = (
     "embeddings",
     "images",
     "early_model",
-    "trigger_detector",
     "label_flow",
+    "trigger_detector",
+    "removal",
     "trigger_inversion",
     "samples",
 )
@@ -160,7 +161,7 @@ CHANGES = {
         {"embeddings", "images", "early_model", "label_flow"},
     ),
     # Without a flagged label, nothing is fitted again and nothing changes.
-    "label flow": (replace(CONFIG, label_flow=replace(FLOW, z_score=5.0)), set(SCAN)),
+    "label flow": (replace(CONFIG, label_flow=replace(FLOW, flag_loss=6.0)), set(SCAN)),
     "a threshold of the entropy map": (
         replace(CONFIG, entropy_map=replace(CONFIG.entropy_map, candidate=0.12)),
         {"embeddings", "images", "early_model", "label_flow"},
@@ -192,7 +193,7 @@ def test_another_size_is_read_once_and_kept(poisoned, tmp_path):
     first, second = (scanned(tmp_path / "run", poisoned[0], size) for _ in range(2))
     assert first.data.images.shape == second.data.images.shape == (240, 12, 10, 3)
     assert first.images_key == first.context.finished["images"].key
-    assert cached(second) == set(SCAN)
+    assert cached(second) == set(first.context.finished) >= set(SCAN) - {"removal"}
 
 
 def test_a_class_that_the_detector_leaves_without_clean_samples_is_named(result, copied, poisoned):
@@ -211,11 +212,10 @@ def test_progress_counts_every_stage_to_its_end(poisoned, tmp_path, flagged):
         config,
         lambda title, done, total: steps.setdefault(title, []).append((done, total)),
     )
-    titles = [
-        stage.title
-        for stage in (scanning.EMBEDDINGS, scanning.IMAGES, scanning.EARLY_MODEL, scanning.TRIGGER_DETECTOR)
-    ]
-    assert list(steps) == titles
+    stages = [scanning.EMBEDDINGS, scanning.IMAGES, scanning.EARLY_MODEL, scanning.TRIGGER_DETECTOR]
+    # Where nothing is flagged, nothing is removed.
+    stages += [scanning.REMOVAL] if flagged < 1 else []
+    assert list(steps) == [stage.title for stage in stages]
     for counts in steps.values():
         done, total = zip(*counts, strict=True)
         assert list(done) == sorted(done)
@@ -273,9 +273,11 @@ def test_label_only_poison_is_flagged_quarantined_and_gets_soft_labels(label_onl
 def test_the_refitted_probe_is_kept_and_fitted_anew_with_other_settings(label_only, unsure_guide):
     first, path = label_only[0], label_only[0].context.run.path
     again = scanned(path, first.data, LABELS)
-    assert tuple(first.context.finished) == (*SCAN[:5], "label_flow_refit", *SCAN[5:])
+    # Without a sample that is flagged for a trigger, nothing is removed.
+    assert tuple(first.context.finished) == (*SCAN[:5], "label_flow_refit", *SCAN[6:])
     assert cached(again) == set(first.context.finished)
     assert again.partition.fingerprint == first.partition.fingerprint
-    refitted = scanned(path, first.data, replace(LABELS, label_flow=replace(LABELS.label_flow, rounds=2)))
+    strict = replace(LABELS.label_flow, refit_flag_loss=4.0)
+    refitted = scanned(path, first.data, replace(LABELS, label_flow=strict))
     assert not refitted.context.finished["label_flow_refit"].cached
     assert {"embeddings", "images", "early_model", "trigger_detector", "label_flow"} <= cached(refitted)

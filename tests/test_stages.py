@@ -19,7 +19,12 @@ from clipguard.runs import RunFolder, Stage, read_array, read_json, write_array,
 from clipguard.seeds import Seed
 from tiny_runs import CONFIG, GUIDE, folder_of, poisoned_set, source_of
 
-STAND_ON = {"victim": {"unlearning"}}
+STAND_ON = {
+    "victim": {"unlearning"},
+    "early_model": {"removal"},
+    "trigger_detector": {"removal"},
+    "label_flow": {"removal"},
+}
 """What holds a stage's key among its inputs; all but `label_flow` hold that of `images`, or the partition."""
 
 
@@ -80,6 +85,7 @@ OTHERS = {
     "model_trigger_inversion",
     "feature_separation",
     "retraining",
+    "power",
 }
 
 
@@ -126,7 +132,7 @@ def other_size(source, whole, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "stand_on"),
     [
-        ("label_flow", {"label_flow_refit"}),
+        ("label_flow", {"removal", "label_flow_refit"}),
         ("label_flow_refit", set()),
         ("model_images", {"model_trigger_inversion", "feature_separation", "unlearning"}),
         ("model_trigger_inversion", set()),
@@ -142,15 +148,17 @@ def test_so_do_stages_that_only_some_runs_have(source, other_size, tmp_path, mon
 
 
 def test_a_changed_result_recomputes_all_that_follows_from_it(source, run, whole, monkeypatch):
-    def opposite(scan, folder, progress):
-        before = read_array(whole.stages_["early_model"].path / "early_nll.npy")
-        write_array(folder / "early_nll.npy", before.max() - before)
+    def late_elsewhere(scan, folder, progress):
+        for name in ("early_nll.npy", "late_nll.npy"):
+            before = read_array(whole.stages_["early_model"].path / name)
+            write_array(folder / name, np.where(scan.data.labels == 0, before, before + 5))
 
-    changed(monkeypatch, "early_model", version=99, compute=opposite)
+    changed(monkeypatch, "early_model", version=99, compute=late_elsewhere)
     again = Defender(GUIDE, run, config=CONFIG).fit(source)
     assert computed(again) == {
         "early_model",
         "trigger_detector",
+        "removal",
         "trigger_inversion",
         "samples",
         "unlearning",

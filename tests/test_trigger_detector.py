@@ -66,7 +66,7 @@ def scores_of(data, part, config=CONFIG, seed=0):
 
 @pytest.fixture(scope="module")
 def scored():
-    data, poisoned = poisoned_set()
+    data, poisoned = poisoned_set(share=0.1)
     part = rough_partition(poisoned)
     return data, poisoned, part, scores_of(data, part).probability
 
@@ -81,7 +81,7 @@ def test_what_shares_a_trigger_scores_high_and_what_was_flagged_by_mistake_does_
 
 
 def test_with_the_default_settings_the_poison_is_flagged_and_little_else():
-    data, poisoned = poisoned_set(seed=1)
+    data, poisoned = poisoned_set(share=0.1, seed=1)
     part, config = rough_partition(poisoned), TriggerDetectorConfig()
     refined = refine(part, scores_of(data, part, config).probability, config)
     assert refined.flagged[poisoned].mean() > 0.9
@@ -227,7 +227,7 @@ SHORT = replace(CONFIG, net=replace(NET, epochs=2), refinements=1)
     ids=["all flagged", "nobody"],
 )
 def test_the_hook_is_called_for_every_epoch_of_both_folds_and_of_a_refinement(threshold, expected):
-    data, poisoned = poisoned_set(60)
+    data, poisoned = poisoned_set(60, share=0.1)
     short = replace(SHORT, flagged=threshold, clean=0.0)
     epochs = []
     trigger_scores(data, rough_partition(poisoned), equal_embeddings(data), short, Seed(0), epochs.append)
@@ -237,7 +237,7 @@ def test_the_hook_is_called_for_every_epoch_of_both_folds_and_of_a_refinement(th
 
 def fifty_of_each():
     """Return a set of 120 samples, and a partition with 60 clean and 50 flagged ones."""
-    data, poisoned = poisoned_set(120)
+    data, poisoned = poisoned_set(120, share=0.1)
     order = np.argsort(~poisoned, kind="stable")
     rank = np.argsort(order)
     return data, partition(rank >= 60, rank < 50)
@@ -277,7 +277,7 @@ def test_a_refinement_that_flagged_samples_were_too_few_for_is_noted_unless_ther
 
 
 def test_both_notes_may_be_given():
-    data, poisoned = poisoned_set(60)
+    data, poisoned = poisoned_set(60, share=0.1)
     part = rough_partition(poisoned)
     once = scores_of(data, part, replace(SHORT, refinements=0)).probability
     threshold = float(np.sort(once)[-2:].mean())

@@ -22,6 +22,12 @@ PAIR_SHARE: Final = 0.05
 FEWEST: Final = 40
 """Labels that either share holds at least."""
 
+SURPLUS_Z: Final = 4.0
+"""Standard errors by which a suspected target class receives more improbable labels than it loses.
+
+No class of 19 draws without targeted poison did so and stood out, too.
+"""
+
 OUTLIER: Final = 2.5
 """Robust standard deviations by which a suspected target class must exceed the median class."""
 
@@ -37,19 +43,14 @@ class LabelFlowConfig:
     """How label-only poison is told from ordinary label errors. Losses are the linear probe's, out of fold.
 
     Attributes:
-        z_score: standard errors by which a suspected target class receives more improbable labels than it
-            loses.
         flag_loss: nats; labels of such a class with a larger loss are flagged.
         exclude_loss: nats; others of such a class with a larger loss are excluded.
-        rounds: how often the probe is fitted again without what is flagged or excluded so far.
         refit_flag_loss: nats; what `flag_loss` is for a refitted probe, which gives correct labels a larger
             loss, too.
     """
 
-    z_score: float = 4.0
     flag_loss: float = 5.0
     exclude_loss: float = 1.0
-    rounds: int = 1
     refit_flag_loss: float = 9.0
 
 
@@ -134,28 +135,20 @@ def refitted_label_flow(
     The soft labels are given for all samples of the suspected classes.
     """
     suspected = np.bincount(view.labels[flow.flagged], minlength=view.num_classes) > 0
-    if not config.rounds or too_few_to_refit(view, flow):
+    if too_few_to_refit(view, flow):
         # The first probe once more, since it did not know whose soft labels are needed.
         nobody = np.zeros(len(view.labels), dtype=bool)
         first = linear_probe(embeddings, view.labels, suspected, nobody, seed)
         return flow._replace(soft_rows=first.soft_rows, soft_labels=first.soft_labels)
-    for _ in range(config.rounds):
-        left_out = flow.flagged | flow.excluded
-        if _keeps_too_few(view.labels[~left_out], suspected):
-            break
-        probe = linear_probe(embeddings, view.labels, suspected, left_out, seed)
-        flow = _of_classes(suspected, view, probe, config.refit_flag_loss, config.exclude_loss)
-    return flow
+    probe = linear_probe(embeddings, view.labels, suspected, flow.flagged | flow.excluded, seed)
+    return _of_classes(suspected, view, probe, config.refit_flag_loss, config.exclude_loss)
 
 
 def too_few_to_refit(view: LabelView, flow: LabelFlow) -> bool:
     """Return whether a suspected target class keeps fewer samples than a refitted probe needs."""
     suspected = np.bincount(view.labels[flow.flagged], minlength=view.num_classes) > 0
-    return _keeps_too_few(view.labels[~(flow.flagged | flow.excluded)], suspected)
-
-
-def _keeps_too_few(kept: Int64[np.ndarray, "m"], suspected: Bool[np.ndarray, "k"]) -> bool:
-    return bool((np.bincount(kept, minlength=len(suspected))[suspected] < 2 * FOLDS).any())
+    kept = np.bincount(view.labels[~(flow.flagged | flow.excluded)], minlength=view.num_classes)
+    return bool((kept[suspected] < 2 * FOLDS).any())
 
 
 def _of_classes(
@@ -179,7 +172,7 @@ def _suspected_targets(view: LabelView, probe: Probe, config: LabelFlowConfig) -
     z = label_flow_z(_extreme(loss, EXTREME_SHARE, config.flag_loss), probe.likeliest, view)
     median = np.median(z)
     deviation = max(1.0, 1.4826 * float(np.median(np.abs(z - median))))
-    by_class = (z > config.z_score) & (z - median > OUTLIER * deviation)
+    by_class = (z > SURPLUS_Z) & (z - median > OUTLIER * deviation)
     rate, variance = _flow(_extreme(loss, PAIR_SHARE, config.flag_loss), probe.likeliest, view)
     one_way = (rate - rate.T) / np.sqrt(variance + variance.T)
     # At most one pair is so far ahead. Of a single pair, nothing is the next.
