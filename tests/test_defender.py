@@ -32,8 +32,9 @@ SCAN = [
     "embeddings",
     "images",
     "early_model",
-    "trigger_detector",
     "label_flow",
+    "trigger_detector",
+    "removal",
     "trigger_inversion",
     "samples",
 ]
@@ -115,7 +116,7 @@ def test_a_scan_returns_itself_with_samples_partition_and_verdict(source, defend
     flagged = defender.samples_["status"] == "flagged"
     assert flagged.any()
     assert np.array_equal(flagged, defender.partition_.flagged)
-    assert defender.verdict_.answer == "undecided"
+    assert defender.verdict_.answer == "suspicious"
     assert list(defender.stages_) == computed(defender) == SCAN
     assert not hasattr(defender, "model_")
     assert not (tmp_path / "run" / "model.safetensors").exists()
@@ -329,10 +330,12 @@ def test_a_model_with_another_number_of_classes_is_refused_before_anything_is_do
     assert not (tmp_path / "run").exists()
 
 
-def test_a_class_that_the_flags_would_empty_is_an_error_in_one_line(scanned_folder, source):
-    # A threshold that every sample exceeds.
-    detector = replace(CONFIG.trigger_detector, clean=0.0, flagged=0.0)
-    config = replace(RETRAIN, trigger_detector=detector, drop_anyway=True)
+def test_a_class_that_the_flags_would_empty_is_an_error_in_one_line(scanned_folder, source, monkeypatch):
+    def whole_class(partition, labels, triggers):
+        return partition.moved(labels == 1, State.TRIGGER)
+
+    monkeypatch.setattr("clipguard.pipeline.scanning.assigned", whole_class)
+    config = replace(RETRAIN, drop_anyway=True)
     with pytest.raises(ClipguardError, match="has no sample left to train on") as error:
         Defender(GUIDE, scanned_folder, config=config).fit(source)
     assert "\n" not in str(error.value)

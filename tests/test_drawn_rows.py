@@ -60,7 +60,7 @@ def learned(monkeypatch):
 
 
 def test_the_early_training_model_learns_from_the_most_and_scores_all(monkeypatch, learned):
-    data, poisoned = poisoned_set()
+    data, poisoned = poisoned_set(share=0.1)
     guide = Scores(logits=np.zeros((240, 3), np.float32), scale=1.0, source="guide")
     every = label_nll(early_model_scores(data, guide, NET, Seed(0)), data.labels)
     monkeypatch.setattr(early_model, "MOST_ROWS", 150)
@@ -133,7 +133,7 @@ MODELS = ("early-training model", "trigger detector")
 def test_a_scan_of_more_than_the_most_says_so_and_one_of_fewer_does_not(monkeypatch, tmp_path):
     data, _ = poisoned_set()
     notes = scanned(tmp_path / "whole", data).context.notes()
-    for module in ("early_model", "trigger_detector", "label_flow"):
+    for module in ("early_model", "trigger_detector", "linear_probe"):
         monkeypatch.setattr(f"clipguard.detection.{module}.MOST_ROWS", 180)
     monkeypatch.setattr("clipguard.pipeline.computing.MOST_ROWS", 180)
     result = scanned(tmp_path / "drawn", data, CONFIG)

@@ -140,9 +140,9 @@ def test_canaries_are_a_small_share_of_any_copy(n):
 
 def test_a_copy_has_the_families_that_fit_and_further_copies_have_the_others():
     assert canary_sets(500) == ()
-    assert canary_sets(1000) == ({"patch": 20},)
-    assert canary_sets(3000) == ({"patch": 20, "clean-label": 70}, {"sinusoid": 70}, {"blend": 90})
-    assert canary_sets(12_000) == ({"patch": 48, "clean-label": 216, "sinusoid": 96}, {"blend": 360})
+    assert canary_sets(1000) == ({"patch": 30},)
+    assert canary_sets(3000) == ({"patch": 30, "sinusoid": 60}, {"blend": 90}, {"clean-label": 75})
+    assert canary_sets(12_000) == ({"patch": 60, "sinusoid": 96, "blend": 144}, {"clean-label": 216})
 
 
 def test_small_nets_learn_from_so_many_samples_at_most_and_more_canaries_are_of_no_use():
@@ -270,7 +270,7 @@ def test_a_loud_canary_is_flagged_by_the_scan_of_its_copy(monkeypatch):
     embeddings = embedded(GUIDE.clip, scanned.data.pixels)
     (outcome,) = power(
         replace(scanned, embeddings=embeddings),
-        [{"patch": 24}],
+        [{"patch": 14}],
         lambda scores: scores.labels[:3] < 3,
         1,
         Seed(0),

@@ -17,7 +17,6 @@ from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, build
 from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.summary import own_rates, write_summary
-from clipguard.pipeline.verdict import verdict
 from clipguard.runs import read_table, verify_run
 from clipguard.runs.summary import (
     SUMMARY,
@@ -271,41 +270,3 @@ def test_without_a_clean_sample_there_is_no_rate(fitted, source):
     none_clean = again.partition_.moved(again.partition_.clean, State.UNCERTAIN)
     again.scan_ = replace(again.scan_, partition=none_clean)
     assert own_rates(again) == (Rates(measured_on="nothing: no clean sample"),) * 2
-
-
-def with_states(scan, *counts):
-    """Return a scan in which so many samples are flagged for a trigger, and so many for their label."""
-    by_trigger, by_label = counts
-    rows = np.arange(len(scan.data))
-    state = np.select([rows < by_trigger, rows < by_trigger + by_label], [State.TRIGGER, State.LABEL])
-    return replace(scan, partition=replace(scan.partition, state=state.astype(np.uint8)))
-
-
-def test_the_verdict_is_undecided_and_says_how_many_share_a_pattern(fitted):
-    some, none = (verdict(with_states(fitted.scan_, count, 0)) for count in (24, 0))
-    assert some.answer == none.answer == "undecided"
-    assert some.reasons[0] == "24 of 240 samples (10.0%) are flagged for a trigger"
-    assert none.reasons[0].startswith("nothing above chance: 0 of 240")
-
-
-def test_flagged_labels_alone_are_above_chance_and_their_class_is_named(fitted):
-    scan = fitted.scan_
-    scan = replace(scan, data=replace(scan.data, labels=np.full(240, 1)))
-    answer = verdict(with_states(scan, 0, 30))
-    assert answer.reasons[0].startswith("0 of 240 samples")
-    assert answer.reasons[1].startswith("30 samples are flagged for their label alone: class dog receives")
-    assert not any("nothing above chance" in reason for reason in answer.reasons)
-
-
-def test_a_guide_that_reads_nothing_is_named_in_the_verdict(fitted):
-    scan = fitted.scan_
-    right = scan.data.labels
-    reasons = {
-        name: " ".join(verdict(replace(scan, likeliest=likeliest)).reasons)
-        for name, likeliest in (("right", right), ("wrong", (right + 1) % 3))
-    }
-    assert "near chance (33.3%)" in reasons["wrong"]
-    unread = verdict(replace(scan, likeliest=np.zeros_like(right))).not_assessable
-    assert (unread, verdict(replace(scan, likeliest=right)).not_assessable) == ([*NAMES], [])
-    assert "the guide agrees with only 0.0%" in reasons["wrong"]
-    assert "the guide agrees" not in reasons["right"]

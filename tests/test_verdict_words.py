@@ -115,6 +115,7 @@ def test_what_was_not_shown_to_be_testable_is_undecided(unsuspicious, change, wo
     assert made.reasons[0].startswith("no class of 3 stands out")
     assert len(made.reasons) == 2
     assert made.reasons[1].startswith(words)
+    assert len(made.not_assessable) == (3 if "likeliest" in change else 0)
 
 
 def test_without_copies_nothing_is_clean_and_the_option_is_named(unsuspicious):
