@@ -20,7 +20,7 @@ from clipguard.seeds import Seed
 from clipguard.types import State
 from tiny_runs import CONFIG, poisoned_set
 
-DATA, _ = poisoned_set(90)
+DATA, _ = poisoned_set()
 SPEC = ModelSpec.sized(architecture="shallow-4", num_classes=3, input_size=(16, 16))
 RECIPE = Recipe(epochs=2, lr=0.05, batch_size=16, crop=0.0, flip=False)
 CLASSIFIER = ClassifierConfig(spec=SPEC, recipe=RECIPE, seed=Seed(5).child("victim"))
