@@ -331,10 +331,9 @@ def test_a_model_with_another_number_of_classes_is_refused_before_anything_is_do
 
 
 def test_a_class_that_the_flags_would_empty_is_an_error_in_one_line(scanned_folder, source, monkeypatch):
-    def whole_class(partition, labels, triggers):
-        return partition.moved(labels == 1, State.TRIGGER)
-
-    monkeypatch.setattr("clipguard.pipeline.scanning.assigned", whole_class)
+    monkeypatch.setattr(
+        "clipguard.pipeline.scanning.assigned", lambda part, labels, _: part.moved(labels == 1, State.TRIGGER)
+    )
     config = replace(RETRAIN, drop_anyway=True)
     with pytest.raises(ClipguardError, match="has no sample left to train on") as error:
         Defender(GUIDE, scanned_folder, config=config).fit(source)

@@ -19,7 +19,7 @@ SCAN = """
     import huggingface_hub, open_clip, timm, torchvision
     from clipguard.cli import main
     from clipguard.compute.small_nets import SmallNetConfig
-    SmallNetConfig.total_epochs = lambda config, trainable: 1
+    SmallNetConfig.total_epochs = lambda config, trainable: 1 if config.fewest_steps else config.epochs
     run = sys.argv[2]
     assert main(["scan", sys.argv[1], "-o", run, "--guide", "mini"]) == 3
     assert main(["report", run]) == 0
