@@ -10,6 +10,7 @@ from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
 from clipguard.lab.ground_truth import read_truth
 from clipguard.models.spec import load, read_spec
+from clipguard.pipeline.defender import UNTOUCHED
 from clipguard.pipeline.stages import versions
 from clipguard.runs import read_json, read_table
 from clipguard.types import STATES, Preprocessing
@@ -91,7 +92,7 @@ def test_a_scan_ranks_every_sample_and_writes_a_report(clipguard, attacked, tmp_
     assert page.lower().startswith("<!doctype html>")
 
 
-def test_a_defence_trains_a_victim_repairs_it_and_measures_both(clipguard, attacked, tmp_path):
+def test_a_defence_trains_a_victim_and_measures_it_before_and_after(clipguard, attacked, tmp_path):
     run = tmp_path / "run"
     command = ("defend", attacked / "train.parquet", "-o", run, *MINI, *NET, "--test", attacked)
     ran = clipguard(*command, "--json")
@@ -112,7 +113,9 @@ def test_a_defence_trains_a_victim_repairs_it_and_measures_both(clipguard, attac
         "samples",
         "trigger_inversion",
     }
-    assert scan | {"victim", "unlearning"} <= value["stages"].keys() <= versions().keys()
+    # Of so few samples none is flagged: the victim is left as it is.
+    assert scan | {"power", "victim"} == value["stages"].keys() <= versions().keys()
+    assert value["before"] == value["after"]
     assert value["files"]["model"] == str(run / "model.safetensors")
     assert value["detection"]["poisoned"] == 8
     assert value == read_json(run / "summary.json")
@@ -156,7 +159,7 @@ def test_the_same_defence_again_reads_back_what_is_finished(clipguard, attacked,
     model = (run / "model.safetensors").stat()
     second = clipguard(*command)
     assert second.json == first.json
-    assert (run / "stages" / "unlearning" / "model.safetensors").stat().st_mtime < model.st_mtime
+    assert (run / "stages" / "victim" / "model.safetensors").stat().st_mtime < model.st_mtime
     assert "train the model" in first.err
     assert "train the model" not in second.err
 
@@ -168,7 +171,7 @@ def test_a_scan_is_the_first_half_of_repairing_a_given_model(clipguard, attacked
     assert clipguard("scan", source, "-o", run, *MINI).code == 3
     ran = clipguard("defend", source, "-o", run, *MINI, "--model", model, "--json")
     assert ran.code == 3
-    assert "unlearn" in ran.err
+    assert UNTOUCHED in ran.err
     assert "early-training model" not in ran.err
     assert "training samples that the scan trusts" in ran.json["after"]["measured_on"]
     later = clipguard("scan", source, "-o", run, *MINI, "--json")
@@ -177,13 +180,13 @@ def test_a_scan_is_the_first_half_of_repairing_a_given_model(clipguard, attacked
     assert (run / "model.safetensors").exists()
 
 
-def test_retraining_drops_what_is_flagged(clipguard, attacked, tmp_path):
+def test_retraining_that_would_drop_nothing_leaves_the_victim_as_it_is(clipguard, attacked, tmp_path):
     source, run = attacked / "train.parquet", tmp_path / "run"
     test = ("--test", tmp_path / "test")
     ran = clipguard("defend", source, "-o", run, *MINI, *NET, "--by", "retrain", *test, "--json")
     assert ran.code == 3
-    assert "retraining" in ran.json["stages"]
-    assert "unlearning" not in ran.json["stages"]
+    assert not {"retraining", "unlearning"} & ran.json["stages"].keys()
+    assert UNTOUCHED in ran.json["warnings"]
     assert measured(ran.json["after"]) == {"accuracy"}
 
 

@@ -28,7 +28,7 @@ ARTEFACTS = (
     "samples.parquet",
     "model.safetensors",
     "manifest.json",
-    "stages/unlearning/manifest.json",
+    "stages/trigger_detector/manifest.json",
     "stages/images/images_000000.npy",
     "stages/embeddings/img_emb/img_emb_000000.npy",
     "stages/embeddings/rows/rows_000000.parquet",
@@ -143,7 +143,11 @@ def test_an_added_file_is_listed_wherever_it_lies(clipguard, root, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["samples.parquet", "stages/unlearning/manifest.json", "stages/embeddings/rows/rows_000000.parquet"],
+    [
+        "samples.parquet",
+        "stages/trigger_detector/manifest.json",
+        "stages/embeddings/rows/rows_000000.parquet",
+    ],
 )
 def test_a_pipe_in_place_of_a_file_is_listed_and_not_waited_for(clipguard, root, name):
     (root / "run" / name).unlink()
@@ -169,15 +173,15 @@ def test_a_list_of_inputs_that_is_no_list_is_an_error_in_one_line(clipguard, roo
 
 @pytest.mark.parametrize("entry", [5, {}, {"bytes": "4"}, {"bytes": 0, "sha256": "x"}])
 def test_a_stage_that_records_damaged_entries_or_a_device_is_listed(clipguard, root, entry):
-    manifest = root / "run/stages/unlearning/manifest.json"
+    manifest = root / "run/stages/trigger_detector/manifest.json"
     files = {"../../report.html": entry, "../../../../../../../dev/zero": entry, "a\0b": entry}
     write_json(manifest, read_json(manifest) | {"files": files})
     ran = clipguard("verify", root / "run", "--json")
     assert ran.code == 1
     odd = {f["path"]: f["status"] for f in ran.json["files"] if f["status"] != "ok"}
-    assert odd["stages/unlearning/manifest.json"] == "changed"
+    assert odd["stages/trigger_detector/manifest.json"] == "changed"
     # The entries themselves prove nothing, wherever they point.
-    assert all(odd[f"stages/unlearning/{name}"] != "ok" for name in files)
+    assert all(odd[f"stages/trigger_detector/{name}"] != "ok" for name in files)
 
 
 def test_a_changed_or_exchanged_guide_is_listed(clipguard, root):
