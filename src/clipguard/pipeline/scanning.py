@@ -74,13 +74,16 @@ def judge_triggers(scan: Scan) -> Scan:
     context = scan.context
     tests = evidence_of(scan, scores := scores_of(scan))
     scan = replace(scan, tests=tests, partition=with_evidence(scan.partition, tests))
+    q_value = tests.q_value
     if tests.flagged.any():
         both = read_beliefs(context.finish(REMOVAL, scan).path)
         scan = replace(scan, beliefs=both, causes=causes(both, agreements(scores, tests.flagged)))
         natural = [one.label for one, cause in zip(both, scan.causes, strict=True) if cause == "natural"]
-        released = tests.flagged & np.isin(scan.data.labels, natural)
+        by_nature = np.isin(scan.data.labels, natural)
+        q_value = np.where(by_nature, 1.0, q_value)
+        released = tests.flagged & by_nature
         scan = replace(scan, partition=scan.partition.moved(released, State.UNCERTAIN))
-    return replace(scan, columns={**scan.columns, "q_value": tests.q_value})
+    return replace(scan, columns={**scan.columns, "q_value": q_value})
 
 
 def follow_labels(scan: Scan) -> Scan:
