@@ -218,7 +218,7 @@ def test_labels_alone_betray_a_class_that_has_no_trigger(p_value, suspected):
     low[[TARGET, 3]] = p_value
     evidence = judged(replace(scores, exchange=exchange_of(low)))
     assert evidence.triggered.nonzero()[0].tolist() == [TARGET]
-    assert evidence.wrong_labels.nonzero()[0].tolist() == [3] * suspected
+    assert evidence.wrong_labels.nonzero()[0].tolist() == [TARGET, 3] * suspected
     assert evidence.suspected.nonzero()[0].tolist() == [TARGET, 3][: 1 + suspected]
     assert np.array_equal(evidence.flagged, judged(scores).flagged)
 

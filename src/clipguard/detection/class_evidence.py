@@ -49,7 +49,7 @@ class ClassEvidence:
         pixel_strength: largest odds ratio at which the pixel axis rejects the class.
         early: what the dirty-label axis says.
         triggered: classes that either axis rejects.
-        wrong_labels: classes that label exchange rejects, and neither axis.
+        wrong_labels: classes that label exchange rejects.
         flagged: samples of these classes that are flagged for a trigger.
         at_least: lower bound of the samples of each of them with a trigger, at `ALPHA` over all classes.
         q_value: estimated share of samples without a trigger among those of the same class that are at least
@@ -92,7 +92,7 @@ def class_evidence(
         pixel_strength=strength,
         early=early,
         triggered=triggered,
-        wrong_labels=(scores.exchange.p_value <= enough * LABEL_ALPHA) & ~triggered,
+        wrong_labels=scores.exchange.p_value <= enough * LABEL_ALPHA,
         flagged=by_detector | by_early,
         at_least=np.maximum(np.where(by_pixels, bounds, 0), early.at_least),
         q_value=q_value,

@@ -13,7 +13,6 @@ from scipy import special, stats
 ALPHA: Final = 0.05
 """Probability that any of the classes is misjudged: the customary value."""
 
-
 WEAK: Final = 0.5
 """Share of the probe's agreement with the labels below which the guide's is weak.
 

@@ -30,7 +30,7 @@ MOST_NATS: Final = 20.0
 LATER: Final = 3
 """Times the epochs after which the model is asked again, for the dirty-label axis of the verdict.
 
-Of 10, 15 and 20 epochs, 15 identified the most rare triggers on development draws; with 5, half as many.
+Chosen on development draws: `docs/experiments.md`, section 22.
 """
 
 AVERAGED: Final = 3

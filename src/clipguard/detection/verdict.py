@@ -50,8 +50,8 @@ def kinds(
 ) -> dict[int, Kind]:
     """Return what is wrong with each suspicious class.
 
-    A class with a trigger whose cause is natural is none. Where the cause stays open, what the guide says of
-    the flagged labels tells a trigger from a shortcut.
+    A class with a trigger whose cause is natural is none, unless its labels are wrong. Where the cause stays
+    open, what the guide says of the flagged labels tells a trigger from a shortcut.
 
     Args:
         tests: what the scores say.
@@ -68,7 +68,7 @@ def kinds(
         wrong = label not in agreements or agreements[label].labels_are_wrong
         if cause != "natural":
             result[label] = "trigger" if wrong else "shortcut"
-        elif flagged_labels[label]:
+        elif flagged_labels[label] or tests.wrong_labels[label]:
             result[label] = "label-only poison"
     return result
 

@@ -207,7 +207,7 @@ def label_view(scan: Scan) -> LabelView:
 def first_label_flow(scan: Scan) -> LabelFlow:
     """Return what the stage `label_flow` flags and excludes."""
     probe = Probe(*(scan.context.array("label_flow", f"{name}.npy") for name in Probe._fields))
-    targets = None if scan.tests is None else scan.tests.wrong_labels
+    targets = None if scan.tests is None else scan.tests.wrong_labels & ~scan.tests.triggered
     return label_only_poison(label_view(scan), probe, scan.context.config.label_flow, targets)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from clipguard.data.provenance import UNREADABLE, recorded_source
-from clipguard.detection.class_evidence import with_evidence
+from clipguard.detection.class_evidence import FEWEST_SAMPLES, with_evidence
 from clipguard.detection.competence import second_axis
 from clipguard.detection.entropy_map import entropy_map, first_partition, opinion
 from clipguard.detection.label_flow import LabelFlow, label_q_values, with_label_flags
@@ -87,7 +87,9 @@ def judge_triggers(scan: Scan) -> Scan:
 
 
 def follow_labels(scan: Scan) -> Scan:
-    """Return the scan in which label-only poison is flagged, too."""
+    """Return the scan in which label-only poison is flagged, too, unless the samples are too few to judge."""
+    if len(scan.data) < FEWEST_SAMPLES:
+        return scan
     context = scan.context
     flow = first_label_flow(scan)
     if flow.flagged.any():

@@ -129,6 +129,8 @@ POWER: Final = Stage[Scan](
     inputs=lambda scan: [
         scan.images_key,
         *_guide_key(scan),
+        # A copy is scanned by the code of these stages: their keys hold its versions.
+        *scan.context.key("early_model", "trigger_detector", "label_flow"),
         scan.partition.fingerprint,
         array_digest(judging.suspected_classes(scan)),
     ],
