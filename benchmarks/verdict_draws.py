@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from scipy.ndimage import shift
+from sklearn.datasets import load_digits
 
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.device import CPU, computing_on
@@ -41,6 +42,17 @@ FILES = {
     "cifar100-dev": "cifar100-12k/development.parquet",
     "gtsrb": "gtsrb-12k/train.parquet",
     "tiny": "tinyimagenet-12k/train.parquet",
+    "imagenette": "imagenette-80/train.parquet",
+    **{
+        f"{name}-test": f"{folder}/test.parquet"
+        for name, folder in (
+            ("cifar10", "cifar10"),
+            ("cifar100", "cifar100-12k"),
+            ("gtsrb", "gtsrb-12k"),
+            ("tiny", "tinyimagenet-12k"),
+            ("imagenette", "imagenette-80"),
+        )
+    },
 }
 
 
@@ -49,7 +61,7 @@ class Draw:
     """A data set with known truth.
 
     Attributes:
-        data: key of `FILES`.
+        data: key of `FILES`, or digits.
         rows: of the file, first and end.
         attack: its name; `none` leaves the data as they are.
         options: of the attack; `count` stands for the number of poisoned samples.
@@ -102,7 +114,13 @@ def _poisoned(where: tuple[str, tuple[int, int]], attack: str, count: int, targe
 
 
 def read(draw: Draw) -> ImageSet:
-    """Return the rows of a draw as they are in the file."""
+    """Return the rows of a draw as they are in the file; digits come with scikit-learn."""
+    if draw.data == "digits":
+        digits = load_digits()
+        grey = np.repeat((digits.images[slice(*draw.rows)] * 15.9).astype(np.uint8)[..., None], 3, axis=3)
+        names = tuple(f"the digit {name}" for name in digits.target_names)
+        labels = digits.target[slice(*draw.rows)].astype(np.int64)
+        return image_set(grey.repeat(4, axis=1).repeat(4, axis=2), labels, names)
     source = ImageSource.open(SHARED / FILES[draw.data], rows=draw.rows)
     return read_images(source, Preprocessing(size=common_size(source)))[0]
 

@@ -19,11 +19,13 @@ from clipguard.detection.linear_probe import Probe, fitted_probe, scored_labels
 from clipguard.seeds import Seed
 from clipguard.types import Rows
 
-MARGIN: Final = 1.25
+MARGIN: Final = 2.0
 """Factor by which expected counts may be too small without an alarm.
 
-The posterior is no exact null. With a factor of 1, 25 of 275 development draws without poison have an
-adjusted p-value of at most 0.05; with 1.25, two of 262. Many of these draws share images.
+The posterior is no exact null, and the more samples there are, the more surely it is rejected. Of 41 unpoisoned
+draws of 10,000 to 31,000 CIFAR-10 rows, 6 are rejected at 0.0125 with a factor of 1.25, 2 with 1.5 and none
+with 2. Many of these draws share images. Of 10 draws with 1 % of labels flipped to one class, 2 is content
+with 8 and 1.25 with 10.
 """
 
 LEVEL: Final = 0.01

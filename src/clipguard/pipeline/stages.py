@@ -99,7 +99,7 @@ TRIGGER_DETECTOR: Final = Stage[Scan](
 
 LABEL_FLOW: Final = Stage[Scan](
     name="label_flow",
-    version=3,
+    version=4,
     title="compare labels with a linear probe",
     config=lambda scan: {"seed": scan.context.config.seed},
     inputs=lambda scan: scan.context.key("embeddings"),
