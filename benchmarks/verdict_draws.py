@@ -18,6 +18,7 @@ import numpy as np
 from scipy.ndimage import shift
 from sklearn.datasets import load_digits
 
+from adaptive_draws import ADAPTIVE
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.device import CPU, computing_on
 from clipguard.compute.threads import granted_threads, one_thread
@@ -174,7 +175,7 @@ def _truth(data: ImageSet, rows: np.ndarray, attack: str, target: int) -> Poison
     )
 
 
-CONTROLS = {"one-class": one_class_to_another, "watermark": watermarked}
+CONTROLS = {"one-class": one_class_to_another, "watermark": watermarked, **ADAPTIVE}
 """What is no attack of `clipguard.lab`: by name, data and truth."""
 
 

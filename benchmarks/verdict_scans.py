@@ -1,6 +1,6 @@
 """The verdict on draws whose truth is known: each is scanned as a user would scan it, and its answer kept.
 
-    python benchmarks/verdict_scans.py unpoisoned|derived|whole|poisoned|labels|shortcuts [PART OF A NAME]...
+    python benchmarks/verdict_scans.py LIST [PART OF A NAME]...    a list of `LISTS`
     python benchmarks/verdict_scans.py table
 
 Each draw is one JSON file under benchmarks/results/verdict; a command goes on where an earlier one ended. No
@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from adaptive_draws import ADAPTIVE
 from clipguard.data import ImageSource
 from clipguard.lab.benchmark.machine import commit, machine
 from clipguard.pipeline.config import DefenseConfig
@@ -118,7 +119,15 @@ def shortcuts() -> Iterator[Draw]:
         yield Draw(data=data, rows=rows, attack="watermark", options=options, seed=6000 + number)
 
 
+def adaptive() -> Iterator[Draw]:
+    """Yield four attacks by somebody who knows clipguard, on development rows."""
+    for attack in ADAPTIVE:
+        options = {"count": 200, "target": 2}
+        yield Draw(data="cifar10", rows=(40_000, 50_000), attack=attack, options=options, seed=7000)
+
+
 LISTS = {
+    "adaptive": adaptive,
     "unpoisoned": unpoisoned,
     "derived": derived,
     "whole": whole,
