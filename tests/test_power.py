@@ -21,7 +21,6 @@ from clipguard.pipeline.power import (
     chosen_canaries,
     embedded,
     originals,
-    outcomes,
     power,
     triggered,
 )
@@ -202,6 +201,9 @@ def test_originals_come_at_their_size_or_at_the_largest_one(monkeypatch):
     assert originals(source, (40, 20))(rows).shape == (2, 20, 10, 3)
 
 
+THRESHOLD = CONFIG.trigger_detector.flagged
+
+
 def scores_of(labels, first_round, trigger_score, singled_out):
     """Return scores by which the entropy map singles out some samples: the guide holds most against them."""
     n = len(labels)
@@ -218,23 +220,6 @@ def scores_of(labels, first_round, trigger_score, singled_out):
         trigger_score=trigger_score,
         exchange=no_exchange(3),
     )
-
-
-def test_an_outcome_counts_canaries_and_others_of_their_class():
-    labels = np.repeat([0, 1, 2], 20)
-    singled_out, first, last = np.zeros(60, dtype=bool), np.zeros(60), np.zeros(60)
-    singled_out[[0, 1, 10, 25]] = True
-    # Row 2 is no candidate, row 3 is not above the threshold, row 25 is of another class.
-    first[[0, 1, 2, 10, 25]], first[3] = 0.9, 0.8
-    last[[0, 2, 3, 11, 12, 13, 30]] = 0.81
-    canaries = (Canaries(family="patch", label=0, rows=np.arange(5), seed=Seed(0)),)
-    scores = scores_of(labels, first, last, singled_out)
-    config = replace(CONFIG, entropy_map=replace(CONFIG.entropy_map, by="all", candidate=4 / 60, clean=0.2))
-    (outcome,) = outcomes(scores, canaries, np.array([True, False, False]), config, 3)
-    assert (outcome.copy, outcome.family, outcome.label, outcome.suspected) == (3, "patch", 0, True)
-    assert (outcome.samples, outcome.class_size) == (5, 20)
-    assert (outcome.first_round, outcome.others_first_round) == (2, 1)
-    assert (outcome.flagged, outcome.others_flagged) == (3, 3)
 
 
 def test_each_copy_is_scanned_once_with_canaries_of_its_own(monkeypatch):
@@ -271,13 +256,11 @@ def test_a_loud_canary_is_flagged_by_the_scan_of_its_copy(monkeypatch):
     (outcome,) = power(
         replace(scanned, embeddings=embeddings),
         [{"patch": 14}],
-        lambda scores: scores.labels[:3] < 3,
+        lambda scores: np.bincount(scores.labels[scores.trigger_score > THRESHOLD], minlength=3) >= 10,
         1,
         Seed(0),
     )
     assert outcome.suspected
-    assert outcome.flagged >= 0.7 * outcome.samples
-    assert outcome.others_flagged <= 0.1 * outcome.class_size
 
 
 def test_labels_of_the_data_are_not_changed_by_a_copy():

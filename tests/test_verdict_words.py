@@ -30,10 +30,7 @@ def unsuspicious(tmp_path_factory):
 
 def canary(family="patch", *, suspected=True, label=1):
     """Return the outcome of one class with canaries in the first copy."""
-    counts = {"first_round": 9, "flagged": 18, "others_first_round": 0, "others_flagged": 0}
-    return CanaryOutcome(
-        copy=0, family=family, label=label, samples=20, class_size=100, suspected=suspected, **counts
-    )
+    return CanaryOutcome(copy=0, family=family, label=label, samples=20, suspected=suspected)
 
 
 IDENTIFIED = (canary(), canary("blend", label=2))

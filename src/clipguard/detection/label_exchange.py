@@ -22,10 +22,10 @@ from clipguard.types import Rows
 MARGIN: Final = 2.0
 """Factor by which expected counts may be too small without an alarm.
 
-The posterior is no exact null, and the more samples there are, the more surely it is rejected. Of 41 unpoisoned
-draws of 10,000 to 31,000 CIFAR-10 rows, 6 are rejected at 0.0125 with a factor of 1.25, 2 with 1.5 and none
-with 2. Many of these draws share images. Of 10 draws with 1 % of labels flipped to one class, 2 is content
-with 8 and 1.25 with 10.
+The posterior is no exact null, and more samples reject it more surely. Of 41 unpoisoned draws of 10,000 to
+31,000 CIFAR-10 rows, 6 are rejected at 0.0125 with a factor of 1.25, 2 with 1.5 and none with 2. Many of
+these draws share images. The price: of 10 draws with 1 % of labels flipped to one class, 8 are rejected
+with 2, and all with 1.25.
 """
 
 LEVEL: Final = 0.01

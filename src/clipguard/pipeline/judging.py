@@ -14,6 +14,8 @@ from clipguard.detection.class_evidence import ClassEvidence, class_evidence
 from clipguard.detection.drawn_rows import MOST_ROWS
 from clipguard.detection.early_model import LATER
 from clipguard.detection.label_exchange import LabelExchange
+from clipguard.detection.label_flow import LabelView, label_only_poison
+from clipguard.detection.linear_probe import Probe
 from clipguard.detection.removal import Belief, beliefs, trusted_samples
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.pipeline.power import CanaryOutcome, Scanned, canary_sets, originals, power
@@ -95,7 +97,20 @@ def measure_power(scan: Scan, folder: Path, progress: StepProgress) -> None:
 
 
 def _suspected(scan: Scan, scores: SampleScores) -> Bool[np.ndarray, "k"]:
-    return evidence_of(scan, scores).suspected
+    """Return the classes of a copy that its scan would call suspicious, by any test or by label flow."""
+    tests = evidence_of(scan, scores)
+    nothing = np.zeros(0, np.int64), np.zeros((0, scores.num_classes), np.float32)
+    view = LabelView(
+        labels=scores.labels,
+        num_classes=scores.num_classes,
+        guide_nll=scores.guide_nll,
+        unexplained=~tests.flagged,
+    )
+    probe = Probe(scores.probe_loss, scores.probe_class, *nothing)
+    targets = tests.wrong_labels & ~tests.triggered
+    flow = label_only_poison(view, probe, scan.context.config.label_flow, targets)
+    by_label = np.bincount(scores.labels[flow.flagged], minlength=scores.num_classes) > 0
+    return np.asarray(tests.suspected | by_label)
 
 
 def suspected_classes(scan: Scan) -> Bool[np.ndarray, "k"]:

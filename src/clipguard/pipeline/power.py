@@ -19,7 +19,7 @@ from clipguard.pipeline.sample_scoring import sample_scores
 from clipguard.runs.summary import Family
 from clipguard.seeds import Seed
 from clipguard.triggers.canaries import canary_trigger
-from clipguard.types import Images, ImageSet, Preprocessing, Rows, State, chunks
+from clipguard.types import Images, ImageSet, Preprocessing, Rows, chunks
 
 SHARE: Final = 0.03
 """Of the copy, at most: canaries must not crowd poison out of the entropy map's fixed share."""
@@ -126,11 +126,6 @@ class CanaryOutcome:
         family: of the trigger.
         label: the class.
         samples: canaries of it.
-        class_size: all samples of that label in the copy.
-        first_round: canaries that the entropy map singles out and the detector's first round flags.
-        flagged: canaries that the detector flags after its last round.
-        others_first_round: other samples of the class that are singled out and flagged by the first round.
-        others_flagged: other samples of the class that are flagged after the last round.
         suspected: whether the class is suspected.
     """
 
@@ -138,11 +133,6 @@ class CanaryOutcome:
     family: Family
     label: int
     samples: int
-    class_size: int
-    first_round: int
-    flagged: int
-    others_first_round: int
-    others_flagged: int
     suspected: bool
 
 
@@ -285,8 +275,15 @@ def power(  # what is put in, who judges it, and how often
             scanned.data.labels, counts, scanned.untouched, scanned.unsuspected, stream
         )
         if canaries:
-            scores = copy_scores(scanned, canaries, stream.child("scan"), on_epoch)
-            yield from outcomes(scores, canaries, suspected(scores), scanned.config, number)
+            named = suspected(copy_scores(scanned, canaries, stream.child("scan"), on_epoch))
+            for some in canaries:
+                yield CanaryOutcome(
+                    copy=number,
+                    family=some.family,
+                    label=some.label,
+                    samples=len(some.rows),
+                    suspected=bool(named[some.label]),
+                )
 
 
 def copy_scores(
@@ -296,37 +293,3 @@ def copy_scores(
     data, embeddings = canary_copy(scanned, canaries)
     guide = scanned.guide.logits(embeddings, data.class_names)
     return sample_scores(data, guide, embeddings, replace(scanned.config, seed=seed.value), on_epoch)
-
-
-def outcomes(
-    scores: SampleScores,
-    canaries: tuple[Canaries, ...],
-    suspected: Bool[np.ndarray, "k"],
-    config: DefenseConfig,
-    copy: int,
-) -> list[CanaryOutcome]:
-    """Return what the scores of a copy say of each class with canaries."""
-    threshold = config.trigger_detector.flagged
-    candidate = scores.first_partition(config.entropy_map).has(State.TRIGGER)
-    first = candidate & (scores.first_round > threshold)
-    last = scores.trigger_score > threshold
-    result = []
-    for some in canaries:
-        others = scores.labels == some.label
-        size = int(others.sum())
-        others[some.rows] = False
-        result.append(
-            CanaryOutcome(
-                copy=copy,
-                family=some.family,
-                label=some.label,
-                samples=len(some.rows),
-                class_size=size,
-                first_round=int(first[some.rows].sum()),
-                flagged=int(last[some.rows].sum()),
-                others_first_round=int(first[others].sum()),
-                others_flagged=int(last[others].sum()),
-                suspected=bool(suspected[some.label]),
-            )
-        )
-    return result

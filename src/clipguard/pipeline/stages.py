@@ -123,9 +123,13 @@ REMOVAL: Final = Stage[Scan](
 
 POWER: Final = Stage[Scan](
     name="power",
-    version=1,
+    version=2,
     title="scan a copy with known triggers",
-    config=lambda scan: {**_nets(scan.context.config), "copies": scan.context.config.power},
+    config=lambda scan: {
+        **_nets(scan.context.config),
+        "label_flow": asdict(scan.context.config.label_flow),
+        "copies": scan.context.config.power,
+    },
     inputs=lambda scan: [
         scan.images_key,
         *_guide_key(scan),
