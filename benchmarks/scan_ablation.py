@@ -1,6 +1,6 @@
 """What each part of a scan is worth: flags with it and without it, on the scores of development draws.
 
-    python benchmarks/scan_ablation.py    # after verdict_draws.py; seconds a draw, nothing is trained
+    python benchmarks/scan_ablation.py [PART OF A NAME]...    # after verdict_draws.py; nothing is trained
 
 For each draw that `verdict_draws.py` has scored: samples that are flagged, poison among them, and whether the
 suspected classes are the poisoned one. Two short trainings of the cause (removal) are left out. The rows are
@@ -8,6 +8,7 @@ written to benchmarks/results/verdict/ablation.json.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -147,7 +148,7 @@ PARTS: Final[dict[str, Callable[[Scored], Partition]]] = {
 def rows() -> Iterator[dict[str, Any]]:
     """Yield a row for each draw that was scored and each part."""
     for draw in development():
-        if not file_of(draw).exists():
+        if not file_of(draw).exists() or not all(word in draw.name for word in sys.argv[1:]):
             continue
         one = scored(draw)
         for name, part in PARTS.items():
@@ -182,8 +183,12 @@ def table(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Write all rows, and print the table."""
     results = list(rows())
-    about = {"command": "python benchmarks/scan_ablation.py", "commit": commit(), "machine": machine()}
-    path = RESULTS / "verdict" / "ablation.json"
+    about = {
+        "command": " ".join(["python benchmarks/scan_ablation.py", *sys.argv[1:]]),
+        "commit": commit(),
+        "machine": machine(),
+    }
+    path = RESULTS / "verdict" / ("-".join(["ablation", *sys.argv[1:]]) + ".json")
     path.write_text(json.dumps({**about, "rows": results}, indent=1) + "\n")
     print(table(results))
 
