@@ -32,9 +32,9 @@ COMMANDS = ("attack", "bench", "bench-report", "convert", "defend", "demo", "rep
 SUMMARY = SCAN | {"verdict": {"answer": "undecided", "reasons": ["a [bold]reason[/bold]"]}}
 SAMPLES = {
     "id": ["a\x1b[31m.png", "[red]b.png"],
-    "label_name": ["cat", "dog\n"],
-    "guide_label_name": ["dog", "dog"],
-    "suspicion_score": [0.25, 0.75],
+    "given_label": ["cat", "dog\n"],
+    "predicted_label": ["dog", "dog"],
+    "poison_score": [0.25, 0.75],
     "rank": [2, 1],
 }
 

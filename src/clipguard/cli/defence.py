@@ -25,11 +25,11 @@ from clipguard.errors import ClipguardError
 from clipguard.lab.demo import demo_config, demo_guide, poisoned_digits
 from clipguard.mitigation.unlearning import CGD, UnlearningConfig
 from clipguard.outputs.report import write_report
-from clipguard.outputs.samples import SAMPLES
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.summary import write_summary
+from clipguard.runs.samples_table import SAMPLES
 from clipguard.runs.summary import RunSummary, plain
 from clipguard.types import Progress
 

@@ -38,6 +38,7 @@ from clipguard.pipeline.summary import warnings_of
 from clipguard.pipeline.verdict import verdict
 from clipguard.pipeline.victims import check_fit, given_victim
 from clipguard.runs import FinishedStage, RunFolder, SourceInfo, described, read_table
+from clipguard.runs.samples_table import SAMPLES, source_order
 from clipguard.seeds import Seed
 from clipguard.types import Partition, Preprocessing, Progress, State
 
@@ -68,7 +69,7 @@ def _with_its_means(
 class Defender:
     """Scans an untrusted data set and repairs a model that was trained on it.
 
-    The constructor only stores. After `scan`: `samples_` (columns of samples.parquet), `partition_`,
+    The constructor only stores. After `scan`: `samples_` (columns of samples.parquet in the order of the source), `partition_`,
     `verdict_`, `warnings_`, `triggers_` (what the flagged samples share: none, one, or one a target). After
     `fit` also `model_` (repaired; the victim itself where nothing is flagged), `before_` (the victim),
     `spec_`, `history_` (of the repair). Every stage is cached in `run_dir`; running again resumes.
@@ -166,9 +167,14 @@ class Defender:
 
     @property
     def samples_(self) -> dict[str, Any]:
-        """The columns of samples.parquet by name, read when they are first asked for: they may be large."""
+        """The columns of samples.parquet by name, rows in the order of the source as those of `partition_`.
+
+        They are read when they are first asked for: they may be large.
+        """
         if self._samples is None:
-            self._samples = read_table(self.scan_.context.run.path / "samples.parquet")
+            table = read_table(self.scan_.context.run.path / SAMPLES)
+            order = source_order(table["row"])
+            self._samples = {name: values[order] for name, values in table.items()}
         return self._samples
 
     @property

@@ -123,6 +123,7 @@ def write_table(
     path: Path,
     columns: Mapping[str, Array | Sequence[str]],
     optional: Collection[str] = (),
+    descriptions: Mapping[str, str] | None = None,
 ) -> None:
     """Write `path` (Parquet), all or nothing.
 
@@ -130,6 +131,7 @@ def write_table(
         path: the file.
         columns: one entry a column, all of one length.
         optional: columns whose NaN mean "not computed"; they are written as nulls.
+        descriptions: of columns, one line each, for the metadata of their fields.
 
     Raises:
         ClipguardError: a value of another column is NaN or Inf, or a text is not Unicode.
@@ -148,7 +150,20 @@ def write_table(
                 f"column {name} of {path.name}: {error.object!r} is not Unicode: rename it"
             ) from error
     with replacing(path) as part:
-        pq.write_table(pa.table(arrays), part)
+        pq.write_table(_described_table(pa.table(arrays), descriptions or {}), part)
+
+
+def _described_table(table: "pa.Table", descriptions: Mapping[str, str]) -> "pa.Table":
+    """Return the table whose fields say in their metadata what their column means."""
+    import pyarrow as pa
+
+    fields = [
+        field.with_metadata({"description": descriptions[field.name]})
+        if field.name in descriptions
+        else field
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields))
 
 
 def read_table(path: Path, only: Collection[str] | None = None) -> dict[str, Array]:

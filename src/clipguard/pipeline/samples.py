@@ -1,0 +1,66 @@
+"""The table of samples: what a scan says of each of them, the flagged ones first."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from clipguard.data.provenance import ROWS, recorded_rows, recorded_source
+from clipguard.pipeline.scan import Scan
+from clipguard.runs import write_table
+from clipguard.runs.samples_table import DESCRIPTIONS, SAMPLES, in_table_order
+from clipguard.types import STATES, Partition, StepProgress
+
+
+def write_samples(scan: Scan, folder: Path, progress: StepProgress) -> None:
+    """Write samples.parquet: one row a readable sample, the most suspicious ranked 1."""
+    data, partition, source = scan.data, scan.partition, scan.context.source
+    names = np.array(data.class_names, dtype=object)
+    embeddings = scan.context.finished["embeddings"].path
+    kept = np.delete(np.arange(len(source)), recorded_source(embeddings)["unreadable_rows"])
+    columns = {
+        "row": source.rows[kept],
+        "id": np.array(data.ids, dtype=object),
+        "path": np.array(source.paths, dtype=object)[kept],
+        "sha256": np.array([*_hashes(embeddings)], dtype=object),
+        "label": data.labels,
+        "given_label": names[data.labels],
+        "predicted_label": names[scan.likeliest],
+        **status_columns(partition),
+        "poison_score": partition.suspicion,
+        "rank": ranks(data.ids, partition.suspicion),
+        "trigger": partition.trigger + 1,
+        **scan.columns,
+    }
+    write_table(folder / SAMPLES, in_table_order(columns), descriptions=DESCRIPTIONS)
+
+
+def _hashes(embeddings: Path) -> Iterator[str]:
+    """Return the hash of each readable image, in the order of the source."""
+    for file in sorted((embeddings / ROWS).glob("*.parquet")):
+        recorded = recorded_rows(file)
+        yield from (recorded.sha256[place].hex() for place in recorded.readable)
+
+
+def status_columns(partition: Partition) -> dict[str, Any]:
+    """Return the columns that say what becomes of each sample."""
+    names = [STATES[state] for state in sorted(STATES)]
+    status, reason = (np.array(texts, object) for texts in zip(*[name[:2] for name in names], strict=True))
+    return {"status": status[partition.state], "reason": reason[partition.state]}
+
+
+def ranks(ids: Sequence[str], suspicion: Float64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+    """Return the place of each sample in the list of all, 1 for the most suspicious.
+
+    Ties go by name and not by row, so that a shuffled data set gives the same list.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = pa.table({"suspicion": suspicion, "id": pa.array(ids, pa.string())})
+    order = pc.sort_indices(table, [("suspicion", "descending"), ("id", "ascending")])
+    rank = np.empty(len(ids), dtype=np.int64)
+    rank[np.asarray(order)] = np.arange(1, len(ids) + 1)
+    return rank
