@@ -1,4 +1,4 @@
-"""samples.parquet: flagged first, every column described, each image named and hashed as the source has it."""
+"""samples.parquet: flagged first, columns described, each image named and hashed as the source has it."""
 
 import hashlib
 import io

@@ -69,9 +69,9 @@ def _with_its_means(
 class Defender:
     """Scans an untrusted data set and repairs a model that was trained on it.
 
-    The constructor only stores. After `scan`: `samples_` (columns of samples.parquet in the order of the source), `partition_`,
-    `verdict_`, `warnings_`, `triggers_` (what the flagged samples share: none, one, or one a target). After
-    `fit` also `model_` (repaired; the victim itself where nothing is flagged), `before_` (the victim),
+    The constructor only stores. After `scan`: `samples_` (columns of samples.parquet, rows in the order of
+    the source), `partition_`, `verdict_`, `warnings_`, `triggers_` (what the flagged samples share: none,
+    one, or one a target). After `fit` also `model_` (repaired; the victim itself where nothing is flagged), `before_` (the victim),
     `spec_`, `history_` (of the repair). Every stage is cached in `run_dir`; running again resumes.
 
     Args:

@@ -157,12 +157,8 @@ def _described_table(table: "pa.Table", descriptions: Mapping[str, str]) -> "pa.
     """Return the table whose fields say in their metadata what their column means."""
     import pyarrow as pa
 
-    fields = [
-        field.with_metadata({"description": descriptions[field.name]})
-        if field.name in descriptions
-        else field
-        for field in table.schema
-    ]
+    known = {name: {"description": text} for name, text in descriptions.items()}
+    fields = [field.with_metadata(known.get(field.name)) for field in table.schema]
     return table.cast(pa.schema(fields))
 
 

@@ -44,10 +44,10 @@ COLUMNS: Final = (
     Column("guide_nll", "loss of the given label under the guide (nats)"),
     Column("early_nll", "loss of the given label under the early-training model (nats)"),
     Column(
-        "guide_rank", "rank of guide_nll among all samples, ties averaged (above 0 to 1, the highest loss)"
+        "guide_rank", "rank of guide_nll among all samples, ties averaged (0 to 1, 1 for the highest loss)"
     ),
     Column(
-        "early_rank", "rank of early_nll among all samples, ties averaged (above 0 to 1, the highest loss)"
+        "early_rank", "rank of early_nll among all samples, ties averaged (0 to 1, 1 for the highest loss)"
     ),
     Column("trigger_score", "probability of a trigger by the trigger detector (0 to 1)"),
 )
