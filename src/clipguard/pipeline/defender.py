@@ -72,7 +72,8 @@ class Defender:
     The constructor only stores. After `scan`: `samples_` (columns of samples.parquet, rows in the order of
     the source), `partition_`, `verdict_`, `warnings_`, `triggers_` (what the flagged samples share: none,
     one, or one a target). After `fit` also `model_` (repaired; the victim itself where nothing is flagged),
-    `before_` (the victim), `spec_`, `history_` (of the repair). Every stage is cached in `run_dir`; running again resumes.
+    `before_` (the victim), `spec_`, `history_` (of the repair). Every stage is cached in `run_dir`; running
+    again resumes.
 
     Args:
         guide: the CLIP that reads the labels; the default needs its weights from the hub or its cache.

@@ -1,8 +1,8 @@
-"""The table of samples: what a scan says of each of them, the flagged ones first."""
+"""The table of samples: what a scan says of each of them, the flagged ones first, and lists of those."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -10,12 +10,21 @@ from jaxtyping import Float64, Int64
 from clipguard.data.provenance import ROWS, recorded_rows, recorded_source
 from clipguard.pipeline.scan import Scan
 from clipguard.runs import write_table
+from clipguard.runs.lists import write_csv, write_names
 from clipguard.runs.samples_table import DESCRIPTIONS, SAMPLES, in_table_order
 from clipguard.types import STATES, Partition, StepProgress
 
+FLAGGED_NAMES: Final = "flagged.txt"
+FLAGGED_TABLE: Final = "flagged.csv"
+LISTED: Final = (
+    *("row", "id", "path", "sha256", "given_label", "predicted_label", "reason", "poison_score", "q_value"),
+    *("rank", "trigger"),
+)
+"""The columns of flagged.csv, as far as the scan has them."""
+
 
 def write_samples(scan: Scan, folder: Path, progress: StepProgress) -> None:
-    """Write samples.parquet: one row a readable sample, the most suspicious ranked 1."""
+    """Write samples.parquet, one row a readable sample, and flagged.csv and flagged.txt."""
     data, partition, source = scan.data, scan.partition, scan.context.source
     names = np.array(data.class_names, dtype=object)
     embeddings = scan.context.finished["embeddings"].path
@@ -34,7 +43,18 @@ def write_samples(scan: Scan, folder: Path, progress: StepProgress) -> None:
         "trigger": partition.trigger + 1,
         **scan.columns,
     }
-    write_table(folder / SAMPLES, in_table_order(columns), descriptions=DESCRIPTIONS)
+    table = in_table_order(columns)
+    write_table(folder / SAMPLES, table, descriptions=DESCRIPTIONS)
+    _write_flagged(table, folder)
+
+
+def _write_flagged(table: Mapping[str, Any], folder: Path) -> None:
+    """Write the flagged samples, which come first in the table: all that is known, and names alone."""
+    n = int((table["status"] == "flagged").sum())
+    header = [name for name in LISTED if name in table]
+    write_csv(folder / FLAGGED_TABLE, header, zip(*(table[name][:n].tolist() for name in header), strict=True))
+    names = zip(table["path"][:n], table["id"][:n], strict=True)
+    write_names(folder / FLAGGED_NAMES, (path or name for path, name in names))
 
 
 def _hashes(embeddings: Path) -> Iterator[str]:
