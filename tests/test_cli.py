@@ -28,7 +28,10 @@ from clipguard.runs.summary import RunSummary
 from tiny_data import image_folder, tree
 from tiny_report import SCAN
 
-COMMANDS = ("attack", "bench", "bench-report", "convert", "defend", "demo", "report", "scan", "verify")
+COMMANDS = (
+    *("apply", "attack", "bench", "bench-report", "clean", "convert", "defend", "demo", "export", "report"),
+    *("scan", "verify"),
+)
 SUMMARY = SCAN | {"verdict": {"answer": "undecided", "reasons": ["a [bold]reason[/bold]"]}}
 SAMPLES = {
     "id": ["a\x1b[31m.png", "[red]b.png"],

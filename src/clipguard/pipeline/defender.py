@@ -38,6 +38,8 @@ from clipguard.pipeline.summary import warnings_of
 from clipguard.pipeline.verdict import verdict
 from clipguard.pipeline.victims import check_fit, given_victim
 from clipguard.runs import FinishedStage, RunFolder, SourceInfo, described, read_table
+from clipguard.runs.changes import changed_settings
+from clipguard.runs.cleaning import CLEANED, cleaned_at
 from clipguard.runs.samples_table import SAMPLES, source_order
 from clipguard.seeds import Seed
 from clipguard.types import Partition, Preprocessing, Progress, State
@@ -288,7 +290,7 @@ def _open_run(
     )
     settings = {"guide": guide.name, "templates": guide.prompts, "defense": asdict(config)}
     device = current_device() or CPU
-    return RunFolder.open(
+    run = RunFolder.open(
         run_dir,
         info,
         settings,
@@ -296,6 +298,12 @@ def _open_run(
         threads=_training_threads(Path(run_dir)),
         device=device.description,
     )
+    if replaced := changed_settings(run):
+        progress(replaced, 0, 0)
+    if when := cleaned_at(run.path):
+        progress(f"the caches of run folder {run.path} were dropped at {when}: all is computed anew", 0, 0)
+        run.retract(CLEANED)
+    return run
 
 
 def _training_threads(run_dir: Path) -> int:

@@ -52,7 +52,9 @@ def _write_flagged(table: Mapping[str, Any], folder: Path) -> None:
     """Write the flagged samples, which come first in the table: all that is known, and names alone."""
     n = int((table["status"] == "flagged").sum())
     header = [name for name in LISTED if name in table]
-    write_csv(folder / FLAGGED_TABLE, header, zip(*(table[name][:n].tolist() for name in header), strict=True))
+    write_csv(
+        folder / FLAGGED_TABLE, header, zip(*(table[name][:n].tolist() for name in header), strict=True)
+    )
     names = zip(table["path"][:n], table["id"][:n], strict=True)
     write_names(folder / FLAGGED_NAMES, (path or name for path, name in names))
 
