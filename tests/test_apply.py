@@ -254,3 +254,16 @@ def test_a_class_that_loses_all_its_samples_is_told(clipguard, tmp_path, folder,
     ran = clipguard("apply", run, folder, "-o", tmp_path / "clean", "--reviews", tmp_path / "marks.json")
     assert ran.code == 0
     assert "1 classes have no sample left: dog" in ran.err
+
+
+def test_a_folders_tables_lose_the_rows_of_what_is_left_out(clipguard, tmp_path, folder, run):
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    lines = [f'./{name},"a ""note"", {row}"' for row, name in enumerate(files)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,note", *lines, "gone.png,x"]) + "\n")
+    rows = [json.dumps({"file_name": name, "text": "ü", "n": row}) for row, name in enumerate(files)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    assert clipguard("apply", run, folder, "-o", tmp_path / "clean").code == 0
+    kept = [lines[row] for row in KEPT]
+    assert (tmp_path / "clean" / "metadata.csv").read_text().splitlines() == ["file_name,note", *kept]
+    copied = [json.loads(line) for line in (tmp_path / "clean" / "metadata.jsonl").read_text().splitlines()]
+    assert copied == [{"file_name": files[row], "text": "ü", "n": row} for row in KEPT]
