@@ -1,4 +1,4 @@
-"""`clipguard apply`: a copy of the source without what was flagged, in its own format, whole or not at all."""
+"""`clipguard apply`: a copy of the source without what was flagged, in its own format, all or nothing."""
 
 import io
 import json

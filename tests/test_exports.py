@@ -89,16 +89,14 @@ def test_datalab_reports_the_findings_as_its_issues(exported, run, tmp_path, mon
     order = source_order(table["row"])
     issues = lab.get_issues()
     assert np.array_equal(issues["is_backdoor_issue"], table["reason"][order] == "trigger")
-    assert np.array_equal(issues["is_label_issue"], table["reason"][order] == "label")
+    assert np.array_equal(issues["is_changed_label_issue"], table["reason"][order] == "label")
     np.testing.assert_allclose(issues["backdoor_score"], 1 - table["poison_score"][order])
-    np.testing.assert_allclose(issues["label_score"], np.exp(-table["guide_nll"][order]))
+    np.testing.assert_allclose(issues["changed_label_score"], np.exp(-table["guide_nll"][order]))
     summary = lab.get_issue_summary().set_index("issue_type")["num_issues"].to_dict()
-    assert summary == {"backdoor": 14, "label": 1}
-    worst = lab.get_issues("label").sort_values("label_score")
-    assert list(worst["given_label"].iloc[:2]) != list(worst["predicted_label"].iloc[:2])
+    assert summary == {"backdoor": 14, "changed_label": 1}
     capsys.readouterr()
     lab.report()
-    assert "backdoor issues" in capsys.readouterr().out
+    assert "Images that clipguard flags for a trigger." in capsys.readouterr().out
 
 
 def test_fiftyone_finds_each_image_by_its_name_without_ending_and_its_label_with_attributes(exported, run):

@@ -11,8 +11,8 @@ from clipguard.runs.samples_table import SAMPLES, source_order
 DESCRIPTIONS = {
     "is_backdoor_issue": "whether the sample is flagged for a trigger",
     "backdoor_score": "1 - poison_score (0 to 1, low is suspicious)",
-    "is_label_issue": "whether the sample is flagged for its label alone",
-    "label_score": "probability of the given label by the guide (0 to 1, low is suspicious)",
+    "is_changed_label_issue": "whether the sample is flagged for its label alone",
+    "changed_label_score": "probability of the given label by the guide (0 to 1, low is suspicious)",
 }
 
 
@@ -27,7 +27,7 @@ def write_datalab(run: Path, file: Path) -> None:
         **{name: table[name] for name in names},
         "is_backdoor_issue": table["reason"] == "trigger",
         "backdoor_score": 1 - table["poison_score"],
-        "is_label_issue": table["reason"] == "label",
-        "label_score": np.exp(-table["guide_nll"]),
+        "is_changed_label_issue": table["reason"] == "label",
+        "changed_label_score": np.exp(-table["guide_nll"]),
     }
     write_table(file, columns, descriptions=DESCRIPTIONS)
