@@ -57,13 +57,13 @@ def _loading(spec: ModelSpec) -> list[str]:
     if loads_with_timm(spec.architecture):
         return [
             "import json, timm, safetensors.torch",
-            "card = json.load(open('model.json'))",
-            "model = timm.create_model(card['architecture'], **card['arguments']).eval()",
-            "model.load_state_dict(safetensors.torch.load_file('model.safetensors'))",
+            'card = json.load(open("model.json"))',
+            'model = timm.create_model(card["architecture"], **card["arguments"]).eval()',
+            'model.load_state_dict(safetensors.torch.load_file("model.safetensors"))',
         ]
     return [
         "from pathlib import Path",
         "from clipguard.models.spec import load, read_spec",
-        "spec = read_spec(Path('model.safetensors'))",
-        "model = load(Path('model.safetensors'), spec).network",
+        'spec = read_spec(Path("model.safetensors"))',
+        'model = load(Path("model.safetensors"), spec).network',
     ]
