@@ -140,8 +140,6 @@ def test_a_net_that_cannot_be_written_is_one_line_and_leaves_no_file(tmp_path, m
         raise RuntimeError("operator is unknown\nto ONNX")
 
     monkeypatch.setattr(torch.onnx, "export", fails)
-    with pytest.raises(
-        ClipguardError, match="preactresnet18-4 cannot be written as ONNX: operator is unknown"
-    ):
+    with pytest.raises(ClipguardError, match="cannot be written as ONNX: operator is unknown"):
         write_onnx(run, tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == [run]

@@ -13,7 +13,7 @@ from clipguard.runs import RunFolder
 
 
 def sample_weights(
-    run: str | Path, *, set_aside: float = 1.0, reviews: str | Path | None = None
+    run: str | Path, *, set_aside: int | float = 1.0, reviews: str | Path | None = None
 ) -> Float64[np.ndarray, "n"]:
     """Return a weight for each row of the scanned source, in its order: 0 for what is flagged or unreadable.
 
