@@ -22,7 +22,9 @@ def main() -> None:
     attack, seed = sys.argv[1], int(sys.argv[2])
     runner = next(r for r in runners("table") if (r.cell.attack.name, r.cell.seed) == (attack, seed))
     _, truth = runner.poisoned
-    samples, partition = read_samples(next(runner.case().run_dir.rglob("samples.parquet")).parent)
+    samples, partition = read_samples(
+        next(runner.case().run_dir.rglob("samples.parquet")).parent, order="source"
+    )
     poisoned = np.flatnonzero(truth.poisoned)
     marked = poisoned[:: max(1, len(poisoned) // MARKED)]
     drawn = entropy_map(

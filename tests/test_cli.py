@@ -28,13 +28,16 @@ from clipguard.runs.summary import RunSummary
 from tiny_data import image_folder, tree
 from tiny_report import SCAN
 
-COMMANDS = ("attack", "bench", "bench-report", "convert", "defend", "demo", "report", "scan", "verify")
+COMMANDS = (
+    *("apply", "attack", "bench", "bench-report", "clean", "convert", "defend", "demo", "export", "report"),
+    *("scan", "verify"),
+)
 SUMMARY = SCAN | {"verdict": {"answer": "undecided", "reasons": ["a [bold]reason[/bold]"]}}
 SAMPLES = {
     "id": ["a\x1b[31m.png", "[red]b.png"],
-    "label_name": ["cat", "dog\n"],
-    "guide_label_name": ["dog", "dog"],
-    "suspicion_score": [0.25, 0.75],
+    "given_label": ["cat", "dog\n"],
+    "predicted_label": ["dog", "dog"],
+    "poison_score": [0.25, 0.75],
     "rank": [2, 1],
 }
 

@@ -20,10 +20,10 @@ from clipguard.pipeline import computing
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.stages import UNLEARNING
-from clipguard.runs import ShardedArray, read_table
+from clipguard.runs import ShardedArray
 from clipguard.seeds import Seed
 from clipguard.types import Preprocessing, State
-from tiny_runs import CONFIG, NAMES, poisoned_set, source_of
+from tiny_runs import CONFIG, NAMES, poisoned_set, samples_of, source_of
 
 GUIDE = ClipGuide("mini")
 SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
@@ -387,7 +387,7 @@ def test_the_published_table_follows_what_is_flagged_in_this_run(fitted, source,
     for rule in ("label_only_poison", "refitted_label_flow"):
         monkeypatch.setattr(computing, rule, lambda *_: flow)
     again = Defender(GUIDE, tmp_path / "run", config=CONFIG).fit(source)
-    rows = read_table(tmp_path / "run" / "samples.parquet")
+    rows = samples_of(tmp_path / "run")
     assert {"trigger_detector", "label_flow"} <= set(cached(again))
     assert {"label_flow_refit", "samples", "feature_separation", "unlearning"} <= set(computed(again))
     assert np.array_equal(rows["reason"] == "label", flagged)

@@ -286,9 +286,7 @@ def test_a_whole_repair_takes_the_way_of_a_gpu(stand_in_gpu, tmp_path):
     assert manifest["device"] == "Stand-in, bfloat16"
     keys = [read_json(stage.path / "manifest.json") for stage in made.stages_.values()]
     assert {key["device"] for key in keys} == {"Stand-in, bfloat16"}
-    assert (
-        made.samples_["suspicion_score"][carries].mean() > made.samples_["suspicion_score"][~carries].mean()
-    )
+    assert made.samples_["poison_score"][carries].mean() > made.samples_["poison_score"][~carries].mean()
 
 
 def test_seeding_leaves_every_gpu_alone_and_the_processors_generator_as_it_was(monkeypatch):

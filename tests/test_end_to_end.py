@@ -86,7 +86,7 @@ def test_a_scan_ranks_every_sample_and_writes_a_report(clipguard, attacked, tmp_
     pairs = Counter(zip(samples["status"], samples["reason"], strict=True))
     assert value["partition"] == {name.counted_as: pairs[name[:2]] for name in STATES.values()}
     assert (value["before"], value["after"], value["detection"]) == (None, None, None)
-    files = {"report": "report.html", "samples": "samples.parquet"}
+    files = {"report": "report.html", "samples": "samples.parquet", "flagged": "flagged.csv"}
     assert value["files"] == {name: str(tmp_path / "run" / file) for name, file in files.items()}
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.lower().startswith("<!doctype html>")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from clipguard.pipeline import scanning, stages
-from clipguard.runs import read_array, read_table, write_array
+from clipguard.runs import read_array, write_array
 from clipguard.types import State, chunks
-from tiny_runs import poisoned_set, scanned
+from tiny_runs import poisoned_set, samples_of, scanned
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "architecture.md"
 
@@ -36,7 +36,7 @@ def test_the_documents_example_is_a_signal_that_moves_the_partition_and_adds_a_c
     monkeypatch.setattr(scanning, "SIGNALS", (*scanning.SIGNALS, names["exclude_extremes"]))
 
     after = scanned(tmp_path / "after", data)
-    samples = read_table(tmp_path / "after" / "samples.parquet")
+    samples = samples_of(tmp_path / "after")
     assert np.allclose(samples["brightness"], data.images.mean((1, 2, 3)))
     extreme = [samples["brightness"].argmin(), samples["brightness"].argmax()]
     moved = ~before.partition.flagged[extreme]

@@ -26,7 +26,7 @@ from clipguard.runs.summary import (
 from test_report import HOSTILE, Page
 from tiny_report import SCAN, VERDICT, make_run
 
-SAMPLES = {"id": [], "label_name": [], "guide_label_name": [], "suspicion_score": [], "rank": []}
+SAMPLES = {"id": [], "given_label": [], "predicted_label": [], "poison_score": [], "rank": []}
 
 
 def canaries(family, *, identified, missed, samples=60):

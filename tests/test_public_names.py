@@ -10,6 +10,7 @@ import clipguard
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
+from clipguard.outputs.weights import sample_weights, sampler_of
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
 
@@ -20,6 +21,8 @@ HOMES = {
     "Defender": Defender,
     "ImageSource": ImageSource,
     "DefenseConfig": DefenseConfig,
+    "sample_weights": sample_weights,
+    "sampler_of": sampler_of,
 }
 
 

@@ -362,7 +362,7 @@ def test_the_victims_features_judge_quarantined_classes_before_unlearning_and_th
     table = read_table(here.context.run.path / FEATURES_FILE)
     rows = np.flatnonzero((data.labels == 0) & ~held_out(here))
     assert table["id"].tolist() == [data.ids[row] for row in rows]
-    assert set(table["label_name"]) == {NAMES[0]}
+    assert set(table["given_label"]) == {NAMES[0]}
     assert set(table["label"]) == {0}
     assert np.array_equal(table["status"] == "flagged", expected.flagged[rows])
     assert np.array_equal(table["status"] == "trusted", expected.clean[rows])

@@ -80,7 +80,7 @@ def test_the_most_suspicious_come_first_each_with_its_own_picture(tmp_path):
     top = summarize(make_run(tmp_path / "run"))["top"]
     assert [sample["rank"] for sample in top] == list(range(1, 101))
     assert top[0]["id"] == "train/149.png"
-    assert (top[0]["suspicion_score"], top[0]["trigger_score"]) == (1.0, None)
+    assert (top[0]["poison_score"], top[0]["trigger_score"]) == (1.0, None)
     states = [(sample["status"], sample["reason"], sample["trigger"]) for sample in top]
     assert states[:3] == [("flagged", "trigger", 1), ("flagged", "label", 0), ("flagged", "trigger", 1)]
     assert states[-1] == ("trusted", "", 0) or states[-1][0] == "set aside"

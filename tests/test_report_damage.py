@@ -84,7 +84,7 @@ def change_table(run, **columns):
     write_table(run / "samples.parquet", kept, optional=["trigger_score", "guide_rank"])
 
 
-@pytest.mark.parametrize("column", ["rank", "suspicion_score", "trigger", "label"])
+@pytest.mark.parametrize("column", ["rank", "poison_score", "trigger", "label"])
 def test_a_table_with_texts_for_numbers_is_damaged(tmp_path, column):
     run = make_run(tmp_path / "run")
     change_table(run, **{column: ["x"] * 150})
@@ -110,7 +110,7 @@ def test_a_sample_of_an_unknown_status_is_refused(tmp_path, column, value):
     if isinstance(value, list):
         values = [[text] for text in values]
     else:
-        values[-1] = value  # flagged for a trigger: trusted for a trigger is no state either
+        values[0] = value  # flagged for a trigger: trusted for a trigger is no state either
     change_table(run, **{column: values})
     with pytest.raises(ClipguardError, match=r"unknown status .*, reason") as caught:
         write_report(run)

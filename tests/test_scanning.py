@@ -9,13 +9,13 @@ import pytest
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size
-from clipguard.pipeline import computing, scanning
+from clipguard.pipeline import samples, scanning
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.scan import Context
 from clipguard.pipeline.summary import few_clean
 from clipguard.runs import read_table
 from clipguard.types import NO_TRIGGER, STATES, Preprocessing, State
-from tiny_runs import CONFIG, GUIDE, NAMES, folder_of, poisoned_set, scanned, silent
+from tiny_runs import CONFIG, GUIDE, NAMES, folder_of, poisoned_set, samples_of, scanned, silent
 
 SCAN = (
     "embeddings",
@@ -87,15 +87,15 @@ def test_the_stages_of_a_scan_stand_in_their_order(result):
 
 
 def test_a_row_a_sample_is_written_and_ranked_by_suspicion(result):
-    rows, partition = read_table(result.context.run.path / "samples.parquet"), result.partition
+    rows, partition = samples_of(result.context.run.path), result.partition
     assert list(rows["id"]) == list(result.data.ids)
     assert sorted(rows["rank"]) == list(range(1, 241))
     by_rank = np.argsort(rows["rank"])
-    assert (np.diff(rows["suspicion_score"][by_rank]) <= 0).all()
-    assert np.array_equal(rows["suspicion_score"], partition.suspicion)
+    assert (np.diff(rows["poison_score"][by_rank]) <= 0).all()
+    assert np.array_equal(rows["poison_score"], partition.suspicion)
     assert np.array_equal(rows["label"], result.data.labels)
-    assert list(rows["label_name"]) == [NAMES[label] for label in result.data.labels]
-    assert list(rows["guide_label_name"]) == [NAMES[row.argmax()] for row in result.guide.logits[:]]
+    assert list(rows["given_label"]) == [NAMES[label] for label in result.data.labels]
+    assert list(rows["predicted_label"]) == [NAMES[row.argmax()] for row in result.guide.logits[:]]
     for name, value in asdict(result.entropy).items():
         assert np.array_equal(rows[name], value)
     assert [*zip(rows["status"], rows["reason"], strict=True)] == [
@@ -112,7 +112,7 @@ def test_flagged_samples_name_the_reconstructed_trigger(poisoned, copied, monkey
     assert len(again.triggers) == 1
     assert set(again.partition.trigger[again.partition.flagged]) == {0}
     assert set(again.partition.trigger[~again.partition.flagged]) == {NO_TRIGGER}
-    rows = read_table(copied / "samples.parquet")
+    rows = samples_of(copied)
     assert np.array_equal(rows["trigger"] == 1, rows["reason"] == "trigger")
 
 
@@ -136,7 +136,7 @@ def test_ties_are_ranked_by_name_whatever_the_order_of_the_rows(tmp_path, result
             columns={column: values[rows] for column, values in result.columns.items()},
         )
         (tmp_path / name).mkdir()
-        computing.write_samples(shuffled, tmp_path / name, lambda done, total: None)
+        samples.write_samples(shuffled, tmp_path / name, lambda done, total: None)
         table = read_table(tmp_path / name / "samples.parquet")
         ranks.append(dict(zip(table["id"], table["rank"], strict=True)))
     assert ranks[0] == ranks[1]
@@ -264,7 +264,7 @@ def test_label_only_poison_is_flagged_quarantined_and_gets_soft_labels(label_onl
     soft = dict(zip(partition.soft_rows.tolist(), partition.soft_labels.argmax(1), strict=True))
     assert np.mean([soft[row] == correct[row] for row in np.flatnonzero(by_label & poisoned)]) > 0.9
     assert not labels[partition.soft_rows].any()
-    rows = read_table(result.context.run.path / "samples.parquet")
+    rows = samples_of(result.context.run.path)
     assert np.array_equal(rows["reason"] == "label", by_label)
     assert set(rows["status"][by_label]) == {"flagged"}
     assert set(rows["trigger"][by_label]) == {0}

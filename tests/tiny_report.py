@@ -1,5 +1,6 @@
 """A small finished run, as a report reads it."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from clipguard.runs import (
     write_json,
     write_table,
 )
+from clipguard.runs.samples_table import DESCRIPTIONS, in_table_order
 from clipguard.triggers.affine import AffineTrigger, write_triggers
 
 RATES = {"target_recall": None, "n": 1000, "attack_n": 900, "measured_on": "test set"}
@@ -118,22 +120,26 @@ def make_run(path: Path, n: int = 150, *, names=("cat", "dog", "ship"), ids=None
     states += [("set aside", "uncertain")] * (n - len(states) - flagged) + [("flagged", "trigger")] * flagged
     states[-2] = ("flagged", "label")
     columns = {
+        "row": np.arange(n),
         "id": ids,
+        "path": ids,
+        "sha256": [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels],
         "label": labels,
-        "label_name": [names[i] for i in labels],
-        "guide_label_name": [names[(i + 1) % len(names)] for i in labels],
+        "given_label": [names[i] for i in labels],
+        "predicted_label": [names[(i + 1) % len(names)] for i in labels],
         "guide_nll": ranks * 9,
         "early_nll": (1 - ranks) * 9,
         "guide_rank": ranks,
         "early_rank": ranks[::-1].copy(),
         "trigger_score": np.full(n, np.nan),
-        "suspicion_score": ranks,
+        "poison_score": ranks,
+        "q_value": 1 - ranks,
         "rank": n - np.arange(n),
         "status": [status for status, _ in states],
         "reason": [reason for _, reason in states],
         "trigger": np.array([int(reason == "trigger") for _, reason in states]),
     }
-    write_table(path / "samples.parquet", columns, optional=["trigger_score"])
+    write_table(path / "samples.parquet", in_table_order(columns), ["trigger_score"], DESCRIPTIONS)
     data = run["data"] | {"n": n, "classes": list(names)}
     write_json(path / "summary.json", run | {"data": data})
     return path

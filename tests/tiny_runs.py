@@ -16,7 +16,8 @@ from clipguard.mitigation.unlearning import UnlearningConfig
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.scan import Context, Scan
 from clipguard.pipeline.scanning import scan
-from clipguard.runs import RunFolder, SourceInfo
+from clipguard.runs import RunFolder, SourceInfo, read_table
+from clipguard.runs.samples_table import SAMPLES, source_order
 from clipguard.types import ImageSet, Progress, image_set
 
 NAMES = ("cat", "dog", "frog")
@@ -86,6 +87,13 @@ def other_at(data: ImageSet, rows: np.ndarray) -> ImageSet:
     images, labels = data.pixels.copy(), data.labels.copy()
     images[rows], labels[rows] = 255 - images[rows], (labels[rows] + 1) % 3
     return image_set(images, labels, data.class_names, data.ids)
+
+
+def samples_of(run: Path) -> dict[str, np.ndarray]:
+    """Return the columns of samples.parquet, rows in the order of the source."""
+    table = read_table(run / SAMPLES)
+    order = source_order(table["row"])
+    return {name: values[order] for name, values in table.items()}
 
 
 def silent(step: str, done: int, total: int) -> None:

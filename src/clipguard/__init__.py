@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from clipguard.clip.zero_shot import ClipGuide
     from clipguard.data import ImageSource
     from clipguard.errors import ClipguardError
+    from clipguard.outputs.weights import sample_weights, sampler_of
     from clipguard.pipeline.config import DefenseConfig
     from clipguard.pipeline.defender import Defender
 
@@ -17,8 +18,18 @@ _HOMES = {
     "Defender": "clipguard.pipeline.defender",
     "ImageSource": "clipguard.data",
     "DefenseConfig": "clipguard.pipeline.config",
+    "sample_weights": "clipguard.outputs.weights",
+    "sampler_of": "clipguard.outputs.weights",
 }
-__all__ = ["ClipGuide", "ClipguardError", "Defender", "DefenseConfig", "ImageSource"]
+__all__ = [
+    "ClipGuide",
+    "ClipguardError",
+    "Defender",
+    "DefenseConfig",
+    "ImageSource",
+    "sample_weights",
+    "sampler_of",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,8 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from clipguard import __version__
+from clipguard.cli.applying import ApplyOptions
+from clipguard.cli.exporting import ExportOptions
 from clipguard.cli.options import (
     AttackOptions,
     BenchOptions,
@@ -73,6 +75,35 @@ def report(run: Run, /, *, json: Json = False) -> Outcome:
         show=lambda console: console.print(path, soft_wrap=True, markup=False),
         as_json=json,
     )
+
+
+@app.command
+def apply(
+    run: Run,
+    source: Annotated[Path, Parameter(help="The data that the run was made of; it is only read.")],
+    /,
+    options: ApplyOptions,
+) -> Outcome:
+    """Copy the data without its flagged samples, in its own format; nothing is deleted."""
+    from clipguard.cli.applying import run_apply
+
+    return run_apply(run, source, options)
+
+
+@app.command
+def export(run: Run, /, options: ExportOptions) -> Outcome:
+    """Write the results of a run in the format of another program."""
+    from clipguard.cli.exporting import run_export
+
+    return run_export(run, options)
+
+
+@app.command
+def clean(run: Run, /, *, json: Json = False) -> Outcome:
+    """Drop the caches of a finished run and keep its results; running again computes them anew."""
+    from clipguard.cli.cleaning import run_clean
+
+    return run_clean(run, json)
 
 
 @app.command

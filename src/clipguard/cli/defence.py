@@ -25,11 +25,13 @@ from clipguard.errors import ClipguardError
 from clipguard.lab.demo import demo_config, demo_guide, poisoned_digits
 from clipguard.mitigation.unlearning import CGD, UnlearningConfig
 from clipguard.outputs.report import write_report
-from clipguard.outputs.samples import SAMPLES
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
+from clipguard.pipeline.model_card import MODEL_CARD
+from clipguard.pipeline.samples import FLAGGED_TABLE
 from clipguard.pipeline.summary import write_summary
+from clipguard.runs.samples_table import SAMPLES
 from clipguard.runs.summary import RunSummary, plain
 from clipguard.types import Progress
 
@@ -203,9 +205,9 @@ def _defend_config(options: DefendOptions) -> DefenseConfig:
 def _finish(defender: Defender, command: str, model: str | None = None, **measured: Any) -> RunSummary:
     """Return the summary, now in the run folder together with the report."""
     run = Path(defender.run_dir)
-    files = {"report": "report.html", "samples": SAMPLES}
+    files = {"report": "report.html", "samples": SAMPLES, "flagged": FLAGGED_TABLE}
     if measured:
-        files["model"] = MODEL
+        files |= {"model": MODEL, "card": MODEL_CARD}
     if "feature_separation" in defender.stages_:
         files["labels"] = FEATURES_FILE
     places = {name: str(run / file) for name, file in files.items()}

@@ -13,9 +13,10 @@ from rich.text import Text
 from clipguard.errors import one_line
 from clipguard.outputs.findings import LISTED, NOT_ASSESSABLE, finding_rows, power_words
 from clipguard.outputs.rates import rate_rows
-from clipguard.outputs.samples import SAMPLES, read_texts
+from clipguard.outputs.samples import read_texts
 from clipguard.outputs.text import VERDICTS, duration, percent
 from clipguard.runs import read_table
+from clipguard.runs.samples_table import SAMPLES
 from clipguard.runs.summary import RunSummary, Verdict
 
 TOP: Final = 5
@@ -83,7 +84,7 @@ def _show_findings(verdict: Verdict, console: Console) -> None:
 
 def most_suspicious(run: Path) -> dict[str, Any]:
     """Return the columns of samples.parquet that `show_run` needs, for the `TOP` samples alone."""
-    numbers = read_table(run / SAMPLES, ("rank", "suspicion_score"))
+    numbers = read_table(run / SAMPLES, ("rank", "poison_score"))
     rows = np.argsort(numbers["rank"], kind="stable")[:TOP]
     return {**{name: values[rows] for name, values in numbers.items()}, **read_texts(run, rows)}
 
@@ -117,6 +118,6 @@ def _show_top(samples: Mapping[str, Any], console: Console) -> None:
         table.add_column(name, overflow="ellipsis", no_wrap=True)
     table.add_column("suspicion", justify="right")
     for row in np.argsort(samples["rank"], kind="stable")[:TOP]:
-        texts = (samples[name][row] for name in ("id", "label_name", "guide_label_name"))
-        table.add_row(*(_plain(str(text)) for text in texts), f"{samples['suspicion_score'][row]:.3f}")
+        texts = (samples[name][row] for name in ("id", "given_label", "predicted_label"))
+        table.add_row(*(_plain(str(text)) for text in texts), f"{samples['poison_score'][row]:.3f}")
     console.print(table)

@@ -18,6 +18,7 @@ from clipguard.data.folder import list_folder
 from clipguard.data.listing import Failed, Item, Listing, Reader, Unreadable
 from clipguard.data.objects import list_datasets, list_pairs
 from clipguard.data.parquet import list_parquet
+from clipguard.data.paths import sample_paths
 from clipguard.data.shards import braced, choose_files
 from clipguard.data.tar import list_tar
 from clipguard.errors import ClipguardError
@@ -112,6 +113,11 @@ class ImageSource:
         """The names that no label uses."""
         counts = np.bincount(self.labels, minlength=len(self.class_names))
         return tuple(name for name, count in zip(self.class_names, counts, strict=True) if not count)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The file of each image, as `samples.parquet` names it; empty texts where there is none."""
+        return sample_paths(self.kind, self.ids, self.reader, self.rows)
 
     @cached_property
     def key(self) -> str:

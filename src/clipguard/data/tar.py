@@ -42,11 +42,13 @@ class TarReader:
         files: the shards.
         places: shard, offset and size of each row.
         limits: a larger file becomes `Failed`.
+        names: of each row's image, inside its shard.
     """
 
     files: tuple[Path, ...]
     places: Int64[np.ndarray, "n 3"]
     limits: Limits
+    names: tuple[str, ...]
 
     def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
         """Return the images' bytes."""
@@ -83,6 +85,7 @@ class _Sample(NamedTuple):
     label: int
     offset: int
     size: int
+    image: str
 
 
 def _parts(member: Member) -> tuple[str, str]:
@@ -164,7 +167,7 @@ def _sample(
     except ValueError as error:
         raise ClipguardError(f"label {member.name!r} of {path} cannot be read: {reason_of(error)}") from error
     image = parts[images[0]]
-    yield _Sample(key, label, image.offset, image.size)
+    yield _Sample(key, label, image.offset, image.size, image.name)
 
 
 def list_tar(files: list[Path], location: Path, limits: Limits) -> Listing:
@@ -176,6 +179,7 @@ def list_tar(files: list[Path], location: Path, limits: Limits) -> Listing:
     ids: list[str] = []
     labels: list[int] = []
     places: list[tuple[int, int, int]] = []
+    names: list[str] = []
     refused: list[Unreadable] = []
     for number, path in enumerate(files):
         for sample in _samples(path, limits):
@@ -185,6 +189,7 @@ def list_tar(files: list[Path], location: Path, limits: Limits) -> Listing:
             ids.append(sample.key)
             labels.append(sample.label)
             places.append((number, sample.offset, sample.size))
+            names.append(sample.image)
             if len(ids) > limits.members:
                 raise ClipguardError(f"{path} goes above the limit of {limits.members} samples")
     if not ids:
@@ -197,6 +202,6 @@ def list_tar(files: list[Path], location: Path, limits: Limits) -> Listing:
         location=str(location),
         labels=np.array(labels, np.int64),
         ids=unique_ids(ids),
-        reader=TarReader(tuple(files), np.array(places, np.int64), limits),
+        reader=TarReader(tuple(files), np.array(places, np.int64), limits, tuple(names)),
         refused=tuple(refused),
     )

@@ -123,12 +123,26 @@ def _timm(name: str, size: tuple[int, int] | None) -> Callable[[int], nn.Module]
             f"unknown model {name!r}: give preactresnet18[-WIDTH], shallow[-WIDTH], a timm name or "
             "package.module:factory"
         )
-    known = timm.get_pretrained_cfg(name)
-    # Such as a transformer with an embedding for each place of the image.
-    other: dict[str, Any] = {}
-    if size is not None and known is not None and known.fixed_input_size and size != known.input_size[1:]:
-        other["img_size"] = size
+    other = timm_arguments(name, size)
     return lambda num_classes: timm.create_model(name, pretrained=False, num_classes=num_classes, **other)
+
+
+def loads_with_timm(name: str) -> bool:
+    """Return whether an architecture is one of timm's."""
+    return _own(name) is None and ":" not in name
+
+
+def timm_arguments(name: str, size: tuple[int, int] | None) -> dict[str, Any]:
+    """Return what timm has to be told to build one of its nets for images of that size.
+
+    Such as for a transformer with an embedding for each place of the image.
+    """
+    import timm
+
+    known = timm.get_pretrained_cfg(name)
+    if size is not None and known is not None and known.fixed_input_size and size != known.input_size[1:]:
+        return {"img_size": size}
+    return {}
 
 
 def factory_of(name: str, size: tuple[int, int] | None = None) -> Callable[[int], nn.Module]:

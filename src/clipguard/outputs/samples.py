@@ -2,36 +2,42 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
 from clipguard.errors import ClipguardError
 from clipguard.runs import read_rows, read_table
+from clipguard.runs.samples_table import SAMPLES, source_order
 from clipguard.types import STATES, Partition, partition_of
-
-SAMPLES: Final = "samples.parquet"
 
 Table = dict[str, Shaped[np.ndarray, "..."]]
 
 _COLUMNS: Final = {
     "OUT": ("status", "reason"),
-    "iuf": ("guide_rank", "early_rank", "trigger_score", "suspicion_score"),
-    "iu": ("label", "rank", "trigger"),
+    "iuf": ("guide_rank", "early_rank", "trigger_score", "poison_score"),
+    "iu": ("row", "label", "rank", "trigger"),
 }
 """Kinds of numpy values, and the columns of samples.parquet that hold them."""
 
-TEXTS: Final = ("id", "label_name", "guide_label_name")
+TEXTS: Final = ("id", "given_label", "predicted_label")
 """Columns of texts: there may be more of them than fit in memory, and few are shown."""
 
 _STATE_OF: Final = {(name.status, name.reason): state for state, name in STATES.items()}
 
 
-def read_samples(run: Path) -> tuple[Table, Partition]:
+Order = Literal["table", "source"]
+
+
+def read_samples(run: Path, *, order: Order) -> tuple[Table, Partition]:
     """Return the numbers of samples.parquet, and the partition that it describes.
 
     The partition knows states, suspicion and triggers alone.
+
+    Args:
+        run: the run folder.
+        order: of the rows: `table` as they lie in the file, flagged first; `source` as the source lists them.
 
     Raises:
         ClipguardError: the file is missing, lacks a column, or holds values that make no sense.
@@ -46,14 +52,17 @@ def read_samples(run: Path) -> tuple[Table, Partition]:
                 raise _damaged(path, name)
     if not all(np.isfinite(samples[name]).all() for name in ("guide_rank", "early_rank")):
         raise ClipguardError(f"{path} has samples without a rank: delete the file and run again")
-    suspicion = samples["suspicion_score"].astype(np.float64, copy=False)
+    if order == "source":
+        places = source_order(samples["row"])
+        samples = {name: values[places] for name, values in samples.items()}
+    suspicion = samples["poison_score"].astype(np.float64, copy=False)
     states = _states(samples.pop("status"), samples.pop("reason"), path)
     partition = partition_of(states, suspicion, num_classes=0)
     return samples, replace(partition, trigger=samples["trigger"].astype(np.int64) - 1)
 
 
 def read_texts(run: Path, rows: Int64[np.ndarray, "m"]) -> dict[str, list[str]]:
-    """Return the `TEXTS` of some rows of samples.parquet.
+    """Return the `TEXTS` of some rows of samples.parquet, counted as they lie in the file.
 
     Raises:
         ClipguardError: the file is damaged or lacks a column.

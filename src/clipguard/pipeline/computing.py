@@ -1,14 +1,13 @@
 """What computes each stage: given values in, files in the stage's folder out."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Int64
 
 from clipguard.clip.embeddings import ReadingPass, pace, read_source
 from clipguard.clip.zero_shot import ClipGuide
@@ -37,11 +36,12 @@ from clipguard.detection.trigger_inversion import invert_triggers
 from clipguard.errors import ClipguardError
 from clipguard.models.features import head_of
 from clipguard.models.spec import ModelSpec, Normalized, check_sound, save
+from clipguard.pipeline.samples import status_columns
 from clipguard.pipeline.scan import Context, EpochProgress, Scan, write_notes
 from clipguard.runs import Stage, resume_folder, write_array, write_table
 from clipguard.seeds import Stream
 from clipguard.triggers.affine import write_triggers
-from clipguard.types import STATES, History, ImageSet, Partition, Preprocessing, State, StepProgress
+from clipguard.types import History, ImageSet, Preprocessing, State, StepProgress
 
 WORTH_A_REMARK: Final = 1000
 """Images from which on it is said how long the guide will take."""
@@ -236,46 +236,6 @@ def reconstruct_triggers(scan: Scan, folder: Path, progress: StepProgress) -> No
         write_notes(folder, [f"{few}: {FEWEST_TO_INVERT} of each are needed"])
 
 
-def status_columns(partition: Partition) -> dict[str, Any]:
-    """Return the columns that say what becomes of each sample."""
-    names = [STATES[state] for state in sorted(STATES)]
-    status, reason = (np.array(texts, object) for texts in zip(*[name[:2] for name in names], strict=True))
-    return {"status": status[partition.state], "reason": reason[partition.state]}
-
-
-def ranks(ids: Sequence[str], suspicion: Float64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
-    """Return the place of each sample in the list of all, 1 for the most suspicious.
-
-    Ties go by name and not by row, so that a shuffled data set gives the same list.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    table = pa.table({"suspicion": suspicion, "id": pa.array(ids, pa.string())})
-    order = pc.sort_indices(table, [("suspicion", "descending"), ("id", "ascending")])
-    rank = np.empty(len(ids), dtype=np.int64)
-    rank[np.asarray(order)] = np.arange(1, len(ids) + 1)
-    return rank
-
-
-def write_samples(scan: Scan, folder: Path, progress: StepProgress) -> None:
-    """Write samples.parquet: one row a sample, the most suspicious ranked 1."""
-    data, partition = scan.data, scan.partition
-    names = np.array(data.class_names, dtype=object)
-    columns = {
-        "id": data.ids,
-        "label": data.labels,
-        "label_name": names[data.labels],
-        "guide_label_name": names[scan.likeliest],
-        **scan.columns,
-        "suspicion_score": partition.suspicion,
-        "rank": ranks(data.ids, partition.suspicion),
-        **status_columns(partition),
-        "trigger": partition.trigger + 1,
-    }
-    write_table(folder / "samples.parquet", columns)
-
-
 def train_classifier(given: Training, folder: Path, progress: StepProgress) -> None:
     """Write a classifier trained from scratch."""
     counter = EpochProgress(given.classifier.recipe.epochs, progress)
@@ -300,7 +260,7 @@ def separate_features(given: Repair, folder: Path, progress: StepProgress) -> No
     columns = {
         "id": [scan.data.ids[row] for row in rows],
         "label": scan.data.labels[rows],
-        "label_name": [scan.data.class_names[label] for label in scan.data.labels[rows]],
+        "given_label": [scan.data.class_names[label] for label in scan.data.labels[rows]],
         **status_columns(partition.take(rows)),
     }
     write_table(folder / FEATURES_FILE, columns)

@@ -38,6 +38,9 @@ from clipguard.pipeline.summary import warnings_of
 from clipguard.pipeline.verdict import verdict
 from clipguard.pipeline.victims import check_fit, given_victim
 from clipguard.runs import FinishedStage, RunFolder, SourceInfo, described, read_table
+from clipguard.runs.changes import changed_settings
+from clipguard.runs.cleaning import CLEANED, cleaned_at
+from clipguard.runs.samples_table import SAMPLES, source_order
 from clipguard.seeds import Seed
 from clipguard.types import Partition, Preprocessing, Progress, State
 
@@ -68,10 +71,11 @@ def _with_its_means(
 class Defender:
     """Scans an untrusted data set and repairs a model that was trained on it.
 
-    The constructor only stores. After `scan`: `samples_` (columns of samples.parquet), `partition_`,
-    `verdict_`, `warnings_`, `triggers_` (what the flagged samples share: none, one, or one a target). After
-    `fit` also `model_` (repaired; the victim itself where nothing is flagged), `before_` (the victim),
-    `spec_`, `history_` (of the repair). Every stage is cached in `run_dir`; running again resumes.
+    The constructor only stores. After `scan`: `samples_` (columns of samples.parquet, rows in the order of
+    the source), `partition_`, `verdict_`, `warnings_`, `triggers_` (what the flagged samples share: none,
+    one, or one a target). After `fit` also `model_` (repaired; the victim itself where nothing is flagged),
+    `before_` (the victim), `spec_`, `history_` (of the repair). Every stage is cached in `run_dir`; running
+    again resumes.
 
     Args:
         guide: the CLIP that reads the labels; the default needs its weights from the hub or its cache.
@@ -166,9 +170,14 @@ class Defender:
 
     @property
     def samples_(self) -> dict[str, Any]:
-        """The columns of samples.parquet by name, read when they are first asked for: they may be large."""
+        """The columns of samples.parquet by name, rows in the order of the source as those of `partition_`.
+
+        They are read when they are first asked for: they may be large.
+        """
         if self._samples is None:
-            self._samples = read_table(self.scan_.context.run.path / "samples.parquet")
+            table = read_table(self.scan_.context.run.path / SAMPLES)
+            order = source_order(table["row"])
+            self._samples = {name: values[order] for name, values in table.items()}
         return self._samples
 
     @property
@@ -281,7 +290,7 @@ def _open_run(
     )
     settings = {"guide": guide.name, "templates": guide.prompts, "defense": asdict(config)}
     device = current_device() or CPU
-    return RunFolder.open(
+    run = RunFolder.open(
         run_dir,
         info,
         settings,
@@ -289,6 +298,12 @@ def _open_run(
         threads=_training_threads(Path(run_dir)),
         device=device.description,
     )
+    if replaced := changed_settings(run):
+        progress(replaced, 0, 0)
+    if when := cleaned_at(run.path):
+        progress(f"the caches of run folder {run.path} were dropped at {when}: all is computed anew", 0, 0)
+        run.retract(CLEANED)
+    return run
 
 
 def _training_threads(run_dir: Path) -> int:

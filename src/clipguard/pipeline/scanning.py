@@ -17,6 +17,7 @@ from clipguard.detection.trigger_inversion import assigned
 from clipguard.pipeline.computing import Reading, View, first_label_flow
 from clipguard.pipeline.guide_check import with_comparisons
 from clipguard.pipeline.judging import evidence_of, read_beliefs, read_outcomes, scores_of
+from clipguard.pipeline.samples import FLAGGED_NAMES, FLAGGED_TABLE
 from clipguard.pipeline.scan import Context, Scan
 from clipguard.pipeline.stages import (
     EARLY_MODEL,
@@ -33,6 +34,7 @@ from clipguard.pipeline.stages import (
     TRIGGER_INVERSION,
 )
 from clipguard.runs import ShardedArray, Stage, read_array
+from clipguard.runs.samples_table import SAMPLES as SAMPLES_FILE
 from clipguard.triggers.affine import read_triggers
 from clipguard.types import EntropyMap, ImageSet, Preprocessing, Scores, State, partition_of
 
@@ -123,7 +125,7 @@ SIGNALS: Final[tuple[Signal, ...]] = (
 def scan(context: Context) -> Scan:
     """Return what all signals say of a source; finished stages are read back, not computed again.
 
-    It writes unreadable.json and samples.parquet into the run folder.
+    It writes unreadable.json, samples.parquet, flagged.csv and flagged.txt into the run folder.
 
     Raises:
         ClipguardError: unreadable images, a guide that cannot be had, NaN scores.
@@ -135,7 +137,8 @@ def scan(context: Context) -> Scan:
         result = signal(result)
     result = with_comparisons(result)
     samples = context.finish(SAMPLES, result)
-    context.run.publish(samples.path / "samples.parquet", "samples.parquet")
+    for name in (SAMPLES_FILE, FLAGGED_TABLE, FLAGGED_NAMES):
+        context.run.publish(samples.path / name, name)
     if not context.config.power:
         return result
     return replace(result, canaries=read_outcomes(context.finish(POWER, result).path))

@@ -11,7 +11,7 @@ import numpy as np
 
 from clipguard.clip.known_embeddings import folder_key
 from clipguard.detection.early_model import ResidualConfig
-from clipguard.pipeline import computing, judging
+from clipguard.pipeline import computing, judging, samples
 from clipguard.pipeline.computing import Reading, Repair, Training, View
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.scan import Scan
@@ -171,7 +171,7 @@ MODEL_TRIGGER_INVERSION: Final = replace(TRIGGER_INVERSION, name="model_trigger_
 
 SAMPLES: Final = Stage[Scan](
     name="samples",
-    version=2,
+    version=3,
     title="write the table of samples",
     config=lambda scan: {"columns": list(scan.columns)},
     inputs=lambda scan: [
@@ -180,7 +180,7 @@ SAMPLES: Final = Stage[Scan](
         scan.partition.fingerprint,
         *(array_digest(np.asarray(values)) for values in scan.columns.values()),
     ],
-    compute=computing.write_samples,
+    compute=samples.write_samples,
 )
 
 
@@ -203,7 +203,7 @@ RETRAINING: Final = replace(
 
 FEATURE_SEPARATION: Final = Stage[Repair](
     name="feature_separation",
-    version=1,
+    version=2,
     title="judge labels by the model's features",
     config=lambda given: {
         "separation": asdict(given.scan.context.config.feature_separation),

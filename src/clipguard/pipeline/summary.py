@@ -13,6 +13,7 @@ from clipguard.data.provenance import recorded_source
 from clipguard.detection.entropy_map import TOGETHER, classes_with_few_clean
 from clipguard.models.spec import Normalized
 from clipguard.pipeline.guide_check import disagreement, of_prompts, of_second_guide
+from clipguard.pipeline.model_card import write_model_card
 from clipguard.pipeline.scan import Scan
 from clipguard.pipeline.stages import STAGES
 from clipguard.pipeline.verdict import agreement, competence, unreadable
@@ -162,6 +163,8 @@ def write_summary(  # noqa: PLR0913  # what the command knows and the defender d
         after=after,
         detection=detection,
     )
+    if after is not None:
+        write_model_card(defender, before, after)
     with run.publishing(SUMMARY) as path:
         write_json(path, plain(summary))
     return summary

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +37,26 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk refuses a write without saying of what
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` at the end of the block, or is removed if that fails.
+
+    Raises:
+        ClipguardError: `path` is there and is not an empty folder.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ClipguardError(f"{path} exists and is not an empty folder: give a new one")
+    part = path.with_name(f".{path.name}{PART}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
         raise
 
 
@@ -123,6 +144,7 @@ def write_table(
     path: Path,
     columns: Mapping[str, Array | Sequence[str]],
     optional: Collection[str] = (),
+    descriptions: Mapping[str, str] | None = None,
 ) -> None:
     """Write `path` (Parquet), all or nothing.
 
@@ -130,6 +152,7 @@ def write_table(
         path: the file.
         columns: one entry a column, all of one length.
         optional: columns whose NaN mean "not computed"; they are written as nulls.
+        descriptions: of columns, one line each, for the metadata of their fields.
 
     Raises:
         ClipguardError: a value of another column is NaN or Inf, or a text is not Unicode.
@@ -148,7 +171,16 @@ def write_table(
                 f"column {name} of {path.name}: {error.object!r} is not Unicode: rename it"
             ) from error
     with replacing(path) as part:
-        pq.write_table(pa.table(arrays), part)
+        pq.write_table(_described_table(pa.table(arrays), descriptions or {}), part)
+
+
+def _described_table(table: "pa.Table", descriptions: Mapping[str, str]) -> "pa.Table":
+    """Return the table whose fields say in their metadata what their column means."""
+    import pyarrow as pa
+
+    known = {name: {"description": text} for name, text in descriptions.items()}
+    fields = [field.with_metadata(known.get(field.name)) for field in table.schema]
+    return table.cast(pa.schema(fields))
 
 
 def read_table(path: Path, only: Collection[str] | None = None) -> dict[str, Array]:

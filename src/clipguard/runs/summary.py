@@ -280,7 +280,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         stages: the stages by name, in their order.
         warnings: sentences.
         model: the given model in words: architecture, and how its images are prepared by whose word.
-        files: published files by what they are: report, samples, model, labels.
+        files: published files by what they are: report, samples, flagged, model, card, labels.
         before: the model as given; None for a scan.
         after: the repaired model; None for a scan.
         detection: how the scan compares with the ground truth, where a test set came with it.

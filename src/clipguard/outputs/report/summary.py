@@ -29,7 +29,7 @@ EXAMPLES: Final = 6
 CLASSES: Final = 40
 """How many classes are listed, most flagged first."""
 
-_NUMBERS: Final = ("rank", "suspicion_score", "trigger_score", "trigger")
+_NUMBERS: Final = ("rank", "poison_score", "trigger_score", "trigger")
 _GREY: Final = 128.0
 
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -47,7 +47,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
     """
     folder = RunFolder.read(run_dir)
     run = read_summary(folder.path)
-    samples, partition = read_samples(folder.path)
+    samples, partition = read_samples(folder.path, order="table")
     order = np.argsort(samples["rank"], kind="stable").astype(np.int64)
     top, least = order[:TOP], order[partition.clean[order]][::-1][:EXAMPLES]
     texts = read_texts(folder.path, np.concatenate([top, least]))
@@ -95,7 +95,7 @@ def _classes(
     labels, first, sizes = np.unique(given, return_index=True, return_counts=True)
     flagged = np.bincount(np.searchsorted(labels, given[partition.flagged]), minlength=len(labels))
     order = np.lexsort((labels, -flagged / sizes))[:CLASSES]
-    names = read_texts(run, first[order])["label_name"]
+    names = read_texts(run, first[order])["given_label"]
     listed = [
         {
             "name": name,

@@ -1,0 +1,17 @@
+"""Results in the formats of other programs: each is a function from run folder to file."""
+
+from clipguard.outputs.exports.datalab import write_datalab
+from clipguard.outputs.exports.fiftyone import write_fiftyone
+from clipguard.outputs.exports.sarif import write_sarif
+from clipguard.outputs.exports.tables import write_csv_table, write_json_lines
+
+EXPORTS = {
+    "csv": ("samples.csv", write_csv_table),
+    "jsonl": ("samples.jsonl", write_json_lines),
+    "datalab": ("datalab.parquet", write_datalab),
+    "fiftyone": ("fiftyone.json", write_fiftyone),
+    "sarif": ("clipguard.sarif", write_sarif),
+}
+"""The formats: usual name of the file, and what writes it, given run folder and file."""
+
+__all__ = ["EXPORTS"]
