@@ -29,6 +29,7 @@ from clipguard.outputs.samples import SAMPLES
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
+from clipguard.pipeline.quality_stage import QUALITY_FILE
 from clipguard.pipeline.summary import write_summary
 from clipguard.runs.summary import RunSummary, plain
 from clipguard.types import Progress
@@ -127,6 +128,7 @@ def _defender(options: ScanOptions, config: DefenseConfig, progress: Progress) -
         threads=options.threads,
         engine=_engine(options),
         embeddings=options.embeddings,
+        quality=options.quality,
     )
 
 
@@ -206,6 +208,8 @@ def _finish(defender: Defender, command: str, model: str | None = None, **measur
     files = {"report": "report.html", "samples": SAMPLES}
     if measured:
         files["model"] = MODEL
+    if "quality" in defender.stages_:
+        files["quality"] = QUALITY_FILE
     if "feature_separation" in defender.stages_:
         files["labels"] = FEATURES_FILE
     places = {name: str(run / file) for name, file in files.items()}
