@@ -1,13 +1,13 @@
 """The stage `quality`: issues of samples that nobody need have meant, beside what the scan flags."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 
 from clipguard.data.provenance import ROWS, recorded_rows
 from clipguard.pipeline.scan import Scan
@@ -102,8 +102,6 @@ def _read(folder: Path) -> _Read:
 
 def _columns(scan: Scan, source_rows: Int64[np.ndarray, "n"], issues: list[Issues]) -> dict[str, Any]:
     """Return the columns of `QUALITY_FILE`; what does not apply is -1 or empty."""
-    import pyarrow as pa
-
     rows, others, score, seeming = (
         np.concatenate([getattr(one, name) for one in issues])
         for name in ("rows", "others", "score", "labels")
@@ -118,23 +116,19 @@ def _columns(scan: Scan, source_rows: Int64[np.ndarray, "n"], issues: list[Issue
         f"{ISSUES[kind].meaning}{': ' if name else ''}{name}"
         for kind, name in zip(kinds, other_names, strict=True)
     ]
-    texts = {
-        "issue": kinds,
-        "id": ids[rows],
-        "given_label": names[labels[rows]],
-        "other_id": ids[others],
-        "other_label": other_names,
-        "words": words,
-    }
-    text = {name: pa.array(values, pa.string()) for name, values in texts.items()}
     return {
-        "issue": text["issue"],
+        "issue": _texts(kinds),
         "row": places[rows],
-        "id": text["id"],
-        "given_label": text["given_label"],
+        "id": _texts(ids[rows]),
+        "given_label": _texts(names[labels[rows]]),
         "other_row": places[others],
-        "other_id": text["other_id"],
-        "other_label": text["other_label"],
+        "other_id": _texts(ids[others]),
+        "other_label": _texts(other_names),
         "score": score,
-        "words": text["words"],
+        "words": _texts(words),
     }
+
+
+def _texts(values: Iterable[str]) -> Sequence[str] | Shaped[np.ndarray, "0"]:
+    """Return texts as a table takes them: without any, an array still says that they are texts."""
+    return list(values) or np.zeros(0, "U1")
