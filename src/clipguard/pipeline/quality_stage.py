@@ -14,7 +14,8 @@ from clipguard.pipeline.scan import Scan
 from clipguard.quality.duplicates import exact_duplicates, first_of_equal, near_duplicates, neighbours
 from clipguard.quality.issues import ISSUES, NO_OTHER, Issues, by_clarity
 from clipguard.quality.label_errors import FEWEST_LABELS, cleanlab_version, label_errors
-from clipguard.quality.odd_images import brightness, odd_brightness, odd_shapes, outliers
+from clipguard.quality.odd_images import brightness, odd_brightness, odd_shapes
+from clipguard.quality.outliers import outliers
 from clipguard.runs import read_json, write_json, write_table
 from clipguard.runs.summary import QualitySummary
 from clipguard.types import StepProgress
@@ -62,7 +63,7 @@ def assess_quality(scan: Scan, folder: Path, progress: StepProgress) -> None:
             *wrong,
             *odd_brightness(brightness(data.images)),
             *odd_shapes(read.sizes),
-            *outliers(near.similarity),
+            *outliers(embeddings, seed.child("outliers")),
         ]
     )
     write_table(folder / QUALITY_FILE, _columns(scan, read.rows, issues))

@@ -37,22 +37,20 @@ GRID: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbours:
-    """What the most similar images say of n images; rows that were not compared have no twin and are NaN.
+    """What the most similar images say of n images; rows that were not compared have no twin.
 
     Attributes:
         twin: earlier row whose edges correlate most with the image's, -1 where none is similar.
         correlation: of both; 0 without a twin.
         other_twin: the same among earlier rows of another label.
         other_correlation: of both.
-        similarity: mean cosine to the `NEIGHBOURS` most similar images.
-        ordinary: correlation of edges with the last of these.
+        ordinary: correlation of edges with the last of the `NEIGHBOURS` most similar images; NaN is unknown.
     """
 
     twin: Int64[np.ndarray, "n"]
     correlation: Float64[np.ndarray, "n"]
     other_twin: Int64[np.ndarray, "n"]
     other_correlation: Float64[np.ndarray, "n"]
-    similarity: Float64[np.ndarray, "n"]
     ordinary: Float64[np.ndarray, "n"]
 
 
@@ -114,14 +112,12 @@ def neighbours(
     """
     n = len(labels)
     nobody, nothing = np.full((2, n), -1), np.zeros((2, n))
-    unknown = np.full((2, n), np.nan)
     result = Neighbours(
         twin=nobody[0],
         correlation=nothing[0],
         other_twin=nobody[1],
         other_correlation=nothing[1],
-        similarity=unknown[0],
-        ordinary=unknown[1],
+        ordinary=np.full(n, np.nan),
     )
     groups = cells(embeddings, np.flatnonzero(compared), seed)
     for number, rows in enumerate(groups, 1):
@@ -142,7 +138,7 @@ def _compare(
     grey = images.mean(3, dtype=np.float32)
     plain, mirrored = edges(grey), edges(grey[:, :, ::-1])
     correlation = np.maximum(plain @ plain.T, plain @ mirrored.T)
-    _note_neighbours(result, rows, cosine, correlation)
+    result.ordinary[rows] = _with_last_neighbour(cosine, correlation)
     earlier = np.tri(len(rows), k=-1, dtype=bool) & (cosine >= LEAST_COSINE)
     apart = earlier & (labels[:, None] != labels)
     for allowed, twin, best in (
@@ -156,24 +152,16 @@ def _compare(
         twin[rows[more]], best[rows[more]] = rows[place[more]], value[more]
 
 
-def _note_neighbours(
-    result: Neighbours,
-    rows: Int64[np.ndarray, "m"],
-    cosine: Float32[np.ndarray, "m m"],
-    correlation: Float32[np.ndarray, "m m"],
-) -> None:
-    count = min(NEIGHBOURS, len(rows) - 1)
+def _with_last_neighbour(
+    cosine: Float32[np.ndarray, "m m"], correlation: Float32[np.ndarray, "m m"]
+) -> Float32[np.ndarray, "m"]:
+    """Return the correlation of each image with the last of its most similar ones; NaN of a single image."""
+    count = min(NEIGHBOURS, len(cosine) - 1)
     if count < 1:
-        return
+        return np.full(len(cosine), np.nan, np.float32)
     np.fill_diagonal(cosine, -np.inf)
-    # The last of these places is that of the least similar one of them.
-    nearest = np.argpartition(cosine, len(rows) - count, axis=1)[:, -count:]
-    values = np.take_along_axis(cosine, nearest, axis=1)
-    similarity = values.mean(1, dtype=np.float64)
-    last = nearest[np.arange(len(rows)), values.argmin(1)]
-    more = ~(similarity <= result.similarity[rows])
-    result.similarity[rows[more]] = similarity[more]
-    result.ordinary[rows[more]] = correlation[np.arange(len(rows)), last][more]
+    last = np.argpartition(-cosine, count - 1, axis=1)[:, count - 1]
+    return np.asarray(correlation[np.arange(len(cosine)), last])
 
 
 def edges(grey: Float32[np.ndarray, "m h w"]) -> Float32[np.ndarray, "m e"]:

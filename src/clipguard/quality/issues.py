@@ -54,8 +54,8 @@ ISSUES: Final = {
     ),
     "outlier": IssueKind(
         "outliers",
-        "unlike every other image here",
-        "1 - mean cosine similarity to the most similar images",
+        "unlike the other images here",
+        "1 - median distance from the other images / its own distance",
     ),
 }
 """All issues, those that matter most first."""

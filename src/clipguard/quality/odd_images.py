@@ -1,4 +1,4 @@
-"""Odd images: blank, dark, bright, of an odd shape or size, or unlike all others.
+"""Odd images: blank, dark, bright, or of an odd shape or size.
 
 Bounds of brightness and of the aspect ratio are those of CleanVision (Apache-2.0), whose packages would weigh
 more than these lines. What many images of a data set share is not odd there, and is not listed.
@@ -65,16 +65,6 @@ def odd_shapes(sizes: Int64[np.ndarray, "n 2"]) -> list[Issues]:
         _listed("odd_aspect_ratio", apart < ODD_RATIO, 1 - apart),
         _listed("odd_size", (away < ODD_SIDE) & _far_out(side), 1 - away),
     ]
-
-
-def outliers(similarity: Float64[np.ndarray, "n"]) -> list[Issues]:
-    """Return images whose most similar ones are far less similar than those of others; NaN is unknown."""
-    known = np.isfinite(similarity)
-    if not known.any():
-        return []
-    values = np.where(known, similarity, np.median(similarity[known]))
-    low = values < np.median(values)
-    return [_listed("outlier", known & low & _far_out(values), 1 - values)]
 
 
 def _far_out(values: Float64[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
