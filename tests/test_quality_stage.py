@@ -189,18 +189,17 @@ def test_without_cleanlab_or_with_few_samples_it_says_that_labels_were_not_judge
 
 def test_it_moves_neither_flags_nor_ranks_nor_verdict_and_goes_where_it_is_not_wanted(tmp_path, monkeypatch):
     few_steps(monkeypatch)
-    source = source_of(poisoned_set()[0])
-    without = Defender(GUIDE, tmp_path / "without", config=CONFIG, quality=False).scan(source)
-    both = Defender(GUIDE, tmp_path / "with", config=CONFIG).scan(source)
-    assert not (tmp_path / "without" / "quality.parquet").exists()
-    assert set(read_table(tmp_path / "with" / "quality.parquet")["issue"]) <= ISSUES.keys()
+    source, run = source_of(poisoned_set(n=120)[0]), tmp_path / "run"
+    without = Defender(GUIDE, run, config=CONFIG, quality=False).scan(source)
+    samples = (run / "samples.parquet").read_bytes()
+    assert not (run / "quality.parquet").exists()
+    both = Defender(GUIDE, run, config=CONFIG).scan(source)
+    assert [name for name, stage in both.stages_.items() if not stage.cached] == ["quality"]
+    assert set(read_table(run / "quality.parquet")["issue"]) <= ISSUES.keys()
     assert both.partition_.fingerprint == without.partition_.fingerprint
     assert both.verdict_ == without.verdict_
-    samples = [(tmp_path / name / "samples.parquet").read_bytes() for name in ("with", "without")]
-    assert samples[0] == samples[1]
-    others = both.stages_.keys() - {"quality"}
-    assert {name: both.stages_[name].key for name in others} == {
-        name: stage.key for name, stage in without.stages_.items()
-    }
-    Defender(GUIDE, tmp_path / "with", config=CONFIG, quality=False).scan(source)
-    assert not (tmp_path / "with" / "quality.parquet").exists()
+    assert both.warnings_ == without.warnings_
+    assert (run / "samples.parquet").read_bytes() == samples
+    again = Defender(GUIDE, run, config=CONFIG, quality=False).scan(source)
+    assert all(stage.cached for stage in again.stages_.values())
+    assert not (run / "quality.parquet").exists()

@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from clipguard.compute.cross_validation import double, fold_numbers
+from clipguard.compute.cross_validation import fold_numbers
+from clipguard.quality.cells import unit_rows
 from clipguard.quality.issues import Issues, issues
 from clipguard.quality.odd_images import COMMON
 from clipguard.seeds import Seed
@@ -37,17 +38,21 @@ def outliers(embeddings: Rows, seed: Seed) -> list[Issues]:
     rows = np.flatnonzero(distance > third + FENCE * (third - first))
     if len(rows) >= COMMON * len(distance):
         return []
-    return [issues("outlier", rows, 1 - median / np.maximum(distance[rows], 1e-12))]
+    return [issues("outlier", rows, 1 - median / distance[rows])]
 
 
 def distances(embeddings: Rows, seed: Seed) -> Float64[np.ndarray, "n"]:
-    """Return the squared distance of each image from the mean of the others, by their covariance."""
+    """Return the squared distance of each image from the mean of the others, by their covariance.
+
+    Its unit is the median of those that are measured by the same covariance: an outlier widens what it is in.
+    """
     n, draw = len(embeddings), seed.generator()
     fold, distance = fold_numbers(n, FOLDS, draw), np.zeros(n)
     for number in range(FOLDS):
         learned = np.sort(draw.permutation(np.flatnonzero(fold != number))[:MOST_TO_LEARN])
         inside = np.flatnonzero(fold == number)
-        distance[inside] = _measured(embeddings, learned, inside)
+        measured = _measured(embeddings, learned, inside)
+        distance[inside] = measured / max(float(np.median(measured)), 1e-12)
     return distance
 
 
@@ -56,6 +61,13 @@ def _measured(
 ) -> Float64[np.ndarray, "l"]:
     from sklearn.covariance import LedoitWolf
 
-    fitted = LedoitWolf().fit(double(embeddings, learned))
-    parts = [fitted.mahalanobis(double(embeddings, inside[part])) for part in chunks(len(inside))]
+    fitted = LedoitWolf().fit(_unit(embeddings, learned))
+    parts = [fitted.mahalanobis(_unit(embeddings, inside[part])) for part in chunks(len(inside))]
     return np.concatenate(parts)
+
+
+def _unit(embeddings: Rows, rows: Int64[np.ndarray, "m"]) -> Float64[np.ndarray, "m d"]:
+    out = np.empty((len(rows), *embeddings.shape[1:]))
+    for part in chunks(len(rows)):
+        out[part] = unit_rows(embeddings, rows[part])
+    return out
