@@ -141,7 +141,7 @@ def test_images_of_one_shape_have_no_odd_one_and_wide_ones_are_normal_among_wide
 
 
 def test_few_images_have_no_outlier():
-    vectors = (np.random.default_rng(0).normal(size=(99, 4)) + (9, 0, 0, 0)).astype(np.float32)
+    vectors = (np.random.default_rng(0).normal(size=(99, 4)) + [9, 0, 0, 0]).astype(np.float32)
     vectors[3] *= -1000
     assert outliers(vectors, SEED) == []
     vectors = np.concatenate([vectors, vectors[:1]])
@@ -150,12 +150,9 @@ def test_few_images_have_no_outlier():
 
 
 def test_issues_come_in_their_order_the_clearest_first():
-    some = [
-        issues("blank", np.array([5, 1]), np.array([1.2, 1.0])),
-        issues("dark", np.array([9]), np.zeros(1)),
-    ]
-    some.append(issues("exact_duplicate", np.array([2]), np.ones(1), np.array([0])))
-    ranked = by_clarity(some)
+    blank = issues("blank", np.array([5, 1]), np.array([1.2, 1.0]))
+    dark = issues("dark", np.array([9]), np.zeros(1))
+    ranked = by_clarity([blank, dark, issues("exact_duplicate", np.array([2]), np.ones(1), np.array([0]))])
     assert [one.kind for one in ranked] == ["exact_duplicate", "blank", "dark"]
     assert ranked[1].rows.tolist() == [1, 5]
     assert all(((one.score >= 0) & (one.score <= 1)).all() for one in ranked)

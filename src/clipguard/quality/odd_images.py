@@ -1,7 +1,6 @@
 """Odd images: blank, dark, bright, or of an odd shape or size.
 
-Bounds of brightness and of the aspect ratio are those of CleanVision (Apache-2.0), whose packages would weigh
-more than these lines. What many images of a data set share is not odd there, and is not listed.
+Bounds of brightness and of the aspect ratio are the defaults of CleanVision. What many images of a data set share is not odd there, and is not listed.
 """
 
 from typing import Final

@@ -16,7 +16,7 @@ from clipguard.quality.odd_images import COMMON
 from clipguard.seeds import Seed
 from clipguard.types import Rows, chunks
 
-FENCE: Final = 4.0
+FENCE: Final = 5.0
 """Interquartile ranges above the third quartile from which on a distance is that of an outlier."""
 
 FOLDS: Final = 5
