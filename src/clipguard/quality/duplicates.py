@@ -24,12 +24,8 @@ LEAST_CORRELATION: Final = 0.7
 """Of the edges of two pictures that are nearly the same. Of the pairs of CIFAR-10 rows above both bounds,
 one in twenty shows two objects."""
 
-UNLIKE: Final = 1 / 3
-"""Largest distance (1 - correlation) of near duplicates, as a share of the distance of ordinary neighbours:
-where all images look alike, as digits do, only those that are far more alike are duplicates."""
-
 NEIGHBOURS: Final = 10
-"""Most similar images of each that say how alike ordinary images are."""
+"""An image has this many others whose edges correlate with its own as ordinary images do, at least."""
 
 GRID: Final = 16
 """Places a side at which edges are measured, at most."""
@@ -44,7 +40,7 @@ class Neighbours:
         correlation: of both; 0 without a twin.
         other_twin: the same among earlier rows of another label.
         other_correlation: of both.
-        ordinary: correlation of edges with the last of the `NEIGHBOURS` most similar images; NaN is unknown.
+        ordinary: the `NEIGHBOURS`-th largest correlation of the image; 0 without so many similar ones.
     """
 
     twin: Int64[np.ndarray, "n"]
@@ -69,13 +65,26 @@ def exact_duplicates(first: Int64[np.ndarray, "n"], labels: Int64[np.ndarray, "n
 
 def near_duplicates(neighbours: Neighbours, labels: Int64[np.ndarray, "n"]) -> list[Issues]:
     """Return every image that is nearly an earlier one, apart by whether an earlier one has another label."""
-    ordinary = float(np.nanmedian(neighbours.ordinary)) if np.isfinite(neighbours.ordinary).any() else 0.0
-    least = max(LEAST_CORRELATION, 1 - UNLIKE * (1 - ordinary))
+    least = least_correlation(neighbours.ordinary, labels)[labels]
     other = neighbours.other_correlation >= least
     twin = np.where(other, neighbours.other_twin, neighbours.twin)
     correlation = np.where(other, neighbours.other_correlation, neighbours.correlation)
     rows = np.flatnonzero(correlation >= least)
     return _duplicates("near_duplicate", rows, twin[rows], correlation[rows], labels)
+
+
+def least_correlation(
+    ordinary: Float64[np.ndarray, "n"], labels: Int64[np.ndarray, "n"]
+) -> Float64[np.ndarray, "k"]:
+    """Return the least correlation of near duplicates, by class.
+
+    Where the images of a class look alike, as handwritten digits do, only those that are far more alike are
+    duplicates. With an ordinary correlation of 0, 0.1, 0.3 and 0.7 it takes 0.7, 0.76, 0.85 and 0.97.
+    """
+    alike = [np.median(ordinary[labels == label]) for label in np.unique(labels)]
+    least = np.full(int(labels.max(initial=0)) + 1, LEAST_CORRELATION)
+    least[np.unique(labels)] = 1 - (1 - LEAST_CORRELATION) * (1 - np.array(alike)) ** 2
+    return least
 
 
 def _duplicates(
@@ -117,7 +126,7 @@ def neighbours(
         correlation=nothing[0],
         other_twin=nobody[1],
         other_correlation=nothing[1],
-        ordinary=np.full(n, np.nan),
+        ordinary=np.zeros(n),
     )
     groups = cells(embeddings, np.flatnonzero(compared), seed)
     for number, rows in enumerate(groups, 1):
@@ -138,8 +147,9 @@ def _compare(
     grey = images.mean(3, dtype=np.float32)
     plain, mirrored = edges(grey), edges(grey[:, :, ::-1])
     correlation = np.maximum(plain @ plain.T, plain @ mirrored.T)
-    result.ordinary[rows] = _with_last_neighbour(cosine, correlation)
-    earlier = np.tri(len(rows), k=-1, dtype=bool) & (cosine >= LEAST_COSINE)
+    correlation[cosine < LEAST_COSINE] = 0.0
+    result.ordinary[rows] = np.maximum(result.ordinary[rows], _ordinary(correlation))
+    earlier = np.tri(len(rows), k=-1, dtype=bool)
     apart = earlier & (labels[:, None] != labels)
     for allowed, twin, best in (
         (earlier, result.twin, result.correlation),
@@ -152,16 +162,14 @@ def _compare(
         twin[rows[more]], best[rows[more]] = rows[place[more]], value[more]
 
 
-def _with_last_neighbour(
-    cosine: Float32[np.ndarray, "m m"], correlation: Float32[np.ndarray, "m m"]
-) -> Float32[np.ndarray, "m"]:
-    """Return the correlation of each image with the last of its most similar ones; NaN of a single image."""
-    count = min(NEIGHBOURS, len(cosine) - 1)
-    if count < 1:
-        return np.full(len(cosine), np.nan, np.float32)
-    np.fill_diagonal(cosine, -np.inf)
-    last = np.argpartition(-cosine, count - 1, axis=1)[:, count - 1]
-    return np.asarray(correlation[np.arange(len(cosine)), last])
+def _ordinary(correlation: Float32[np.ndarray, "m m"]) -> Float32[np.ndarray, "m"]:
+    """Return the `NEIGHBOURS`-th largest correlation of each image with others, at least 0."""
+    m = len(correlation)
+    if m <= NEIGHBOURS:
+        return np.zeros(m, np.float32)
+    # One more, for its own.
+    place = m - NEIGHBOURS - 1
+    return np.asarray(np.maximum(np.partition(correlation, place, axis=1)[:, place], 0))
 
 
 def edges(grey: Float32[np.ndarray, "m h w"]) -> Float32[np.ndarray, "m e"]:

@@ -1,6 +1,7 @@
 """Odd images: blank, dark, bright, or of an odd shape or size.
 
-Bounds of brightness and of the aspect ratio are the defaults of CleanVision. What many images of a data set share is not odd there, and is not listed.
+Bounds of brightness and of the aspect ratio are the defaults of CleanVision. What many images of a data set
+share is not odd there, and is not listed.
 """
 
 from typing import Final
