@@ -29,14 +29,8 @@ GUIDE = ClipGuide("mini")
 SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=3, input_size=(16, 16))
 RETRAIN = replace(CONFIG, by="retrain")
 SCAN = [
-    "embeddings",
-    "images",
-    "early_model",
-    "label_flow",
-    "trigger_detector",
-    "removal",
-    "trigger_inversion",
-    "samples",
+    *("embeddings", "images", "early_model", "label_flow"),
+    *("trigger_detector", "removal", "trigger_inversion", "samples", "quality"),
 ]
 
 

@@ -86,7 +86,12 @@ def test_a_scan_ranks_every_sample_and_writes_a_report(clipguard, attacked, tmp_
     pairs = Counter(zip(samples["status"], samples["reason"], strict=True))
     assert value["partition"] == {name.counted_as: pairs[name[:2]] for name in STATES.values()}
     assert (value["before"], value["after"], value["detection"]) == (None, None, None)
-    files = {"report": "report.html", "samples": "samples.parquet", "flagged": "flagged.csv"}
+    files = {
+        "report": "report.html",
+        "samples": "samples.parquet",
+        "flagged": "flagged.csv",
+        "quality": "quality.parquet",
+    }
     assert value["files"] == {name: str(tmp_path / "run" / file) for name, file in files.items()}
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.lower().startswith("<!doctype html>")
@@ -112,6 +117,7 @@ def test_a_defence_trains_a_victim_and_measures_it_before_and_after(clipguard, a
         "label_flow",
         "samples",
         "trigger_inversion",
+        "quality",
     }
     # Of so few samples none is flagged: the victim is left as it is.
     assert scan | {"power", "victim"} == value["stages"].keys() <= versions().keys()

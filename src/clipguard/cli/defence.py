@@ -29,6 +29,7 @@ from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.model_card import MODEL_CARD
+from clipguard.pipeline.quality_stage import QUALITY_FILE
 from clipguard.pipeline.samples import FLAGGED_TABLE
 from clipguard.pipeline.summary import write_summary
 from clipguard.runs.samples_table import SAMPLES
@@ -129,6 +130,7 @@ def _defender(options: ScanOptions, config: DefenseConfig, progress: Progress) -
         threads=options.threads,
         engine=_engine(options),
         embeddings=options.embeddings,
+        quality=options.quality,
     )
 
 
@@ -208,6 +210,8 @@ def _finish(defender: Defender, command: str, model: str | None = None, **measur
     files = {"report": "report.html", "samples": SAMPLES, "flagged": FLAGGED_TABLE}
     if measured:
         files |= {"model": MODEL, "card": MODEL_CARD}
+    if "quality" in defender.stages_:
+        files["quality"] = QUALITY_FILE
     if "feature_separation" in defender.stages_:
         files["labels"] = FEATURES_FILE
     places = {name: str(run / file) for name, file in files.items()}

@@ -72,6 +72,7 @@ class ScanOptions:
         early_model: shallow, residual, cgd, or an architecture.
         rank_within: Rank samples among all (the default), or within their class.
         embeddings: Folder of image embeddings by the same guide, as clip-retrieval writes them.
+        quality: Look for duplicates, label errors and odd images, too; they change no other result.
         engine: Who reads and embeds the data: this process, or Ray (clipguard[ray]) on many.
         ray_address: Of a Ray cluster; without it, Ray is started on this machine.
         workers: Processes of Ray; default: one a processor core.
@@ -91,6 +92,7 @@ class ScanOptions:
         default_factory=Limits
     )
     embeddings: Path | None = None
+    quality: bool = True
     engine: Literal["local", "ray"] = "local"
     ray_address: str | None = None
     workers: int | None = None

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from clipguard.errors import one_line
 from clipguard.outputs.findings import LISTED, NOT_ASSESSABLE, finding_rows, power_words
+from clipguard.outputs.quality import quality_words
 from clipguard.outputs.rates import rate_rows
 from clipguard.outputs.samples import read_texts
 from clipguard.outputs.text import VERDICTS, duration, percent
@@ -29,6 +30,7 @@ def show_run(summary: RunSummary, samples: Mapping[str, Any], console: Console) 
     _show_verdict(summary.verdict, f"{data.n:,} images, {len(data.classes)} classes", console)
     _show_rates(summary, console)
     _show_top(samples, console)
+    _show_quality(summary, console)
     console.print()
     guide, second = summary.guide, summary.guide.second
     if second is not None:
@@ -109,6 +111,15 @@ def _show_rates(summary: RunSummary, console: Console) -> None:
     console.print(
         Text.assemble(("Rates measured on ", "dim"), _plain(summary.before.measured_on)), soft_wrap=True
     )
+
+
+def _show_quality(summary: RunSummary, console: Console) -> None:
+    """Print the issues of data quality, apart from the verdict: they are no sign of an attack."""
+    if summary.quality is None:
+        return
+    console.print("Data quality, apart from security:", style="dim")
+    for words in quality_words(summary.quality):
+        console.print(_plain(f"  · {words}"), soft_wrap=True)
 
 
 def _show_top(samples: Mapping[str, Any], console: Console) -> None:

@@ -36,7 +36,7 @@ def unfitted(case: Case, config: DefenseConfig) -> tuple[Defender, ImageSource]:
     config = replace(config, seed=case.seed, power=0)
     source = ImageSource.open((case.data.images, case.data.labels), classes=case.data.class_names)
     run = case.run_dir / f"clipguard-{_digest(config)}"
-    return Defender(case.guide, run, config=config, progress=case.progress), source
+    return Defender(case.guide, run, config=config, progress=case.progress, quality=False), source
 
 
 def fitted(case: Case, config: DefenseConfig) -> Defender:

@@ -90,6 +90,8 @@ class Defender:
             repaired here depend on it.
         embeddings: folder of embeddings that the guide has computed elsewhere, in clip-retrieval's layout.
         engine: who reads and embeds the data, shard by shard; by default this process.
+        quality: whether duplicates, label errors and odd images are looked for, too; they change no other
+            result.
     """
 
     _samples: dict[str, Any] | None
@@ -106,6 +108,7 @@ class Defender:
         second_guide: ClipGuide | None = None,
         device: str | None = None,
         threads: int | None = None,
+        quality: bool = True,
     ) -> None:
         self.guide = guide
         self.run_dir = run_dir
@@ -116,6 +119,7 @@ class Defender:
         self.second_guide = second_guide
         self.device = device
         self.threads = threads
+        self.quality = quality
 
     @_with_its_means
     def scan(self, source: object) -> "Defender":
@@ -245,6 +249,7 @@ class Defender:
             progress=progress,
             engine=self.engine or LocalEngine(),
             model_view=model_view,
+            quality=self.quality,
             embeddings_from=self.embeddings,
             second_guide=second,
         )

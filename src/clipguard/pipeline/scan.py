@@ -43,6 +43,7 @@ class Context:
         engine: runs the reading pass over the shards of the data.
         model_view: preprocessing of the model to repair, where it is known: its images are then made in the
             one pass over the source that makes the others.
+        quality: whether issues of data quality are looked for, too; they move no other result.
         embeddings_from: folder of embeddings that the guide has computed elsewhere.
         finished: the finished stages by name, in their order.
     """
@@ -55,6 +56,7 @@ class Context:
     progress: Progress
     engine: Engine = field(default_factory=LocalEngine)
     model_view: Preprocessing | None = None
+    quality: bool = False
     embeddings_from: Path | None = None
     second_guide: ClipGuide | None = None
     finished: dict[str, FinishedStage] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from clipguard.detection.trigger_inversion import assigned
 from clipguard.pipeline.computing import Reading, View, first_label_flow
 from clipguard.pipeline.guide_check import with_comparisons
 from clipguard.pipeline.judging import evidence_of, read_beliefs, read_outcomes, scores_of
+from clipguard.pipeline.quality_stage import QUALITY_FILE
 from clipguard.pipeline.samples import FLAGGED_NAMES, FLAGGED_TABLE
 from clipguard.pipeline.scan import Context, Scan
 from clipguard.pipeline.stages import (
@@ -27,6 +28,7 @@ from clipguard.pipeline.stages import (
     LABEL_FLOW_REFIT,
     MODEL_IMAGES,
     POWER,
+    QUALITY,
     REMOVAL,
     SAMPLES,
     SECOND_EMBEDDINGS,
@@ -125,7 +127,8 @@ SIGNALS: Final[tuple[Signal, ...]] = (
 def scan(context: Context) -> Scan:
     """Return what all signals say of a source; finished stages are read back, not computed again.
 
-    It writes unreadable.json, samples.parquet, flagged.csv and flagged.txt into the run folder.
+    It writes unreadable.json, samples.parquet, flagged.csv, flagged.txt and, where wanted, quality.parquet
+    into the run folder.
 
     Raises:
         ClipguardError: unreadable images, a guide that cannot be had, NaN scores.
@@ -139,9 +142,19 @@ def scan(context: Context) -> Scan:
     samples = context.finish(SAMPLES, result)
     for name in (SAMPLES_FILE, FLAGGED_TABLE, FLAGGED_NAMES):
         context.run.publish(samples.path / name, name)
+    _assess_quality(result)
     if not context.config.power:
         return result
     return replace(result, canaries=read_outcomes(context.finish(POWER, result).path))
+
+
+def _assess_quality(scan: Scan) -> None:
+    """Publish the issues of data quality, which move nothing else; without them, no earlier ones stay."""
+    run = scan.context.run
+    if scan.context.quality:
+        run.publish(scan.context.finish(QUALITY, scan).path / QUALITY_FILE, QUALITY_FILE)
+    else:
+        run.retract(QUALITY_FILE)
 
 
 def read(context: Context) -> tuple[ImageSet, str]:

@@ -14,8 +14,10 @@ from clipguard.detection.early_model import ResidualConfig
 from clipguard.pipeline import computing, judging, samples
 from clipguard.pipeline.computing import Reading, Repair, Training, View
 from clipguard.pipeline.config import DefenseConfig
+from clipguard.pipeline.quality_stage import assess_quality
 from clipguard.pipeline.scan import Scan
 from clipguard.pipeline.unlearning_stage import unlearn_flagged
+from clipguard.quality.label_errors import cleanlab_version
 from clipguard.runs import Stage
 from clipguard.types import array_digest
 
@@ -184,6 +186,22 @@ SAMPLES: Final = Stage[Scan](
 )
 
 
+QUALITY: Final = Stage[Scan](
+    name="quality",
+    version=1,
+    title="look for duplicates, label errors and odd images",
+    # Without cleanlab, label errors are not looked for; another version may name others.
+    config=lambda scan: {"seed": scan.context.config.seed, "cleanlab": cleanlab_version()},
+    inputs=lambda scan: [
+        scan.images_key,
+        *scan.context.key("embeddings"),
+        *scan.data.class_names,
+        array_digest(scan.partition.flagged),
+    ],
+    compute=assess_quality,
+)
+
+
 VICTIM: Final = Stage[Training](
     name="victim",
     version=1,
@@ -248,6 +266,7 @@ STAGES: Final[tuple[Stage[Any], ...]] = (
     LABEL_FLOW_REFIT,
     TRIGGER_INVERSION,
     SAMPLES,
+    QUALITY,
     POWER,
     VICTIM,
     MODEL_IMAGES,

@@ -14,6 +14,7 @@ from clipguard.detection.entropy_map import TOGETHER, classes_with_few_clean
 from clipguard.models.spec import Normalized
 from clipguard.pipeline.guide_check import disagreement, of_prompts, of_second_guide
 from clipguard.pipeline.model_card import write_model_card
+from clipguard.pipeline.quality_stage import read_counts
 from clipguard.pipeline.scan import Scan
 from clipguard.pipeline.stages import STAGES
 from clipguard.pipeline.verdict import agreement, competence, unreadable
@@ -22,6 +23,7 @@ from clipguard.runs.summary import (
     SUMMARY,
     DataSummary,
     GuideSummary,
+    QualitySummary,
     Rates,
     RunSummary,
     StageSummary,
@@ -113,6 +115,11 @@ def _classes(model: Normalized, images: Rows, rows: Int64[np.ndarray, "m"]) -> I
     return np.concatenate([classifier_logits(model, some).argmax(1) for some in parts])
 
 
+def _quality(scan: Scan) -> QualitySummary | None:
+    stage = scan.context.finished.get("quality")
+    return None if stage is None else read_counts(stage.path)
+
+
 def write_summary(  # noqa: PLR0913  # what the command knows and the defender does not
     defender: "Defender",
     command: str,
@@ -161,6 +168,7 @@ def write_summary(  # noqa: PLR0913  # what the command knows and the defender d
         model=model,
         before=before,
         after=after,
+        quality=_quality(scan),
         detection=detection,
     )
     if after is not None:

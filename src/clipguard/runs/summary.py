@@ -255,6 +255,20 @@ METRICS: Final = (
 in `clipguard.lab.evaluation`."""
 
 
+class QualitySummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Issues of data quality, which are no sign of an attack; `clipguard.quality.issues` names them.
+
+    Attributes:
+        counts: samples with each issue, by its kind; kinds without any are left out.
+        samples: those with any.
+        limits: what was not looked for, and why, as sentences.
+    """
+
+    counts: dict[str, int]
+    samples: int
+    limits: list[str] = []
+
+
 class StageSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A stage: what it is called in words, and the seconds that it took."""
 
@@ -283,6 +297,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         files: published files by what they are: report, samples, flagged, model, card, labels.
         before: the model as given; None for a scan.
         after: the repaired model; None for a scan.
+        quality: issues of data quality; None where they were not looked for.
         detection: how the scan compares with the ground truth, where a test set came with it.
     """
 
@@ -303,6 +318,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     model: str | None = None
     before: Rates | None = None
     after: Rates | None = None
+    quality: QualitySummary | None = None
     detection: dict[str, Any] | None = None
 
 
