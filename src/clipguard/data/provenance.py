@@ -8,10 +8,12 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Int64
 
+from clipguard.data.columns import Columns
 from clipguard.data.decode.reading import ReadRow
+from clipguard.data.finding import listing_of
 from clipguard.data.folder import FolderReader
 from clipguard.data.listing import Unreadable
-from clipguard.data.source import ImageSource, contents_of, listing_of
+from clipguard.data.source import ImageSource, contents_of
 from clipguard.errors import ClipguardError
 from clipguard.runs import Checked, read_json, read_table, write_json, write_table
 from clipguard.safety.limits import Limits
@@ -22,7 +24,7 @@ INPUTS: Final = "inputs.json"
 UNREADABLE: Final = "unreadable.json"
 ROWS: Final = "rows"
 
-_KEYS: Final = {"fingerprint", "files", "whole", "largest", "unreadable_rows", "limits"}
+_KEYS: Final = {"fingerprint", "files", "whole", "largest", "unreadable_rows", "limits", "columns"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,8 @@ def record_source(folder: Path, source: ImageSource, shards: int) -> None:
         ClipguardError: a file that holds labels changed while the source was being read.
     """
     # Labels of a folder are its paths: what was read is described. Elsewhere, labels were read before.
-    if not isinstance(source.reader, FolderReader) and source.key_now() != source.key:
+    of_paths = isinstance(source.reader, FolderReader) and source.reader.table is None
+    if not of_paths and source.key_now() != source.key:
         raise ClipguardError(f"{source.location} changed while it was being read: run again when it rests")
     unreadable, lost, largest, first = list(source.refused), [], (0, 0), 0
 
@@ -117,6 +120,7 @@ def record_source(folder: Path, source: ImageSource, shards: int) -> None:
         "largest": largest,
         "unreadable_rows": lost,
         "limits": asdict(source.limits),
+        "columns": asdict(source.columns),
     }
     write_json(folder / UNREADABLE, [{"id": entry.id, "reason": entry.reason} for entry in unreadable])
     write_json(folder / INPUTS, about)
@@ -150,6 +154,7 @@ def check_inputs(folder: Path, data: Path) -> Iterator[Checked]:
     about = recorded_source(folder)
     try:
         whole, limits = bool(about["whole"]), Limits(**about["limits"])
+        columns = Columns(**about["columns"])
     except TypeError as error:
         raise ClipguardError(f"{folder / INPUTS} is damaged: run again in a new folder") from error
     if not about["files"]:
@@ -160,7 +165,7 @@ def check_inputs(folder: Path, data: Path) -> Iterator[Checked]:
     for file in files:
         rows = recorded_rows(file)
         recorded.update(zip(rows.ids, rows.sha256, strict=True))
-    listing = listing_of(data, limits)
+    listing = listing_of(data, limits, columns)
     rows_there = np.arange(len(listing.ids)) if whole else _known(listing.ids, recorded)
     for row, item in zip(rows_there.tolist(), listing.reader.read(rows_there), strict=True):
         name = listing.ids[row]
