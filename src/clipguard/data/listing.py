@@ -103,6 +103,14 @@ class Listing:
     groups: Int64[np.ndarray, "n"] | None = None
 
 
+def skipped_words(skipped: Mapping[str, int]) -> str:
+    """Return in words how many files were left out and why, the commonest reason first; empty for none."""
+    if not skipped:
+        return ""
+    reasons = sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))
+    return f"{sum(skipped.values())} files left out: " + "; ".join(f"{n} {reason}" for reason, n in reasons)
+
+
 def fault(error: OSError | ValueError) -> str:
     """Return what the system, or `read_bounded`, says about a file, without its path."""
     return getattr(error, "strerror", None) or reason_of(error)

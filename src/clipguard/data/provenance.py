@@ -1,6 +1,6 @@
 """Provenance: which images were read, with which contents, and whether they still are what they were."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,7 @@ from clipguard.data.columns import Columns
 from clipguard.data.decode.reading import ReadRow
 from clipguard.data.finding import listing_of
 from clipguard.data.folder import FolderReader
-from clipguard.data.listing import Unreadable
+from clipguard.data.listing import Listing, Unreadable
 from clipguard.data.source import ImageSource, contents_of
 from clipguard.errors import ClipguardError
 from clipguard.runs import Checked, read_json, read_table, write_json, write_table
@@ -138,7 +138,15 @@ def recorded_source(folder: Path) -> dict[str, Any]:
     return about
 
 
-def check_inputs(folder: Path, data: Path) -> Iterator[Checked]:
+@dataclass(frozen=True, slots=True)
+class CheckedInputs:
+    """What became of each image that was read, and the files that are no part of the data, by reason."""
+
+    files: Iterator[Checked]
+    skipped: Mapping[str, int]
+
+
+def check_inputs(folder: Path, data: Path) -> CheckedInputs:
     """Return what became of each image that a finished reading stage read, now looked for in or at `data`.
 
     Args:
@@ -167,6 +175,12 @@ def check_inputs(folder: Path, data: Path) -> Iterator[Checked]:
         recorded.update(zip(rows.ids, rows.sha256, strict=True))
     listing = listing_of(data, limits, columns)
     rows_there = np.arange(len(listing.ids)) if whole else _known(listing.ids, recorded)
+    return CheckedInputs(_compared(listing, rows_there, recorded), listing.skipped)
+
+
+def _compared(
+    listing: Listing, rows_there: Int64[np.ndarray, "m"], recorded: dict[str, bytes]
+) -> Iterator[Checked]:
     for row, item in zip(rows_there.tolist(), listing.reader.read(rows_there), strict=True):
         name = listing.ids[row]
         if name not in recorded:

@@ -32,7 +32,7 @@ from clipguard.data.tar_index import Member, members
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.safety.limits import Limits, opened_regular, parse_json
 
-LABELS: Final = ("cls", "json", "txt")
+LABELS: Final = ("cls", "json")
 FIELDS: Final = ("label", "cls", *USUAL["label"][1:])
 """What the label may be called in a .json file; the first that is there counts."""
 PICKLES: Final = frozenset({"pyd", "pickle", "pkl", "pth", "pt", "ckpt", "bin", "ten", "tb"})
@@ -133,7 +133,7 @@ def _texts(descriptor: int, member: Member, limits: Limits) -> Any:
 
 
 def _label(value: Any, columns: Columns, limits: Limits) -> Any:
-    """Return the label that a .cls or .txt file (a number or text) or a .json file (one of its fields) holds.
+    """Return the label that a .cls file (a number or text) or a .json file (one of its fields) holds.
 
     Raises:
         ValueError: it holds none.

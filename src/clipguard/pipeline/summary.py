@@ -9,6 +9,7 @@ from jaxtyping import Int64
 from clipguard import __version__
 from clipguard.compute.device import CPU, current_device
 from clipguard.compute.inference import classifier_logits
+from clipguard.data.listing import skipped_words
 from clipguard.data.provenance import recorded_source
 from clipguard.detection.entropy_map import TOGETHER, classes_with_few_clean
 from clipguard.models.spec import Normalized
@@ -54,7 +55,10 @@ def warnings_of(scan: Scan) -> list[str]:
 
 
 def _data_warnings(scan: Scan) -> list[str]:
-    out, source = [], scan.context.source
+    source = scan.context.source
+    out = list(source.notes)
+    if left := skipped_words(source.skipped):
+        out.append(f"{left}: docs/inputs.md says what is read")
     if empty := source.empty_classes:
         out.append(f"{len(empty)} classes have no image: {', '.join(empty[:5])}")
     if lost := _lost_classes(scan):
@@ -140,6 +144,7 @@ def write_summary(  # noqa: PLR0913  # what the command knows and the defender d
             empty_classes=list(scan.context.source.empty_classes),
             unreadable=len(unreadable(scan)),
             size=scan.data.images.shape[1:3],
+            skipped=dict(scan.context.source.skipped),
         ),
         guide=GuideSummary(
             name=scan.guide.source,
