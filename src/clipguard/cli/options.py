@@ -28,7 +28,7 @@ Rows = Annotated[str | None, Parameter(help="Keep the rows FIRST:END only, such 
 ImageColumn = Annotated[
     str | None,
     Parameter(
-        help="Column of the images or their paths: of a table (Parquet, metadata.csv), array of an .npz file, "
+        help="Column of images or their paths: of a table (Parquet, metadata.csv), array of an .npz file, "
         "or ending in a .tar file; default: the usual names."
     ),
 ]

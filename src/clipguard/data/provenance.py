@@ -1,5 +1,6 @@
 """Provenance: which images were read, with which contents, and whether they still are what they were."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,17 +25,23 @@ INPUTS: Final = "inputs.json"
 UNREADABLE: Final = "unreadable.json"
 ROWS: Final = "rows"
 
-_KEYS: Final = {"fingerprint", "files", "whole", "largest", "unreadable_rows", "limits", "columns"}
+_KEYS: Final = frozenset(
+    {"fingerprint", "files", "whole", "largest", "unreadable_rows", "limits", "columns", "grey_bits"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRows:
-    """What was read of some rows of a source, in their order; the reason is empty where one could be read."""
+    """What was read of some rows of a source, in their order; the reason is empty where one could be read.
+
+    `bits` are those of grey that are in use, see `clipguard.data.decode.pixels.Views`.
+    """
 
     ids: Sequence[str]
     sizes: Int64[np.ndarray, "m 2"]
     sha256: Sequence[bytes]
     reasons: Sequence[str]
+    bits: Int64[np.ndarray, "m"]
 
     @property
     def readable(self) -> Int64[np.ndarray, "r"]:
@@ -65,6 +72,7 @@ def record_rows(file: Path, source: ImageSource, reads: Sequence[ReadRow]) -> No
         "sha256": [read.contents.sha256 for read in reads],
         "height": height,
         "width": width,
+        "grey_bits": np.array([getattr(read.views, "bits", 0) for read in reads], np.int64),
         "reason": bad,
     }
     write_table(file, columns)
@@ -83,6 +91,7 @@ def recorded_rows(file: Path) -> RecordedRows:
             sizes=np.stack([table["height"], table["width"]], 1),
             sha256=table["sha256"].tolist(),
             reasons=table["reason"].tolist(),
+            bits=table["grey_bits"],
         )
     except KeyError as error:
         raise ClipguardError(f"{file} lacks the column {error}: delete it and run again") from error
@@ -99,12 +108,14 @@ def record_source(folder: Path, source: ImageSource, shards: int) -> None:
     if not of_paths and source.key_now() != source.key:
         raise ClipguardError(f"{source.location} changed while it was being read: run again when it rests")
     unreadable, lost, largest, first = list(source.refused), [], (0, 0), 0
+    bits: Counter[int] = Counter()
 
     def contents() -> Iterator[bytes]:
         nonlocal largest, first
         for shard in range(shards):
             rows = recorded_rows(rows_file(folder, shard))
             unreadable.extend(rows.unreadable)
+            bits.update(rows.bits[rows.bits > 0].tolist())
             lost.extend(np.delete(np.arange(first, first + len(rows.ids)), rows.readable).tolist())
             first += len(rows.ids)
             places = rows.sizes.prod(1)
@@ -121,6 +132,7 @@ def record_source(folder: Path, source: ImageSource, shards: int) -> None:
         "unreadable_rows": lost,
         "limits": asdict(source.limits),
         "columns": asdict(source.columns),
+        "grey_bits": {str(number): bits[number] for number in sorted(bits)},
     }
     write_json(folder / UNREADABLE, [{"id": entry.id, "reason": entry.reason} for entry in unreadable])
     write_json(folder / INPUTS, about)

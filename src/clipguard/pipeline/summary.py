@@ -63,7 +63,11 @@ def _data_warnings(scan: Scan) -> list[str]:
         out.append(f"{len(empty)} classes have no image: {', '.join(empty[:5])}")
     if lost := _lost_classes(scan):
         out.append(f"{len(lost)} classes have no readable image: {', '.join(lost[:5])}")
-    largest = recorded_source(scan.context.finished["embeddings"].path)["largest"]
+    recorded = recorded_source(scan.context.finished["embeddings"].path)
+    largest, bits = recorded["largest"], recorded["grey_bits"]
+    if bits.keys() - {"16"}:
+        words = ", ".join(f"{count} by {number}" for number, count in bits.items())
+        out.append(f"images with 16 bits of grey are scaled by the bits in use, each by its own: {words}")
     view = scan.data.images.shape[1:3]
     if max(largest) > SMALL_TRIGGER * max(view):
         lost = -(-max(largest) // max(view))
