@@ -11,6 +11,8 @@ from PIL import Image
 from clipguard.runs.summary import read_summary
 from tiny_data import image_folder, pictures, tree
 
+MAIN = "import sys; from clipguard.cli import main; sys.exit(main())"
+
 # 9 and 15: what a shell made of an argument
 
 
@@ -41,7 +43,7 @@ def test_a_pattern_that_the_shell_expanded_is_explained(clipguard, tmp_path):
 
 
 def test_what_stdout_cannot_encode_is_escaped_and_the_exit_code_stays():
-    code = "import sys; from clipguard.cli.process import escape_unwritable as e; e(); print('caf\\u00e9 \\u732b')"
+    code = "from clipguard.cli.process import escape_unwritable as e; e(); print('caf\\u00e9 \\u732b')"
     ran = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
@@ -72,7 +74,7 @@ def test_what_was_left_out_and_scaled_is_said_everywhere_also_in_ascii(odd_folde
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
 
     def clipguard(*arguments):
-        command = [sys.executable, "-m", "clipguard", *map(str, arguments)]
+        command = [sys.executable, "-c", MAIN, *map(str, arguments)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     scanned = clipguard("scan", odd_folder, "--out", run, *options)

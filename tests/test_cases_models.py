@@ -65,7 +65,9 @@ def test_without_a_prefix_nothing_is_said(tmp_path):
 def test_a_pickle_is_named_and_its_conversion_works(tmp_path, name, old, monkeypatch):
     net, file = build(SPEC, Seed(0)), tmp_path / name
     torch.save({"state_dict": net.network.state_dict()}, file, _use_new_zipfile_serialization=not old)
-    with pytest.raises(ClipguardError, match="is a pickle, as torch.save writes, and never loaded") as caught:
+    with pytest.raises(
+        ClipguardError, match=r"is a pickle, as torch\.save writes, and never loaded"
+    ) as caught:
         read_spec(file)
     command = str(caught.value).partition('python -c "')[2].rpartition('"')[0]
     script = tmp_path / "convert.py"
@@ -73,9 +75,8 @@ def test_a_pickle_is_named_and_its_conversion_works(tmp_path, name, old, monkeyp
     import runpy
 
     runpy.run_path(str(script))
-    assert torch.equal(
-        load(file.with_suffix(".safetensors"), SPEC).network.head.weight, net.network.head.weight
-    )
+    converted = load(file.with_suffix(".safetensors"), SPEC)
+    assert torch.equal(converted.network.head.weight, net.network.head.weight)
 
 
 def test_a_folder_of_save_pretrained_says_which_file_to_give(tmp_path):

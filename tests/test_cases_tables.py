@@ -229,11 +229,7 @@ def test_groups_are_read_from_their_column(door, tmp_path):
         values = zip(TEXTS, ["x", "y", "x", None], strict=True)
         in_turns = [f"{row}.{ending}" for row in range(4) for ending in ("json", "png")]
         made = {f"{r}.json": json.dumps({"label": t, "video": v}).encode() for r, (t, v) in enumerate(values)}
-        files = {
-            name: text
-            for row in range(4)
-            for name, text in ((f"{row}.png", IMAGES[row]), (f"{row}.json", made[f"{row}.json"]))
-        }
+        files = {name: made[name] if name in made else IMAGES[int(name[0])] for name in in_turns}
         file = write_tar(tmp_path / "x.tar", files)
     source = ImageSource.open(file, columns=Columns(group="video"))
     assert source.groups.tolist() == [0, 1, 0, 2]

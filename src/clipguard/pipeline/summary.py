@@ -13,7 +13,7 @@ from clipguard.data.listing import skipped_words
 from clipguard.data.provenance import recorded_source
 from clipguard.detection.entropy_map import TOGETHER, classes_with_few_clean
 from clipguard.models.spec import Normalized
-from clipguard.pipeline.guide_check import disagreement, of_prompts, of_second_guide
+from clipguard.pipeline.guide_check import coinciding_names, disagreement, of_prompts, of_second_guide
 from clipguard.pipeline.scan import Scan
 from clipguard.pipeline.stages import STAGES
 from clipguard.pipeline.verdict import agreement, competence, unreadable
@@ -44,7 +44,11 @@ def few_clean(scan: Scan) -> tuple[str, ...]:
 def warnings_of(scan: Scan) -> list[str]:
     """Return what a user should know of a scan, one sentence each."""
     context = scan.context
-    warnings = [*context.guide.warnings_for(context.source.class_names), *disagreement(scan)]
+    warnings = [
+        *context.guide.warnings_for(context.source.class_names),
+        *coinciding_names(scan),
+        *disagreement(scan),
+    ]
     warnings += [*_data_warnings(scan), *context.notes(), *(current_device() or CPU).passed_over]
     return warnings + [
         f"the weights of guide {guide.name} are not known to clipguard: compare their sha256 "
