@@ -67,8 +67,8 @@ def coinciding_names(scan: Scan) -> list[str]:
     if not alike:
         return []
     return [
-        f"the guide reads {len(alike)} pairs of class names as the same, first {', '.join(alike[:3])}: it cannot "
-        "tell these classes apart; give words (--classes)"
+        f"the guide reads {len(alike)} pairs of class names as the same, first {', '.join(alike[:3])}: it "
+        "cannot tell these classes apart; give words (--classes)"
     ]
 
 
