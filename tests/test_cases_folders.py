@@ -236,3 +236,34 @@ def test_links_out_of_the_folder_are_refused_with_the_option_that_allows_them(tm
     with pytest.raises(ClipguardError, match=r"--limits\.links"):
         ImageSource.open(tmp_path / "set")
     assert len(ImageSource.open(tmp_path / "set", limits=Limits(links=True))) == 4
+
+
+def test_masks_nested_deeper_than_calls_may_be_are_counted(tmp_path):
+    write_folder(tmp_path, CLASSES)
+    deepest = str(tmp_path / "cat/masks")
+    for _ in range(1200):
+        os.mkdir(deepest)
+        deepest += "/d"
+    with open(deepest, "wb") as file:
+        file.write(png(1))
+    try:
+        assert ImageSource.open(tmp_path).skipped == {"in a folder called masks": 1}
+    finally:
+        # The standard library removes folders by calls of itself, and could not.
+        os.unlink(deepest)
+        while deepest.endswith("/d"):
+            deepest = deepest[:-2]
+            os.rmdir(deepest)
+
+
+def test_names_of_folders_that_are_no_text_can_be_said(tmp_path):
+    for number in range(11):
+        folder = os.fsencode(tmp_path) + b"/\xff" + str(number).encode()
+        try:
+            os.mkdir(folder)
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+        with open(folder + b"/1.png", "wb") as file:
+            file.write(png(number))
+    for note in ImageSource.open(tmp_path).notes:
+        assert note.encode("utf-8")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipguard.data import Columns, ImageSource
+from clipguard.data import Columns, Failed, ImageSource
 from clipguard.errors import ClipguardError
 from test_sources import png, refusal, write_folder
 from tiny_data import image_folder, pictures
@@ -142,3 +142,12 @@ def test_a_frame_of_paths_is_refused_with_the_way_out(tmp_path):
     message = refusal(frame)
     assert "holds paths" in message
     assert "metadata.csv" in message
+
+
+def test_an_image_that_a_changed_object_cannot_make_costs_that_image_alone(folder):
+    with open(folder.samples[3][0], "wb") as file:
+        file.write(b"no image")
+    data = Poisoned(folder.root)
+    source = ImageSource.open(data)
+    assert source.labels[3] == data.targets[3]
+    assert [isinstance(item, Failed) for item in source.read(range(5))] == [False] * 3 + [True, False]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipguard.clip.zero_shot import ClipGuide
-    from clipguard.data import ImageSource
+    from clipguard.data import Columns, ImageSource
     from clipguard.errors import ClipguardError
     from clipguard.pipeline.config import DefenseConfig
     from clipguard.pipeline.defender import Defender
@@ -14,11 +14,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "ClipGuide": "clipguard.clip.zero_shot",
     "ClipguardError": "clipguard.errors",
+    "Columns": "clipguard.data",
     "Defender": "clipguard.pipeline.defender",
     "ImageSource": "clipguard.data",
     "DefenseConfig": "clipguard.pipeline.config",
 }
-__all__ = ["ClipGuide", "ClipguardError", "Defender", "DefenseConfig", "ImageSource"]
+__all__ = ["ClipGuide", "ClipguardError", "Columns", "Defender", "DefenseConfig", "ImageSource"]
 
 
 def __getattr__(name: str) -> Any:

@@ -86,7 +86,16 @@ def below(folder: str | Path, skipped: Counter[str]) -> Iterator[os.DirEntry[str
 
 
 def _files_in(folder: str | Path) -> int:
-    return sum(len(files) for _, _, files in os.walk(folder))
+    """Return how many files lie below a folder, however deep: neither by calls nor by links."""
+    waiting, count = [os.fspath(folder)], 0
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    count += 1
+    return count
 
 
 def leaves(path: Path, inside: Path) -> bool:

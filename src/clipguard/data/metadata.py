@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ def _table(
             )
     paths = tuple(str(row[image]) for row in kept)
     if len(set(paths)) < len(paths):
-        twice = next(path for place, path in enumerate(paths) if path in paths[:place])
+        twice = Counter(paths).most_common(1)[0][0]
         raise ClipguardError(f"{file} names {twice!r} twice: keep one row of each image")
     return Metadata(
         name=file.name,

@@ -82,6 +82,21 @@ def _gives_as_listed(data: Any) -> bool:
     return str(getattr(type(data).__getitem__, "__module__", "")).startswith("torchvision.")
 
 
+def _item_label(data: Any, row: int, lists: list[Any], location: str) -> Any:
+    """Return the label of an item; of one that cannot be made, the label that is listed.
+
+    Raises:
+        ClipguardError: nothing gives it a label.
+    """
+    try:
+        with quiet_pillow():
+            return data[row][1]
+    except Exception as error:  # The object decodes by itself: a damaged image will be told as unreadable.
+        if lists:
+            return lists[0][row]
+        raise ClipguardError(f"{location} is no list of (image, label) pairs: {reason_of(error)}") from error
+
+
 def _pair_labels(data: Any, location: str) -> tuple[Int64[np.ndarray, "n"] | list[str], tuple[str, ...]]:
     """Return the labels of the items, and a note where the object lists others.
 
@@ -91,10 +106,7 @@ def _pair_labels(data: Any, location: str) -> tuple[Int64[np.ndarray, "n"] | lis
     lists = _listed(data, location)
     if lists and _gives_as_listed(data) and all(labels == lists[0] for labels in lists):
         return label_values(lists[0], location), ()
-    try:
-        given = label_values([data[row][1] for row in range(len(data))], location)
-    except (TypeError, IndexError, KeyError, OSError) as error:
-        raise ClipguardError(f"{location} is no list of (image, label) pairs: {reason_of(error)}") from error
+    given = label_values([_item_label(data, row, lists, location) for row in range(len(data))], location)
     items = given if isinstance(given, list) else given.tolist()
     differing = max((sum(a != b for a, b in zip(items, labels, strict=True)) for labels in lists), default=0)
     if not differing:

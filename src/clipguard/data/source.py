@@ -15,7 +15,7 @@ from clipguard.data.class_names import Classes, class_names, naming_note
 from clipguard.data.columns import NO_COLUMNS, Columns
 from clipguard.data.finding import listing_of
 from clipguard.data.listing import Failed, Item, Reader, Unreadable
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, one_line
 from clipguard.safety.limits import Limits
 
 
@@ -104,7 +104,7 @@ class ImageSource:
             if isinstance(what, (str, Path))
             else None,
             skipped=listing.skipped,
-            notes=(*listing.notes, *naming_note(listing, classes, names)),
+            notes=tuple(map(one_line, (*listing.notes, *naming_note(listing, classes, names)))),
             groups=None if listing.groups is None else listing.groups[start:stop],
             columns=chosen,
         )

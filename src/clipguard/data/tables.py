@@ -52,7 +52,7 @@ def _listed(table: Mapping[str, Any], columns: Columns, location: str) -> Listin
         _images(table[image], f"column {image!r} of {location}"),
         table[label],
         location=location,
-        groups=None if group is None else table[group],
+        groups=None if group is None else list(table[group]),
     )
 
 
