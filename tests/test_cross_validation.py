@@ -56,3 +56,23 @@ def test_the_start_stays_as_it_is_and_gives_the_scores_their_kind():
 def test_nothing_is_fitted_for_an_empty_set():
     scores = out_of_fold(np.zeros(0, np.int64), lambda *_: pytest.fail("nobody is to be scored"), np.zeros(0))
     assert len(scores) == 0
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.integers(2, 9), draws)
+def test_no_fold_tears_a_group_apart_and_no_fold_is_larger_than_it_must_be(groups, folds, seed):
+    numbers = fold_numbers(len(groups), folds, np.random.default_rng(seed), np.array(groups))
+    assert all(
+        len({fold for fold, one in zip(numbers, groups, strict=True) if one == g}) == 1 for g in groups
+    )
+    sizes, largest = np.bincount(numbers, minlength=folds), np.bincount(groups).max()
+    assert sizes.max() - sizes.min() <= largest
+
+
+def test_a_fold_without_a_group_is_not_asked_for():
+    fold = fold_numbers(6, 5, np.random.default_rng(0), np.array([0, 0, 0, 1, 1, 1]))
+
+    def score(outside, inside):
+        assert inside.sum() == outside.sum() == 3
+        return np.ones(3)
+
+    assert out_of_fold(fold, score, np.zeros(6)).tolist() == [1] * 6

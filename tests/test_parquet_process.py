@@ -32,11 +32,11 @@ def fault(what):
     if 'noise' in what:
         print('noise', flush=True); os.write(1, b'noise')
 listing, reading = worker.list_shard, worker.read_cells
-def list_shard(path, name, limits):
+def list_shard(path, name, limits, columns):
     fault(name)
-    return listing(path, name, limits)
-def read_cells(path, name, rows, limits):
-    for number, item in enumerate(reading(path, name, rows, limits)):
+    return listing(path, name, limits, columns)
+def read_cells(path, name, rows, limits, columns):
+    for number, item in enumerate(reading(path, name, rows, limits, columns)):
         if number == 3:
             fault(name)
         yield item

@@ -46,7 +46,7 @@ def read(tmp_path, source):
 
 def statuses(folder, data):
     """Return the set of what became of the images, whose names must not repeat."""
-    checks = list(check_inputs(folder, data))
+    checks = list(check_inputs(folder, data).files)
     assert len({check.path for check in checks}) == len(checks)
     return {check.status for check in checks}
 
@@ -67,7 +67,7 @@ def test_what_is_recorded_is_said_of_the_bytes_that_were_decoded_and_nothing_is_
     assert source.reader.rows == list(range(N))
     assert recorded_source(out)["fingerprint"] == ImageSource.open(data).fingerprint
     table = read_table(rows_file(out, 0))
-    assert list(table) == ["id", "label", "bytes", "sha256", "height", "width", "reason"]
+    assert list(table) == ["id", "label", "bytes", "sha256", "height", "width", "grey_bits", "reason"]
     assert table["label"].tolist() == source.labels.tolist()
     assert set(zip(table["height"], table["width"], table["reason"], strict=True)) == {(16, 16, "")}
 
@@ -194,7 +194,7 @@ def test_an_image_that_changed_is_named_also_where_size_and_date_are_the_same(tm
         file.write_bytes(content)
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
         assert key_of(data) == read_key(out, data)
-    odd = [check for check in check_inputs(out, data) if check.status != "ok"]
+    odd = [check for check in check_inputs(out, data).files if check.status != "ok"]
     assert [check.status for check in odd] == ["changed"]
     assert odd[0].path in listed(out)
 
@@ -210,7 +210,7 @@ def test_what_has_no_file_leaves_nothing_to_compare(tmp_path):
     out = read(tmp_path, ImageSource.open((pictures(N), np.arange(N) % 2), classes=NAMES))
     assert len(listed(out)) == N
     with pytest.raises(ClipguardError, match="read from no file"):
-        list(check_inputs(out, tmp_path))
+        list(check_inputs(out, tmp_path).files)
 
 
 def test_inputs_are_listed_as_ok_changed_missing_or_added(tmp_path, data):
@@ -219,7 +219,7 @@ def test_inputs_are_listed_as_ok_changed_missing_or_added(tmp_path, data):
     assert statuses(out, moved) == {"ok"}
     (moved / "cat/0000.png").write_bytes(b"other")
     (moved / "dog/0001.png").rename(moved / "dog/new.png")
-    odd = {c.path: c.status for c in check_inputs(out, moved) if c.status != "ok"}
+    odd = {c.path: c.status for c in check_inputs(out, moved).files if c.status != "ok"}
     assert odd == {"cat/0000.png": "changed", "dog/0001.png": "missing", "dog/new.png": "added"}
 
 
@@ -238,7 +238,7 @@ def test_inputs_are_looked_for_by_the_limits_of_the_run(tmp_path, data):
     ):
         write_json(out / "inputs.json", about | {"limits": limits})
         with pytest.raises(ClipguardError, match=reason):
-            list(check_inputs(out, data))
+            list(check_inputs(out, data).files)
 
 
 def test_of_some_rows_only_the_others_are_no_addition(tmp_path, data):

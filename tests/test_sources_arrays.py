@@ -53,9 +53,9 @@ def test_arrays_in_memory_and_in_a_file_are_the_same_source(tmp_path):
         (np.zeros((0, 4, 4), np.uint8), [], "no images"),
         (np.zeros((2, 4, 4), np.uint8), [0, 1, 1], "2 images but 3 labels"),
         (np.zeros((2, 4, 4), np.uint8), [0.5, 1], "one integer a row"),
-        (np.zeros((2, 4, 4), np.uint8), [[0], [1]], "one integer a row"),
+        (np.zeros((2, 4, 4), np.uint8), [[0, 1], [1, 0]], "one-hot"),
         (np.zeros((2, 4, 4), np.uint8), [0, None], "null labels"),
-        (np.zeros((2, 4, 4), np.uint8), [0, [1]], "integers"),
+        (np.zeros((2, 4, 4), np.uint8), [0, [1]], "no list of labels"),
         (np.zeros((2, 4, 4), np.uint8), [0, 2**63], "integer"),
     ],
 )
@@ -104,7 +104,7 @@ def test_a_bare_array_saved_as_npz_is_refused(tmp_path):
 def test_an_npz_file_that_lacks_labels_or_has_odd_names_is_refused(tmp_path):
     images = np.zeros((2, 4, 4), np.uint8)
     np.savez(tmp_path / "x.npz", images=images)
-    assert "lacks the array 'labels'" in refusal(tmp_path / "x.npz")
+    assert "lacks the column 'label'" in refusal(tmp_path / "x.npz")
     np.savez(tmp_path / "y.npz", images=images, labels=[0, 1], class_names=np.arange(2))
     assert "class_names" in refusal(tmp_path / "y.npz")
 

@@ -136,13 +136,13 @@ IMAGE = pa.array([{"bytes": b"a", "path": None}] * 2, pa.struct({"bytes": pa.bin
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"picture": IMAGE, "label": [0, 1]}, "lacks the column 'image'"),
-        ({"image": IMAGE, "target": [0, 1]}, "lacks the column 'label'"),
-        ({"image": ["a", "b"], "label": [0, 1]}, "'image'"),
+        ({"scan": IMAGE, "label": [0, 1]}, "lacks the column 'image'"),
+        ({"image": IMAGE, "y": [0, 1]}, "lacks the column 'label'"),
+        ({"image": ["a", "b"], "label": [0, 1]}, "paths, such as 'a'"),
         ({"image": [{"path": "a"}] * 2, "label": [0, 1]}, "'image'"),
         ({"image": [{"bytes": "text"}] * 2, "label": [0, 1]}, "'image'"),
-        ({"image": IMAGE, "label": ["cat", "dog"]}, "'label'"),
-        ({"image": IMAGE, "label": [0.0, 1.0]}, "'label'"),
+        ({"image": IMAGE, "label": [[0], [1]]}, "'label'"),
+        ({"image": IMAGE, "label": [0.5, 1.0]}, "one integer a row"),
     ],
 )
 def test_other_columns_are_refused_by_name(tmp_path, columns, message):

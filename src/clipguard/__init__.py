@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipguard.clip.zero_shot import ClipGuide
-    from clipguard.data import ImageSource
+    from clipguard.data import Columns, ImageSource
     from clipguard.errors import ClipguardError
     from clipguard.outputs.weights import sample_weights, sampler_of
     from clipguard.pipeline.config import DefenseConfig
@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ClipGuide": "clipguard.clip.zero_shot",
     "ClipguardError": "clipguard.errors",
+    "Columns": "clipguard.data",
     "Defender": "clipguard.pipeline.defender",
     "ImageSource": "clipguard.data",
     "DefenseConfig": "clipguard.pipeline.config",
@@ -24,6 +25,7 @@ _HOMES = {
 __all__ = [
     "ClipGuide",
     "ClipguardError",
+    "Columns",
     "Defender",
     "DefenseConfig",
     "ImageSource",

@@ -85,6 +85,7 @@ class ImageSet:
         ids: one name a sample, unique, stable over runs.
         class_names: human-readable names; what the guide reads.
         fingerprint: hash of everything above as it came from the source.
+        groups: number of each sample's group, which cross-validation never tears apart; None without any.
     """
 
     images: Rows
@@ -92,6 +93,7 @@ class ImageSet:
     ids: tuple[str, ...]
     class_names: tuple[str, ...]
     fingerprint: str
+    groups: Int64[np.ndarray, "n"] | None = None
 
     def __len__(self) -> int:
         """Return n."""
@@ -105,9 +107,10 @@ class ImageSet:
 
     def take(self, rows: Int64[np.ndarray, "m"]) -> "ImageSet":
         """Return the sub-set at `rows`, in memory, with a fingerprint of its own."""
-        return image_set(
+        taken = image_set(
             self.images[rows], self.labels[rows], self.class_names, tuple(self.ids[i] for i in rows)
         )
+        return taken if self.groups is None else replace(taken, groups=self.groups[rows])
 
 
 def image_set(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clipguard.cli.outcome import Outcome
 from clipguard.clip.loading import CONFIG, FOLDER_PREFIX, WEIGHTS
+from clipguard.data.listing import skipped_words
 from clipguard.data.provenance import check_inputs
 from clipguard.errors import ClipguardError, one_line
 from clipguard.runs import SEAL, Checked, RunFolder, compared, described, verify_run
@@ -33,9 +34,10 @@ def run_verify(
     Raises:
         ClipguardError: no run folder, or one that lacks what is to be compared.
     """
-    checks = {"artefacts": verify_run(run)}
+    checks, skipped = {"artefacts": verify_run(run)}, dict[str, int]()
     if data is not None:
-        checks["inputs"] = list(check_inputs(RunFolder.read(run).path / "stages" / "embeddings", data))
+        inputs = check_inputs(RunFolder.read(run).path / "stages" / "embeddings", data)
+        checks["inputs"], skipped = list(inputs.files), dict(inputs.skipped)
     if model is not None:
         checks["model"] = [_check_model(run, model)]
     if guide is not None:
@@ -46,6 +48,7 @@ def run_verify(
         "ok": same,
         "seal": described(run / SEAL)["sha256"],
         "counts": {part: dict(Counter(check.status for check in listed)) for part, listed in checks.items()},
+        "skipped": skipped,
         "files": [{"part": part, **asdict(check)} for part, listed in checks.items() for check in listed],
     }
     return Outcome(value=value, show=partial(_show, value), as_json=as_json, code=0 if same else DIFFERS)
@@ -86,6 +89,8 @@ def _show(value: dict[str, Any], console: "Console") -> None:
     for part, counts in value["counts"].items():
         texts = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))
         console.print(f"{part}: {texts}", markup=False)
+    if value["skipped"]:
+        console.print(f"inputs: {one_line(skipped_words(value['skipped']))}", soft_wrap=True, markup=False)
     if "inputs" not in value["counts"]:
         console.print("inputs: not compared (give --data)", markup=False)
     console.print(f"seal: {value['seal']}", soft_wrap=True, markup=False)

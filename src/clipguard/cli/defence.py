@@ -18,7 +18,7 @@ from clipguard.compute.device import choose_device
 from clipguard.compute.engine import Engine, LocalEngine
 from clipguard.compute.ray_engine import RayEngine
 from clipguard.compute.training import DEFAULT_RECIPE
-from clipguard.data import ImageSource
+from clipguard.data import Columns, ImageSource
 from clipguard.detection.early_model import early_model_named
 from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.errors import ClipguardError
@@ -109,7 +109,10 @@ def run_demo(options: DemoOptions) -> Outcome:
 
 def _source(path: Path, options: ScanOptions) -> ImageSource:
     rows = parsed(rows_from, options.rows, "--rows")
-    source = ImageSource.open(path, classes=options.classes, rows=rows, limits=options.limits)
+    columns = Columns(image=options.image_column, label=options.label_column, group=options.group_column)
+    source = ImageSource.open(
+        path, classes=options.classes, rows=rows, limits=options.limits, columns=columns
+    )
     # The run would be one more class of the folder the next time.
     if source.kind == "folder" and options.out.resolve().is_relative_to(path.resolve()):
         raise ClipguardError(f"run folder {options.out} lies inside the data {path}: give one outside")

@@ -12,9 +12,10 @@ from typing import Final
 
 from cyclopts import CycloptsError
 
+from clipguard.cli.arguments import check_arguments
 from clipguard.cli.commands import app
 from clipguard.cli.outcome import ERROR, Outcome
-from clipguard.cli.process import keep_freed_memory, wait_asleep
+from clipguard.cli.process import escape_unwritable, keep_freed_memory, wait_asleep
 from clipguard.errors import ClipguardError, fault_of, one_line
 
 DEBUG: Final = "CLIPGUARD_DEBUG"
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     keep_freed_memory()
     wait_asleep()
+    escape_unwritable()
     try:
         with _terminable():
             return _run(list(sys.argv[1:] if argv is None else argv))
@@ -96,6 +98,7 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         # Not the help and 0: to a script, 0 says that a data set is clean.
         raise ClipguardError("no command: give one, such as scan (see clipguard --help)")
+    check_arguments(arguments)
     command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
     outcome = command(*bound.args, **bound.kwargs)
     if not isinstance(outcome, Outcome):  # --help and --version print for themselves

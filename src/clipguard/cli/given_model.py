@@ -10,6 +10,7 @@ from clipguard.cli.text import channels_from, parsed, share_from, size_from
 from clipguard.data import ImageSource
 from clipguard.data.decode import sampled_sizes
 from clipguard.errors import ClipguardError
+from clipguard.models import weights
 from clipguard.models.preprocessing import as_they_are, described, timm_preprocessing
 from clipguard.models.spec import ModelSpec, read_spec
 from clipguard.types import Preprocessing
@@ -40,7 +41,9 @@ def spec_of_model(options: DefendOptions, source: ImageSource) -> tuple[ModelSpe
         preprocessing=replace(preprocessing, **given),
     )
     options_given = f"; given: {', '.join(given)}" if given else ""
-    return spec, f"{architecture}, {described(spec.preprocessing)} ({origin}{options_given})"
+    prefix = weights.common_prefix(weights.shapes(path))
+    prefixed = f"; the names of its weights start with {prefix!r}" if prefix else ""
+    return spec, f"{architecture}, {described(spec.preprocessing)} ({origin}{options_given}){prefixed}"
 
 
 def _given(options: DefendOptions) -> dict[str, Any]:

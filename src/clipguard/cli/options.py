@@ -25,6 +25,24 @@ Classes = Annotated[
     Parameter(help="Class names: a .txt with one a line, or a .json list or object; default: the source's."),
 ]
 Rows = Annotated[str | None, Parameter(help="Keep the rows FIRST:END only, such as 0:12000.")]
+ImageColumn = Annotated[
+    str | None,
+    Parameter(
+        help="Column of images or their paths: of a table (Parquet, metadata.csv), array of an .npz file, "
+        "or ending in a .tar file; default: the usual names."
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    Parameter(help="Column of the labels, or field of the .json files of a .tar file; default likewise."),
+]
+GroupColumn = Annotated[
+    str | None,
+    Parameter(
+        help="Column of groups: copies, or frames of a video. Samples of one group are never apart in "
+        "cross-validation."
+    ),
+]
 Device = Annotated[
     str | None,
     Parameter(
@@ -85,6 +103,9 @@ class ScanOptions:
     logit_scale: bool = True
     classes: Classes = None
     rows: Rows = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    group_column: GroupColumn = None
     size: str | None = None
     early_model: str = "shallow"
     rank_within: Literal["class", "all"] = "all"

@@ -1,7 +1,9 @@
 """The command line's own process: its memory and its threads. A library must not change its caller's."""
 
 import ctypes
+import io
 import os
+import sys
 
 
 def keep_freed_memory() -> None:
@@ -26,3 +28,14 @@ def wait_asleep() -> None:
     soon as another process computes.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def escape_unwritable() -> None:
+    """Let characters that stdout and stderr cannot encode be written as escapes of Python.
+
+    Names of files and classes are anybody's, and a terminal need not take UTF-8. An error would come after
+    the whole scan, and hide its answer.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")

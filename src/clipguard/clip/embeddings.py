@@ -244,7 +244,7 @@ def _without_crops(embedded: _Embedded) -> _Embedded:
     reads = [
         read
         if isinstance(read.views, Unreadable)
-        else replace(read, views=Views(read.views.size, tuple(map(np.copy, read.views.images[1:]))))
+        else replace(read, views=replace(read.views, images=tuple(map(np.copy, read.views.images[1:]))))
         for read in piece.reads
     ]
     return replace(piece, reads=reads), vectors

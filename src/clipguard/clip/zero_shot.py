@@ -33,7 +33,7 @@ DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 _WORDNET_ID = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"[\d\s.,_+-]*\d[\d\s.,_+-]*")
 _PLACEHOLDER = re.compile(r"(class|cls|cat|category|label|lbl|id|group|folder)[\s-]*\d+", re.IGNORECASE)
-_SHORT_CODE = re.compile(r"[a-z]{1,2}[\s-]?\d{1,6}", re.IGNORECASE)
+_SHORT_CODE = re.compile(r"[a-z]{1,2}[\s-]?\d{1,6}|[a-z]", re.IGNORECASE)
 _HASH = re.compile(r"(?=[^a-f]*[a-f])(?=\D*\d)[0-9a-f-]{8,}", re.IGNORECASE)
 
 

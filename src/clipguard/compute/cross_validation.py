@@ -1,5 +1,6 @@
 """Out-of-fold scores: every sample is scored by something that was fitted without it."""
 
+import heapq
 from collections.abc import Callable
 
 import numpy as np
@@ -11,16 +12,40 @@ ScoreFold = Callable[[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]], Shaped[np.n
 """(samples outside the fold, samples of the fold) -> scores of the samples of the fold."""
 
 
-def fold_numbers(n: int, folds: int, draw: np.random.Generator) -> Int64[np.ndarray, "n"]:
-    """Return a fold 0..folds - 1 for each of n samples, at random; sizes differ by at most one."""
+Groups = Int64[np.ndarray, "n"]
+"""Number of each sample's group, such as the video that a frame is of."""
+
+
+def fold_numbers(
+    n: int, folds: int, draw: np.random.Generator, groups: Groups | None = None
+) -> Int64[np.ndarray, "n"]:
+    """Return a fold 0..folds - 1 for each of n samples, at random; sizes differ by at most one.
+
+    With groups, samples of one group share a fold. Sizes then differ as far as groups do, and folds may be
+    empty where there are few groups.
+    """
     from sklearn.model_selection import KFold
 
+    if groups is not None and folds > 1:
+        return _grouped(groups, folds, draw)
     numbers = np.arange(n) % folds
     if 1 < folds <= n:
         split = KFold(folds, shuffle=True, random_state=int(draw.integers(2**31))).split(numbers)
         for number, (_, inside) in enumerate(split):
             numbers[inside] = number
     return numbers
+
+
+def _grouped(groups: Groups, folds: int, draw: np.random.Generator) -> Int64[np.ndarray, "n"]:
+    """Return the fold of each sample: groups in random order, largest first, go to the emptiest fold."""
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    shuffled = draw.permutation(len(sizes))
+    fold_of = np.zeros(len(sizes), np.int64)
+    emptiest = [(0, fold) for fold in range(folds)]
+    for number in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
+        filled, fold_of[number] = emptiest[0]
+        heapq.heapreplace(emptiest, (filled + int(sizes[number]), int(fold_of[number])))
+    return fold_of[group]
 
 
 def double(values: Rows, rows: Int64[np.ndarray, "m"]) -> Float64[np.ndarray, "m d"]:
@@ -36,6 +61,8 @@ def out_of_fold(
 ) -> Shaped[np.ndarray, "n ..."]:
     """Return `start` with the scores of each fold in its rows; `score` is asked once a fold, in order.
 
+    A fold without a sample is passed over: there are some where samples come in few groups.
+
     Args:
         fold: number of each sample, as `fold_numbers` draws them.
         score: fits on the samples outside a fold and scores those of it.
@@ -44,5 +71,6 @@ def out_of_fold(
     scores = start.copy()
     for number in range(int(fold.max(initial=-1)) + 1):
         inside = fold == number
-        scores[inside] = score(~inside, inside)
+        if inside.any():
+            scores[inside] = score(~inside, inside)
     return scores

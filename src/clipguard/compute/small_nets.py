@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from clipguard.compute.cross_validation import fold_numbers
+from clipguard.compute.cross_validation import Groups, fold_numbers
 from clipguard.compute.inference import classifier_logits
 from clipguard.compute.lanes import in_lanes, in_turn
 from clipguard.compute.training import EpochHook, LossFunction, Recipe, fit
@@ -139,18 +139,19 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
     on_epoch: EpochHook | None = None,
     start: tuple[Normalized, ...] = (),
     keep_at: tuple[int, ...] = (),
+    groups: Groups | None = None,
 ) -> TrainedNets:
     """Return the nets that were trained on the trainable images only, and their logits [n, outputs] of all.
 
     With the nets of another training of this kind as `start`, under the same seed, each goes on from there
     with the same fold left out; the nets given stay as they are. Logits of the nets as they were after
-    `keep_at` epochs are kept as well.
+    `keep_at` epochs are kept as well. Folds tear no group of samples apart.
     """
     h, w = images.shape[1:3]
     spec = ModelSpec.sized(architecture=config.architecture, num_classes=outputs, input_size=(h, w))
     recipe = config.recipe(int(trainable.sum()))
     streams = [seed.child("run", run) for run in range(config.runs)]
-    fold = np.stack([_folds(len(images), config.folds, stream) for stream in streams])
+    fold = np.stack([_folds(len(images), config.folds, stream, groups) for stream in streams])
 
     hook, kept = on_epoch and in_turn(on_epoch), dict[tuple[int, int], Normalized]()
 
@@ -182,10 +183,10 @@ def continued(config: SmallNetConfig, epochs: int) -> SmallNetConfig:
     return replace(config, epochs=epochs, lr=config.lr / 2, fewest_steps=0)
 
 
-def _folds(n: int, folds: int, stream: Seed) -> Int64[np.ndarray, "n"]:
+def _folds(n: int, folds: int, stream: Seed, groups: Groups | None) -> Int64[np.ndarray, "n"]:
     if folds == 1:
         return np.zeros(n, dtype=np.int64)
-    return fold_numbers(n, folds, stream.child("folds").generator())
+    return fold_numbers(n, folds, stream.child("folds").generator(), groups)
 
 
 def binary_loss(positive: Bool[np.ndarray, "n"], weights: Float64[np.ndarray, "n"]) -> LossFunction:

@@ -2,8 +2,8 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 from PIL.Image import Image
 
-from clipguard.errors import ClipguardError, reason_of
+from clipguard.errors import reason_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,9 @@ class Listing:
         names: what the source calls its classes; None when it does not say.
         keys: the same as the source spells it, where the names were made readable.
         refused: what was found and cannot even become a row; it counts as unreadable.
+        skipped: files that were left out by the rules, counted by reason.
+        notes: what the user should know of how the source was read, one sentence each.
+        groups: number of each sample's group; None where each is one of its own.
     """
 
     kind: str
@@ -95,26 +98,17 @@ class Listing:
     names: tuple[str, ...] | None = None
     keys: tuple[str, ...] | None = None
     refused: tuple[Unreadable, ...] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    groups: Int64[np.ndarray, "n"] | None = None
 
 
-def as_labels(values: object, location: str) -> Int64[np.ndarray, "n"]:
-    """Return `values` as labels.
-
-    Raises:
-        ClipguardError: null, fractional, textual or nested labels.
-    """
-    try:
-        array = np.asarray(values)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ClipguardError(f"labels of {location} are no list of integers: {reason_of(error)}") from error
-    if array.ndim == 1 and array.dtype == object and any(value is None for value in array):
-        row = next(i for i, value in enumerate(array) if value is None)
-        raise ClipguardError(f"{location} has null labels, the first in row {row}: drop these rows")
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ClipguardError(
-            f"labels of {location} must be one integer a row, not {array.ndim}-dimensional {array.dtype}"
-        )
-    return array.astype(np.int64)
+def skipped_words(skipped: Mapping[str, int]) -> str:
+    """Return in words how many files were left out and why, the commonest reason first; empty for none."""
+    if not skipped:
+        return ""
+    reasons = sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))
+    return f"{sum(skipped.values())} files left out: " + "; ".join(f"{n} {reason}" for reason, n in reasons)
 
 
 def fault(error: OSError | ValueError) -> str:

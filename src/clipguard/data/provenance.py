@@ -1,6 +1,7 @@
 """Provenance: which images were read, with which contents, and whether they still are what they were."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -8,10 +9,12 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Int64
 
+from clipguard.data.columns import Columns
 from clipguard.data.decode.reading import ReadRow
+from clipguard.data.finding import listing_of
 from clipguard.data.folder import FolderReader
-from clipguard.data.listing import Unreadable
-from clipguard.data.source import ImageSource, contents_of, listing_of
+from clipguard.data.listing import Listing, Unreadable
+from clipguard.data.source import ImageSource, contents_of
 from clipguard.errors import ClipguardError
 from clipguard.runs import Checked, read_json, read_table, write_json, write_table
 from clipguard.safety.limits import Limits
@@ -22,17 +25,23 @@ INPUTS: Final = "inputs.json"
 UNREADABLE: Final = "unreadable.json"
 ROWS: Final = "rows"
 
-_KEYS: Final = {"fingerprint", "files", "whole", "largest", "unreadable_rows", "limits"}
+_KEYS: Final = frozenset(
+    {"fingerprint", "files", "whole", "largest", "unreadable_rows", "limits", "columns", "grey_bits"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRows:
-    """What was read of some rows of a source, in their order; the reason is empty where one could be read."""
+    """What was read of some rows of a source, in their order; the reason is empty where one could be read.
+
+    `bits` are those of grey that are in use, see `clipguard.data.decode.pixels.Views`.
+    """
 
     ids: Sequence[str]
     sizes: Int64[np.ndarray, "m 2"]
     sha256: Sequence[bytes]
     reasons: Sequence[str]
+    bits: Int64[np.ndarray, "m"]
 
     @property
     def readable(self) -> Int64[np.ndarray, "r"]:
@@ -63,6 +72,7 @@ def record_rows(file: Path, source: ImageSource, reads: Sequence[ReadRow]) -> No
         "sha256": [read.contents.sha256 for read in reads],
         "height": height,
         "width": width,
+        "grey_bits": np.array([getattr(read.views, "bits", 0) for read in reads], np.int64),
         "reason": bad,
     }
     write_table(file, columns)
@@ -81,6 +91,7 @@ def recorded_rows(file: Path) -> RecordedRows:
             sizes=np.stack([table["height"], table["width"]], 1),
             sha256=table["sha256"].tolist(),
             reasons=table["reason"].tolist(),
+            bits=table["grey_bits"],
         )
     except KeyError as error:
         raise ClipguardError(f"{file} lacks the column {error}: delete it and run again") from error
@@ -93,15 +104,18 @@ def record_source(folder: Path, source: ImageSource, shards: int) -> None:
         ClipguardError: a file that holds labels changed while the source was being read.
     """
     # Labels of a folder are its paths: what was read is described. Elsewhere, labels were read before.
-    if not isinstance(source.reader, FolderReader) and source.key_now() != source.key:
+    of_paths = isinstance(source.reader, FolderReader) and source.reader.table is None
+    if not of_paths and source.key_now() != source.key:
         raise ClipguardError(f"{source.location} changed while it was being read: run again when it rests")
     unreadable, lost, largest, first = list(source.refused), [], (0, 0), 0
+    bits: Counter[int] = Counter()
 
     def contents() -> Iterator[bytes]:
         nonlocal largest, first
         for shard in range(shards):
             rows = recorded_rows(rows_file(folder, shard))
             unreadable.extend(rows.unreadable)
+            bits.update(rows.bits[rows.bits > 0].tolist())
             lost.extend(np.delete(np.arange(first, first + len(rows.ids)), rows.readable).tolist())
             first += len(rows.ids)
             places = rows.sizes.prod(1)
@@ -117,6 +131,8 @@ def record_source(folder: Path, source: ImageSource, shards: int) -> None:
         "largest": largest,
         "unreadable_rows": lost,
         "limits": asdict(source.limits),
+        "columns": asdict(source.columns),
+        "grey_bits": {str(number): bits[number] for number in sorted(bits)},
     }
     write_json(folder / UNREADABLE, [{"id": entry.id, "reason": entry.reason} for entry in unreadable])
     write_json(folder / INPUTS, about)
@@ -134,7 +150,15 @@ def recorded_source(folder: Path) -> dict[str, Any]:
     return about
 
 
-def check_inputs(folder: Path, data: Path) -> Iterator[Checked]:
+@dataclass(frozen=True, slots=True)
+class CheckedInputs:
+    """What became of each image that was read, and the files that are no part of the data, by reason."""
+
+    files: Iterator[Checked]
+    skipped: Mapping[str, int]
+
+
+def check_inputs(folder: Path, data: Path) -> CheckedInputs:
     """Return what became of each image that a finished reading stage read, now looked for in or at `data`.
 
     Args:
@@ -150,6 +174,7 @@ def check_inputs(folder: Path, data: Path) -> Iterator[Checked]:
     about = recorded_source(folder)
     try:
         whole, limits = bool(about["whole"]), Limits(**about["limits"])
+        columns = Columns(**about["columns"])
     except TypeError as error:
         raise ClipguardError(f"{folder / INPUTS} is damaged: run again in a new folder") from error
     if not about["files"]:
@@ -160,8 +185,14 @@ def check_inputs(folder: Path, data: Path) -> Iterator[Checked]:
     for file in files:
         rows = recorded_rows(file)
         recorded.update(zip(rows.ids, rows.sha256, strict=True))
-    listing = listing_of(data, limits)
+    listing = listing_of(data, limits, columns)
     rows_there = np.arange(len(listing.ids)) if whole else _known(listing.ids, recorded)
+    return CheckedInputs(_compared(listing, rows_there, recorded), listing.skipped)
+
+
+def _compared(
+    listing: Listing, rows_there: Int64[np.ndarray, "m"], recorded: dict[str, bytes]
+) -> Iterator[Checked]:
     for row, item in zip(rows_there.tolist(), listing.reader.read(rows_there), strict=True):
         name = listing.ids[row]
         if name not in recorded:

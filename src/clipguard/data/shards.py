@@ -10,6 +10,7 @@ PARQUET_SHARD: Final = re.compile(r"(?P<split>.+)-\d+-of-(?P<total>\d+)\.parquet
 TAR_SHARD: Final = re.compile(r"(?P<split>.*?)\d+\.tar")
 BRACES: Final = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 MOST_SHARDS: Final = 100_000
+KINDS: Final = (".parquet", ".tar")
 
 
 def _common(name: str) -> tuple[str, ...] | None:
@@ -20,34 +21,66 @@ def _common(name: str) -> tuple[str, ...] | None:
     return (match["split"], ".tar") if match else None
 
 
+def _shards_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in KINDS and path.name[0] != ".")
+
+
+def shard_folder(folder: Path) -> Path | None:
+    """Return `folder`, or its only sub-folder, if Parquet or tar files lie there; None for an image folder.
+
+    A clone from the Hugging Face Hub has its shards in such a sub-folder, `data` for most data sets.
+    """
+    if _shards_in(folder):
+        return folder
+    inside = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+    return inside[0] if len(inside) == 1 and _shards_in(inside[0]) else None
+
+
 def choose_files(folder: Path) -> list[Path]:
-    """Return the Parquet or tar files of `folder` that belong together, by name; empty when it has none.
+    """Return the Parquet or tar files of `folder` that belong together, by name.
 
     Raises:
         ClipguardError: several files that are not the shards of one split.
     """
-    kinds = (".parquet", ".tar")
-    files = sorted(path for path in folder.iterdir() if path.suffix in kinds and path.name[0] != ".")
-    shards = {_common(file.name) for file in files}
+    files = _shards_in(folder)
+    shards = {_common(file.name): file for file in reversed(files)}
     if len(files) > 1 and (len(shards) > 1 or None in shards):
         names = ", ".join(path.name for path in files[:5]) + (", ..." if len(files) > 5 else "")
-        kind = "Parquet or tar" if {file.suffix for file in files} == set(kinds) else "Parquet"
-        kind = "tar" if {file.suffix for file in files} == {".tar"} else kind
+        kind = " or ".join(
+            word
+            for word, suffix in (("Parquet", ".parquet"), ("tar", ".tar"))
+            if suffix in {file.suffix for file in files}
+        )
         raise ClipguardError(
             f"{folder} holds {len(files)} {kind} files that may not belong together: choose one of {names}"
+            f"{_patterns(folder, shards)}"
         )
     return files
 
 
-def braced(path: Path) -> list[Path]:
-    """Return the files of a pattern such as `data-{000..009}.tar`; empty when `path` is no pattern.
+def _patterns(folder: Path, shards: dict[tuple[str, ...] | None, Path]) -> str:
+    """Return the pattern of each split, if all files are shards, as the end of a line."""
+    if None in shards:
+        return ""
+    texts = [f"'{folder / common[0]}*{file.suffix}'" for common, file in shards.items() if common]
+    return f"; or all shards of one split by a pattern in quotes: {' or '.join(sorted(texts)[:5])}"
+
+
+def files_like(path: Path) -> list[Path]:
+    """Return the files of a pattern, `data-{000..009}.tar` or `train-*.parquet`; empty for another path.
 
     Raises:
         ClipguardError: a range that runs backwards or is too long, or a file that is missing.
     """
     match = BRACES.search(path.name)
-    if match is None:
+    if match is not None:
+        return _in_range(path, match)
+    if not any(mark in path.name for mark in "*?[") or not path.parent.is_dir():
         return []
+    return sorted(file for file in path.parent.glob(path.name) if file.name[0] != ".")
+
+
+def _in_range(path: Path, match: re.Match[str]) -> list[Path]:
     first, last = int(match[1]), int(match[2])
     if not first <= last < first + MOST_SHARDS:
         raise ClipguardError(f"the range {match[0]} of {path} is no list of shards: give FIRST..LAST")

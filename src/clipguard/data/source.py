@@ -6,25 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from jaxtyping import Int64
 from PIL.Image import Image
 
-from clipguard.data.arrays import list_arrays, list_npz
-from clipguard.data.class_names import Classes, class_names
-from clipguard.data.folder import list_folder
-from clipguard.data.listing import Failed, Item, Listing, Reader, Unreadable
-from clipguard.data.objects import list_datasets, list_pairs
-from clipguard.data.parquet import list_parquet
+from clipguard.data.class_names import Classes, class_names, naming_note
+from clipguard.data.columns import NO_COLUMNS, Columns
+from clipguard.data.finding import listing_of
+from clipguard.data.listing import Failed, Item, Reader, Unreadable
 from clipguard.data.paths import sample_paths
-from clipguard.data.shards import braced, choose_files
-from clipguard.data.tar import list_tar
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, one_line
 from clipguard.safety.limits import Limits
-
-KINDS: Final = "an image folder, a .parquet, .tar or .npz file, or a pattern such as data-{000..009}.tar"
 
 
 # Without slots, since `cached_property` needs a place; without ==, which arrays do not answer by one bool.
@@ -44,6 +37,10 @@ class ImageSource:
         rows: the reader's row number of each sample, ascending.
         listed: how many rows the reader has.
         opened: how another process can open the same; None for what is in memory, and for a sub-set.
+        skipped: files that were left out by the rules of `docs/inputs.md`, counted by reason.
+        notes: what the user should know of how the source was read, one sentence each.
+        groups: number of each sample's group, which cross-validation never tears apart; None without any.
+        columns: as they were given.
     """
 
     kind: str
@@ -57,6 +54,10 @@ class ImageSource:
     rows: Int64[np.ndarray, "n"] = field(repr=False)
     listed: int = field(repr=False)
     opened: "Opened | None" = field(default=None, repr=False)
+    skipped: Mapping[str, int] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
+    groups: Int64[np.ndarray, "n"] | None = field(default=None, repr=False)
+    columns: Columns = field(default=NO_COLUMNS, repr=False)
 
     @staticmethod
     def open(
@@ -65,31 +66,34 @@ class ImageSource:
         classes: Classes | None = None,
         rows: tuple[int, int] | None = None,
         limits: Limits | None = None,
+        columns: Columns | None = None,
     ) -> "ImageSource":
         """Return the source found at or in `what`.
 
         Args:
             what: path of an image folder, a Parquet or .tar file, a folder of such shards, a pattern of
-                shards such as data-{000..009}.tar, or an .npz file; an (images, labels) pair of arrays;
-                a torchvision-like data set; a `datasets.Dataset`.
+                shards such as data-{000..009}.tar, or an .npz file; an (images, labels) pair of arrays, or
+                a mapping or table with such columns; a torchvision-like data set; a `datasets.Dataset`.
             classes: names in label order, or by folder name or label number, or a .txt or .json file of them.
             rows: first and one past the last row to keep.
             limits: bounds on hostile input.
+            columns: of images, labels and groups; by default, those that are usually called so.
 
         Raises:
             ClipguardError: what is wrong with the input, in one line.
         """
-        bounds = limits or Limits()
-        listing = listing_of(what, bounds)
+        bounds, chosen = limits or Limits(), columns or NO_COLUMNS
+        listing = listing_of(what, bounds, chosen)
         start, stop = rows if rows is not None else (0, len(listing.labels))
         if not 0 <= start < stop <= len(listing.labels):
             raise ClipguardError(
                 f"rows {start}:{stop} are not in {listing.location}, which has {len(listing.labels)} rows"
             )
+        names = class_names(listing, classes, bounds)
         source = ImageSource(
             kind=listing.kind,
             location=listing.location,
-            class_names=class_names(listing, classes, bounds),
+            class_names=names,
             labels=listing.labels[start:stop],
             ids=listing.ids[start:stop],
             refused=listing.refused,
@@ -97,9 +101,13 @@ class ImageSource:
             reader=listing.reader,
             rows=np.arange(start, stop),
             listed=len(listing.labels),
-            opened=Opened(Path(what).absolute(), classes, rows, bounds)
+            opened=Opened(Path(what).absolute(), classes, rows, bounds, chosen)
             if isinstance(what, (str, Path))
             else None,
+            skipped=listing.skipped,
+            notes=tuple(map(one_line, (*listing.notes, *naming_note(listing, classes, names)))),
+            groups=None if listing.groups is None else listing.groups[start:stop],
+            columns=chosen,
         )
         _check_labels(source)
         return source
@@ -155,6 +163,8 @@ class ImageSource:
         _update(digest, json.dumps(self.class_names).encode())
         for name in self.ids:
             _update(digest, name.encode("utf-8", "surrogatepass"))
+        if self.groups is not None:
+            _update(digest, self.groups.astype("<i8").tobytes())
         return digest
 
     @cached_property
@@ -183,6 +193,7 @@ class ImageSource:
             ids=tuple(self.ids[row] for row in chosen),
             rows=self.rows[chosen],
             opened=None,
+            groups=None if self.groups is None else self.groups[chosen],
         )
 
 
@@ -194,6 +205,7 @@ class Opened:
     classes: Classes | None
     rows: tuple[int, int] | None
     limits: Limits
+    columns: Columns
 
     def open(self) -> ImageSource:
         """Return the source.
@@ -201,54 +213,9 @@ class Opened:
         Raises:
             ClipguardError: as `ImageSource.open`.
         """
-        return ImageSource.open(self.path, classes=self.classes, rows=self.rows, limits=self.limits)
-
-
-def listing_of(what: object, limits: Limits) -> Listing:
-    """Return what `what` holds, unchecked; see `ImageSource.open`.
-
-    Raises:
-        ClipguardError: it is no data set.
-    """
-    if isinstance(what, (str, Path)):
-        return _path_listing(Path(what).expanduser(), limits)
-    if isinstance(what, tuple) and len(what) == 2:
-        return list_arrays(*what)
-    if isinstance(what, Mapping):
-        splits = ", ".join(str(name) for name in what)[:200]
-        raise ClipguardError(f"{type(what).__name__} holds several data sets: open one of {splits}")
-    if hasattr(what, "features") and hasattr(what, "column_names"):
-        return list_datasets(what, limits)
-    if hasattr(what, "__len__") and hasattr(what, "__getitem__") and not isinstance(what, np.ndarray):
-        return list_pairs(what)
-    raise ClipguardError(
-        f"{type(what).__name__} cannot be opened: give a path, (images, labels) or a data set object"
-    )
-
-
-def _path_listing(path: Path, limits: Limits) -> Listing:
-    if path.is_dir():
-        files = choose_files(path)
-        return _files_listing(files, path, limits) if files else list_folder(path, limits)
-    files = [path] if path.exists() else braced(path)
-    if not files:
-        raise ClipguardError(f"{path} does not exist: give {KINDS}")
-    return _files_listing(files, path, limits)
-
-
-def _files_listing(files: list[Path], location: Path, limits: Limits) -> Listing:
-    # What is opened may be swapped for a pipe later; the readers of archives check again.
-    for file in files:
-        if not file.is_file():
-            raise ClipguardError(f"{file} is no regular file: give {KINDS}")
-    suffix = files[0].suffix.lower()
-    if suffix == ".npz" and len(files) == 1:
-        return list_npz(files[0], limits)
-    if suffix == ".parquet":
-        return list_parquet(files, location, limits)
-    if suffix == ".tar":
-        return list_tar(files, location, limits)
-    raise ClipguardError(f"{location} is no data set: give {KINDS}")
+        return ImageSource.open(
+            self.path, classes=self.classes, rows=self.rows, limits=self.limits, columns=self.columns
+        )
 
 
 def _check_labels(source: ImageSource) -> None:

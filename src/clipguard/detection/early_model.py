@@ -149,7 +149,9 @@ def _trained(
     residual = isinstance(config, ResidualConfig)
     loss = residual_loss(data.labels, guide) if residual else cross_entropy(data.labels)
     k = len(data.class_names)
-    return train_small_nets(config, data.images, k, loss, trainable, seed, on_epoch, keep_at=keep_at)
+    return train_small_nets(
+        config, data.images, k, loss, trainable, seed, on_epoch, keep_at=keep_at, groups=data.groups
+    )
 
 
 def _scores(config: SmallNetConfig, logits: NetLogits) -> Scores:

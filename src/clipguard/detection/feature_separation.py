@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
-from clipguard.compute.cross_validation import fold_numbers, out_of_fold
+from clipguard.compute.cross_validation import Groups, fold_numbers, out_of_fold
 from clipguard.seeds import Seed
 from clipguard.types import Partition, State
 
@@ -42,6 +42,7 @@ def separated_by_features(
     features: Callable[[Int64[np.ndarray, "m"]], Shaped[np.ndarray, "m d"]],
     config: FeatureSeparationConfig,
     seed: Seed,
+    groups: Groups | None = None,
 ) -> Partition:
     """Return the partition in which a model's features judge the quarantined classes.
 
@@ -59,6 +60,7 @@ def separated_by_features(
         features: returns the model's penultimate features of the samples of some rows.
         config: thresholds.
         seed: of the folds.
+        groups: of the samples, which no fold tears apart.
     """
     if not config.rounds or not len(partition.soft_rows):
         return partition
@@ -70,7 +72,8 @@ def separated_by_features(
         if too_few_to_separate(flagged, clean):
             continue
         estimated_clean = clean_share[c] * (~flagged).sum()
-        flagged, clean = _sides(features(rows), flagged, clean, config, seed.child(c))
+        some = None if groups is None else groups[rows]
+        flagged, clean = _sides(features(rows), flagged, clean, config, seed.child(c), some)
         state[rows] = np.select([flagged, clean], [State.LABEL, State.CLEAN], State.EXCLUDED)
         # What is flagged now is taken from what was estimated as poison, as far as that goes.
         clean_share[c] = min(1.0, estimated_clean / max(1, (~flagged).sum()))
@@ -88,12 +91,13 @@ def _sides(
     clean: Bool[np.ndarray, "m"],
     config: FeatureSeparationConfig,
     seed: Seed,
+    groups: Groups | None,
 ) -> tuple[Bool[np.ndarray, "m"], Bool[np.ndarray, "m"]]:
     """Return which of a class's samples are poison, and which are clean."""
     scan = flagged, clean
     features = _reduced(features.astype(np.float64), seed.child("reduced"))
     for number in range(config.rounds):
-        log_odds = _calibrated(_log_odds(features, flagged, clean, seed.child(number)), *scan)
+        log_odds = _calibrated(_log_odds(features, flagged, clean, seed.child(number), groups), *scan)
         undecided = ~flagged & ~clean
         flagged, clean = (
             (flagged & (log_odds > -config.flag_log_odds)) | (undecided & (log_odds > config.flag_log_odds)),
@@ -107,6 +111,7 @@ def _log_odds(
     flagged: Bool[np.ndarray, "m"],
     clean: Bool[np.ndarray, "m"],
     seed: Seed,
+    groups: Groups | None,
 ) -> Float64[np.ndarray, "m"]:
     """Return log p(poison) - log p(clean), each sample out of fold."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -120,7 +125,8 @@ def _log_odds(
         log_odds: Float64[np.ndarray, " f"] = discriminant.decision_function(features[inside])
         return log_odds
 
-    return out_of_fold(fold_numbers(len(features), FOLDS, seed.generator()), score, np.zeros(len(features)))
+    folds = fold_numbers(len(features), FOLDS, seed.generator(), groups)
+    return out_of_fold(folds, score, np.zeros(len(features)))
 
 
 def _reduced(features: Float64[np.ndarray, "m d"], seed: Seed) -> Float64[np.ndarray, "m w"]:

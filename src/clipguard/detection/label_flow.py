@@ -73,12 +73,14 @@ class LabelView:
         num_classes: k, empty classes included.
         guide_nll: the guide's loss of them, in nats.
         unexplained: samples that are not flagged for a trigger; only these count.
+        groups: of the samples, which cross-validation never tears apart; None without any.
     """
 
     labels: Int64[np.ndarray, "n"]
     num_classes: int
     guide_nll: Float64[np.ndarray, "n"]
     unexplained: Bool[np.ndarray, "n"]
+    groups: Int64[np.ndarray, "n"] | None = None
 
 
 def label_only_poison(
@@ -138,9 +140,10 @@ def refitted_label_flow(
     if too_few_to_refit(view, flow):
         # The first probe once more, since it did not know whose soft labels are needed.
         nobody = np.zeros(len(view.labels), dtype=bool)
-        first = linear_probe(embeddings, view.labels, suspected, nobody, seed)
+        first = linear_probe(embeddings, view.labels, suspected, nobody, seed, view.groups)
         return flow._replace(soft_rows=first.soft_rows, soft_labels=first.soft_labels)
-    probe = linear_probe(embeddings, view.labels, suspected, flow.flagged | flow.excluded, seed)
+    left_out = flow.flagged | flow.excluded
+    probe = linear_probe(embeddings, view.labels, suspected, left_out, seed, view.groups)
     return _of_classes(suspected, view, probe, config.refit_flag_loss, config.exclude_loss)
 
 

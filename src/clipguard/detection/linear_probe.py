@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.special import softmax
 
-from clipguard.compute.cross_validation import double, fold_numbers
+from clipguard.compute.cross_validation import Groups, double, fold_numbers
 from clipguard.detection.drawn_rows import MOST_ROWS, drawn_by_class
 from clipguard.seeds import Seed
 from clipguard.types import Rows, chunks
@@ -71,6 +71,7 @@ def linear_probe(
     softened: Bool[np.ndarray, "k"],
     left_out: Bool[np.ndarray, "n"],
     seed: Seed,
+    groups: Groups | None = None,
 ) -> Probe:
     """Return what a linear probe of the embeddings [n, d] says, under equal priors, each row out of fold.
 
@@ -80,7 +81,7 @@ def linear_probe(
     Soft labels are given for the samples of the `softened` classes. Of a class with fewer than two samples a
     fold the probe has no opinion, and of none where no two classes are left.
     """
-    fitted = fitted_probe(embeddings, labels, len(softened), left_out, seed)
+    fitted = fitted_probe(embeddings, labels, len(softened), left_out, seed, groups)
     return scored_labels(fitted, embeddings, labels, softened)
 
 
@@ -90,9 +91,10 @@ def fitted_probe(
     num_classes: int,
     left_out: Bool[np.ndarray, "n"],
     seed: Seed,
+    groups: Groups | None = None,
 ) -> FittedProbe:
     """Return the probe that `linear_probe` asks."""
-    folds = fold_numbers(len(labels), FOLDS, seed.generator())
+    folds = fold_numbers(len(labels), FOLDS, seed.generator(), groups)
     classes = np.flatnonzero(np.bincount(labels[~left_out], minlength=num_classes) >= 2 * FOLDS)
     discriminants, usable = [], ~left_out & np.isin(labels, classes)
     for fold in range(FOLDS if len(classes) > 1 else 0):

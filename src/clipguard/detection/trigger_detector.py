@@ -1,13 +1,14 @@
 """Trigger detector: what the flagged samples share in their pixels and the clean ones lack."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from scipy.special import expit
 
-from clipguard.compute.cross_validation import double, fold_numbers, out_of_fold
+from clipguard.compute.cross_validation import Groups, double, fold_numbers, out_of_fold
 from clipguard.compute.small_nets import (
     SmallNetConfig,
     TrainedNets,
@@ -113,6 +114,7 @@ def propensity_weights(
     flagged: Bool[np.ndarray, "n"],
     embeddings: Rows,
     seed: Seed,
+    groups: Groups | None = None,
 ) -> Float64[np.ndarray, " n"] | None:
     """Return weights under which `clean` shows the same contents as `flagged` does; None for too few samples.
 
@@ -125,7 +127,8 @@ def propensity_weights(
     if min(int(clean.sum()), int(flagged.sum())) < FOLDS * FEWEST:
         return None
     rows = np.flatnonzero(clean | flagged)
-    odds = np.exp(_log_odds(embeddings, rows, flagged[rows], seed))[clean[rows]]
+    some = None if groups is None else groups[rows]
+    odds = np.exp(_log_odds(embeddings, rows, flagged[rows], seed, some))[clean[rows]]
     for _ in range(20):
         # A bound on what is then divided by its mean has to be met anew.
         odds = np.clip(odds / odds.mean(), 1 / LARGEST_WEIGHT, LARGEST_WEIGHT)
@@ -135,7 +138,11 @@ def propensity_weights(
 
 
 def _log_odds(
-    embeddings: Rows, samples: Int64[np.ndarray, " m"], flagged: Bool[np.ndarray, " m"], seed: Seed
+    embeddings: Rows,
+    samples: Int64[np.ndarray, " m"],
+    flagged: Bool[np.ndarray, " m"],
+    seed: Seed,
+    groups: Groups | None,
 ) -> Float64[np.ndarray, " m"]:
     """Return the log-odds of some samples of being flagged, given their content, up to a constant."""
     from sklearn.linear_model import LogisticRegression
@@ -143,6 +150,9 @@ def _log_odds(
     draw = seed.generator()
 
     def score(outside: Bool[np.ndarray, "m"], inside: Bool[np.ndarray, "m"]) -> Float64[np.ndarray, "f"]:
+        if len(np.unique(flagged[outside])) < 2:
+            # All flagged samples may be of one group: then nothing is known of it.
+            return np.zeros(int(inside.sum()))
         # As many of both kinds as there may be: that moves all log-odds alike, and only their ratios matter.
         kinds = (np.flatnonzero(outside & kind) for kind in (flagged, ~flagged))
         few = (rows if len(rows) <= MOST else draw.choice(rows, MOST, replace=False) for rows in kinds)
@@ -154,7 +164,8 @@ def _log_odds(
         parts = (double(embeddings, scored[part]) for part in chunks(len(scored)))
         return np.concatenate([regression.decision_function(part) for part in parts])
 
-    return out_of_fold(fold_numbers(len(flagged), FOLDS, draw), score, np.empty(len(flagged))).clip(-30, 30)
+    folds = fold_numbers(len(flagged), FOLDS, draw, groups)
+    return out_of_fold(folds, score, np.empty(len(flagged))).clip(-30, 30)
 
 
 def trigger_scores(
@@ -187,12 +198,13 @@ def trigger_scores(
     drawn = np.zeros(len(data), dtype=bool)
     drawn[rows] = True
     clean, flagged = partition.clean & drawn, partition.has(State.TRIGGER) & drawn
-    weights = propensity_weights(clean, flagged, embeddings, seed.child(Stream.PROPENSITY))
+    weights = propensity_weights(clean, flagged, embeddings, seed.child(Stream.PROPENSITY), data.groups)
     notes: tuple[str, ...] = () if weights is not None else (_unbalanced(clean, flagged),)
     loss = binary_loss(
         flagged, _thinned(np.ones(len(data)) if weights is None else weights, partition, drawn)
     )
-    nets = train_small_nets(config.net, data.images, 1, loss, clean | flagged, seed, on_epoch)
+    train = partial(train_small_nets, images=data.images, outputs=1, groups=data.groups, on_epoch=on_epoch)
+    nets = train(config.net, loss=loss, trainable=clean | flagged, seed=seed)
     probability, ever = _probability(nets, rows), flagged
     first_round, first_nets = probability, nets
     for number in range(config.refinements):
@@ -201,9 +213,9 @@ def trigger_scores(
             notes += _unrefined(int(carrying.sum())) if number == 0 else ()
             break
         rest, ever = drawn & ~carrying & ~(ever & (probability > config.clean)), ever | carrying
-        loss = binary_loss(carrying, _refinement_weights(rest, carrying, embeddings, seed))
+        loss = binary_loss(carrying, _refinement_weights(rest, carrying, embeddings, seed, data.groups))
         again = continued(config.net, REFINEMENT_EPOCHS)
-        refined = train_small_nets(again, data.images, 1, loss, rest | carrying, seed, on_epoch, nets.nets)
+        refined = train(again, loss=loss, trainable=rest | carrying, seed=seed, start=nets.nets)
         scores = _probability(refined, rows)
         if number > 0 and (scores > config.flagged).sum() < (1 - SETTLED) * carrying.sum():
             break
@@ -257,8 +269,10 @@ def _refinement_weights(
     carrying: Bool[np.ndarray, "n"],
     embeddings: Rows,
     seed: Seed,
+    groups: Groups | None,
 ) -> Float64[np.ndarray, " n"]:
-    weights = propensity_weights(rest, carrying, embeddings, seed.child(Stream.PROPENSITY_SECOND_ROUND))
+    stream = seed.child(Stream.PROPENSITY_SECOND_ROUND)
+    weights = propensity_weights(rest, carrying, embeddings, stream, groups)
     weights = np.ones(len(rest)) if weights is None else weights
     weights[carrying] = max(1.0, SHARE / (1 - SHARE) * (rest.sum() / carrying.sum()))
     return weights

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from safetensors import SafetensorError, safe_open
 
 from clipguard.errors import ClipguardError, reason_of
+from clipguard.models.foreign import remedy_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,8 @@ def _reading(path: Path) -> Iterator[None]:
             raise OSError("it is no regular file")
         yield
     except SAFETENSORS_ERRORS as error:
+        if remedy := remedy_for(path):
+            raise ClipguardError(f"model {path} is {remedy}") from error
         raise ClipguardError(f"model {path} cannot be read as safetensors: {reason_of(error)}") from error
 
 
@@ -88,6 +91,16 @@ def fitting_prefix(expected: _Shapes, claimed: _Shapes) -> tuple[str, list[str]]
         if not _wrong(expected, {name.removeprefix(prefix): shape for name, shape in claimed.items()}):
             return prefix, []
     return "", wrong
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """Return what of `PREFIXES` stands, one after the other, before all names; empty for nothing."""
+    prefix, listed = "", list(names)
+    while longer := next((prefix + p for p in PREFIXES if all(n.startswith(prefix + p) for n in listed)), ""):
+        if not listed:
+            break
+        prefix = longer
+    return prefix
 
 
 def _all_start(names: _Shapes, prefix: str) -> bool:

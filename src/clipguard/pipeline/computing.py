@@ -184,7 +184,7 @@ def detect_triggers(scan: Scan, folder: Path, progress: StepProgress) -> None:
 def follow_labels(scan: Scan, folder: Path, progress: StepProgress) -> None:
     """Write what the linear probe says of every label, and label exchange of every class."""
     embeddings, seed = scan.context.embeddings, scan.context.seed("labels")
-    probe, exchange = probed_labels(embeddings, scan.data.labels, scan.num_classes, seed)
+    probe, exchange = probed_labels(embeddings, scan.data.labels, scan.num_classes, seed, scan.data.groups)
     for name, values in probe._asdict().items():
         write_array(folder / f"{name}.npy", values)
     write_table(folder / "exchange.parquet", asdict(exchange))
@@ -201,6 +201,7 @@ def label_view(scan: Scan) -> LabelView:
         num_classes=scan.num_classes,
         guide_nll=scan.entropy.guide_nll,
         unexplained=~scan.partition.has(State.TRIGGER),
+        groups=scan.data.groups,
     )
 
 
@@ -251,7 +252,9 @@ def separate_features(given: Repair, folder: Path, progress: StepProgress) -> No
     scan, context = given.scan, given.scan.context
     features = partial(features_of, given.victim, scan.data.images)
     seed, config = context.seed(Stream.FEATURE_SEPARATION), context.config.feature_separation
-    partition = separated_by_features(scan.partition, scan.data.labels, features, config, seed)
+    partition = separated_by_features(
+        scan.partition, scan.data.labels, features, config, seed, scan.data.groups
+    )
     if head_of(given.victim, planes(scan.data.images[:1])) is None:
         write_notes(folder, ["the model has no linear head: its logits stand in for penultimate features"])
     write_array(folder / "state.npy", partition.state)

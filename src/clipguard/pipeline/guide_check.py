@@ -4,15 +4,20 @@ This moves neither partition nor verdict: it says whether the guide can be relie
 """
 
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
+from clipguard.clip.zero_shot import Cosines
 from clipguard.detection.competence import GuideComparison, compared_guides
 from clipguard.detection.entropy_map import opinion
 from clipguard.pipeline.scan import Scan
 from clipguard.runs import ShardedArray
 from clipguard.runs.summary import ClassDifference, OtherReading
-from clipguard.types import Scores
+from clipguard.types import Scores, chunks
+
+SAME_MEANING: Final = 0.9999
+"""Cosine of two classes from which the guide cannot tell them apart: unknown characters are read as one."""
 
 
 def with_comparisons(scan: Scan) -> Scan:
@@ -46,6 +51,25 @@ def of_prompts(scan: Scan) -> list[OtherReading]:
     """Return how each prompt alone reads the labels; none where there is only one."""
     pairs = zip(scan.context.guide.prompts, scan.prompts, strict=False)
     return [_reading(scan, prompt, comparison) for prompt, comparison in pairs]
+
+
+def coinciding_names(scan: Scan) -> list[str]:
+    """Return a line on classes whose names mean the same to the guide, if there are any."""
+    logits, names = scan.guide.logits, scan.data.class_names
+    if not isinstance(logits, Cosines):
+        return []
+    alike: list[str] = []
+    for part in chunks(len(names)):
+        first, second = np.nonzero(
+            np.triu(logits.classes[part] @ logits.classes.T > SAME_MEANING, part.start + 1)
+        )
+        alike += [f"{names[part.start + a]!r} and {names[b]!r}" for a, b in zip(first, second, strict=True)]
+    if not alike:
+        return []
+    return [
+        f"the guide reads {len(alike)} pairs of class names as the same, first {', '.join(alike[:3])}: it "
+        "cannot tell these classes apart; give words (--classes)"
+    ]
 
 
 def disagreement(scan: Scan) -> list[str]:

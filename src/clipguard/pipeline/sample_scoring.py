@@ -34,7 +34,7 @@ def sample_scores(
     seed, k = Seed(config.seed), len(data.class_names)
     guide_nll, guide_class = opinion(guide, data.labels)
     losses = early_losses(data, guide, config.early_model, seed.child(Stream.EARLY_MODEL), on_epoch)
-    probe, exchange = probed_labels(embeddings, data.labels, k, seed.child("labels"))
+    probe, exchange = probed_labels(embeddings, data.labels, k, seed.child("labels"), data.groups)
     axis = second_axis(data.labels, guide_class, probe.loss, probe.likeliest)
     partition = first_partition(
         entropy_map(guide_nll, losses.early), data.labels, k, config.entropy_map, axis

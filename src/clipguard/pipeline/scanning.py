@@ -191,6 +191,7 @@ def prepared_images(context: Context, view: Preprocessing, stage: Stage[View]) -
         ids=kept.ids,
         class_names=kept.class_names,
         fingerprint=finished.key,
+        groups=kept.groups,
     )
     return data, finished.key
 

@@ -37,7 +37,7 @@ def _nets(config: DefenseConfig) -> dict[str, Any]:
 
 EMBEDDINGS: Final = Stage[Reading](
     name="embeddings",
-    version=2,
+    version=3,
     title="read the images and ask the guide",
     config=lambda given: {"limits": asdict(given.context.source.limits)},
     # Other heads, activation functions or crops beside the same weights give other embeddings.
@@ -61,7 +61,7 @@ SECOND_EMBEDDINGS: Final = replace(
 
 IMAGES: Final = Stage[View](
     name="images",
-    version=2,
+    version=3,
     title="prepare the images",
     config=lambda given: asdict(given.preprocessing),
     inputs=lambda given: [given.embeddings],

@@ -9,10 +9,11 @@ from jaxtyping import Int64
 from clipguard import __version__
 from clipguard.compute.device import CPU, current_device
 from clipguard.compute.inference import classifier_logits
+from clipguard.data.listing import skipped_words
 from clipguard.data.provenance import recorded_source
 from clipguard.detection.entropy_map import TOGETHER, classes_with_few_clean
 from clipguard.models.spec import Normalized
-from clipguard.pipeline.guide_check import disagreement, of_prompts, of_second_guide
+from clipguard.pipeline.guide_check import coinciding_names, disagreement, of_prompts, of_second_guide
 from clipguard.pipeline.model_card import write_model_card
 from clipguard.pipeline.quality_stage import read_counts
 from clipguard.pipeline.scan import Scan
@@ -46,7 +47,11 @@ def few_clean(scan: Scan) -> tuple[str, ...]:
 def warnings_of(scan: Scan) -> list[str]:
     """Return what a user should know of a scan, one sentence each."""
     context = scan.context
-    warnings = [*context.guide.warnings_for(context.source.class_names), *disagreement(scan)]
+    warnings = [
+        *context.guide.warnings_for(context.source.class_names),
+        *coinciding_names(scan),
+        *disagreement(scan),
+    ]
     warnings += [*_data_warnings(scan), *context.notes(), *(current_device() or CPU).passed_over]
     return warnings + [
         f"the weights of guide {guide.name} are not known to clipguard: compare their sha256 "
@@ -57,12 +62,19 @@ def warnings_of(scan: Scan) -> list[str]:
 
 
 def _data_warnings(scan: Scan) -> list[str]:
-    out, source = [], scan.context.source
+    source = scan.context.source
+    out = list(source.notes)
+    if left := skipped_words(source.skipped):
+        out.append(f"{left}: docs/inputs.md says what is read")
     if empty := source.empty_classes:
         out.append(f"{len(empty)} classes have no image: {', '.join(empty[:5])}")
     if lost := _lost_classes(scan):
         out.append(f"{len(lost)} classes have no readable image: {', '.join(lost[:5])}")
-    largest = recorded_source(scan.context.finished["embeddings"].path)["largest"]
+    recorded = recorded_source(scan.context.finished["embeddings"].path)
+    largest, bits = recorded["largest"], recorded["grey_bits"]
+    if bits.keys() - {"16"}:
+        words = ", ".join(f"{count} by {number}" for number, count in bits.items())
+        out.append(f"images with 16 bits of grey are scaled by the bits in use, each by its own: {words}")
     view = scan.data.images.shape[1:3]
     if max(largest) > SMALL_TRIGGER * max(view):
         lost = -(-max(largest) // max(view))
@@ -148,6 +160,7 @@ def write_summary(  # noqa: PLR0913  # what the command knows and the defender d
             empty_classes=list(scan.context.source.empty_classes),
             unreadable=len(unreadable(scan)),
             size=scan.data.images.shape[1:3],
+            skipped=dict(scan.context.source.skipped),
         ),
         guide=GuideSummary(
             name=scan.guide.source,

@@ -176,7 +176,10 @@ class OtherReading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class DataSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The data set: where it lies, its readable and unreadable images, and the size they were seen at."""
+    """The data set: where it lies, its readable and unreadable images, and the size they were seen at.
+
+    `skipped` counts by reason the files that are no part of it by the rules of `docs/inputs.md`.
+    """
 
     location: str
     n: int
@@ -184,6 +187,7 @@ class DataSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     empty_classes: list[str]
     unreadable: int
     size: tuple[int, int]
+    skipped: dict[str, int] = {}
 
 
 class GuideSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

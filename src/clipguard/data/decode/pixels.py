@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -33,6 +33,9 @@ TURNS = {
 }
 DEFAULT_LIMITS: Final = Limits()
 
+GREY_BITS: Final = (8, 10, 12, 14, 16)
+"""Bits that cameras and scanners use of the 16 that a file has for each pixel."""
+
 Size = tuple[int, int]
 """Height and width."""
 
@@ -42,10 +45,14 @@ Request = Literal["pixels", "size"] | tuple[Preprocessing, ...]
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """An image as one or more preprocessings give it, and its own height and width."""
+    """An image as one or more preprocessings give it, and its own height and width.
+
+    `bits` are those in use where it has up to 16 bits of grey, else 0.
+    """
 
     size: tuple[int, int]
     images: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
+    bits: int = 0
 
 
 Decoded = UInt8[np.ndarray, "h w 3"] | tuple[int, int] | Views | str
@@ -107,10 +114,30 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+class _Picture(NamedTuple):
+    """An image in RGB, upright; whether it lay on its side; bits of grey in use, see `Views`."""
+
+    image: Image.Image
+    sideways: bool
+    bits: int
+
+
+def _bits_in_use(image: Image.Image) -> int:
+    """Return the fewest of `GREY_BITS` that hold the brightest pixel; 0 for other images."""
+    if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))):
+        return 0
+    brightest = int(np.asarray(image).max())
+    return next(bits for bits in GREY_BITS if brightest < 1 << bits or bits == GREY_BITS[-1])
+
+
 def _grey(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Return more than 8 bits of grey as 8; Pillow's own conversion would cut everything above 255 off."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+    """Return more than 8 bits of grey as 8; Pillow's own conversion would cut everything above 255 off.
+
+    X-rays have 12 bits in 16: scaled as if all were in use, 16 grey levels would be left of them.
+    """
+    if bits := _bits_in_use(image):
+        top = (1 << bits) - 1
+        grey = (np.asarray(image).astype(np.uint32) * 255 + top // 2) // top
     else:
         # 32 bits have no agreed white: stretch what is there.
         values = np.nan_to_num(np.asarray(image, np.float64), nan=0, posinf=0, neginf=0)
@@ -130,8 +157,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _picture(item: bytes | Image.Image, limits: Limits, scale: int = 1) -> tuple[Image.Image, bool]:
-    """Return an image in RGB, upright, and whether it lay on its side; a JPEG at a fraction of its size."""
+def _picture(item: bytes | Image.Image, limits: Limits, scale: int = 1) -> _Picture:
+    """Return an image in RGB, upright; a JPEG at a fraction of its size."""
     image = _opened(item, limits)
     if scale > 1:
         image.draft(image.mode, (image.width // scale, image.height // scale))
@@ -139,7 +166,8 @@ def _picture(item: bytes | Image.Image, limits: Limits, scale: int = 1) -> tuple
     image.load()
     orientation, picture = _orientation(image), _rgb(image)
     turn = TURNS.get(orientation)
-    return picture if turn is None else picture.transpose(turn), 5 <= orientation <= 8
+    upright = picture if turn is None else picture.transpose(turn)
+    return _Picture(upright, 5 <= orientation <= 8, _bits_in_use(image))
 
 
 def _scale(image: Image.Image, least: int) -> int:
@@ -178,7 +206,7 @@ def decode(item: Item, *, limits: Limits = DEFAULT_LIMITS) -> UInt8[np.ndarray, 
     if isinstance(item, np.ndarray):
         return _array(item, limits)
     with _guarded():
-        return np.array(_picture(item, limits)[0])
+        return np.array(_picture(item, limits).image)
 
 
 def _views(views: tuple[Preprocessing, ...], item: Item, limits: Limits) -> Views:
@@ -191,10 +219,11 @@ def _views(views: tuple[Preprocessing, ...], item: Item, limits: Limits) -> View
         # A scale for each view: what one is must not depend on the others that are made with it.
         scales = [_scale(opened, most_pixels(view)) for view in views]
         pictures = {scale: _picture(item, limits, scale) for scale in sorted(set(scales))}
-        _, sideways = pictures[scales[0]]
-        size = (opened.width, opened.height) if sideways else (opened.height, opened.width)
+        first = pictures[scales[0]]
+        size = (opened.width, opened.height) if first.sideways else (opened.height, opened.width)
         pairs = zip(scales, views, strict=True)
-        return Views(size, tuple(prepared(pictures[scale][0], view) for scale, view in pairs))
+        images = tuple(prepared(pictures[scale].image, view) for scale, view in pairs)
+        return Views(size, images, first.bits)
 
 
 def decoded(request: Request, item: Item, limits: Limits) -> Decoded:

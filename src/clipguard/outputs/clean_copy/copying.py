@@ -8,11 +8,13 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
 from clipguard.data.arrays import ArrayReader
+from clipguard.data.columns import NO_COLUMNS, Columns
+from clipguard.data.finding import listing_of
 from clipguard.data.folder import FolderReader
 from clipguard.data.listing import Listing
 from clipguard.data.parquet import ParquetReader
 from clipguard.data.provenance import INPUTS, recorded_source
-from clipguard.data.source import contents_of, listing_of
+from clipguard.data.source import contents_of
 from clipguard.data.tar import TarReader
 from clipguard.errors import ClipguardError
 from clipguard.outputs.clean_copy.files import copy_folder
@@ -67,8 +69,8 @@ def write_clean_copy(
     if not choice.kept.any():
         raise ClipguardError(f"no sample of run {run} would be kept: nothing is written")
     _refuse_overlap(source, out)
-    limits = _limits(run)
-    listing = listing_of(source, limits)
+    limits, columns = _reading(run)
+    listing = listing_of(source, limits, columns)
     rows = _rows_of(listing, choice, source)
     states = _states(listing)
     _compare(listing, rows, choice.samples["sha256"], progress)
@@ -88,13 +90,14 @@ def _refuse_overlap(source: Path, out: Path) -> None:
         raise ClipguardError(f"{out} and the source {source} lie in one another: give another --out")
 
 
-def _limits(run: Path) -> Limits:
-    """Return the limits on hostile input that the source was read with; the default ones after `clean`."""
+def _reading(run: Path) -> tuple[Limits, Columns]:
+    """Return limits and columns that the source was read with; the default ones after `clean`."""
     embeddings = RunFolder.read(run).path / "stages" / "embeddings"
     if not (embeddings / INPUTS).is_file():
-        return Limits()
+        return Limits(), NO_COLUMNS
     try:
-        return Limits(**recorded_source(embeddings)["limits"])
+        about = recorded_source(embeddings)
+        return Limits(**about["limits"]), Columns(**about["columns"])
     except TypeError as error:
         raise ClipguardError(f"{embeddings / INPUTS} is damaged: run again in a new folder") from error
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 
+from clipguard.data.listing import skipped_words
 from clipguard.data.writer import png
 from clipguard.outputs.report.plot import entropy_map
 from clipguard.outputs.samples import Table, read_samples, read_texts
@@ -38,9 +39,10 @@ Picture = UInt8[np.ndarray, "h w 3"]
 def summarize(run_dir: Path | str) -> dict[str, Any]:
     """Return what the page says about a finished run, in bounded size.
 
-    Keys: `run` (a `RunSummary`) and, as JSON values, `manifest`, `n`, `statuses`, `classes` (`listed` and
-    `others`), `map` (see `entropy_map`), `top` (the most suspicious samples in order, thumbnails as data
-    URIs) and `triggers` (each reconstructed trigger, alone and put on clean samples).
+    Keys: `run` (a `RunSummary`) and, as JSON values, `manifest`, `n`, `skipped` (files left out, in words),
+    `statuses`, `classes` (`listed` and `others`), `map` (see `entropy_map`), `top` (the most suspicious
+    samples in order, thumbnails as data URIs) and `triggers` (each reconstructed trigger, alone and put on
+    clean samples).
 
     Raises:
         ClipguardError: no run folder, a run that is not finished or of another version, or damaged files.
@@ -57,6 +59,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
         "run": run,
         "manifest": folder.manifest,
         "n": len(partition),
+        "skipped": skipped_words(run.data.skipped),
         "statuses": _statuses(partition),
         "classes": _classes(samples["label"], partition, run.few_clean, folder.path),
         "map": entropy_map(
