@@ -8,7 +8,7 @@ import pytest
 
 import clipguard
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.data import ImageSource
+from clipguard.data import Columns, ImageSource
 from clipguard.errors import ClipguardError
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 HOMES = {
     "ClipGuide": ClipGuide,
     "ClipguardError": ClipguardError,
+    "Columns": Columns,
     "Defender": Defender,
     "ImageSource": ImageSource,
     "DefenseConfig": DefenseConfig,
