@@ -128,7 +128,7 @@ PARQUET: dict[str, tuple[Outcome, Callable[[], bytes]]] = {
     ),
     "labels as dates": ("refused", lambda: _labels([0, 1], pa.date32())),
     "images as text": ("refused", lambda: _columns(image=["a"] * 4, label=[0, 1] * 2)),
-    "images as bare bytes": ("refused", lambda: _columns(image=[good()] * 4, label=[0, 1] * 2)),
+    "images as bare bytes": ("accepted", lambda: _columns(image=[good()] * 4, label=[0, 1] * 2)),
     "images as lists": ("refused", lambda: _columns(image=[[good()]] * 4, label=[0, 1] * 2)),
     "no image column": ("refused", lambda: _columns(label=[0, 1])),
     "no label column": ("refused", lambda: _columns(image=_rows(good()))),
