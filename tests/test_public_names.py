@@ -8,7 +8,7 @@ import pytest
 
 import clipguard
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.data import ImageSource
+from clipguard.data import Columns, ImageSource
 from clipguard.errors import ClipguardError
 from clipguard.outputs.weights import sample_weights, sampler_of
 from clipguard.pipeline.config import DefenseConfig
@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 HOMES = {
     "ClipGuide": ClipGuide,
     "ClipguardError": ClipguardError,
+    "Columns": Columns,
     "Defender": Defender,
     "ImageSource": ImageSource,
     "DefenseConfig": DefenseConfig,

@@ -64,7 +64,7 @@ REFUSED = {
     "a label of 1,000,000 digits": {"0099.png": good(), "0099.cls": b"9" * 1_000_000},
     "a label outside the names": {"0099.png": good(), "0099.cls": b"7"},
     "a label in JSON nested too deep": {"0099.png": good(), "0099.json": b"[" * 60_000},
-    "a label in JSON that is a text": {"0099.png": good(), "0099.json": b'{"label": "1"}'},
+    "a label in JSON that is a list": {"0099.png": good(), "0099.json": b'{"label": ["1"]}'},
     "two images of one key": {"0099.png": good(), "0099.jpg": good(), "0099.cls": b"0"},
 }
 PICKLED = ("pyd", "pkl", "pickle", "pth", "pt")

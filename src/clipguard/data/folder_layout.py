@@ -79,7 +79,7 @@ def below(folder: str | Path, skipped: Counter[str]) -> Iterator[os.DirEntry[str
                         skip(skipped, f"in a folder called {name}", _files_in(entry.path))
                     else:
                         waiting.append(entry.path)
-                elif entry.is_symlink() and entry.is_dir():
+                elif entry.is_symlink() and os.path.isdir(entry.path):
                     skip(skipped, "a link to a folder")
                 else:
                     yield entry
