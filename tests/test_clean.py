@@ -1,13 +1,14 @@
 """`clipguard clean`, and used run folders: what is dropped or replaced is told, and the seal stays true."""
 
+import contextlib
 import hashlib
-import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.errors import ClipguardError
 from clipguard.pipeline.defender import Defender
 from clipguard.runs import RunFolder, read_json, verify_run
 from clipguard.runs.cleaning import CLEANED, clean_run
@@ -29,33 +30,53 @@ def clipguard(capsys):
     return CommandLine(capsys)
 
 
-@pytest.fixture
-def scanned(tmp_path, monkeypatch):
-    """Return what scans a small folder into one run folder, with what was told meanwhile."""
-    few_steps(monkeypatch)
-    folder = image_folder(tmp_path / "data", 24)
+class Stopped(Exception):  # noqa: N818  # ends a scan that has told what it tells
+    """What is to be computed shows: the test needs no more."""
 
-    def scan(**changes):
-        remarks = []
-        net = replace(CONFIG.early_model, epochs=1)
-        detector = replace(CONFIG.trigger_detector, net=replace(net, folds=2))
-        config = replace(CONFIG, early_model=net, trigger_detector=detector, **changes)
-        guide = ClipGuide("mini")
-        made = Defender(guide, tmp_path / "run", config=config, progress=lambda *step: remarks.append(step))
+
+def scan(folder, run, *, stop=True, **changes):
+    """Scan a small folder; return the defender and what was told, without a result once a step begins."""
+    remarks = []
+
+    def progress(step, done, total):
+        if not total:
+            remarks.append(step)
+        elif stop:
+            raise Stopped
+
+    net = replace(CONFIG.early_model, epochs=1)
+    detector = replace(CONFIG.trigger_detector, net=replace(net, folds=2))
+    config = replace(CONFIG, early_model=net, trigger_detector=detector, **changes)
+    made = Defender(ClipGuide("mini"), run, config=config, progress=progress)
+    with contextlib.suppress(Stopped):
         made.scan(folder)
-        return made, [step for step, _, total in remarks if not total]
-
-    return scan
+    return made, remarks
 
 
-def test_the_caches_go_the_results_stay_and_every_file_is_still_proved(scanned, clipguard, tmp_path):
-    made, _ = scanned()
-    run = tmp_path / "run"
-    before, stages = tree(run), list(made.stages_)
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """Return a folder of data, and the folder of its finished run."""
+    with pytest.MonkeyPatch.context() as patched:
+        few_steps(patched)
+        root = tmp_path_factory.mktemp("once")
+        image_folder(root / "data", 24)
+        scan(root / "data", root / "run", stop=False)
+        return root / "data", root / "run"
+
+
+@pytest.fixture
+def run(once, tmp_path):
+    """Return a copy of the finished run."""
+    return Path(shutil.copytree(once[1], tmp_path / "run"))
+
+
+def test_the_caches_go_the_results_stay_and_every_file_is_still_proved(run, clipguard):
+    before = tree(run)
     held = {name: content for name, content in before.items() if name.startswith("stages/")}
+    stages = {name.split("/")[1] for name in held}
     value = clipguard("clean", run, "--json").json
-    assert value["freed_bytes"] == sum(map(len, held.values())) > 100_000
-    assert sorted(value["stages"]) == sorted(stages)
+    assert value["freed_bytes"] == sum(map(len, held.values())) > 50_000
+    assert set(value["stages"]) == stages
     assert set(value["kept"]) == RESULTS
     after = tree(run)
     assert not any(name.startswith("stages/") for name in after)
@@ -68,43 +89,44 @@ def test_the_caches_go_the_results_stay_and_every_file_is_still_proved(scanned, 
     assert noted == {name: described_bytes(held[f"stages/{name}/manifest.json"]) for name in stages}
 
 
-def test_a_cleaned_run_says_so_when_it_is_resumed_and_computes_all_anew(scanned, tmp_path):
-    first, remarks = scanned()
-    assert remarks == []
-    clean_run(tmp_path / "run")
-    again, remarks = scanned()
-    assert [line for line in remarks if "were dropped at 20" in line] == remarks
+def test_a_cleaned_run_says_so_when_it_is_resumed_and_computes_all_anew(once, run, monkeypatch):
+    few_steps(monkeypatch)
+    before = (run / "samples.parquet").read_bytes()
+    clean_run(run)
+    made, remarks = scan(once[0], run, stop=False)
     assert len(remarks) == 1
-    assert not any(stage.cached for stage in again.stages_.values())
-    assert {name: stage.key for name, stage in again.stages_.items()} == {
-        name: stage.key for name, stage in first.stages_.items()
-    }
-    assert not (tmp_path / "run" / CLEANED).exists()
-    assert {one.status for one in verify_run(tmp_path / "run")} == {"ok"}
-    assert scanned()[1] == []
+    assert "were dropped at 20" in remarks[0]
+    assert "computed anew" in remarks[0]
+    assert not any(stage.cached for stage in made.stages_.values())
+    assert (run / "samples.parquet").read_bytes() == before
+    assert not (run / CLEANED).exists()
+    assert {one.status for one in verify_run(run)} == {"ok"}
+    assert scan(once[0], run)[1] == []
 
 
-def test_another_seed_or_setting_is_told_before_anything_is_replaced(scanned, tmp_path):
-    scanned()
-    assert scanned()[1] == []
-    _, remarks = scanned(seed=9)
-    assert len(remarks) == 1
-    assert re.search(r"holds results of other settings \(seed 2 -> 9\): they are replaced", remarks[0])
-    _, remarks = scanned(seed=9, size=(24, 24))
-    assert "size [16, 16] -> [24, 24]" in remarks[0]
-    # The results in the folder are now those.
-    assert scanned(seed=9, size=(24, 24))[1] == []
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"seed": 9}, "(seed 2 -> 9)"), ({"size": (24, 24)}, "(size [16, 16] -> [24, 24])"), ({}, None)],
+)
+def test_another_seed_or_setting_is_told_before_anything_is_replaced(once, run, changes, words):
+    before = {name: (run / name).read_bytes() for name in RESULTS}
+    _, remarks = scan(once[0], run, **changes)
+    assert ["holds results of other settings " + words in line for line in remarks] == [True] * len(changes)
+    # The remark came first.
+    assert {name: (run / name).read_bytes() for name in RESULTS} == before
 
 
-def test_an_unfinished_run_has_nothing_to_replace(scanned, tmp_path, monkeypatch):
-    def fails(*_):
-        raise ClipguardError("stopped")
+def test_the_command_line_tells_it_too(once, run, clipguard, monkeypatch):
+    few_steps(monkeypatch)
+    ran = clipguard("scan", once[0], "-o", run, "--guide", "mini", "--power", "0", "--seed", "5", "--json")
+    assert f"clipguard: run folder {run} holds results of other settings (" in ran.err
+    assert "seed 2 -> 5" in ran.err
 
-    with monkeypatch.context() as patched:
-        patched.setattr("clipguard.pipeline.scanning.SIGNALS", (fails,))
-        with pytest.raises(ClipguardError, match="stopped"):
-            scanned()
-    assert scanned(seed=9)[1] == []
+
+def test_an_unfinished_run_has_nothing_to_replace(once, tmp_path):
+    scan(once[0], tmp_path / "run")
+    assert (tmp_path / "run" / "manifest.json").exists()
+    assert scan(once[0], tmp_path / "run", seed=9)[1] == []
 
 
 def test_what_a_killed_run_left_goes_too(tmp_path, clipguard):

@@ -1,11 +1,11 @@
 """Which settings differ from those of a used run folder: it is told before results are replaced."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from clipguard.errors import one_line
 from clipguard.runs.run_folder import RunFolder
+from clipguard.runs.samples_table import SAMPLES
 from clipguard.runs.seal import sealed
 from clipguard.runs.stage import MANIFEST
 
@@ -21,7 +21,7 @@ def changed_settings(run: RunFolder) -> str | None:
 
     Nothing is said of a folder without results.
     """
-    if not (run.path / MANIFEST).exists() or not _has_results(run.path):
+    if not (run.path / MANIFEST).exists() or SAMPLES not in sealed(run.path):
         return None
     before = RunFolder.read(run.path).manifest
     changes = [
@@ -31,15 +31,12 @@ def changed_settings(run: RunFolder) -> str | None:
     ]
     if not changes:
         return None
+    changes = list(dict.fromkeys(changes))
     more = f" and {len(changes) - LISTED} more" if len(changes) > LISTED else ""
     return one_line(
         f"run folder {run.path} holds results of other settings ({'; '.join(changes[:LISTED])}{more}): they "
         "are replaced; give another folder to keep both"
     )
-
-
-def _has_results(path: Path) -> bool:
-    return any("/" not in name and name != MANIFEST for name in sealed(path))
 
 
 def _differences(name: str, before: Any, now: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from clipguard.errors import ClipguardError, fault_of
 from clipguard.runs.files import PART, read_json, write_json
 from clipguard.runs.run_folder import RunFolder
+from clipguard.runs.samples_table import SAMPLES
 from clipguard.runs.seal import described, sealed, unseal
 from clipguard.runs.stage import MANIFEST
 
@@ -32,7 +33,7 @@ def clean_run(path: Path | str) -> Cleaned:
     """
     run = RunFolder.read(path)
     kept = [name for name in sealed(run.path) if "/" not in name and name not in (MANIFEST, CLEANED)]
-    if not kept:
+    if SAMPLES not in kept:
         raise ClipguardError(
             f"run folder {run.path} has no results yet: finish the run, or delete the folder"
         )
