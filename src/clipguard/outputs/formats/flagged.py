@@ -1,11 +1,27 @@
 """The flagged samples of a run, as the writers of all formats take them."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
+from clipguard.errors import ClipguardError
+from clipguard.outputs.samples import SAMPLES
+from clipguard.runs import read_rows, read_table
 from clipguard.runs.summary import RunSummary
 
 FLAGGED: Final = "flagged"
+NEW: Final = "new"
+"""Column that says which samples a baseline run lacks; only a scan with a baseline has it."""
+
+_FORMER: Final = {
+    "label_name": "given_label",
+    "guide_label_name": "predicted_label",
+    "suspicion_score": "poison_score",
+}
+"""Earlier names of columns."""
+
 _CONTAINERS: Final = (".tar", ".npz", ".parquet")
 
 
@@ -76,3 +92,25 @@ def file_of(sample: FlaggedSample, summary: RunSummary) -> str:
     container = name.endswith(_CONTAINERS) or "{" in name
     folder = within if container else location.rstrip("/")
     return f"{folder}/{sample.path}" if folder else sample.path
+
+
+def read_flagged(run: Path) -> list[FlaggedSample]:
+    """Return the flagged samples of a finished run, the most suspicious first.
+
+    Raises:
+        ClipguardError: the table of samples is missing or damaged, or lacks a column.
+    """
+    path = run / SAMPLES
+    there = read_table(path, ("status",))
+    if "status" not in there:
+        raise ClipguardError(f"{path} lacks the column status: delete it and run again")
+    names = [*FlaggedSample._fields[:-1], "status", NEW, *_FORMER]
+    read = read_rows(path, np.flatnonzero(there["status"] == FLAGGED), names)
+    columns = {_FORMER.get(name, name): values for name, values in read.items()}
+    columns = {"path": columns.get("id", []), "sha256": [""] * len(columns["status"]), **columns}
+    try:
+        return flagged_samples(columns)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ClipguardError(
+            f"{path} lacks the column {error}, or it is damaged: delete it and run again"
+        ) from error
