@@ -1,0 +1,75 @@
+"""Where a command is: `step 3 of 5`, and the time left for all steps, corrected as the first ones end."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from clipguard.cli.estimate import Step, rough_time
+
+Clock = Callable[[], int | float]
+"""Seconds since any moment."""
+
+SHARE_TO_TRUST: Final = 0.2
+"""Of a step that must be done before its own pace says more than the estimate."""
+
+
+class Plan:
+    """The steps of a command as they go by.
+
+    Args:
+        steps: in their order, with the seconds that were estimated.
+        titles: of stages in progress, by the stage's name.
+        clock: seconds since any moment.
+    """
+
+    def __init__(
+        self, steps: Sequence[Step], titles: Mapping[str, str], clock: Clock = time.monotonic
+    ) -> None:
+        self._steps, self._clock = tuple(steps), clock
+        self._number = {
+            titles[stage]: number
+            for number, step in enumerate(steps)
+            for stage in step.stages
+            if stage in titles
+        }
+        self._now, self._since, self._spent = -1, clock(), [0.0] * len(steps)
+
+    def place(self, title: str) -> str:
+        """Return where the command is, in words; empty for what is no step."""
+        number = self._number.get(title)
+        return "" if number is None else f"step {number + 1} of {len(self._steps)}"
+
+    def left(self, title: str, done: int, total: int) -> str:
+        """Return the time left for all steps in words; empty where nothing is known.
+
+        Args:
+            title: of the stage that runs.
+            done: parts of it that are done.
+            total: its parts.
+        """
+        number = self._number.get(title)
+        if number is None or not total:
+            return ""
+        self._enter(number)
+        spent, share = self._clock() - self._since, done / total
+        planned = self._steps[number].seconds * self._pace(number)
+        here = spent * (1 - share) / share if share >= SHARE_TO_TRUST else max(planned - spent, 0.0)
+        ahead = sum(step.seconds for step in self._steps[number + 1 :])
+        seconds = here + ahead * self._pace(number, spent, share)
+        return f"{rough_time(seconds)} left in all" if seconds >= 1 else ""
+
+    def _enter(self, number: int) -> None:
+        if number != self._now:
+            if self._now >= 0:
+                self._spent[self._now] += self._clock() - self._since
+            self._now, self._since = number, self._clock()
+
+    def _pace(self, number: int, spent: float = 0.0, share: float = 0.0) -> float:
+        """Return how many times as long as estimated the steps have taken, those that have run."""
+        planned = taken = 0.0
+        for place, step in enumerate(self._steps[:number]):
+            if self._spent[place] > 0:
+                planned, taken = planned + step.seconds, taken + self._spent[place]
+        if share >= SHARE_TO_TRUST:
+            planned, taken = planned + share * self._steps[number].seconds, taken + spent
+        return taken / planned if planned > 0 and taken > 0 else 1.0
