@@ -20,7 +20,9 @@ def run_completion(app: App, shell: Shell | None, install: bool, as_json: bool) 
     try:
         kind = shell or detect.detect_shell()
     except detect.ShellDetectionError as error:
-        raise ClipguardError("the shell in use is not known: give --shell bash, zsh, fish or powershell") from error
+        raise ClipguardError(
+            "the shell in use is not known: give --shell bash, zsh, fish or powershell"
+        ) from error
     if install:
         path = str(app.install_completion(shell=kind))
         text = f"{path}\nOpen a new shell to use it."

@@ -137,9 +137,13 @@ def estimated(work: Workload, cores: int, busy: float = 0.0, device: str | None 
     # Whoever computes gets an equal share of the cores.
     slow = max(1.0, (busy + lanes) / lanes)
     early, detector = _small_nets(work)
-    guide = GUIDE_SECONDS.get(work.guide, GUIDE_SECONDS["ViT-B-32"])
+    name = work.guide.partition("/")[0]
+    guide = GUIDE_SECONDS.get(name, GUIDE_SECONDS["ViT-B-32"])
     steps = [
-        Step(("embeddings", "second_embeddings", "images"), work.n * (guide + DECODE_SECONDS * work.pixels) / lanes),
+        Step(
+            ("embeddings", "second_embeddings", "images"),
+            work.n * (guide + DECODE_SECONDS * work.pixels) / lanes,
+        ),
         Step(("early_model", "label_flow"), early + LABEL_SECONDS * work.n),
         Step(("trigger_detector",), detector / min(lanes, 2)),
         Step(("removal", "label_flow_refit", "trigger_inversion", "samples"), early / 2),
@@ -148,10 +152,10 @@ def estimated(work: Workload, cores: int, busy: float = 0.0, device: str | None 
         steps.append(Step(("power",), work.power * (early + detector / min(lanes, 2))))
     if work.defends:
         steps += _repair(work, lanes)
-    known = work.guide in GUIDE_SECONDS and work.early_model in ("shallow", "residual", "cgd")
+    known = name in GUIDE_SECONDS and work.early_model in ("shallow", "residual", "cgd")
     return Estimate(
         steps=tuple(Step(step.stages, step.seconds * slow) for step in steps),
-        memory=MEMORY.get(work.guide, MEMORY["ViT-B-32"]) + 2.0 * work.n * RECORD_BYTES,
+        memory=MEMORY.get(name, MEMORY["ViT-B-32"]) + 2.0 * work.n * RECORD_BYTES,
         disk=work.n * (EMBEDDING_BYTES + RECORD_BYTES + 3.0 * math.prod(work.view)),
         timed=known and not _on_a_gpu(device),
     )
@@ -166,7 +170,9 @@ def _small_nets(work: Workload) -> tuple[float, float]:
         early = NET_SECONDS["preactresnet18-64"] * pixels * rows * EARLY_EPOCHS * LATER * 3
     learned = LEARNED_FROM * rows
     # Two nets learn from one half each.
-    detector = SMALL_BATCH * shallow * learned * (detector_epochs(int(learned)) + REFINEMENTS * REFINEMENT_EPOCHS)
+    detector = (
+        SMALL_BATCH * shallow * learned * (detector_epochs(int(learned)) + REFINEMENTS * REFINEMENT_EPOCHS)
+    )
     return early, detector
 
 
@@ -182,7 +188,9 @@ def detector_epochs(rows: int) -> int:
 
 
 def _repair(work: Workload, lanes: int) -> list[Step]:
-    one_pass = NET_SECONDS["preactresnet18-16"] * math.prod(work.view) * work.n / (SPEED_UP if lanes > 1 else 1)
+    one_pass = (
+        NET_SECONDS["preactresnet18-16"] * math.prod(work.view) * work.n / (SPEED_UP if lanes > 1 else 1)
+    )
     train = [Step(("victim",), one_pass * work.epochs)] if work.trains else []
     stages = ("model_images", "model_trigger_inversion", "feature_separation", "unlearning", "retraining")
     return [*train, Step(stages, one_pass * UNLEARNING_PASSES)]
@@ -209,16 +217,22 @@ def rough_time(seconds: float) -> str:
     """Return a time as it can be promised: whole minutes, or tens of seconds below two minutes."""
     if seconds < 110:
         return f"about {max(10, 10 * round(seconds / 10))} s"
-    return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {duration(60 * round(seconds / 60))}"
+    return (
+        f"about {round(seconds / 60)} min"
+        if seconds < 5400
+        else f"about {duration(60 * round(seconds / 60))}"
+    )
 
 
 def rough_size(count: float) -> str:
     """Return bytes in the unit that people use, with two digits."""
-    for unit in ("KB", "MB", "GB"):
-        count /= 1000
-        if count < 1000:
-            break
-    return f"{count:.1f} {unit}" if count < 10 else f"{count:,.0f} {unit}"
+    unit, size = next(
+        (unit, size)
+        for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3), ("bytes", 0.0))
+        if count >= size
+    )
+    number = count / (size or 1)
+    return f"{number:.1f} {unit}" if size and number < 10 else f"{number:,.0f} {unit}"
 
 
 def first_line(work: Workload, estimate: Estimate, out: Path) -> str:

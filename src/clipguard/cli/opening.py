@@ -1,7 +1,7 @@
-"""The beginning of `scan` and `defend`: the data are opened and the first line is written, before torch loads."""
+"""The beginning of `scan` and `defend`, before torch loads: opening the data, and the first line."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipguard.cli.estimate import (
@@ -74,16 +74,16 @@ def workload(source: ImageSource, options: ScanOptions) -> Workload:
         ClipguardError: no sampled image is readable, or an option has another form.
     """
     sizes = common_sizes(source)
-    defends = isinstance(options, DefendOptions)
-    return Workload(
+    work = Workload(
         n=len(source),
         classes=len(source.class_names),
         pixels=sizes[0][0] * sizes[0][1],
         view=view_of(sizes, parsed(size_from, options.size, "--size")),
         guide=options.guide,
         power=options.power,
-        defends=defends,
-        trains=defends and (options.model is None or options.by == "retrain"),
-        epochs=(options.epochs or VICTIM_EPOCHS) if defends else 0,
         early_model=options.early_model,
     )
+    if not isinstance(options, DefendOptions):
+        return work
+    trains = options.model is None or options.by == "retrain"
+    return replace(work, defends=True, trains=trains, epochs=options.epochs or VICTIM_EPOCHS)

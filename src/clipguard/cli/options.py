@@ -56,7 +56,9 @@ Quiet = Annotated[
 ]
 Verbose = Annotated[
     bool,
-    Parameter(name=("--verbose", "-v"), negative="", help="Also the time of each step, and where errors arise."),
+    Parameter(
+        name=("--verbose", "-v"), negative="", help="Also the time of each step, and where errors arise."
+    ),
 ]
 Format = Annotated[
     tuple[str, ...],
@@ -77,8 +79,8 @@ Config = Annotated[
 Baseline = Annotated[
     Path | None,
     Parameter(
-        help="Run folder of an earlier scan by the same guide: images that it has are not embedded again, and "
-        "the exit code is that of the images that it lacks."
+        help="Run folder of an earlier scan by the same guide: images that it has are not embedded again, "
+        "and the exit code is that of the images that it lacks."
     ),
 ]
 Repeated = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Display
 
-from clipguard.cli.steps import Clock, Plan
+from clipguard.cli.steps import Clock, Timetable
 from clipguard.errors import one_line
 from clipguard.outputs.text import duration
 from clipguard.types import Progress
@@ -48,10 +48,13 @@ class Lines:
     """Progress as lines: at most one a minute while a step runs, and one when it ends, unless in no time."""
 
     def __init__(
-        self, write: Callable[[str], object], clock: Clock = time.monotonic, plan: Plan | None = None
+        self,
+        write: Callable[[str], object],
+        clock: Clock = time.monotonic,
+        timetable: Timetable | None = None,
     ) -> None:
-        self._write, self._pace, self._plan = write, _Pace(clock), plan
-        self._last_line = self._pace.now
+        self._write, self._pace, self._timetable = write, _Pace(clock), timetable
+        self._last_line, self._ended = self._pace.now, ""
 
     def __call__(self, step: str, done: int, total: int) -> None:
         """Print a line if one is due."""
@@ -59,24 +62,26 @@ class Lines:
             self._write(f"clipguard: {step}\n")
             return
         spent, ended = self._pace.spent(step, done), done >= total
-        place, left = _planned(self._plan, step, done, total)
+        place, left = _planned(self._timetable, step, done, total)
+        # A step may do more than it has announced.
+        again, self._ended = ended and self._ended == step and done, step if ended else ""
         if not ended and self._pace.now - self._last_line < LINE_EVERY:
             return
         self._last_line = self._pace.now
-        if ended and spent < WORTH_A_LINE:
+        if ended and (again or spent < WORTH_A_LINE):
             return
         took = f" {_time(spent, done, total)}" if ended else f", {_time(spent, done, total)}" if done else ""
         self._write(f"clipguard: {place}{step}: {done:,} of {total:,}{took}{left}\n")
 
 
-def _planned(plan: Plan | None, step: str, done: int, total: int) -> tuple[str, str]:
-    """Return where in the plan a step is, to stand before its name, and the time left in all, to follow."""
-    place = plan.place(step) if plan else ""
-    left = plan.left(step, done, total) if plan else ""
+def _planned(timetable: Timetable | None, step: str, done: int, total: int) -> tuple[str, str]:
+    """Return where a step stands, to go before its name, and the time left in all, to follow."""
+    place = timetable.place(step) if timetable else ""
+    left = timetable.left(step, done, total) if timetable else ""
     return f"{place}: " if place else "", f"; {left}" if left else ""
 
 
-def bars(display: Display, clock: Clock = time.monotonic, plan: Plan | None = None) -> Progress:
+def bars(display: Display, clock: Clock = time.monotonic, timetable: Timetable | None = None) -> Progress:
     """Return progress as one bar a step; whoever made the display starts and stops it."""
     pace, tasks = _Pace(clock), dict[str, TaskID]()
 
@@ -84,7 +89,7 @@ def bars(display: Display, clock: Clock = time.monotonic, plan: Plan | None = No
         if not total:
             display.console.print(step, markup=False)
             return
-        place, in_all = _planned(plan, step, done, total)
+        place, in_all = _planned(timetable, step, done, total)
         if step not in tasks:
             tasks[step] = display.add_task(place + step, total=total, left="")
         left = _time(pace.spent(step, done), done, total) + (in_all if done < total else "")
@@ -94,13 +99,13 @@ def bars(display: Display, clock: Clock = time.monotonic, plan: Plan | None = No
 
 
 @contextlib.contextmanager
-def working(plan: Plan | None = None, *, quiet: bool = False) -> Iterator[Progress]:
+def working(timetable: Timetable | None = None, *, quiet: bool = False) -> Iterator[Progress]:
     """Give what takes progress; what anything prints inside the block goes to stderr.
 
     A user's model factory may print, and stdout belongs to the result.
 
     Args:
-        plan: the steps that are to be done.
+        timetable: the steps that are to be done.
         quiet: show no progress.
     """
     with contextlib.redirect_stdout(sys.stderr):
@@ -109,13 +114,13 @@ def working(plan: Plan | None = None, *, quiet: bool = False) -> Iterator[Progre
             return
         console = Console(stderr=True)
         if not console.is_terminal:
-            yield Lines(sys.stderr.write, plan=plan)
+            yield Lines(sys.stderr.write, timetable=timetable)
             return
         step, left = (
             TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[left]")
         )
         with Display(step, BarColumn(), MofNCompleteColumn(), left, console=console) as display:
-            yield bars(display, plan=plan)
+            yield bars(display, timetable=timetable)
 
 
 def warn(texts: list[str]) -> None:

@@ -9,12 +9,15 @@ from clipguard.cli.estimate import Step, rough_time
 Clock = Callable[[], int | float]
 """Seconds since any moment."""
 
+QUICKEST: Final = 0.05
+"""Share of the estimate below which a step was not computed, but found."""
+
 SHARE_TO_TRUST: Final = 0.2
 """Of a step that must be done before its own pace says more than the estimate."""
 
 
-class Plan:
-    """The steps of a command as they go by.
+class Timetable:
+    """The steps of a command, and how far it is.
 
     Args:
         steps: in their order, with the seconds that were estimated.
@@ -32,7 +35,8 @@ class Plan:
             for stage in step.stages
             if stage in titles
         }
-        self._now, self._since, self._spent = -1, clock(), [0.0] * len(steps)
+        self._now, self._spent = 0, [0.0] * len(steps)
+        self._since = self._last = clock()
 
     def place(self, title: str) -> str:
         """Return where the command is, in words; empty for what is no step."""
@@ -51,7 +55,7 @@ class Plan:
         if number is None or not total:
             return ""
         self._enter(number)
-        spent, share = self._clock() - self._since, done / total
+        spent, share = self._last - self._since, done / total
         planned = self._steps[number].seconds * self._pace(number)
         here = spent * (1 - share) / share if share >= SHARE_TO_TRUST else max(planned - spent, 0.0)
         ahead = sum(step.seconds for step in self._steps[number + 1 :])
@@ -59,10 +63,11 @@ class Plan:
         return f"{rough_time(seconds)} left in all" if seconds >= 1 else ""
 
     def _enter(self, number: int) -> None:
+        before, self._last = self._last, self._clock()
         if number != self._now:
-            if self._now >= 0:
-                self._spent[self._now] += self._clock() - self._since
-            self._now, self._since = number, self._clock()
+            # The first that is heard of a step may be its end: it began when the one before it ended.
+            self._spent[self._now] += before - self._since
+            self._now, self._since = number, before
 
     def _pace(self, number: int, spent: float = 0.0, share: float = 0.0) -> float:
         """Return how many times as long as estimated the steps have taken, those that have run."""
@@ -72,4 +77,5 @@ class Plan:
                 planned, taken = planned + step.seconds, taken + self._spent[place]
         if share >= SHARE_TO_TRUST:
             planned, taken = planned + share * self._steps[number].seconds, taken + spent
-        return taken / planned if planned > 0 and taken > 0 else 1.0
+        # What was there already takes no time, and says nothing of what follows.
+        return min(5.0, taken / planned) if taken > QUICKEST * planned else 1.0

@@ -20,6 +20,7 @@ from clipguard.data.decode import common_size
 from clipguard.data.provenance import recorded_source
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load, save
+from clipguard.pipeline.baseline import check_baseline
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.repair import (
@@ -85,6 +86,7 @@ class Defender:
             training takes those that are idle when the run begins. Only the weights of models trained or
             repaired here depend on it.
         embeddings: folder of embeddings that the guide has computed elsewhere, in clip-retrieval's layout.
+        baseline: run folder of an earlier scan by the same guide; only images that it lacks are embedded.
         engine: who reads and embeds the data, shard by shard; by default this process.
     """
 
@@ -102,6 +104,7 @@ class Defender:
         second_guide: ClipGuide | None = None,
         device: str | None = None,
         threads: int | None = None,
+        baseline: Path | None = None,
     ) -> None:
         self.guide = guide
         self.run_dir = run_dir
@@ -112,6 +115,7 @@ class Defender:
         self.second_guide = second_guide
         self.device = device
         self.threads = threads
+        self.baseline = baseline
 
     @_with_its_means
     def scan(self, source: object) -> "Defender":
@@ -223,6 +227,12 @@ class Defender:
         # First of all: whether the guide's weights can be had shows at once, a large data set takes its time.
         about = _about_guide(guide)
         about_second = second and _about_second_guide(second, guide)
+        if self.baseline is not None:
+            if self.embeddings is not None:
+                raise ClipguardError(
+                    "embeddings of another tool and a baseline were given: leave one of the two out"
+                )
+            check_baseline(self.baseline, Path(self.run_dir), guide)
         run = _open_run(self.run_dir, source, guide, config, progress)
         run.manifest["guide"] = about
         run.manifest["second_guide"] = about_second
@@ -238,6 +248,7 @@ class Defender:
             model_view=model_view,
             embeddings_from=self.embeddings,
             second_guide=second,
+            baseline=self.baseline,
         )
         self.scan_: Scan = scan(context)
         self._samples = None

@@ -12,6 +12,7 @@ from clipguard.compute.inference import classifier_logits
 from clipguard.data.provenance import recorded_source
 from clipguard.detection.entropy_map import TOGETHER, classes_with_few_clean
 from clipguard.models.spec import Normalized
+from clipguard.pipeline.baseline import since_baseline
 from clipguard.pipeline.guide_check import disagreement, of_prompts, of_second_guide
 from clipguard.pipeline.scan import Scan
 from clipguard.pipeline.stages import STAGES
@@ -161,6 +162,7 @@ def write_summary(  # noqa: PLR0913  # what the command knows and the defender d
         before=before,
         after=after,
         detection=detection,
+        baseline=since_baseline(scan, defender.verdict_),
     )
     with run.publishing(SUMMARY) as path:
         write_json(path, plain(summary))
