@@ -35,8 +35,8 @@ _CLASSES: Final = 10
 def show_run(
     summary: RunSummary,
     samples: Mapping[str, Any],
-    flagged: Sequence[FlaggedSample],
     console: Console,
+    flagged: Sequence[FlaggedSample] = (),
     detail: Detail = "normal",
 ) -> None:
     """Print the summary of a run, its `TOP` most suspicious samples, and what to do next."""
