@@ -99,7 +99,9 @@ def test_what_a_file_says_wrongly_is_refused_in_one_line(refused, source, tmp_pa
 
 
 def test_a_missing_file_is_refused(refused, source, tmp_path):
-    refused("scan", source, "-o", tmp_path / "run", "--config", tmp_path / "gone.toml", expected=["gone.toml"])
+    refused(
+        "scan", source, "-o", tmp_path / "run", "--config", tmp_path / "gone.toml", expected=["gone.toml"]
+    )
 
 
 def test_a_file_beside_the_data_is_not_looked_for(clipguard, given, source, tmp_path, monkeypatch):

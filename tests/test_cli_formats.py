@@ -156,7 +156,9 @@ def test_markdown_names_verdict_findings_and_files():
 
 
 def test_markdown_takes_nothing_from_a_name_for_markup():
-    row = markdown(summary_of(), [EVERYWHERE]).partition("score |\n|---|---|---|---|---|\n")[2].splitlines()[0]
+    row = (
+        markdown(summary_of(), [EVERYWHERE]).partition("score |\n|---|---|---|---|---|\n")[2].splitlines()[0]
+    )
     cells = row.strip("|").split("|")
     assert len(cells) == 5
     for cell in cells[:3]:

@@ -56,7 +56,7 @@ class Step(NamedTuple):
     """A step of a command as people count them: the stages that belong to it, and its seconds."""
 
     stages: tuple[str, ...]
-    seconds: float
+    seconds: int | float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,12 +96,12 @@ class Estimate:
     """
 
     steps: tuple[Step, ...]
-    memory: float
-    disk: float
+    memory: int | float
+    disk: int | float
     timed: bool
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> int | float:
         """All steps together."""
         return sum(step.seconds for step in self.steps)
 
@@ -124,7 +124,7 @@ def common_sizes(source: ImageSource) -> list[tuple[int, int]]:
     return [size for size, _ in sampled_sizes(source).most_common()]
 
 
-def estimated(work: Workload, cores: int, busy: float = 0.0, device: str | None = None) -> Estimate:
+def estimated(work: Workload, cores: int, busy: int | float = 0.0, device: str | None = None) -> Estimate:
     """Return what the work will take.
 
     Args:
@@ -213,7 +213,7 @@ def usable_cores(threads: int | None) -> tuple[int, float]:
     return max(1, min(chosen or there, there)), max(0.0, busy - max(0, there - (chosen or there)))
 
 
-def rough_time(seconds: float) -> str:
+def rough_time(seconds: int | float) -> str:
     """Return a time as it can be promised: whole minutes, or tens of seconds below two minutes."""
     if seconds < 110:
         return f"about {max(10, 10 * round(seconds / 10))} s"
@@ -224,7 +224,7 @@ def rough_time(seconds: float) -> str:
     )
 
 
-def rough_size(count: float) -> str:
+def rough_size(count: int | float) -> str:
     """Return bytes in the unit that people use, with two digits."""
     unit, size = next(
         (unit, size)

@@ -69,7 +69,7 @@ class Timetable:
             self._spent[self._now] += before - self._since
             self._now, self._since = number, before
 
-    def _pace(self, number: int, spent: float = 0.0, share: float = 0.0) -> float:
+    def _pace(self, number: int, spent: int | float = 0.0, share: int | float = 0.0) -> int | float:
         """Return how many times as long as estimated the steps have taken, those that have run."""
         planned = taken = 0.0
         for place, step in enumerate(self._steps[:number]):

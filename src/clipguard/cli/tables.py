@@ -110,7 +110,7 @@ def _show_baseline(baseline: BaselineSummary | None, console: Console) -> None:
         f"New since {baseline.run_dir}: {baseline.new:,} images, {baseline.flagged_new:,} of them flagged: "
         f"{words.title.lower()}"
     )
-    console.print(_plain(text), style="bold")
+    console.print(_plain(text), style="bold", soft_wrap=True)
     for reason in baseline.verdict.reasons:
         console.print(_plain(f"  · {reason}"))
 
