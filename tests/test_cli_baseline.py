@@ -33,7 +33,7 @@ def embedded(monkeypatch):
 
 @pytest.fixture
 def earlier(clipguard, tmp_path):
-    """Return a scan of a folder, and the folder with new images, one with a known image under another label."""
+    """Return a scan of a folder, and the folder with new images, one of them known by another label."""
     source = image_folder(tmp_path / "data", n=N)
     scan(clipguard, source, tmp_path / "first")
     for row, pixels in enumerate(pictures(NEW - 1, seed=9)):
