@@ -144,6 +144,14 @@ def test_a_step_that_was_there_already_says_nothing_of_the_pace():
     assert steps.left("train", 0, 5) == "about 50 s left in all"
 
 
+def test_without_measurements_no_time_is_told_before_a_step_has_ended():
+    now = iter((0, 5, 20, 21))
+    steps = Timetable(STEPS, TITLES, lambda: next(now), timed=False)
+    assert steps.left("read", 1, 2) == ""
+    assert steps.left("read", 2, 2) == "about 100 s left in all"
+    assert steps.left("train", 0, 2) == "about 100 s left in all"
+
+
 def test_lines_say_step_and_time_left():
     written, now = [], iter([0, 70.0, 100.0, 101.0])
     clock = lambda: next(now)  # noqa: E731  # as short as that of the others

@@ -92,7 +92,8 @@ def _plan(opening: Opening) -> Timetable | None:
     """Return the steps of the command, as the progress of their stages names them."""
     if opening.estimate is None:
         return None
-    return Timetable(opening.estimate.steps, {stage.name: stage.title for stage in STAGES})
+    titles = {stage.name: stage.title for stage in STAGES}
+    return Timetable(opening.estimate.steps, titles, timed=opening.estimate.timed)
 
 
 def run_demo(options: DemoOptions) -> Outcome:

@@ -23,10 +23,15 @@ class Timetable:
         steps: in their order, with the seconds that were estimated.
         titles: of stages in progress, by the stage's name.
         clock: seconds since any moment.
+        timed: whether the seconds rest on measurements; without, none are shown before a step has ended.
     """
 
     def __init__(
-        self, steps: Sequence[Step], titles: Mapping[str, str], clock: Clock = time.monotonic
+        self,
+        steps: Sequence[Step],
+        titles: Mapping[str, str],
+        clock: Clock = time.monotonic,
+        timed: bool = True,
     ) -> None:
         self._steps, self._clock = tuple(steps), clock
         self._number = {
@@ -35,7 +40,7 @@ class Timetable:
             for stage in step.stages
             if stage in titles
         }
-        self._now, self._spent = 0, [0.0] * len(steps)
+        self._now, self._spent, self._timed = 0, [0.0] * len(steps), timed
         self._since = self._last = clock()
 
     def place(self, title: str) -> str:
@@ -55,6 +60,8 @@ class Timetable:
         if number is None or not total:
             return ""
         self._enter(number)
+        if not (self._timed or any(self._spent) or done >= total):
+            return ""
         spent, share = self._last - self._since, done / total
         planned = self._steps[number].seconds * self._pace(number)
         here = spent * (1 - share) / share if share >= SHARE_TO_TRUST else max(planned - spent, 0.0)
