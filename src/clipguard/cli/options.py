@@ -52,7 +52,7 @@ Failing = Annotated[
 ]
 Quiet = Annotated[
     bool,
-    Parameter(name=("--quiet", "-q"), negative="", help="No progress, and one line of result; see --format."),
+    Parameter(name=("--quiet", "-q"), negative="", help="No progress, and the result in one line."),
 ]
 Verbose = Annotated[
     bool,
