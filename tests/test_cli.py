@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from rich.progress import Progress
 
 from clipguard import __version__
 from clipguard.cli import defence, main
+from clipguard.cli.commands import app
+from clipguard.cli.help_pages import EXAMPLES
 from clipguard.cli.options import AttackOptions, DefendOptions, ScanOptions
 from clipguard.cli.progress import Lines, bars, warn, working
 from clipguard.cli.tables import show_run
@@ -29,7 +32,19 @@ from tiny_data import image_folder, tree
 from tiny_report import SCAN
 
 COMMANDS = (
-    *("apply", "attack", "bench", "bench-report", "clean", "convert", "defend", "demo", "export", "report"),
+    *(
+        "apply",
+        "attack",
+        "bench",
+        "bench-report",
+        "clean",
+        "completion",
+        "convert",
+        "defend",
+        "demo",
+        "doctor",
+    ),
+    *("export", "report"),
     *("scan", "verify"),
 )
 SUMMARY = SCAN | {"verdict": {"answer": "undecided", "reasons": ["a [bold]reason[/bold]"]}}
@@ -46,24 +61,47 @@ def in_a_new_process(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def printed(summary, samples=SAMPLES):
-    stream = io.StringIO()
-    show_run(msgspec.convert(summary, RunSummary), samples, Console(file=stream, width=100))
+def printed(summary, samples=SAMPLES, flagged=(), detail="normal"):
+    stream, run = io.StringIO(), msgspec.convert(summary, RunSummary)
+    show_run(run, samples, Console(file=stream, width=100), flagged, detail)
     return stream.getvalue()
 
 
-def test_help_names_every_command_and_the_exit_codes(clipguard):
+def test_help_names_every_command(clipguard):
     ran = clipguard("--help")
     assert ran.code == 0
     assert all(f" {name} " in ran.out for name in COMMANDS)
-    assert "0 clean, 1 suspicious, 2 error, 3 undecided" in " ".join(ran.out.split())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_explains_itself(clipguard, command):
+def test_each_command_explains_itself_with_examples_and_its_exit_codes(clipguard, command):
     ran = clipguard(command, "--help")
     assert ran.code == 0
     assert "--json" in ran.out
+    after = ran.out.partition("Examples:\n")[2]
+    assert f"  clipguard {command}" in after
+    assert "Exit codes: 0 " in after
+
+
+@pytest.mark.parametrize("command", sorted(EXAMPLES))
+def test_every_example_is_a_command_line_that_is_understood(command):
+    for example in EXAMPLES[command]:
+        app.parse_args(shlex.split(example)[1:], print_error=False, exit_on_error=False)
+
+
+def test_the_exit_codes_of_a_verdict_stand_below_the_commands_that_have_one(clipguard):
+    codes = "0 clean, 1 suspicious, 2 error, 3 undecided"
+    having = [name for name in COMMANDS if codes in " ".join(clipguard(name, "--help").out.split())]
+    assert having == ["defend", "scan"]
+
+
+def test_limits_on_hostile_input_come_last(clipguard):
+    text = clipguard("scan", "--help").out
+    assert text.rindex("--json") < text.index("Limits on hostile input") < text.index("--limits.pixels")
+
+
+def test_stars_of_a_pattern_are_not_taken_for_markup(clipguard):
+    assert "such as *-sig-*" in " ".join(clipguard("bench", "--help").out.replace("│", " ").split())
 
 
 def test_version_is_that_of_the_package(clipguard):
@@ -88,7 +126,7 @@ def test_the_choices_are_those_that_exist():
 
 
 def test_a_terminated_run_exits_with_143_in_one_line(clipguard, monkeypatch, tmp_path):
-    def terminated(path, options):
+    def terminated(opening, options):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(defence, "run_scan", terminated)
@@ -98,7 +136,7 @@ def test_a_terminated_run_exits_with_143_in_one_line(clipguard, monkeypatch, tmp
 
 
 def test_an_interrupted_run_exits_with_130_in_one_line(clipguard, monkeypatch, tmp_path):
-    def interrupted(path, options):
+    def interrupted(opening, options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(defence, "run_scan", interrupted)
@@ -110,7 +148,7 @@ def test_an_interrupted_run_exits_with_130_in_one_line(clipguard, monkeypatch, t
 
 @pytest.mark.parametrize(("debug", "lines"), [("", 1), ("1", 2)])
 def test_an_internal_error_is_no_verdict(clipguard, monkeypatch, tmp_path, debug, lines):
-    def broken(path, options):
+    def broken(opening, options):
         raise IndexError("Target 2 is out of bounds")
 
     monkeypatch.setattr(defence, "run_scan", broken)
@@ -123,7 +161,7 @@ def test_an_internal_error_is_no_verdict(clipguard, monkeypatch, tmp_path, debug
 
 
 def test_a_lack_of_memory_says_what_to_do(clipguard, monkeypatch, tmp_path):
-    def swollen(path, options):
+    def swollen(opening, options):
         raise MemoryError
 
     monkeypatch.setattr(defence, "run_scan", swollen)
@@ -351,7 +389,8 @@ def test_the_files_of_a_run_are_named_and_a_long_path_is_not_broken_into_lines()
 def test_report_prints_the_path_of_the_page(clipguard, monkeypatch, tmp_path):
     monkeypatch.setattr("clipguard.outputs.report.write_report", lambda run: run / "report.html")
     assert clipguard("report", tmp_path).out.strip() == str(tmp_path / "report.html")
-    assert clipguard("report", tmp_path, "--json").json == {"report": str(tmp_path / "report.html")}
+    expected = {"schema_version": 1, "report": str(tmp_path / "report.html")}
+    assert clipguard("report", tmp_path, "--json").json == expected
 
 
 def test_main_reads_the_arguments_of_the_process(monkeypatch, capsys):

@@ -18,8 +18,8 @@ FILE = re.compile(r"(?:[\w.-]+/)*[\w.-]+\.(?:py|toml|md|svg|png)|(?:[\w.-]+/)+[\
 ELSEWHERE = ("stages/", "DATA/", "poisoned/")
 """Beginnings of files in a run folder, or in the user's."""
 
-EXAMPLES = {"detection/brightness.py"}
-"""Files of worked examples."""
+EXAMPLES = {"detection/brightness.py", "clipguard.toml", "summary.md"}
+"""Files of worked examples, and of run folders."""
 
 
 def relative(path: Path) -> str:

@@ -116,7 +116,17 @@ def changed(path, change):
 
 
 FIELDS = list(paths(plain(SAMPLE)))
-OPTIONAL = {"model", "before", "after", "detection", "competence", "second", "prompts"}
+OPTIONAL = {
+    "schema_version",
+    "baseline",
+    "model",
+    "before",
+    "after",
+    "detection",
+    "competence",
+    "second",
+    "prompts",
+}
 OPTIONAL |= set(Rates.__struct_fields__) - {"measured_on"}
 OPTIONAL |= set(Verdict.__struct_fields__) - {"answer", "reasons"}
 

@@ -101,7 +101,7 @@ def test_clean_is_what_all_canaries_were_identified_in(unsuspicious):
         ),
         (
             {"likeliest": np.zeros(240, np.int64)},
-            "the guide agrees with only 33.3% of the labels (chance",
+            "the guide agrees with only 33.3 % of the labels (chance",
         ),
     ],
     ids=["no canary", "missed", "unread"],

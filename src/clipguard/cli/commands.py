@@ -1,26 +1,25 @@
 """The commands. Each imports what it needs when it runs, so that `--help` starts in a blink."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from clipguard import __version__
 from clipguard.cli.applying import ApplyOptions
 from clipguard.cli.exporting import ExportOptions
+from clipguard.cli.help_pages import epilogue
 from clipguard.cli.options import (
     AttackOptions,
     BenchOptions,
     ConvertOptions,
     DefendOptions,
     DemoOptions,
+    DoctorOptions,
     Json,
     ScanOptions,
 )
-from clipguard.cli.outcome import ERROR, EXIT_CODES, Outcome
-
-_NAMED = {**EXIT_CODES, "error": ERROR}
-_CODES = ", ".join(f"{_NAMED[name]} {name}" for name in sorted(_NAMED, key=_NAMED.__getitem__))
+from clipguard.cli.outcome import Outcome
 
 Source = Annotated[
     Path,
@@ -35,28 +34,36 @@ app = App(
     name="clipguard",
     version=__version__,
     help="Find and remove backdoors in untrusted, labelled image data sets (one label an image).",
+    # Markdown would take the stars of a pattern for itself.
+    help_format="plaintext",
     result_action="return_value",
-    help_epilogue=f"Exit codes of scan and defend: {_CODES}; see --fail-on.",
+    help_epilogue="clipguard COMMAND --help has examples and the exit codes of a command.",
 )
 
 
-@app.command
+@app.command(help_epilogue=epilogue("scan"))
 def scan(source: Source, /, options: ScanOptions) -> Outcome:
     """Rank the samples by suspicion and write a report."""
+    from clipguard.cli.opening import begin
+
+    opening = begin(source, options)
     from clipguard.cli.defence import run_scan
 
-    return run_scan(source, options)
+    return run_scan(opening, options)
 
 
-@app.command
+@app.command(help_epilogue=epilogue("defend"))
 def defend(source: Source, /, options: DefendOptions) -> Outcome:
     """Scan, then repair a model that was trained on the data."""
+    from clipguard.cli.opening import begin
+
+    opening = begin(source, options)
     from clipguard.cli.defence import run_defend
 
-    return run_defend(source, options)
+    return run_defend(opening, options)
 
 
-@app.command
+@app.command(help_epilogue=epilogue("demo"))
 def demo(options: DemoOptions | None = None) -> Outcome:
     """Poison 4,000 digits, train a model on them, scan, repair, report: offline, about two minutes."""
     from clipguard.cli.defence import run_demo
@@ -64,7 +71,7 @@ def demo(options: DemoOptions | None = None) -> Outcome:
     return run_demo(options or DemoOptions())
 
 
-@app.command
+@app.command(help_epilogue=epilogue("report"))
 def report(run: Run, /, *, json: Json = False) -> Outcome:
     """Write the page of a finished run once more."""
     from clipguard.outputs.report import write_report
@@ -77,7 +84,7 @@ def report(run: Run, /, *, json: Json = False) -> Outcome:
     )
 
 
-@app.command
+@app.command(help_epilogue=epilogue("apply"))
 def apply(
     run: Run,
     source: Annotated[Path, Parameter(help="The data that the run was made of; it is only read.")],
@@ -90,7 +97,7 @@ def apply(
     return run_apply(run, source, options)
 
 
-@app.command
+@app.command(help_epilogue=epilogue("export"))
 def export(run: Run, /, options: ExportOptions) -> Outcome:
     """Write the results of a run in the format of another program."""
     from clipguard.cli.exporting import run_export
@@ -98,7 +105,7 @@ def export(run: Run, /, options: ExportOptions) -> Outcome:
     return run_export(run, options)
 
 
-@app.command
+@app.command(help_epilogue=epilogue("clean"))
 def clean(run: Run, /, *, json: Json = False) -> Outcome:
     """Drop the caches of a finished run and keep its results; running again computes them anew."""
     from clipguard.cli.cleaning import run_clean
@@ -106,7 +113,7 @@ def clean(run: Run, /, *, json: Json = False) -> Outcome:
     return run_clean(run, json)
 
 
-@app.command
+@app.command(help_epilogue=epilogue("verify"))
 def verify(
     run: Run,
     /,
@@ -124,7 +131,36 @@ def verify(
     return run_verify(run, data, model, guide, json)
 
 
-@app.command
+@app.command(help_epilogue=epilogue("doctor"))
+def doctor(
+    source: Annotated[Path | None, Parameter(help="Data to estimate time, memory and disk for.")] = None,
+    /,
+    options: DoctorOptions | None = None,
+) -> Outcome:
+    """Say what is installed here, what a run can use, and what it would take."""
+    from clipguard.cli.doctor import run_doctor
+
+    return run_doctor(source, options or DoctorOptions())
+
+
+@app.command(help_epilogue=epilogue("completion"))
+def completion(
+    *,
+    shell: Annotated[
+        Literal["bash", "zsh", "fish", "powershell"] | None, Parameter(help="Default: the shell in use.")
+    ] = None,
+    install: Annotated[
+        bool, Parameter(negative="", help="Write it where the shell looks, and load it in its start-up file.")
+    ] = False,
+    json: Json = False,
+) -> Outcome:
+    """Print the completion of commands and options for a shell, or install it."""
+    from clipguard.cli.completing import run_completion
+
+    return run_completion(app, shell, install, json)
+
+
+@app.command(help_epilogue=epilogue("attack"))
 def attack(source: Source, /, options: AttackOptions) -> Outcome:
     """Poison a data set, to try a defence on it."""
     from clipguard.cli.poisoned import run_attack
@@ -132,7 +168,7 @@ def attack(source: Source, /, options: AttackOptions) -> Outcome:
     return run_attack(source, options)
 
 
-@app.command
+@app.command(help_epilogue=epilogue("convert"))
 def convert(
     record: Annotated[Path, Parameter(help="Folder of a BackdoorBench record, with attack_result.pt.")],
     /,
@@ -144,7 +180,7 @@ def convert(
     return run_convert(record, options)
 
 
-@app.command
+@app.command(help_epilogue=epilogue("bench"))
 def bench(
     file: Annotated[Path, Parameter(help="TOML file: data sets, attacks, rates, guides, nets, seeds.")],
     /,
@@ -156,7 +192,7 @@ def bench(
     return run_benchmark(file, options)
 
 
-@app.command
+@app.command(help_epilogue=epilogue("bench-report"))
 def bench_report(
     run: Annotated[Path, Parameter(help="Folder that bench wrote.")], /, *, json: Json = False
 ) -> Outcome:

@@ -41,7 +41,7 @@ def run_convert(folder: Path, options: ConvertOptions) -> Outcome:
         ClipguardError: bad input, or a folder that is not empty.
     """
     refuse_full(options.out)
-    with working() as progress, tempfile.TemporaryDirectory() as place:
+    with working(quiet=options.quiet) as progress, tempfile.TemporaryDirectory() as place:
         weights = Path(place) / MODEL
         record = read_record(folder, weights)
         train = _clean(options.source, record, options, partial(progress, READ_IMAGES))

@@ -1,29 +1,34 @@
 """`scan`, `defend` and `demo`: options to settings, settings to a defender, its results to an outcome."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from clipguard.cli.format_files import files_of, formats_from, write_formats
 from clipguard.cli.given_model import spec_of_model
 from clipguard.cli.measuring import EvaluationSet, check_test, measure, open_test
+from clipguard.cli.opening import Opening, opened_source
 from clipguard.cli.options import DefendOptions, DemoOptions, ScanOptions
 from clipguard.cli.outcome import Outcome, exit_code
 from clipguard.cli.poisoned import MODEL, READ_TEST_IMAGES, truth_beside
 from clipguard.cli.progress import warn, working
-from clipguard.cli.tables import most_suspicious, show_run
-from clipguard.cli.text import parsed, rows_from, size_from
+from clipguard.cli.steps import Timetable
+from clipguard.cli.tables import Detail, most_suspicious, show_run
+from clipguard.cli.text import parsed, size_from
 from clipguard.clip.zero_shot import guide_from_name
 from clipguard.compute.device import choose_device
 from clipguard.compute.engine import Engine, LocalEngine
 from clipguard.compute.ray_engine import RayEngine
 from clipguard.compute.training import DEFAULT_RECIPE
-from clipguard.data import Columns, ImageSource
 from clipguard.detection.early_model import early_model_named
 from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.errors import ClipguardError
 from clipguard.lab.demo import demo_config, demo_guide, poisoned_digits
 from clipguard.mitigation.unlearning import CGD, UnlearningConfig
+from clipguard.outputs.formats import github, read_flagged
 from clipguard.outputs.report import write_report
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
@@ -31,37 +36,38 @@ from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.model_card import MODEL_CARD
 from clipguard.pipeline.quality_stage import QUALITY_FILE
 from clipguard.pipeline.samples import FLAGGED_TABLE
+from clipguard.pipeline.stages import STAGES
 from clipguard.pipeline.summary import write_summary
 from clipguard.runs.samples_table import SAMPLES
 from clipguard.runs.summary import RunSummary, plain
 from clipguard.types import Progress
 
 
-def run_scan(path: Path, options: ScanOptions) -> Outcome:
+def run_scan(opening: Opening, options: ScanOptions) -> Outcome:
     """Return the outcome of a scan.
 
     Raises:
         ClipguardError: bad input.
     """
-    config = _scan_config(options)
-    with working() as progress:
-        source = _source(path, options)
+    config, formats = _scan_config(options), _formats(options)
+    with working(_plan(opening), quiet=options.quiet) as progress:
+        source = opening.source or opened_source(opening.path, options)
         defender = _defender(options, config, progress).scan(source)
         if (options.out / MODEL).exists():
             defender.warnings_.append(f"{options.out / MODEL} is of an earlier defend: a scan makes no model")
-        summary = _finish(defender, "scan")
-    return _outcome(defender, summary, options)
+        summary = _finish(defender, "scan", formats)
+    return _outcome(defender, summary, options, formats)
 
 
-def run_defend(path: Path, options: DefendOptions) -> Outcome:
+def run_defend(opening: Opening, options: DefendOptions) -> Outcome:
     """Return the outcome of a defence.
 
     Raises:
         ClipguardError: bad input.
     """
-    config = _defend_config(options)
-    with working() as progress:
-        source = _source(path, options)
+    config, formats, path = _defend_config(options), _formats(options), opening.path
+    with working(_plan(opening), quiet=options.quiet) as progress:
+        source = opening.source or opened_source(path, options)
         spec, words = None, None
         if options.model is not None:
             spec, words = spec_of_model(options, source)
@@ -75,8 +81,22 @@ def run_defend(path: Path, options: DefendOptions) -> Outcome:
         defender = _defender(options, config, progress)
         defender.fit(source, model=options.model, spec=spec)
         defender.warnings_ += notes
-        summary = _finish(defender, "defend", model=words, **measure(defender, test))
-    return _outcome(defender, summary, options)
+        summary = _finish(defender, "defend", formats, model=words, **measure(defender, test))
+    return _outcome(defender, summary, options, formats)
+
+
+def _formats(options: ScanOptions) -> tuple[str, ...]:
+    if options.quiet and options.verbose:
+        raise ClipguardError("--quiet and --verbose contradict each other: leave one out")
+    return formats_from(options.format)
+
+
+def _plan(opening: Opening) -> Timetable | None:
+    """Return the steps of the command, as the progress of their stages names them."""
+    if opening.estimate is None:
+        return None
+    titles = {stage.name: stage.title for stage in STAGES}
+    return Timetable(opening.estimate.steps, titles, timed=opening.estimate.timed)
 
 
 def run_demo(options: DemoOptions) -> Outcome:
@@ -86,7 +106,9 @@ def run_demo(options: DemoOptions) -> Outcome:
         ClipguardError: the package that carries the digits is missing, or the run folder is something else.
     """
     config = replace(demo_config(options.seed), power=options.power)
-    with working() as progress:
+    if options.quiet and options.verbose:
+        raise ClipguardError("--quiet and --verbose contradict each other: leave one out")
+    with working(quiet=options.quiet) as progress:
         digits = poisoned_digits(options.seed)
         defender = Defender(
             demo_guide(),
@@ -103,20 +125,8 @@ def run_demo(options: DemoOptions) -> Outcome:
             target_mapping=digits.target_mapping,
             truth=digits.truth,
         )
-        summary = _finish(defender, "demo", **measure(defender, test))
-    return _outcome(defender, summary, options)
-
-
-def _source(path: Path, options: ScanOptions) -> ImageSource:
-    rows = parsed(rows_from, options.rows, "--rows")
-    columns = Columns(image=options.image_column, label=options.label_column, group=options.group_column)
-    source = ImageSource.open(
-        path, classes=options.classes, rows=rows, limits=options.limits, columns=columns
-    )
-    # The run would be one more class of the folder the next time.
-    if source.kind == "folder" and options.out.resolve().is_relative_to(path.resolve()):
-        raise ClipguardError(f"run folder {options.out} lies inside the data {path}: give one outside")
-    return source
+        summary = _finish(defender, "demo", (), **measure(defender, test))
+    return _outcome(defender, summary, options, ())
 
 
 def _defender(options: ScanOptions, config: DefenseConfig, progress: Progress) -> Defender:
@@ -134,6 +144,7 @@ def _defender(options: ScanOptions, config: DefenseConfig, progress: Progress) -
         engine=_engine(options),
         embeddings=options.embeddings,
         quality=options.quality,
+        baseline=options.baseline,
     )
 
 
@@ -207,8 +218,10 @@ def _defend_config(options: DefendOptions) -> DefenseConfig:
     )
 
 
-def _finish(defender: Defender, command: str, model: str | None = None, **measured: Any) -> RunSummary:
-    """Return the summary, now in the run folder together with the report."""
+def _finish(
+    defender: Defender, command: str, formats: Sequence[str], model: str | None = None, **measured: Any
+) -> RunSummary:
+    """Return the summary, now in the run folder together with the report and the files of the formats."""
     run = Path(defender.run_dir)
     files = {"report": "report.html", "samples": SAMPLES, "flagged": FLAGGED_TABLE}
     if measured:
@@ -217,14 +230,26 @@ def _finish(defender: Defender, command: str, model: str | None = None, **measur
         files["quality"] = QUALITY_FILE
     if "feature_separation" in defender.stages_:
         files["labels"] = FEATURES_FILE
+    files |= files_of(formats)
     places = {name: str(run / file) for name, file in files.items()}
     summary = write_summary(defender, command, files=places, model=model, **measured)
     write_report(run)
+    write_formats(defender.scan_.context.run, formats, summary, read_flagged(run))
     return summary
 
 
-def _outcome(defender: Defender, summary: RunSummary, options: ScanOptions | DemoOptions) -> Outcome:
+def _outcome(
+    defender: Defender, summary: RunSummary, options: ScanOptions | DemoOptions, formats: Sequence[str]
+) -> Outcome:
     warn(defender.warnings_)
-    show = partial(show_run, summary, most_suspicious(Path(defender.run_dir)))
-    code = exit_code(summary.verdict, options.fail_on)
-    return Outcome(value=plain(summary), show=show, as_json=options.json, code=code)
+    run, as_json = Path(defender.run_dir), options.json or "json" in formats
+    flagged = read_flagged(run)
+    if "github" in formats:
+        # The runner reads both; with JSON, stdout holds one object and nothing else.
+        (sys.stderr if as_json else sys.stdout).write(github(summary, flagged))
+    detail: Detail = "quiet" if options.quiet else "verbose" if options.verbose else "normal"
+    show = partial(show_run, summary, most_suspicious(run), flagged=flagged, detail=detail)
+    judged_by = summary.verdict if summary.baseline is None else summary.baseline.verdict
+    return Outcome(
+        value=plain(summary), show=show, as_json=as_json, code=exit_code(judged_by, options.fail_on)
+    )

@@ -68,6 +68,39 @@ Failing = Annotated[
         "or never any. The others exit with 0. A scan that could not read every image always fails."
     ),
 ]
+Quiet = Annotated[
+    bool,
+    Parameter(name=("--quiet", "-q"), negative="", help="No progress, and the result in one line."),
+]
+Verbose = Annotated[
+    bool,
+    Parameter(
+        name=("--verbose", "-v"), negative="", help="Also the time of each step, and where errors arise."
+    ),
+]
+Format = Annotated[
+    tuple[str, ...],
+    Parameter(
+        negative="",
+        show_default=False,
+        help="More forms of the result, with commas between: sarif, junit and markdown are files in the run "
+        "folder; github prints annotations of GitHub Actions; json is --json.",
+    ),
+]
+Config = Annotated[
+    Path | None,
+    Parameter(
+        help="TOML file of options by command, such as [scan] guide = 'mini'. [scan] holds for defend, too; "
+        "what is typed goes before."
+    ),
+]
+Baseline = Annotated[
+    Path | None,
+    Parameter(
+        help="Run folder of an earlier scan by the same guide: images that it has are not embedded again, "
+        "and the exit code is that of the images that it lacks."
+    ),
+]
 Repeated = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 Out = Annotated[Path, Parameter(name=("--out", "-o"))]
 RunFolder = Annotated[Out, Parameter(help="Run folder, created if needed; the same data resume there.")]
@@ -109,7 +142,7 @@ class ScanOptions:
     size: str | None = None
     early_model: str = "shallow"
     rank_within: Literal["class", "all"] = "all"
-    limits: Annotated[Limits, Parameter(group=Group("Limits on hostile input"))] = field(
+    limits: Annotated[Limits, Parameter(group=Group("Limits on hostile input", sort_key=1))] = field(
         default_factory=Limits
     )
     embeddings: Path | None = None
@@ -122,6 +155,11 @@ class ScanOptions:
     seed: Seed = 0
     device: Device = None
     threads: Threads = None
+    baseline: Baseline = None
+    config: Config = None
+    format: Format = ()
+    quiet: Quiet = False
+    verbose: Verbose = False
     json: Json = False
 
 
@@ -176,6 +214,34 @@ class DemoOptions:
     threads: Threads = None
     power: Power = 1
     fail_on: Failing = "never"
+    quiet: Quiet = False
+    verbose: Verbose = False
+    json: Json = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorOptions:
+    """What `doctor` takes: what changes the estimate, with the names that `scan` has for it.
+
+    Attributes:
+        guide: As that of scan.
+        size: As that of scan.
+        rows: As that of scan.
+        classes: As that of scan.
+        power: As that of scan.
+    """
+
+    guide: str = "ViT-B-32"
+    size: str | None = None
+    rows: str | None = None
+    classes: Path | None = None
+    power: int = 1
+    limits: Annotated[Limits, Parameter(group=Group("Limits on hostile input", sort_key=1))] = field(
+        default_factory=Limits
+    )
+    device: Device = None
+    threads: Threads = None
     json: Json = False
 
 
@@ -210,6 +276,7 @@ class AttackOptions:
     size: str | None = None
     seed: Seed = 0
     device: Device = None
+    quiet: Quiet = False
     json: Json = False
 
 
@@ -227,6 +294,7 @@ class ConvertOptions:
     out: NewFolder
     test: Path | None = None
     classes: Classes = None
+    quiet: Quiet = False
     json: Json = False
 
 
@@ -241,7 +309,7 @@ class BenchOptions:
         download: Fetch data sets known by name that are not there.
         cache: Folder of victims, fitted attacks and embeddings; default: ~/.cache/clipguard/bench.
         only: Compute the rows of this label only, such as none; repeat for more.
-        cells: Compute only the cells whose name is like this pattern, such as `*-sig-*`.
+        cells: Compute only the cells whose name is like this pattern, such as *-sig-*.
     """
 
     out: Out

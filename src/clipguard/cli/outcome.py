@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from clipguard.runs.summary import Verdict
 
 ERROR: Final = 2
+SCHEMA_VERSION: Final = 1
+"""Of every JSON object that a command prints: raised when a field changes its meaning or goes."""
+
 EXIT_CODES: Final = {answer: words.exit_code for answer, words in VERDICTS.items()}
 """Of `scan` and `defend`, by the verdict's answer."""
 

@@ -87,7 +87,7 @@ def run_attack(path: Path, options: AttackOptions) -> Outcome:
     attack = attack_named(options.attack, rate=options.rate, target=options.target, **own)
     cache = (options.cache or cache_folder()) / "attacks"
     seed = Seed(options.seed)
-    with working() as progress, computing_on(choose_device(options.device)):
+    with working(quiet=options.quiet) as progress, computing_on(choose_device(options.device)):
         train, test, unreadable = _read(path, options, progress)
         fit_seed = seed.child(Stream.ATTACK_FIT, options.attack)
         attack = fit_attack(attack, train, fit_seed, cache, progress)

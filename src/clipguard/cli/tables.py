@@ -1,8 +1,10 @@
 """What a person sees at the end of a run: verdict, rates, the most suspicious samples, where all of it is."""
 
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from rich import box
@@ -12,38 +14,127 @@ from rich.text import Text
 
 from clipguard.errors import one_line
 from clipguard.outputs.findings import LISTED, NOT_ASSESSABLE, finding_rows, power_words
+from clipguard.outputs.formats import FlaggedSample
 from clipguard.outputs.quality import quality_words
 from clipguard.outputs.rates import rate_rows
 from clipguard.outputs.samples import read_texts
 from clipguard.outputs.text import VERDICTS, duration, percent
 from clipguard.runs import read_table
 from clipguard.runs.samples_table import SAMPLES
-from clipguard.runs.summary import RunSummary, Verdict
+from clipguard.runs.summary import BaselineSummary, RunSummary, Verdict
 
 TOP: Final = 5
 _COLOURS: Final = {"good": "green", "bad": "red", "open": "yellow", "": ""}
 
 
-def show_run(summary: RunSummary, samples: Mapping[str, Any], console: Console) -> None:
-    """Print the summary of a run and its `TOP` most suspicious samples."""
-    data = summary.data
+Detail = Literal["quiet", "normal", "verbose"]
+"""How much is printed."""
+
+_CLASSES: Final = 10
+"""Classes with flagged samples that are listed."""
+
+
+def show_run(
+    summary: RunSummary,
+    samples: Mapping[str, Any],
+    console: Console,
+    flagged: Sequence[FlaggedSample] = (),
+    detail: Detail = "normal",
+) -> None:
+    """Print the summary of a run, its `TOP` most suspicious samples, and what to do next."""
+    data, answer = summary.data, VERDICTS[summary.verdict.answer].title
+    share = percent(len(flagged) / data.n) if data.n else "–"
+    count = f"{len(flagged):,} of {data.n:,} images ({share}) are flagged"
+    if detail == "quiet":
+        console.print(_plain(f"{answer}: {count}; {summary.files['report']}"), soft_wrap=True)
+        return
     _show_verdict(summary.verdict, f"{data.n:,} images, {len(data.classes)} classes", console)
+    console.print()
+    console.print(_plain(f"{count[0].upper()}{count[1:]}."))
+    _show_baseline(summary.baseline, console)
+    _show_classes(summary, flagged, console)
     _show_rates(summary, console)
     _show_top(samples, console)
     _show_quality(summary, console)
     console.print()
+    _show_guides(summary, console)
+    if summary.model is not None:
+        console.print(_plain(f"{'Given':8} {summary.model}"), soft_wrap=True)
+    for name, file in summary.files.items():
+        place = _plain(f"{name.capitalize():8} {file}")
+        place.stylize(f"link {Path(file).absolute().as_uri()}", 9)
+        console.print(place, soft_wrap=True)
+    _show_times(summary, console, detail)
+    console.print()
+    for number, line in enumerate(next_commands(summary, len(flagged))):
+        console.print(_plain(f"{'' if number else 'Next':8} {line}"), soft_wrap=True)
+
+
+def next_commands(summary: RunSummary, flagged: int) -> list[str]:
+    """Return the commands that make sense after a run, ready to be typed."""
+    run, source = shlex.quote(summary.run_dir), shlex.quote(summary.data.location)
+    if summary.command == "demo":
+        return ["clipguard scan FOLDER -o runs/a    (your own data: one sub-folder a class)"]
+    if not flagged:
+        return [f"clipguard verify {run} --data {source}"]
+    lines = [
+        f"clipguard apply {run} {source} --out {shlex.quote(summary.run_dir.rstrip('/') + '-clean')}",
+        f"clipguard export {run} --to csv",
+    ]
+    if summary.command == "scan":
+        lines.append(f"clipguard defend {source} -o {run}")
+    return lines
+
+
+def _show_guides(summary: RunSummary, console: Console) -> None:
     guide, second = summary.guide, summary.guide.second
     if second is not None:
         words = f"{guide.name} agrees with {percent(guide.agreement)} of the labels, {second.name} with "
         words += f"{percent(second.agreement)}; they say the same of {percent(second.same)} of the images"
         console.print(_plain(f"{'Guides':8} {words}"), soft_wrap=True)
-    if summary.model is not None:
-        console.print(_plain(f"{'Given':8} {summary.model}"), soft_wrap=True)
-    for name, file in summary.files.items():
-        console.print(_plain(f"{name.capitalize():8} {file}"), soft_wrap=True)
+
+
+def _show_times(summary: RunSummary, console: Console, detail: Detail) -> None:
     seconds = sum(stage.seconds for stage in summary.stages.values())
     where = f" on {summary.device}" if summary.device != "cpu" else ""
     console.print(_plain(f"{'Time':8} {duration(seconds)}{where}"), style="dim")
+    if detail == "verbose":
+        for stage in summary.stages.values():
+            console.print(_plain(f"{'':8} {stage.seconds:8.1f} s  {stage.title}"), style="dim")
+        about = f"clipguard {summary.version}, seed {summary.seed}, {summary.threads} threads"
+        console.print(_plain(f"{'':8} {about}, images at {summary.data.size[0]} x {summary.data.size[1]}"))
+
+
+def _show_baseline(baseline: BaselineSummary | None, console: Console) -> None:
+    if baseline is None:
+        return
+    words = VERDICTS[baseline.verdict.answer]
+    text = (
+        f"New since {baseline.run_dir}: {baseline.new:,} images, {baseline.flagged_new:,} of them flagged: "
+        f"{words.title.lower()}"
+    )
+    console.print(_plain(text), style="bold", soft_wrap=True)
+    for reason in baseline.verdict.reasons:
+        console.print(_plain(f"  · {reason}"))
+
+
+def _show_classes(summary: RunSummary, flagged: Sequence[FlaggedSample], console: Console) -> None:
+    """Print how many samples of each class are flagged, the most first."""
+    counts = Counter(sample.given_label for sample in flagged)
+    if not counts:
+        return
+    sizes = {entry.class_name: entry.n for entry in summary.guide.competence}
+    new = Counter(sample.given_label for sample in flagged if sample.new)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    table.add_column("class", overflow="fold")
+    for name in ("flagged", "of the class", *(["new"] if summary.baseline else [])):
+        table.add_column(name, justify="right")
+    for name, count in counts.most_common(_CLASSES):
+        share = percent(count / sizes[name]) if sizes.get(name) else "–"
+        table.add_row(_plain(name), f"{count:,}", share, *([f"{new[name]:,}"] if summary.baseline else []))
+    console.print(table)
+    if len(counts) > _CLASSES:
+        console.print(_plain(f"... and {len(counts) - _CLASSES:,} more classes"))
 
 
 def _show_verdict(verdict: Verdict, about: str, console: Console) -> None:

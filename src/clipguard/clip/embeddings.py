@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from clipguard.clip.baseline import BaselineEmbeddings
 from clipguard.clip.known_embeddings import KnownEmbeddings
 from clipguard.clip.model import IMAGE_CHUNK, Clip
 from clipguard.clip.zero_shot import ClipGuide
@@ -49,6 +50,7 @@ class ReadingPass:
         folder: of embeddings and of what is known of each image.
         images: folders of images, each with the preprocessing that gives them.
         known: folder of embeddings that are taken instead of computed ones.
+        baseline: folder of the embeddings of an earlier run; only images that it lacks are embedded.
         lanes: chunks that are embedded side by side, each on one thread.
         shard_rows: rows a shard.
     """
@@ -58,6 +60,7 @@ class ReadingPass:
     folder: Path
     images: tuple[tuple[Path, Preprocessing], ...]
     known: Path | None = None
+    baseline: Path | None = None
     lanes: int = 1
     shard_rows: int = field(default_factory=lambda: SHARD)
 
@@ -104,6 +107,7 @@ class ReadingPass:
             folder=self.folder.absolute(),
             images=images,
             known=self.known and self.known.absolute(),
+            baseline=self.baseline and self.baseline.absolute(),
             shard_rows=self.shard_rows,
         )
 
@@ -132,6 +136,8 @@ class ReadingPass:
         """Return what embeds a piece: the guide, a folder that has the embeddings, or nothing."""
         if not self.guide:
             return partial(_embedded, lambda good: None)
+        if self.baseline:
+            return partial(_embedded_if_new, self.guide, BaselineEmbeddings(self.baseline))
         if not self.known:
             embed = self.guide.clip.embed_crops
             return lambda piece: _without_crops(
@@ -236,6 +242,22 @@ def _embedded(
 ) -> _Embedded:
     good = [(read.row, read.views) for read in piece.reads if not isinstance(read.views, Unreadable)]
     return piece, embed(good) if good else None
+
+
+def _embedded_if_new(guide: ClipGuide, baseline: BaselineEmbeddings, piece: _Piece) -> _Embedded:
+    """Return a piece whose new images alone are embedded; the others' embeddings are the baseline's."""
+    good = [read for read in piece.reads if not isinstance(read.views, Unreadable)]
+    if not good:
+        return _without_crops((piece, None))
+    places = baseline.places([read.contents.sha256 for read in good])
+    vectors = np.empty((len(good), baseline.width), np.float32)
+    new = np.flatnonzero(places < 0)
+    vectors[places >= 0] = baseline[places[places >= 0]]
+    if len(new):
+        # Only readable images are in `good`; mypy does not follow the filter that far.
+        crops = [good[place].views.images[0] for place in new]  # type: ignore[union-attr]  # see above
+        vectors[new] = guide.clip.embed_crops(crops)
+    return _without_crops((piece, vectors))
 
 
 def _without_crops(embedded: _Embedded) -> _Embedded:

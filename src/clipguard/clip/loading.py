@@ -79,22 +79,25 @@ def load_clip(model: str = DEFAULT_MODEL, pretrained: str = DEFAULT_PRETRAINED) 
     return _load_built_in(model, pretrained)
 
 
+def cached_weights(model: str = DEFAULT_MODEL, pretrained: str = DEFAULT_PRETRAINED) -> Path | None:
+    """Return the weights file that `load_clip` would open without a network, None if it would need one.
+
+    Raises:
+        ClipguardError: unknown name, or a folder that lacks a file.
+    """
+    if model.startswith(FOLDER_PREFIX):
+        return _folder_weights(Path(model.removeprefix(FOLDER_PREFIX)).expanduser())
+    if model.startswith(HUB_PREFIX):
+        cached = [_cached(model.removeprefix(HUB_PREFIX), file) for file in (CONFIG, WEIGHTS)]
+        return cached[1] if cached[0] else None
+    return _cached(*_on_the_hub(model, pretrained)[:2])
+
+
 def _load_built_in(model: str, pretrained: str) -> Clip:
     import open_clip
-    from open_clip.pretrained import get_pretrained_cfg
 
-    name = f"{model}/{pretrained}"
-    if model not in open_clip.list_models():
-        raise ClipguardError(f"guide {model!r} is unknown{_path_hint(model)}: {_NAMES}")
-    tag = get_pretrained_cfg(model, pretrained)
-    if not tag:
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
-        raise ClipguardError(
-            f"guide {model!r} has no weights {pretrained!r}{_path_hint(pretrained)}: "
-            f"give {model}/TAG, TAG one of {known}"
-        )
-    repository, file = os.path.split(tag["hf_hub"])
-    path = _fetch(name, repository, Path(file).with_suffix(".safetensors").name if file else WEIGHTS)
+    name, (repository, file, tag) = f"{model}/{pretrained}", _on_the_hub(model, pretrained)
+    path = _fetch(name, repository, file)
     config = open_clip.get_model_config(model)
     _require_text_parts(name, config, local_tokenizer=False)
     # Given a path for weights, open_clip would guess: the tag's own preprocessing and activation go with it.
@@ -108,6 +111,28 @@ def _load_built_in(model: str, pretrained: str) -> Clip:
         force_quick_gelu=bool(tag.get("quick_gelu", False)),
         **{f"image_{key}": tag[key] for key in ("mean", "std", "interpolation", "resize_mode")},
     )
+
+
+def _on_the_hub(model: str, pretrained: str) -> tuple[str, str, dict[str, Any]]:
+    """Return repository and file of a built-in name's weights, and what open_clip says of them.
+
+    Raises:
+        ClipguardError: unknown name.
+    """
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    if model not in open_clip.list_models():
+        raise ClipguardError(f"guide {model!r} is unknown{_path_hint(model)}: {_NAMES}")
+    tag = get_pretrained_cfg(model, pretrained)
+    if not tag:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise ClipguardError(
+            f"guide {model!r} has no weights {pretrained!r}{_path_hint(pretrained)}: "
+            f"give {model}/TAG, TAG one of {known}"
+        )
+    repository, file = os.path.split(tag["hf_hub"])
+    return repository, Path(file).with_suffix(".safetensors").name if file else WEIGHTS, tag
 
 
 def _load_folder(name: str, folder: Path, kind: str) -> Clip:

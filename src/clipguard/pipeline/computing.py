@@ -36,6 +36,7 @@ from clipguard.detection.trigger_inversion import invert_triggers
 from clipguard.errors import ClipguardError
 from clipguard.models.features import head_of
 from clipguard.models.spec import ModelSpec, Normalized, check_sound, save
+from clipguard.pipeline.baseline import baseline_stage
 from clipguard.pipeline.samples import status_columns
 from clipguard.pipeline.scan import Context, EpochProgress, Scan, write_notes
 from clipguard.runs import Stage, resume_folder, write_array, write_table
@@ -109,9 +110,11 @@ def read(given: Reading, folder: Path, progress: StepProgress) -> None:
             (context.run.working(stage.described(view)), view.preprocessing) for stage, view in given.images
         ),
         known=context.embeddings_from,
+        baseline=None if context.baseline is None else baseline_stage(context.baseline).path,
         lanes=lanes_here(),
     )
-    if len(context.source) >= WORTH_A_REMARK and not context.embeddings_from:
+    known = context.embeddings_from or context.baseline
+    if len(context.source) >= WORTH_A_REMARK and not known:
         context.progress(_expectation(context.guide, reading.lanes, len(context.source)), 0, 0)
     read_source(reading, context.engine, progress)
 

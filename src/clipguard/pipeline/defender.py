@@ -20,6 +20,7 @@ from clipguard.data.decode import common_size
 from clipguard.data.provenance import recorded_source
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load, save
+from clipguard.pipeline.baseline import check_baseline
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.repair import (
@@ -89,6 +90,7 @@ class Defender:
             training takes those that are idle when the run begins. Only the weights of models trained or
             repaired here depend on it.
         embeddings: folder of embeddings that the guide has computed elsewhere, in clip-retrieval's layout.
+        baseline: run folder of an earlier scan by the same guide; only images that it lacks are embedded.
         engine: who reads and embeds the data, shard by shard; by default this process.
         quality: whether duplicates, label errors and odd images are looked for, too; they change no other
             result.
@@ -109,6 +111,7 @@ class Defender:
         device: str | None = None,
         threads: int | None = None,
         quality: bool = True,
+        baseline: Path | None = None,
     ) -> None:
         self.guide = guide
         self.run_dir = run_dir
@@ -120,6 +123,7 @@ class Defender:
         self.device = device
         self.threads = threads
         self.quality = quality
+        self.baseline = baseline
 
     @_with_its_means
     def scan(self, source: object) -> "Defender":
@@ -236,6 +240,12 @@ class Defender:
         # First of all: whether the guide's weights can be had shows at once, a large data set takes its time.
         about = _about_guide(guide)
         about_second = second and _about_second_guide(second, guide)
+        if self.baseline is not None:
+            if self.embeddings is not None:
+                raise ClipguardError(
+                    "embeddings of another tool and a baseline were given: leave one of the two out"
+                )
+            check_baseline(self.baseline, Path(self.run_dir), guide)
         run = _open_run(self.run_dir, source, guide, config, progress)
         run.manifest["guide"] = about
         run.manifest["second_guide"] = about_second
@@ -252,6 +262,7 @@ class Defender:
             quality=self.quality,
             embeddings_from=self.embeddings,
             second_guide=second,
+            baseline=self.baseline,
         )
         self.scan_: Scan = scan(context)
         self._samples = None

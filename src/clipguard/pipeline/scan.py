@@ -38,6 +38,7 @@ class Context:
         common_size: of its images.
         guide: who reads the labels.
         second_guide: who reads them, too, to check the first one.
+        baseline: run folder of an earlier scan, whose images are not embedded again.
         config: all settings.
         progress: told as work goes on.
         engine: runs the reading pass over the shards of the data.
@@ -59,6 +60,7 @@ class Context:
     quality: bool = False
     embeddings_from: Path | None = None
     second_guide: ClipGuide | None = None
+    baseline: Path | None = None
     finished: dict[str, FinishedStage] = field(default_factory=dict)
 
     @property

@@ -14,6 +14,7 @@ from clipguard.detection.label_flow import LabelFlow, label_q_values, with_label
 from clipguard.detection.removal import agreements, causes
 from clipguard.detection.trigger_detector import refine
 from clipguard.detection.trigger_inversion import assigned
+from clipguard.pipeline.baseline import mark_new
 from clipguard.pipeline.computing import Reading, View, first_label_flow
 from clipguard.pipeline.guide_check import with_comparisons
 from clipguard.pipeline.judging import evidence_of, read_beliefs, read_outcomes, scores_of
@@ -121,6 +122,7 @@ SIGNALS: Final[tuple[Signal, ...]] = (
     judge_triggers,
     follow_labels,
     name_triggers,
+    mark_new,
 )
 
 
@@ -173,7 +175,7 @@ def read(context: Context) -> tuple[ImageSet, str]:
     embeddings = context.finish(EMBEDDINGS, Reading(context=context, images=images))
     context.run.publish(embeddings.path / UNREADABLE, UNREADABLE)
     if context.second_guide is not None:
-        of_second = replace(context, guide=context.second_guide, embeddings_from=None)
+        of_second = replace(context, guide=context.second_guide, embeddings_from=None, baseline=None)
         context.finish(SECOND_EMBEDDINGS, Reading(context=of_second))
     return prepared_images(context, context.view, IMAGES)
 

@@ -12,6 +12,7 @@ import numpy as np
 from clipguard.clip.known_embeddings import folder_key
 from clipguard.detection.early_model import ResidualConfig
 from clipguard.pipeline import computing, judging, samples
+from clipguard.pipeline.baseline import baseline_stage
 from clipguard.pipeline.computing import Reading, Repair, Training, View
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.quality_stage import assess_quality
@@ -46,6 +47,7 @@ EMBEDDINGS: Final = Stage[Reading](
         given.context.guide.clip.fingerprint,
         given.context.guide.clip.preprocessing_sha256,
         *([folder_key(given.context.embeddings_from)] if given.context.embeddings_from else ()),
+        *([baseline_stage(given.context.baseline).key] if given.context.baseline else ()),
     ],
     compute=computing.read,
 )

@@ -13,6 +13,7 @@ from clipguard.data.listing import skipped_words
 from clipguard.data.provenance import recorded_source
 from clipguard.detection.entropy_map import TOGETHER, classes_with_few_clean
 from clipguard.models.spec import Normalized
+from clipguard.pipeline.baseline import since_baseline
 from clipguard.pipeline.guide_check import coinciding_names, disagreement, of_prompts, of_second_guide
 from clipguard.pipeline.model_card import write_model_card
 from clipguard.pipeline.quality_stage import read_counts
@@ -183,6 +184,7 @@ def write_summary(  # noqa: PLR0913  # what the command knows and the defender d
         after=after,
         quality=_quality(scan),
         detection=detection,
+        baseline=since_baseline(scan, defender.verdict_),
     )
     if after is not None:
         write_model_card(defender, before, after)

@@ -114,7 +114,8 @@ def _open(reason: Open, scan: Scan) -> str:
         Open.NO_POWER: "power was not measured: leave --power 0 out to call a data set clean",
         Open.NO_CANARY: "no class is large enough for known triggers, so power could not be measured",
         Open.MISSED: f"known triggers were missed in a copy of this data: {', '.join(missed)}",
-        Open.UNREAD: f"the guide agrees with only {guide:.1%} of the labels (chance: {chance:.1%})",
+        Open.UNREAD: f"the guide agrees with only {100 * guide:.1f} % of the labels "
+        f"(chance: {100 * chance:.1f} %)",
     }[reason]
 
 

@@ -280,10 +280,39 @@ class StageSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     seconds: float
 
 
+class ClassChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A class with flagged samples: how many there are, and how many of them the baseline lacks."""
+
+    class_name: str
+    flagged: int
+    new: int
+
+
+class BaselineSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is new since an earlier run, by hash and given label.
+
+    Attributes:
+        run_dir: folder of the earlier run.
+        new: samples that it lacks: the batch.
+        known: samples that it has, whose embeddings were taken from it.
+        flagged_new: flagged samples among the new ones.
+        verdict: of the batch.
+        classes: those with flagged samples, most new ones first.
+    """
+
+    run_dir: str
+    new: int
+    known: int
+    flagged_new: int
+    verdict: Verdict
+    classes: list[ClassChange] = []
+
+
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a run says of itself.
 
     Attributes:
+        schema_version: of this schema.
         command: scan, defend or demo.
         version: of clipguard.
         seed: root of all randomness.
@@ -303,8 +332,10 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         after: the repaired model; None for a scan.
         quality: issues of data quality; None where they were not looked for.
         detection: how the scan compares with the ground truth, where a test set came with it.
+        baseline: what is new since the run of `--baseline`; None without one.
     """
 
+    schema_version: Literal[1] = 1
     command: str
     version: str
     seed: int
@@ -324,6 +355,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     after: Rates | None = None
     quality: QualitySummary | None = None
     detection: dict[str, Any] | None = None
+    baseline: BaselineSummary | None = None
 
 
 def plain(summary: RunSummary) -> dict[str, Any]:

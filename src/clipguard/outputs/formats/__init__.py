@@ -1,0 +1,34 @@
+"""A run in the formats of other tools: each writer makes one text of the summary and the flagged samples."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+from clipguard.outputs.formats.flagged import FlaggedSample, flagged_samples, read_flagged
+from clipguard.outputs.formats.github import github
+from clipguard.outputs.formats.junit import junit
+from clipguard.outputs.formats.markdown import markdown
+from clipguard.outputs.formats.sarif import sarif
+from clipguard.runs.summary import RunSummary
+
+Writer = Callable[[RunSummary, Sequence[FlaggedSample]], str]
+FileFormat = Literal["sarif", "junit", "markdown"]
+
+FILES: Final[dict[FileFormat, tuple[str, Writer]]] = {
+    "sarif": ("results.sarif", sarif),
+    "junit": ("junit.xml", junit),
+    "markdown": ("summary.md", markdown),
+}
+"""Formats that are files of the run folder: name of the file, and what writes it."""
+
+__all__ = [
+    "FILES",
+    "FileFormat",
+    "FlaggedSample",
+    "Writer",
+    "flagged_samples",
+    "github",
+    "junit",
+    "markdown",
+    "read_flagged",
+    "sarif",
+]
