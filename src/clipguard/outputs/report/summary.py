@@ -1,27 +1,45 @@
 """What the page says, as plain values: every number on it is made here and can be tested without HTML."""
 
-import base64
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt8
-from PIL import Image
+from jaxtyping import Int64
 
-from clipguard.data.writer import png
+from clipguard.outputs.report.causes import Cause, causes_of
+from clipguard.outputs.report.columns import SCORE, texts_of, with_losses
+from clipguard.outputs.report.next_steps import next_steps
+from clipguard.outputs.report.pictures import (
+    SIDE,
+    Picture,
+    eight_bits,
+    images_by_id,
+    picture,
+    thumbnails,
+    trigger_alone,
+)
 from clipguard.outputs.report.plot import entropy_map
-from clipguard.outputs.samples import Table, read_samples, read_texts
-from clipguard.runs import RunFolder, ShardedArray, read_table
+from clipguard.outputs.samples import Table, read_samples
+from clipguard.runs import RunFolder
 from clipguard.runs.summary import read_summary
 from clipguard.triggers.affine import AffineTrigger, read_triggers
 from clipguard.types import STATES, Images, Partition, State
 
-TOP: Final = 100
-"""How many of the most suspicious samples are shown."""
+FLAGGED: Final = 1000
+"""How many flagged samples are shown, the most suspicious first."""
 
-THUMBNAIL: Final = 80
-"""Longest side in pixels: 100 incompressible ones then stay below 2.6 MB."""
+UNFLAGGED: Final = 48
+"""How many of the most suspicious other samples are shown, apart; `LEAST` in all where few are flagged."""
+
+LEAST: Final = 100
+
+MARKED: Final = 100
+"""How many of the most suspicious samples are points on the map."""
+
+TWELVE: Final = 12
+"""How many samples stand for a cause."""
 
 EXAMPLES: Final = 6
 """How many clean samples are shown with each reconstructed trigger."""
@@ -29,49 +47,64 @@ EXAMPLES: Final = 6
 CLASSES: Final = 40
 """How many classes are listed, most flagged first."""
 
-_NUMBERS: Final = ("rank", "suspicion_score", "trigger_score", "trigger")
-_GREY: Final = 128.0
-
-Picture = UInt8[np.ndarray, "h w 3"]
+_NUMBERS: Final = (
+    *("rank", "label", "trigger", SCORE, "q_value", "trigger_score"),
+    *("guide_nll", "early_nll", "guide_rank", "early_rank"),
+)
 
 
 def summarize(run_dir: Path | str) -> dict[str, Any]:
     """Return what the page says about a finished run, in bounded size.
 
     Keys: `run` (a `RunSummary`) and, as JSON values, `manifest`, `n`, `statuses`, `classes` (`listed` and
-    `others`), `map` (see `entropy_map`), `top` (the most suspicious samples in order, thumbnails as data
-    URIs) and `triggers` (each reconstructed trigger, alone and put on clean samples).
+    `others`), `map` (see `entropy_map`), `samples` (the flagged ones in order of suspicion, then the most
+    suspicious others; thumbnails as data URIs), `causes` (the flagged samples in groups), `triggers` (each
+    reconstructed trigger, alone and put on clean samples) and `steps` (what to do next).
 
     Raises:
         ClipguardError: no run folder, a run that is not finished or of another version, or damaged files.
     """
     folder = RunFolder.read(run_dir)
     run = read_summary(folder.path)
-    samples, partition = read_samples(folder.path)
-    order = np.argsort(samples["rank"], kind="stable").astype(np.int64)
-    top, least = order[:TOP], order[partition.clean[order]][::-1][:EXAMPLES]
-    texts = read_texts(folder.path, np.concatenate([top, least]))
-    images = _images(set(texts["id"]), folder)
+    table, partition = read_samples(folder.path)
+    table = with_losses(folder.path, table)
+    order = np.argsort(table["rank"], kind="stable").astype(np.int64)
+    flagged = order[partition.flagged[order]][:FLAGGED]
+    others = order[~partition.flagged[order]][: max(UNFLAGGED, LEAST - len(flagged))]
+    least = order[partition.clean[order]][::-1][:EXAMPLES]
+    rows = np.concatenate([flagged, others])
+    texts = texts_of(folder.path, np.concatenate([rows, least]))
+    images = images_by_id(set(texts["id"]), folder)
     pictures = [images.get(name) for name in texts["id"]]
+    causes = causes_of(run.verdict.findings, partition, table["label"], table["rank"])
+    triggers = _triggers([one for one in pictures[len(rows) :] if one is not None], partition, folder)
+    numbers = _numbers(table, rows)
+    thumbs = thumbnails(pictures[: len(rows)])
+    cause_of = {int(row): place for place, cause in enumerate(causes) for row in cause.rows}
     return {
         "run": run,
         "manifest": folder.manifest,
         "n": len(partition),
+        "flagged": int(partition.flagged.sum()),
         "statuses": _statuses(partition),
-        "classes": _classes(samples["label"], partition, run.few_clean, folder.path),
+        "classes": _classes(table["label"], partition, run.few_clean, folder.path),
         "map": entropy_map(
-            samples["guide_rank"],
-            samples["early_rank"],
+            table["guide_rank"],
+            table["early_rank"],
             partition,
-            marked=top,
-            marked_as=f"the {len(top)} most suspicious samples",
+            marked=order[:MARKED],
+            marked_as=f"the {len(order[:MARKED])} most suspicious samples",
         ),
-        "top": [
-            _sample(samples, partition, row, {name: values[place] for name, values in texts.items()})
-            | {"thumbnail": None if image is None else picture(image)}
-            for place, (row, image) in enumerate(zip(top.tolist(), pictures, strict=False))
+        "samples": [
+            {name: values[place] for name, values in texts.items()}
+            | {name: values[place] for name, values in numbers.items()}
+            | _status(State(partition.state[row]))
+            | {"number": place, "cause": cause_of.get(row, -1), "thumbnail": thumbs[place]}
+            for place, row in enumerate(rows.tolist())
         ],
-        "triggers": _triggers([one for one in pictures[len(top) :] if one is not None], partition, folder),
+        "causes": [_cause(cause, rows, table["label"], folder.path) for cause in causes],
+        "triggers": triggers,
+        "steps": [step._asdict() for step in next_steps(run, folder.manifest["source"], len(flagged))],
     }
 
 
@@ -95,7 +128,7 @@ def _classes(
     labels, first, sizes = np.unique(given, return_index=True, return_counts=True)
     flagged = np.bincount(np.searchsorted(labels, given[partition.flagged]), minlength=len(labels))
     order = np.lexsort((labels, -flagged / sizes))[:CLASSES]
-    names = read_texts(run, first[order])["label_name"]
+    names = texts_of(run, first[order])["given"]
     listed = [
         {
             "name": name,
@@ -109,35 +142,37 @@ def _classes(
     return {"listed": listed, "others": len(labels) - len(listed)}
 
 
-def _images(names: set[str], folder: RunFolder) -> dict[str, Picture]:
-    """Return the images of these samples by name, as the scan saw them, if it still has them.
-
-    By name, since whoever sorts the table must not see other pictures.
-    """
-    stage, read = folder.finished("images"), folder.finished("embeddings")
-    if stage is None or read is None:
-        return {}
-    images, n = ShardedArray.of(stage.path), 0
-    places: dict[str, int] = {}
-    for file in sorted((read.path / "metadata").glob("*.parquet")):
-        ids = read_table(file, ["image_path"])["image_path"].tolist()
-        places |= {name: place for place, name in enumerate(ids, n) if name in names}
-        n += len(ids)
-    # A scan that was stopped may have left images of other data rows, or of another size.
-    if images.shape != (n, *read_summary(folder.path).data.size, 3):
-        return {}
-    return dict(zip(places, images[np.array([*places.values()], np.int64)], strict=True))
+def _numbers(table: Table, rows: Int64[np.ndarray, "m"]) -> dict[str, list[float | int | None]]:
+    """Return the numbers of some rows, None for what is not known."""
+    numbers: dict[str, list[float | int | None]] = {}
+    for name in _NUMBERS:
+        values = table[name][rows].tolist() if name in table else [None] * len(rows)
+        key = "poison_score" if name == SCORE else name
+        numbers[key] = [None if value is None or not np.isfinite(value) else value for value in values]
+    return numbers
 
 
-def _sample(samples: Table, partition: Partition, row: int, texts: dict[str, str]) -> dict[str, Any]:
-    """Return what is shown of a sample, None for NaN."""
-    numbers = {name: samples[name][row].item() for name in _NUMBERS}
-    state = STATES[State(partition.state[row])]
+def _status(state: State) -> dict[str, str]:
+    return {"status": STATES[state].status, "reason": STATES[state].reason}
+
+
+def _cause(
+    cause: Cause, rows: Int64[np.ndarray, "m"], labels: Int64[np.ndarray, "n"], run: Path
+) -> dict[str, Any]:
+    """Return how many samples a cause has, in which classes, and the places in `rows` of the first ones."""
+    places = {int(row): place for place, row in enumerate(rows)}
+    classes, first, counts = np.unique(labels[cause.rows], return_index=True, return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:5]
+    names = texts_of(run, cause.rows[first[most]])["given"]
     return {
-        **texts,
-        "status": state.status,
-        "reason": state.reason,
-        **{name: value if np.isfinite(value) else None for name, value in numbers.items()},
+        "kind": cause.kind,
+        "finding": cause.finding,
+        "trigger": cause.trigger,
+        "count": len(cause.rows),
+        "classes": [[name, int(counts[at])] for name, at in zip(names, most, strict=True)],
+        "other_classes": len(classes) - len(most),
+        "examples": [places[row] for row in cause.rows[:TWELVE].tolist() if row in places],
+        "listed": sum(row in places for row in cause.rows.tolist()),
     }
 
 
@@ -164,24 +199,43 @@ def _trigger(trigger: AffineTrigger, plain: Images) -> dict[str, Any]:
     return {
         "label": trigger.label,
         "change": float(np.abs(triggered.astype(np.int16) - plain).mean()),
-        "alone": picture(_on_grey(trigger)),
+        "alone": picture(trigger_alone(trigger)),
+        "scale": eight_bits(trigger.scale),
+        "shift": eight_bits(trigger.shift),
         "examples": [
             {"without": picture(a), "with": picture(b)} for a, b in zip(plain, triggered, strict=True)
         ],
     }
 
 
-def _on_grey(trigger: AffineTrigger) -> Picture:
-    """Return what the trigger does to a grey image, with its largest change stretched to full contrast."""
-    change: Float[np.ndarray, "h w 3"] = trigger.scale * _GREY + trigger.shift - _GREY
-    stretch = (_GREY - 1) / max(float(np.abs(change).max(initial=0)), 1e-6)
-    return (_GREY + change * stretch).clip(0, 255).astype(np.uint8)
+def embedded(summary: dict[str, Any]) -> str:
+    """Return what the page's script knows, as JSON that no text of the data can leave.
+
+    `samples` is a column a name, in the order of the pictures; a path that is the id is None.
+    """
+    columns = ("id", "path", "sha256", "given", "predicted", "status", "reason", "cause", "poison_score")
+    columns = (*columns, *(name for name in _NUMBERS if name not in ("label", SCORE)))
+    samples = {name: [one[name] for one in summary["samples"]] for name in columns}
+    samples["path"] = [p if p != i else None for p, i in zip(samples["path"], samples["id"], strict=True)]
+    texts: dict[str, int] = {}
+    for name in ("given", "predicted", "status", "reason"):
+        samples[name] = [texts.setdefault(text, len(texts)) for text in samples[name]]
+    values = {
+        "run": summary["manifest"]["source"]["key"],
+        "n": summary["n"],
+        "texts": [*texts],
+        "samples": {name: [_rounded(value) for value in values] for name, values in samples.items()},
+        "bins": summary["map"]["bins"],
+        "cells": summary["map"]["cells"],
+        "side": SIDE,
+        "triggers": {
+            one["number"]: {name: one[name] for name in ("scale", "shift")} for one in summary["triggers"]
+        },
+    }
+    text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    # Escaped inside JSON's own rules, so that no text can end the element or open a comment.
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def picture(pixels: Picture) -> str:
-    """Return the image as a PNG data URI, lossless up to `THUMBNAIL` pixels a side, else shrunk to that."""
-    if max(pixels.shape[:2]) > THUMBNAIL:
-        shrunk = Image.fromarray(np.ascontiguousarray(pixels))
-        shrunk.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-        pixels = np.asarray(shrunk)
-    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+def _rounded(value: Any) -> Any:
+    return round(value, 5) if isinstance(value, float) else value
