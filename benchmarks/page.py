@@ -1,4 +1,4 @@
-"""Measures the page of a run of 50,000 samples and 1,000 flagged photographs in Chromium: size, start, selection.
+"""Measures the page of a run in Chromium: size, start, selection, with photographs in the gallery.
 
     python benchmarks/page.py [--samples 50000] [--flagged 1000] [--keep FOLDER]
 
@@ -110,13 +110,17 @@ def make_run(path: Path, n: int, flagged: int) -> Path:
     return path
 
 
+SET = (
+    "const e = document.getElementById('{}'); e.value = '{}'; "
+    "e.dispatchEvent(new Event('input', {{bubbles: true}}))"
+)
 TASKS = {
     "select a box": "document.querySelector('[data-box=\".5,0,1,.5\"]').click()",
     "remove the box": "document.getElementById('nobox').click()",
-    "search": "const e=document.getElementById('text');e.value='7';e.dispatchEvent(new Event('input',{bubbles:true}))",
-    "search nothing": "const e=document.getElementById('text');e.value='';e.dispatchEvent(new Event('input',{bubbles:true}))",
-    "sort by the guide": "const e=document.getElementById('sort');e.value='guide';e.dispatchEvent(new Event('input',{bubbles:true}))",
-    "sort by suspicion": "const e=document.getElementById('sort');e.value='rank';e.dispatchEvent(new Event('input',{bubbles:true}))",
+    "search": SET.format("text", "7"),
+    "search nothing": SET.format("text", ""),
+    "sort by the guide": SET.format("sort", "guide"),
+    "sort by suspicion": SET.format("sort", "rank"),
     "open a sample": "document.querySelector('#flagged button').click()",
     "next sample": "document.getElementById('after').click()",
     "close it": "document.getElementById('close').click()",
@@ -125,9 +129,8 @@ TASKS = {
 
 def milliseconds(page: Page, script: str) -> float:
     """Return how long a script and the layout that it causes take."""
-    return float(
-        page.evaluate(f"() => {{ const t = performance.now(); {script}; document.body.offsetHeight; return performance.now() - t; }}")
-    )
+    timed = f"const t = performance.now(); {script}; document.body.offsetHeight; return performance.now() - t"
+    return float(page.evaluate(f"() => {{ {timed}; }}"))
 
 
 def measure(address: str, chromium: str, repeats: int = 5) -> dict[str, float]:
@@ -149,7 +152,9 @@ def measure(address: str, chromium: str, repeats: int = 5) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--flagged", type=int, default=1_000)
     parser.add_argument("--keep", type=Path, help="folder for the run; else it is removed")
@@ -158,7 +163,9 @@ def main() -> None:
     if chromium is None:
         raise SystemExit("no Chromium on this machine: install one")
     with tempfile.TemporaryDirectory() as temporary:
-        page = write_report(make_run(options.keep or Path(temporary) / "run", options.samples, options.flagged))
+        page = write_report(
+            make_run(options.keep or Path(temporary) / "run", options.samples, options.flagged)
+        )
         report = {"bytes": page.stat().st_size, **measure(page.absolute().as_uri(), chromium)}
     print(json.dumps(report, indent=1))
 

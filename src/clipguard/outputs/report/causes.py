@@ -64,7 +64,12 @@ def causes_of(
     ]
     left = owner < 0
     groups += [
-        Cause(kind=OPEN_TRIGGER, finding=None, trigger=int(one), rows=flagged[left & (trigger == one) & ~by_label])
+        Cause(
+            kind=OPEN_TRIGGER,
+            finding=None,
+            trigger=int(one),
+            rows=flagged[left & (trigger == one) & ~by_label],
+        )
         for one in np.unique(trigger[left & ~by_label])
     ]
     if (left & by_label).any():

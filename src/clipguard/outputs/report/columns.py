@@ -1,4 +1,4 @@
-"""The columns of samples.parquet that the page shows, under the page's own names: the one place that knows them."""
+"""The columns of samples.parquet that the page shows: the one place that knows their names."""
 
 from pathlib import Path
 from typing import Final

@@ -18,8 +18,9 @@ from clipguard.outputs.findings import (
     strength_words,
 )
 from clipguard.outputs.rates import rate_rows
+from clipguard.outputs.report.embedded import embedded
 from clipguard.outputs.report.plot import entropy_map_svg, map_style
-from clipguard.outputs.report.summary import embedded, summarize
+from clipguard.outputs.report.summary import summarize
 from clipguard.outputs.report.templates import FOLDER, rendered
 from clipguard.outputs.text import VERDICTS
 from clipguard.runs import RunFolder, write_text
@@ -53,7 +54,7 @@ def render(summary: Mapping[str, Any], *, static: bool = False) -> str:
         policy=Markup(_policy(script, style, map_style())),
         style=Markup(style),
         script=Markup(script),
-        embedded=Markup("" if static else embedded(dict(summary))),
+        embedded=Markup("" if static else embedded(summary)),
         picture=Markup(entropy_map_svg(summary["map"])),
         lines=_lines(summary["manifest"]),
         created=summary["manifest"]["created"],

@@ -19,11 +19,7 @@ SIDE: Final = 80
 LOSSLESS: Final = 100
 """How many pictures keep every pixel: a lossy one may lose a faint trigger."""
 
-BYTES: Final = 1_500_000
-"""Of all thumbnails together; base64 makes a third more of them."""
-
-_LOSSLESS_BYTES: Final = 700_000
-_QUALITIES: Final = ((70, SIDE), (50, 64), (30, 48), (10, 32))
+_QUALITIES: Final = ((75, SIDE), (68, SIDE), (60, SIDE), (50, SIDE), (40, 64), (30, 48), (10, 32))
 """Quality and side of lossy pictures: the first that keeps within the bound is taken for all of them."""
 
 _GREY: Final = 128.0
@@ -48,34 +44,34 @@ def images_by_id(names: set[str], folder: RunFolder) -> dict[str, Picture]:
     # A scan that was stopped may have left images of other data rows, or of another size.
     if images.shape != (n, *read_summary(folder.path).data.size, 3):
         return {}
-    rows: Int64[np.ndarray, "m"] = np.array([*places.values()], np.int64)
+    rows: Int64[np.ndarray, m] = np.array([*places.values()], np.int64)
     return dict(zip(places, images[rows], strict=True))
 
 
-def thumbnails(pictures: Sequence[Picture | None]) -> list[str | None]:
-    """Return data URIs of at most `BYTES` in all, None where there is no picture.
+def thumbnails(pictures: Sequence[Picture | None], limit: int) -> list[str | None]:
+    """Return data URIs of at most `limit` bytes before base64, None where there is no picture.
 
-    The first `LOSSLESS` keep every pixel as long as they fit. The others are made smaller until they fit.
+    The first `LOSSLESS` keep every pixel as long as half of the bytes suffice. The others are made smaller
+    until they fit.
     """
     encoded: list[bytes | None] = []
     size = 0
     for pixels in pictures[:LOSSLESS]:
         one = None if pixels is None else webp(pixels)
-        if size + len(one or b"") > _LOSSLESS_BYTES:
+        if size + len(one or b"") > limit // 2:
             break
         size += len(one or b"")
         encoded.append(one)
-    encoded += _lossy(pictures[len(encoded) :], BYTES - size)
+    encoded += _lossy(pictures[len(encoded) :], limit - size)
     return [None if one is None else uri(one) for one in encoded]
 
 
 def _lossy(pictures: Sequence[Picture | None], limit: int) -> list[bytes | None]:
-    encoded: list[bytes | None] = []
     for quality, side in _QUALITIES:
         encoded = [None if one is None else webp(one, quality, side) for one in pictures]
         if sum(len(one or b"") for one in encoded) <= limit:
-            break
-    return encoded
+            return encoded
+    return [None] * len(pictures)
 
 
 def webp(pixels: Picture, quality: int | None = None, side: int = SIDE) -> bytes:

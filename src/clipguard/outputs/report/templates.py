@@ -12,8 +12,10 @@ from clipguard.outputs.text import duration, percent
 
 FOLDER: Final = Path(__file__).parent
 
-_LONGEST: Final = 200
-_LONGEST_PATH: Final = 1000
+LONGEST: Final = 200
+LONGEST_PATH: Final = 1000
+"""Characters of a text, and of a path in the list of files, that the page shows."""
+
 _PICTURE: Final = re.compile(r"data:image/webp;base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -45,16 +47,17 @@ def visible(value: Any) -> Any:
     """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return one_line(_shortened(value, _LONGEST))
+    return shortened(value, LONGEST)
 
 
-def _shortened(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest // 2]} … {text[-longest // 2 :]}"
+def shortened(text: str, longest: int) -> str:
+    """Return a text with its middle left out where it is too long, and control marks spelt out."""
+    return one_line(text if len(text) <= longest else f"{text[: longest // 2]} … {text[-longest // 2 :]}")
 
 
 def _whole(text: str) -> Markup:
     """Return a path for the list of files: longer than `visible` leaves it, else the same, and escaped."""
-    return Markup("{}").format(one_line(_shortened(text, _LONGEST_PATH)))
+    return Markup("{}").format(shortened(text, LONGEST_PATH))
 
 
 def _picture(uri: str) -> Markup:

@@ -24,7 +24,7 @@ const draw = async i => {
   at("asis").alt = image.alt;
   if (!data.triggers[number]) return;
   const undo = samples.trigger[i] > 0;
-  const covered = await changed(at("canvas"), image, number, undo);
+  const covered = await changed(at("canvas"), at("asis"), number, undo);
   if (open !== i) return;
   const lost = covered ? ` Grey: ${percent(covered)} is covered and cannot be brought back.` : "";
   say(at("changed-words"), undo ? `without reconstructed trigger ${number}, as far as that can be undone.${lost}` : `with reconstructed trigger ${number} added`);

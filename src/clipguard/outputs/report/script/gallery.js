@@ -25,7 +25,8 @@ const shownRows = () => sorted.filter(i => !cards[i].hidden);
 const resort = by => {
   const key = keys[by] ?? keys.rank, order = (a, b) => (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : samples.rank[a] - samples.rank[b]);
   sorted = [...every.filter(isFlagged).sort(order), ...every.filter(i => !isFlagged(i)).sort(order)];
-  for (const i of sorted) cards[i].parentElement.append(cards[i]);
+  for (const [list, flagged] of [["flagged", true], ["others", false]])
+    at(list)?.replaceChildren(...sorted.filter(i => isFlagged(i) === flagged).map(i => cards[i]));
   sortedBy = by;
 };
 // One picture is in the order of the Tab key, the arrow keys lead to the others.
@@ -84,7 +85,7 @@ for (const link of document.querySelectorAll("nav a"))
   });
 document.addEventListener("click", event => {
   const button = event.target.closest("button.shot");
-  if (button) show(Number(button.dataset.n));
+  if (button) show(Number(button.closest("li").dataset.n));
 });
 for (const list of document.querySelectorAll(".gallery")) {
   list.addEventListener("focusin", event => { const card = event.target.closest("li"); reach(Number(card.dataset.n)); ring(Number(card.dataset.n)); });
