@@ -1,5 +1,6 @@
 """A small finished run, as a report reads it."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,8 @@ def make_run(path: Path, n: int = 150, *, names=("cat", "dog", "ship"), ids=None
     states[-2] = ("flagged", "label")
     columns = {
         "id": ids,
+        "path": ids,
+        "sha256": [hashlib.sha256(name.encode()).hexdigest() for name in ids],
         "label": labels,
         "label_name": [names[i] for i in labels],
         "guide_label_name": [names[(i + 1) % len(names)] for i in labels],
@@ -128,6 +131,7 @@ def make_run(path: Path, n: int = 150, *, names=("cat", "dog", "ship"), ids=None
         "early_rank": ranks[::-1].copy(),
         "trigger_score": np.full(n, np.nan),
         "suspicion_score": ranks,
+        "q_value": 1 - ranks,
         "rank": n - np.arange(n),
         "status": [status for status, _ in states],
         "reason": [reason for _, reason in states],

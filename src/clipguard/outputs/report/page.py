@@ -59,6 +59,7 @@ def render(summary: Mapping[str, Any], *, static: bool = False) -> str:
         lines=_lines(summary["manifest"]),
         created=summary["manifest"]["created"],
         verdict=VERDICTS[run.verdict.answer],
+        trigger_of={trigger["number"]: trigger for trigger in summary["triggers"]},
         findings=finding_rows(run.verdict.findings),
         strengths=[strength_words(finding) for finding in run.verdict.findings[:LISTED]],
         power=power_words(run.verdict.power),
