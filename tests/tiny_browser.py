@@ -24,7 +24,7 @@ class Opened:
 
     def shown(self, gallery: str = "#flagged") -> list[str]:
         """Return the ranks in a gallery, in the order in which they stand."""
-        return self.page.locator(f"{gallery} > li:visible .row span").all_inner_texts()
+        return self.page.locator(f"{gallery} > li:visible .row span").all_text_contents()
 
 
 @contextlib.contextmanager
