@@ -36,10 +36,10 @@ def shown_triggers(least: Sequence[Picture], partition: Partition, folder: RunFo
     ][:TRIGGERS]
     both = [np.concatenate([plain, trigger.apply(plain)]) for _, trigger in numbered]
     uris = thumbnails([one for images in both for one in images], _EXAMPLE_BYTES)
-    shown = []
+    described = []
     for place, (number, trigger) in enumerate(numbered):
         some = uris[2 * len(plain) * place :]
-        shown.append(
+        described.append(
             {
                 "number": number,
                 "label": trigger.label,
@@ -51,7 +51,7 @@ def shown_triggers(least: Sequence[Picture], partition: Partition, folder: RunFo
                 **_alone(trigger),
             }
         )
-    return shown
+    return described
 
 
 def _alone(trigger: AffineTrigger) -> dict[str, Any]:

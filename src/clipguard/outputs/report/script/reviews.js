@@ -42,7 +42,7 @@ const take = entries => {
     if (!entry || !["keep", "drop"].includes(entry.decision)) continue;
     const i = placeOf(entry);
     if (i === undefined || i === null) continue;
-    marks.set(i, {decision: entry.decision, by: text(entry.by), reason: text(entry.reason), at: text(entry.at, 40)});
+    marks.set(i, {decision: entry.decision, by: text(entry.by), reason: text(entry.reason), at: new Date(Date.parse(entry.at) || Date.now()).toISOString()});
     showMark(i);
     taken++;
   }
