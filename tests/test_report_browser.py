@@ -306,6 +306,8 @@ def test_print_has_findings_first_all_hashes_and_no_controls(browser, run, tmp_p
     assert not window.page.locator("form.filters").is_visible()
     assert window.page.locator(".bar rect").first.is_visible()
     assert window.page.locator("details pre").is_visible()
+    drawn = "[...document.images].filter(i => i.offsetParent).map(i => i.complete && i.naturalWidth > 0)"
+    assert set(window.value(drawn)) == {True}  # no picture waits until somebody scrolls to it
     rows = window.page.locator("#files tbody tr")
     assert rows.count() == 100
     assert rows.last.is_visible()

@@ -29,6 +29,9 @@ from clipguard.runs.summary import RunSummary
 SCRIPTS: Final = ("start.js", "triggers.js", "reviews.js", "dialog.js", "map.js", "gallery.js")
 """Parts of the one script, in order."""
 
+PRINTED: Final = 96
+"""How many pictures of a gallery are printed, as the style sheet says."""
+
 
 def write_report(run_dir: Path | str, *, static: bool = False) -> Path:
     """Return the path of the page, now written into the run folder; a static one has no script at all.
@@ -51,6 +54,7 @@ def render(summary: Mapping[str, Any], *, static: bool = False) -> str:
         "page.html.j2",
         **summary,
         static=static,
+        printed=PRINTED,
         policy=Markup(_policy(script, style, map_style())),
         style=Markup(style),
         script=Markup(script),

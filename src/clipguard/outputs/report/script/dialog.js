@@ -10,7 +10,7 @@ const wordsOf = i => {
   words.push(["Early-training model", `learned the label sooner than ${percent(1 - s.early_rank)} of all samples` + loss(s.early_nll)]);
   if (s.trigger_score !== null) words.push(["Trigger detector", `probability ${percent(s.trigger_score)} that it carries a trigger`]);
   const mine = marks.get(i);
-  if (mine) words.push(["Mark", `${mine.decision}, by ${visible(mine.by || "nobody named")}, ${visible(mine.at)}${mine.reason ? ": " + visible(mine.reason) : ""}`]);
+  if (mine) words.push(["Mark", `${mine.decision}, ${mine.by ? "by " + visible(mine.by) : "without a name"}, ${mine.at.slice(0, 16).replace("T", " ")} UTC${mine.reason ? ": " + visible(mine.reason) : ""}`]);
   return words;
 };
 const loss = nats => nats === null ? "" : ` (loss ${nats.toFixed(2)} nats)`;
