@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from clipguard.outputs.report.shown_samples import NUMBERS
-
-_COLUMNS: Final = ("id", "path", "sha256", "given", "predicted", "status", "reason", "cause", *NUMBERS)
+_COLUMNS: Final = (
+    *("id", "path", "sha256", "given", "predicted", "status", "reason", "cause", "rank", "trigger"),
+    *("poison_score", "q_value", "trigger_score", "guide_nll", "early_nll", "guide_rank", "early_rank"),
+)
 _REPEATED: Final = ("given", "predicted", "status", "reason")
 
 
@@ -35,8 +36,12 @@ def embedded(summary: Mapping[str, Any]) -> str:
             one["number"]: {name: one[name] for name in ("scale", "shift")} for one in summary["triggers"]
         },
     }
-    text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    # Escaped by JSON's own rules, so that no text can end the element or open a comment.
+    return as_json(values)
+
+
+def as_json(value: Any) -> str:
+    """Return JSON in ASCII that can neither end the element that it stands in nor open a comment."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

@@ -1,12 +1,12 @@
 """How much of the data fits on the page: texts first, then pictures in what is left."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 from markupsafe import escape
 
+from clipguard.outputs.report.embedded import as_json
 from clipguard.outputs.report.templates import LONGEST, LONGEST_PATH, shortened
 
 PAGE: Final = 2_950_000
@@ -27,7 +27,7 @@ _MARKUP: Final = 780
 def text_bytes(sample: dict[str, Any]) -> int:
     """Return how many bytes the page spends on what it says of a sample."""
     path = sample["path"] or sample["id"]
-    exact = len(json.dumps(sample["id"])) + (len(json.dumps(path)) if path != sample["id"] else 0)
+    exact = len(as_json(sample["id"])) + (len(as_json(path)) if path != sample["id"] else 0)
     names = [sample["given"], sample["predicted"]]
     return (
         _MARKUP
