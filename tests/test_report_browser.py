@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from clipguard.outputs.report import render, summarize, write_report
 from clipguard.outputs.samples import read_samples
@@ -127,7 +127,7 @@ def test_show_all_of_a_cause_shows_its_samples(window):
     link = window.page.locator("a[data-cause='0']")
     number = int(re.sub(r"\D", "", link.inner_text()))
     link.click()
-    window.page.wait_for_function("document.getElementById('cause').value === '0'")
+    expect(window.page.locator("#cause")).to_have_value("0")
     assert len(window.shown()) == number
     assert window.shown("#others") == []
 
@@ -237,12 +237,12 @@ def test_a_colleague_opens_the_marks_and_a_damaged_file_changes_nothing(window, 
     other = opened(browser, run / "report.html")
     assert other.page.locator("#marks").inner_text() == "none"
     other.page.locator("#open").set_input_files(file)
-    other.page.wait_for_function("document.getElementById('marks').textContent === '1 keep, 1 drop'")
+    expect(other.page.locator("#marks")).to_have_text("1 keep, 1 drop")
     other.page.locator("#mark").select_option("drop")
     assert other.shown() == flagged_ranks(run)[:1]
     file.write_text('{"reviews": [{"id": 5, "decision": "explode"}, null]}')
     other.page.locator("#open").set_input_files(file)
-    other.page.wait_for_function("document.getElementById('saved').textContent.startsWith('0 marks')")
+    expect(other.page.locator("#saved")).to_contain_text("0 marks")
     assert other.page.locator("#marks").inner_text() == "1 keep, 1 drop"
     assert other.faults == []
     other.page.context.close()
