@@ -23,7 +23,8 @@ from clipguard.runs.summary import (
     plain,
     read_summary,
 )
-from test_report import HOSTILE, Page
+from test_report import Page
+from test_report_hostile import HOSTILE
 from tiny_report import SCAN, VERDICT, make_run
 
 SAMPLES = {"id": [], "given_label": [], "predicted_label": [], "poison_score": [], "rank": []}
@@ -131,8 +132,9 @@ def test_terminal_and_page_say_the_same_of_findings_power_and_limits(tmp_path):
         assert expected in page, expected
     assert "dog trigger 234 180 12.3" in text
     assert "ship label-only poison 1,045 – –" in text
-    assert "trigger 234 180 12.3" in page
-    assert "label-only poison 1,045 – –" in page
+    assert "Flagged 234 Poisoned, at least 180 Strength 12.3" in page
+    assert "Flagged 1,045 Poisoned, at least – Strength –" in page
+    assert "By chance alone, a class stands out like this with a probability of under 0.001." in page
 
 
 @pytest.mark.parametrize("answer", ["clean", "suspicious", "undecided"])
@@ -170,7 +172,7 @@ def test_many_findings_names_and_limits_are_cut_and_hostile_ones_stay_text(tmp_p
         "limits": list(HOSTILE) * 50,
     }
     page = page_of(tmp_path / "run", many)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 2
     assert page.text.count("<script>alert(1)</script>") < 80
     assert f"and {500 - LISTED} more in summary.json" in page.text
     assert f"and {350 - LISTED} more in summary.json" in page.text

@@ -72,11 +72,17 @@ def demo(options: DemoOptions | None = None) -> Outcome:
 
 
 @app.command(help_epilogue=epilogue("report"))
-def report(run: Run, /, *, json: Json = False) -> Outcome:
+def report(
+    run: Run,
+    /,
+    *,
+    static: Annotated[bool, Parameter(help="Write a page without any script.", negative="")] = False,
+    json: Json = False,
+) -> Outcome:
     """Write the page of a finished run once more."""
     from clipguard.outputs.report import write_report
 
-    path = str(write_report(run))
+    path = str(write_report(run, static=static))
     return Outcome(
         value={"report": path},
         show=lambda console: console.print(path, soft_wrap=True, markup=False),

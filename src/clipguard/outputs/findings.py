@@ -4,8 +4,8 @@ No sentence is so long that the page would cut it.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from clipguard.outputs.text import percent
 from clipguard.runs.summary import CONFIDENCE, Finding, Power
@@ -80,4 +80,39 @@ def power_words(power: Power | None) -> list[str]:
         )
     if missed:
         sentences.append(f"None was found of {', '.join(missed)}.")
+    return sentences
+
+
+def strength_words(finding: Finding) -> str:
+    """Return how much else could explain the class, as a sentence; empty where it was not computed."""
+    words = []
+    if finding.strength is not None:
+        words.append(
+            f"A harmless cause would have to raise the odds of being flagged {finding.strength:.1f}-fold "
+            "to explain this class."
+        )
+    if finding.p_value is not None:
+        chance = "under 0.001" if finding.p_value < 0.001 else f"{finding.p_value:.3f}"
+        words.append(f"By chance alone, a class stands out like this with a probability of {chance}.")
+    return " ".join(words)
+
+
+def detection_words(detection: Mapping[str, Any] | None) -> list[str]:
+    """Return how the scan compares with the ground truth, in sentences; what is no number is left out."""
+    known = {name: value for name, value in (detection or {}).items() if isinstance(value, int | float)}
+    sentences = []
+    if {"poisoned", "flagged", "flagged_recall"} <= known.keys():
+        sentences.append(
+            f"{known['poisoned']:,} samples are poisoned, {known['flagged']:,} are flagged, and "
+            f"{percent(known['flagged_recall'])} of the poisoned ones are among those."
+        )
+    if "flagged_precision" in known:
+        sentences.append(f"{percent(known['flagged_precision'])} of the flagged samples are poisoned.")
+    if "poison_in_clean" in known:
+        sentences.append(f"{known['poison_in_clean']:,} poisoned samples are trusted.")
+    if "auroc_suspicion" in known:
+        sentences.append(
+            f"A poisoned sample has a higher score than another one in {percent(known['auroc_suspicion'])} "
+            "of all pairs (AUROC)."
+        )
     return sentences

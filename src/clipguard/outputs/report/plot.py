@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float64, Int64
 from markupsafe import Markup
 from scipy.ndimage import convolve1d
 
-from clipguard.outputs.report.templates import rendered
+from clipguard.outputs.report.templates import FOLDER, rendered
 from clipguard.types import STATES, Partition
 
 _STYLE_OF: Final = {"trusted": "trusted", "set aside": "aside", "flagged": "flagged"}
@@ -49,9 +49,15 @@ def entropy_map_svg(drawn: Mapping[str, Any], title: str = "Entropy map") -> str
         **drawn,
         title=title,
         description=description,
+        style=Markup(map_style()),
         paths=_paths(drawn["cells"]),
         opacities=_OPACITY,
     )
+
+
+def map_style() -> str:
+    """Return the style sheet inside the map."""
+    return (FOLDER / "map.css").read_text(encoding="utf-8")
 
 
 def _paths(cells: Mapping[str, Any]) -> list[tuple[str, float, Markup]]:

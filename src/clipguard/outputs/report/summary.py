@@ -1,81 +1,124 @@
 """What the page says, as plain values: every number on it is made here and can be tested without HTML."""
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt8
-from PIL import Image
+from jaxtyping import Int64
 
-from clipguard.data.listing import skipped_words
-from clipguard.data.writer import png
+from clipguard.outputs.quality import read_quality
+from clipguard.outputs.report.causes import Cause, causes_of
+from clipguard.outputs.report.columns import texts_of, with_losses
+from clipguard.outputs.report.next_steps import next_steps
+from clipguard.outputs.report.pictures import images_by_id, thumbnails
 from clipguard.outputs.report.plot import entropy_map
-from clipguard.outputs.samples import Table, read_samples, read_texts
-from clipguard.runs import RunFolder, ShardedArray, read_table
-from clipguard.runs.summary import read_summary
-from clipguard.triggers.affine import AffineTrigger, read_triggers
-from clipguard.types import STATES, Images, Partition, State
+from clipguard.outputs.report.shown_samples import shown_samples
+from clipguard.outputs.report.shown_triggers import EXAMPLES, shown_triggers
+from clipguard.outputs.report.size import bytes_left
+from clipguard.outputs.samples import Table, read_samples
+from clipguard.quality.issues import ISSUES
+from clipguard.runs import RunFolder
+from clipguard.runs.summary import RunSummary, read_summary
+from clipguard.types import STATES, Partition
 
-TOP: Final = 100
-"""How many of the most suspicious samples are shown."""
+MARKED: Final = 100
+"""How many of the most suspicious samples are points on the map."""
 
-THUMBNAIL: Final = 80
-"""Longest side in pixels: 100 incompressible ones then stay below 2.6 MB."""
+TWELVE: Final = 12
+"""How many samples stand for a cause."""
 
-EXAMPLES: Final = 6
-"""How many clean samples are shown with each reconstructed trigger."""
+QUALITY_LISTED: Final = 10
+"""How many samples are listed with each issue of data quality."""
 
 CLASSES: Final = 40
 """How many classes are listed, most flagged first."""
 
-_NUMBERS: Final = ("rank", "poison_score", "trigger_score", "trigger")
-_GREY: Final = 128.0
-
-Picture = UInt8[np.ndarray, "h w 3"]
+_CAUSE_BYTES: Final = 300_000
 
 
 def summarize(run_dir: Path | str) -> dict[str, Any]:
     """Return what the page says about a finished run, in bounded size.
 
-    Keys: `run` (a `RunSummary`) and, as JSON values, `manifest`, `n`, `skipped` (files left out, in words),
-    `statuses`, `classes` (`listed` and `others`), `map` (see `entropy_map`), `top` (the most suspicious
-    samples in order, thumbnails as data URIs) and `triggers` (each reconstructed trigger, alone and put on
-    clean samples).
+    Keys: `run` (a `RunSummary`) and, as JSON values, `manifest`, `n`, `flagged` (number), `statuses`,
+    `classes` (`listed` and `others`), `map` (see `entropy_map`), `samples` (see `shown_samples`; thumbnails
+    as data URIs), `causes` (the flagged samples in groups), `triggers` (each reconstructed trigger, alone and
+    put on clean samples), `quality` (issues by kind) and `steps` (what to do next).
 
     Raises:
         ClipguardError: no run folder, a run that is not finished or of another version, or damaged files.
     """
     folder = RunFolder.read(run_dir)
     run = read_summary(folder.path)
-    samples, partition = read_samples(folder.path, order="table")
-    order = np.argsort(samples["rank"], kind="stable").astype(np.int64)
-    top, least = order[:TOP], order[partition.clean[order]][::-1][:EXAMPLES]
-    texts = read_texts(folder.path, np.concatenate([top, least]))
-    images = _images(set(texts["id"]), folder)
-    pictures = [images.get(name) for name in texts["id"]]
+    table, partition = read_samples(folder.path, order="table")
+    table = with_losses(folder.path, table)
+    order = np.argsort(table["rank"], kind="stable").astype(np.int64)
+    causes = causes_of(run.verdict.findings, partition, table["label"], table["rank"])
+    flagged = int(partition.flagged.sum())
     return {
         "run": run,
         "manifest": folder.manifest,
         "n": len(partition),
-        "skipped": skipped_words(run.data.skipped),
+        "quality": _quality(folder.path, run),
+        "flagged": flagged,
         "statuses": _statuses(partition),
-        "classes": _classes(samples["label"], partition, run.few_clean, folder.path),
+        "classes": _classes(table["label"], partition, run.few_clean, folder.path),
         "map": entropy_map(
-            samples["guide_rank"],
-            samples["early_rank"],
+            table["guide_rank"],
+            table["early_rank"],
             partition,
-            marked=top,
-            marked_as=f"the {len(top)} most suspicious samples",
+            marked=order[:MARKED],
+            marked_as=f"the {len(order[:MARKED])} most suspicious samples",
         ),
-        "top": [
-            _sample(samples, partition, row, {name: values[place] for name, values in texts.items()})
-            | {"thumbnail": None if image is None else picture(image)}
-            for place, (row, image) in enumerate(zip(top.tolist(), pictures, strict=False))
-        ],
-        "triggers": _triggers([one for one in pictures[len(top) :] if one is not None], partition, folder),
+        **_pictured(folder, table, partition, causes, order[partition.clean[order]][::-1][:EXAMPLES]),
+        "steps": [step._asdict() for step in next_steps(run, folder.manifest["source"], flagged)],
     }
+
+
+def _quality(run: Path, summary: RunSummary) -> list[dict[str, Any]]:
+    """Return each kind of issue with its title, meaning and number, and the clearest samples with it."""
+    if summary.quality is None:
+        return []
+    clearest = read_quality(run, QUALITY_LISTED)
+    return [
+        {
+            "title": ISSUES[kind].title,
+            "meaning": ISSUES[kind].meaning,
+            "count": summary.quality.counts.get(kind, 0),
+            "issues": issues,
+        }
+        for kind, issues in clearest.items()
+    ]
+
+
+def _pictured(
+    folder: RunFolder,
+    table: Table,
+    partition: Partition,
+    causes: Sequence[Cause],
+    least: Int64[np.ndarray, "l"],
+) -> dict[str, Any]:
+    """Return all that has pictures: `samples`, `causes` and `triggers`."""
+    rows, samples = shown_samples(folder.path, table, partition, causes)
+    clean = texts_of(folder.path, least)["id"]
+    images = images_by_id({sample["id"] for sample in samples} | set(clean), folder)
+    triggers = shown_triggers([images[name] for name in clean if name in images], partition, folder)
+    place_of = {row: place for place, row in enumerate(rows.tolist())}
+    described = [_cause(cause, place_of, table["label"], folder.path) for cause in causes]
+    stood = [images.get(samples[place]["id"]) for one in described for place in one["places"]]
+    standing = iter(thumbnails(stood, _CAUSE_BYTES))
+    for one in described:
+        one["examples"] = [samples[place] | {"thumbnail": next(standing)} for place in one.pop("places")]
+    spent = [example["thumbnail"] or "" for one in described for example in one["examples"]]
+    spent += [uri for one in triggers for example in one["examples"] for uri in example.values()]
+    spent += [
+        uri for one in triggers for uri in (one["alone"], one["scale"]["picture"], one["shift"]["picture"])
+    ]
+    limit = bytes_left(samples, sum(map(len, spent)))
+    uris = thumbnails([images.get(sample["id"]) for sample in samples], limit)
+    for sample, uri in zip(samples, uris, strict=True):
+        sample["thumbnail"] = uri
+    return {"samples": samples, "causes": described, "triggers": triggers}
 
 
 def _statuses(partition: Partition) -> dict[str, dict[str, Any]]:
@@ -98,7 +141,7 @@ def _classes(
     labels, first, sizes = np.unique(given, return_index=True, return_counts=True)
     flagged = np.bincount(np.searchsorted(labels, given[partition.flagged]), minlength=len(labels))
     order = np.lexsort((labels, -flagged / sizes))[:CLASSES]
-    names = read_texts(run, first[order])["given_label"]
+    names = texts_of(run, first[order])["given"]
     listed = [
         {
             "name": name,
@@ -112,79 +155,21 @@ def _classes(
     return {"listed": listed, "others": len(labels) - len(listed)}
 
 
-def _images(names: set[str], folder: RunFolder) -> dict[str, Picture]:
-    """Return the images of these samples by name, as the scan saw them, if it still has them.
-
-    By name, since whoever sorts the table must not see other pictures.
-    """
-    stage, read = folder.finished("images"), folder.finished("embeddings")
-    if stage is None or read is None:
-        return {}
-    images, n = ShardedArray.of(stage.path), 0
-    places: dict[str, int] = {}
-    for file in sorted((read.path / "metadata").glob("*.parquet")):
-        ids = read_table(file, ["image_path"])["image_path"].tolist()
-        places |= {name: place for place, name in enumerate(ids, n) if name in names}
-        n += len(ids)
-    # A scan that was stopped may have left images of other data rows, or of another size.
-    if images.shape != (n, *read_summary(folder.path).data.size, 3):
-        return {}
-    return dict(zip(places, images[np.array([*places.values()], np.int64)], strict=True))
-
-
-def _sample(samples: Table, partition: Partition, row: int, texts: dict[str, str]) -> dict[str, Any]:
-    """Return what is shown of a sample, None for NaN."""
-    numbers = {name: samples[name][row].item() for name in _NUMBERS}
-    state = STATES[State(partition.state[row])]
+def _cause(
+    cause: Cause, place_of: dict[int, int], labels: Int64[np.ndarray, "n"], run: Path
+) -> dict[str, Any]:
+    """Return how many samples a cause has, in which classes, and the places of the first ones on the page."""
+    classes, first, counts = np.unique(labels[cause.rows], return_index=True, return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:5]
+    names = texts_of(run, cause.rows[first[most]])["given"]
+    listed = [place_of[row] for row in cause.rows.tolist() if row in place_of]
     return {
-        **texts,
-        "status": state.status,
-        "reason": state.reason,
-        **{name: value if np.isfinite(value) else None for name, value in numbers.items()},
+        "kind": cause.kind,
+        "finding": cause.finding,
+        "trigger": cause.trigger,
+        "count": len(cause.rows),
+        "listed": len(listed),
+        "classes": [[name, int(counts[at])] for name, at in zip(names, most, strict=True)],
+        "other_classes": len(classes) - len(most),
+        "places": listed[:TWELVE],
     }
-
-
-def _triggers(least: list[Picture], partition: Partition, folder: RunFolder) -> list[dict[str, Any]]:
-    """Return each reconstructed trigger alone and on the least suspicious clean samples."""
-    inversion = folder.finished("trigger_inversion")
-    if inversion is None or not least:
-        return []
-    plain = np.stack(least)
-    return [
-        {
-            "number": number,
-            "flagged": int((partition.trigger == number - 1).sum()),
-            **_trigger(trigger, plain),
-        }
-        for number, trigger in enumerate(read_triggers(inversion.path), 1)
-        # A run that was stopped may hold images of another size by now.
-        if trigger.scale.shape == plain.shape[1:]
-    ]
-
-
-def _trigger(trigger: AffineTrigger, plain: Images) -> dict[str, Any]:
-    triggered = trigger.apply(plain)
-    return {
-        "label": trigger.label,
-        "change": float(np.abs(triggered.astype(np.int16) - plain).mean()),
-        "alone": picture(_on_grey(trigger)),
-        "examples": [
-            {"without": picture(a), "with": picture(b)} for a, b in zip(plain, triggered, strict=True)
-        ],
-    }
-
-
-def _on_grey(trigger: AffineTrigger) -> Picture:
-    """Return what the trigger does to a grey image, with its largest change stretched to full contrast."""
-    change: Float[np.ndarray, "h w 3"] = trigger.scale * _GREY + trigger.shift - _GREY
-    stretch = (_GREY - 1) / max(float(np.abs(change).max(initial=0)), 1e-6)
-    return (_GREY + change * stretch).clip(0, 255).astype(np.uint8)
-
-
-def picture(pixels: Picture) -> str:
-    """Return the image as a PNG data URI, lossless up to `THUMBNAIL` pixels a side, else shrunk to that."""
-    if max(pixels.shape[:2]) > THUMBNAIL:
-        shrunk = Image.fromarray(np.ascontiguousarray(pixels))
-        shrunk.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-        pixels = np.asarray(shrunk)
-    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()

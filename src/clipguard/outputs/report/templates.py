@@ -10,14 +10,19 @@ from markupsafe import Markup
 from clipguard.errors import one_line
 from clipguard.outputs.text import duration, percent
 
-_LONGEST: Final = 200
-_PNG: Final = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
+FOLDER: Final = Path(__file__).parent
+
+LONGEST: Final = 200
+LONGEST_PATH: Final = 1000
+"""Characters of a text, and of a path in the list of files, that the page shows."""
+
+_PICTURE: Final = re.compile(r"data:image/webp;base64,[A-Za-z0-9+/]+={0,2}")
 
 
 def rendered(template: str, **values: Any) -> str:
     """Return a template of this folder with its values."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=visible,
@@ -29,6 +34,7 @@ def rendered(template: str, **values: Any) -> str:
         "duration": duration,
         "count": "{:,}".format,
         "picture": _picture,
+        "whole": _whole,
     }
     return environment.get_template(template).render(values)
 
@@ -41,11 +47,19 @@ def visible(value: Any) -> Any:
     """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    if len(value) > _LONGEST:
-        value = f"{value[: _LONGEST // 2]} … {value[-_LONGEST // 2 :]}"
-    return one_line(value)
+    return shortened(value, LONGEST)
+
+
+def shortened(text: str, longest: int) -> str:
+    """Return a text with its middle left out where it is too long, and control marks spelt out."""
+    return one_line(text if len(text) <= longest else f"{text[: longest // 2]} … {text[-longest // 2 :]}")
+
+
+def _whole(text: str) -> Markup:
+    """Return a path for the list of files: longer than `visible` leaves it, else the same, and escaped."""
+    return Markup("{}").format(shortened(text, LONGEST_PATH))
 
 
 def _picture(uri: str) -> Markup:
     # The one text that skips `visible`, so it must prove that it is a picture.
-    return Markup(uri) if _PNG.fullmatch(uri) else Markup("data:,")
+    return Markup(uri) if _PICTURE.fullmatch(uri) else Markup("data:,")
