@@ -116,7 +116,7 @@ def changed(path, change):
 
 
 FIELDS = list(paths(plain(SAMPLE)))
-OPTIONAL = {"model", "before", "after", "detection", "competence", "second", "prompts"}
+OPTIONAL = {"model", "before", "after", "detection", "competence", "second", "prompts", "quality"}
 OPTIONAL |= set(Rates.__struct_fields__) - {"measured_on"}
 OPTIONAL |= set(Verdict.__struct_fields__) - {"answer", "reasons"}
 
