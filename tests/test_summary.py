@@ -126,6 +126,7 @@ OPTIONAL = {
     "competence",
     "second",
     "prompts",
+    "quality",
 }
 OPTIONAL |= set(Rates.__struct_fields__) - {"measured_on"}
 OPTIONAL |= set(Verdict.__struct_fields__) - {"answer", "reasons"}
