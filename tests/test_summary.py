@@ -127,6 +127,7 @@ OPTIONAL = {
     "second",
     "prompts",
     "quality",
+    "skipped",
 }
 OPTIONAL |= set(Rates.__struct_fields__) - {"measured_on"}
 OPTIONAL |= set(Verdict.__struct_fields__) - {"answer", "reasons"}
