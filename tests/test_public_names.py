@@ -10,8 +10,8 @@ import clipguard
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
+from clipguard.estimator import Defender
 from clipguard.pipeline.config import DefenseConfig
-from clipguard.pipeline.defender import Defender
 
 ROOT = Path(__file__).parents[1]
 HOMES = {

@@ -6,15 +6,15 @@ if TYPE_CHECKING:
     from clipguard.clip.zero_shot import ClipGuide
     from clipguard.data import ImageSource
     from clipguard.errors import ClipguardError
+    from clipguard.estimator import Defender
     from clipguard.pipeline.config import DefenseConfig
-    from clipguard.pipeline.defender import Defender
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ClipGuide": "clipguard.clip.zero_shot",
     "ClipguardError": "clipguard.errors",
-    "Defender": "clipguard.pipeline.defender",
+    "Defender": "clipguard.estimator",
     "ImageSource": "clipguard.data",
     "DefenseConfig": "clipguard.pipeline.config",
 }

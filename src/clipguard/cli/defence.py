@@ -10,7 +10,6 @@ from clipguard.cli.measuring import EvaluationSet, check_test, measure, open_tes
 from clipguard.cli.options import DefendOptions, DemoOptions, ScanOptions
 from clipguard.cli.outcome import Outcome, exit_code
 from clipguard.cli.poisoned import MODEL, READ_TEST_IMAGES, truth_beside
-from clipguard.cli.progress import warn, working
 from clipguard.cli.tables import most_suspicious, show_run
 from clipguard.cli.text import parsed, rows_from, size_from
 from clipguard.clip.zero_shot import guide_from_name
@@ -24,6 +23,7 @@ from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.errors import ClipguardError
 from clipguard.lab.demo import demo_config, demo_guide, poisoned_digits
 from clipguard.mitigation.unlearning import CGD, UnlearningConfig
+from clipguard.outputs.progress import warn, working
 from clipguard.outputs.report import write_report
 from clipguard.outputs.samples import SAMPLES
 from clipguard.pipeline.computing import FEATURES_FILE

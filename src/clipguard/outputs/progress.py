@@ -85,21 +85,25 @@ def bars(display: Display, clock: Clock = time.monotonic) -> Progress:
 
 
 @contextlib.contextmanager
+def displayed() -> Iterator[Progress]:
+    """Give what takes progress, and show it on stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines(sys.stderr.write)
+        return
+    step, left = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[left]"))
+    with Display(step, BarColumn(), MofNCompleteColumn(), left, console=console) as display:
+        yield bars(display)
+
+
+@contextlib.contextmanager
 def working() -> Iterator[Progress]:
     """Give what takes progress; what anything prints inside the block goes to stderr.
 
     A user's model factory may print, and stdout belongs to the result.
     """
-    with contextlib.redirect_stdout(sys.stderr):
-        console = Console(stderr=True)
-        if not console.is_terminal:
-            yield Lines(sys.stderr.write)
-            return
-        step, left = (
-            TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[left]")
-        )
-        with Display(step, BarColumn(), MofNCompleteColumn(), left, console=console) as display:
-            yield bars(display)
+    with contextlib.redirect_stdout(sys.stderr), displayed() as progress:
+        yield progress
 
 
 def warn(texts: list[str]) -> None:
