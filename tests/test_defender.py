@@ -324,9 +324,9 @@ def test_a_model_with_another_number_of_classes_is_refused_before_anything_is_do
     spec = replace(SPEC, num_classes=5)
     model = build(spec, Seed(0))
     save(model, spec, tmp_path / "five.safetensors")
-    victim = (tmp_path / "five.safetensors",) if as_file else (model, spec)
+    victim = {"model": tmp_path / "five.safetensors"} if as_file else {"model": model, "spec": spec}
     with pytest.raises(ClipguardError, match="the model has 5 classes but the data set names 3"):
-        defender.fit(source, *victim)
+        defender.fit(source, **victim)
     assert not (tmp_path / "run").exists()
 
 

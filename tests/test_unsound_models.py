@@ -222,7 +222,7 @@ class CastsInside(nn.Module):
 
 def test_a_model_that_computes_in_bfloat16_is_repaired(tmp_path):
     defender = Defender(ClipGuide("mini"), tmp_path / "run", config=CONFIG).fit(
-        source_of(poisoned_set()[0]), CastsInside(), SPEC
+        source_of(poisoned_set()[0]), model=CastsInside(), spec=SPEC
     )
     assert defender.model_.network.head.weight.dtype == torch.bfloat16
 

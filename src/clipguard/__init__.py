@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from clipguard.data import ImageSource
     from clipguard.errors import ClipguardError
     from clipguard.estimator import Defender
+    from clipguard.lab.benchmark.running import run_benchmark
     from clipguard.pipeline.config import DefenseConfig
 
 __version__ = "0.1.0"
@@ -17,8 +18,9 @@ _HOMES = {
     "Defender": "clipguard.estimator",
     "ImageSource": "clipguard.data",
     "DefenseConfig": "clipguard.pipeline.config",
+    "run_benchmark": "clipguard.lab.benchmark.running",
 }
-__all__ = ["ClipGuide", "ClipguardError", "Defender", "DefenseConfig", "ImageSource"]
+__all__ = ["ClipGuide", "ClipguardError", "Defender", "DefenseConfig", "ImageSource", "run_benchmark"]
 
 
 def __getattr__(name: str) -> Any:
