@@ -1,7 +1,7 @@
 """The documentation site: these pages, the notebooks with what they print, and the API from the docstrings.
 
-`make docs` builds it. The sources are read from the root of the project, so that a link to SECURITY.md leads to
-a page of the site, too.
+`make docs` builds it. The sources are read from the root of the project, so that a link to
+SECURITY.md leads to a page of the site, too.
 """
 
 from pygments.lexers.special import TextLexer
@@ -33,7 +33,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"clipguard {release}"
