@@ -73,12 +73,7 @@ PRODUCT = [
 def options_in(code: str) -> list[str]:
     """Return what looks like an option of a command line in the texts of some code, docstrings left out."""
     tree = ast.parse(code)
-    documented = {
-        id(node.body[0].value)
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
-        and isinstance(node.body[0], ast.Expr)
-    }
+    documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     texts = (
         node.value
         for node in ast.walk(tree)
