@@ -1,6 +1,7 @@
 # make demo   install (once) and run a whole defence offline, on the embedded guide
 # make test   install (once), then format check, lint, types, layers and tests
 # make test-gpu   on a machine with a GPU: what the others cannot check; needs torch, no network, no install
+# make docs   the documentation site, with its notebooks run anew
 # make coverage, make mutants   how good the tests are: branch coverage, and faults put into the maths
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ COVERED = $(addprefix tests/test_,$(addsuffix .py,sources sources_arrays catalog
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu lint format coverage mutants torture clean
+.PHONY: help demo test test-gpu lint format coverage mutants torture docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +23,7 @@ help:
 	@echo 'make coverage branch coverage of what meets hostile input and faults: data and runs'
 	@echo 'make mutants  put faults into the entropy map, one at a time, and count those that no test sees'
 	@echo 'make torture  kill a small defence at random moments and compare what it wrote to the byte'
+	@echo 'make docs     the documentation site in site/, from pages, docstrings and notebooks that it runs; warnings are errors'
 	@echo 'make format   format the sources and fix what ruff can fix'
 	@echo 'make clean    remove $(VENV) and caches; runs/ stays'
 	@echo 'Another interpreter: make demo PYTHON=python3.12'
@@ -56,12 +58,17 @@ mutants: $(VENV)/.installed-dev
 torture: $(VENV)/.installed-dev
 	$(BIN)/python tools/kill_torture.py --rounds 20
 
+# The notebooks train small nets: two minutes on two idle cores.
+docs: $(VENV)/.installed-docs
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --keep-going -q -c docs -d site/.doctrees . site
+	@echo 'Site: $(abspath site)/index.html'
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) mutants .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) mutants site .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last: an install that was cut short is done again, one that was finished never is.
@@ -74,6 +81,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing clipguard, PyTorch and the test tools into $(VENV): several GB, some minutes, once.'
 	$(PIP_INSTALL) '.[dev,demo]'
 	@touch $@ $(VENV)/.installed-demo
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing clipguard, PyTorch and the tools of the documentation into $(VENV): several GB, some minutes, once.'
+	$(PIP_INSTALL) '.[docs]'
+	@touch $@
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { \

@@ -378,4 +378,4 @@ def test_missing_data_are_refused_with_the_ways_out(tmp_path, capsys):
     assert ran.code == 2
     assert ran.err.count("\n") == 1
     assert "train.parquet" in ran.err
-    assert "--download" in ran.err
+    assert "set download" in ran.err

@@ -174,14 +174,14 @@ def test_shards_in_several_folders_are_refused_and_odd_names_are_none(tmp_path):
 
 def test_what_is_not_there_is_not_fetched_unless_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr(named, "answers", lambda url: pytest.fail("the network was used"))
-    with pytest.raises(ClipguardError, match=r"train\.parquet.*cifar-10-binary\.tar\.gz.*--download"):
+    with pytest.raises(ClipguardError, match=r"train\.parquet.*cifar-10-binary\.tar\.gz.*set download"):
         open_named("cifar10", "train", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_network_a_download_ends_with_the_ways_out(tmp_path):
     # The tests' own guard refuses every other machine, as a network that is down does.
-    with pytest.raises(ClipguardError, match=r"does not answer; copy .* --data") as caught:
+    with pytest.raises(ClipguardError, match=r"does not answer; copy .* as data") as caught:
         open_named("gtsrb", "test", tmp_path, download=True)
     assert "\n" not in str(caught.value)
 

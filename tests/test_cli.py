@@ -21,12 +21,12 @@ from clipguard.cli import defence, main
 from clipguard.cli.commands import app
 from clipguard.cli.help_pages import EXAMPLES
 from clipguard.cli.options import AttackOptions, DefendOptions, ScanOptions
-from clipguard.cli.progress import Lines, bars, warn, working
 from clipguard.cli.tables import show_run
 from clipguard.cli.text import channels_from, rows_from, size_from
 from clipguard.detection.early_model import EARLY_MODELS
 from clipguard.errors import ClipguardError, one_line
 from clipguard.lab.attacks import ATTACKS
+from clipguard.outputs.progress import Lines, bars, warn, working
 from clipguard.runs.summary import RunSummary
 from tiny_data import image_folder, tree
 from tiny_report import SCAN

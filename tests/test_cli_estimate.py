@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from clipguard.cli import doctor, estimate
-from clipguard.cli.estimate import Step, Workload, estimated, first_line, rough_size, rough_time, view_of
+from clipguard.cli.estimate import Workload, estimated, first_line, rough_size, view_of
 from clipguard.cli.opening import begin
 from clipguard.cli.options import DefendOptions, ScanOptions
-from clipguard.cli.progress import Lines
-from clipguard.cli.steps import Timetable
 from clipguard.compute.training import DEFAULT_RECIPE
 from clipguard.detection import early_model, trigger_detector
 from clipguard.detection.drawn_rows import MOST_ROWS
+from clipguard.outputs.progress import Lines
+from clipguard.outputs.steps import Step, Timetable, rough_time
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.scan import LARGEST_THUMBNAIL
 from clipguard.pipeline.stages import STAGES

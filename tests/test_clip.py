@@ -288,8 +288,8 @@ def test_unknown_names_and_tags_are_refused_with_the_choices() -> None:
 def test_without_a_network_the_ways_out_are_named(model: str, cache: Path) -> None:
     text = refusal(model)
     for way in (
-        "--guide mini",
-        "--guide local-dir:FOLDER",
+        "guide mini",
+        "local-dir:FOLDER",
         "HF_HOME",
         "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
     ):

@@ -134,7 +134,7 @@ def test_a_fit_repeats_no_stage_of_the_scan_and_gives_the_same_ranking(fitted, s
 def test_a_fit_of_a_model_of_another_input_size_adds_its_images_and_triggers_only(source, scanned_folder):
     ranking = (scanned_folder / "samples.parquet").read_bytes()
     spec = replace(SPEC, preprocessing=Preprocessing(size=(12, 10)))
-    done = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, build(spec, Seed(0)), spec)
+    done = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, model=build(spec, Seed(0)), spec=spec)
     assert cached(done) == SCAN
     assert computed(done) == ["model_images", "model_trigger_inversion", "unlearning"]
     assert (scanned_folder / "samples.parquet").read_bytes() == ranking
@@ -149,7 +149,7 @@ def test_a_fit_of_a_model_of_another_input_size_adds_its_images_and_triggers_onl
 def test_a_model_of_another_input_size_is_repaired_with_triggers_of_its_size(source, tmp_path, monkeypatch):
     monkeypatch.setattr("clipguard.detection.trigger_inversion.FEWEST", 10)
     spec = replace(SPEC, preprocessing=Preprocessing(size=(12, 10)))
-    done = Defender(GUIDE, tmp_path / "run", config=CONFIG).fit(source, build(spec, Seed(0)), spec)
+    done = Defender(GUIDE, tmp_path / "run", config=CONFIG).fit(source, model=build(spec, Seed(0)), spec=spec)
     assert [one.scale.shape for one in done.triggers_] == [(16, 16, 3)]
     assert [one.scale.shape for one in done.trained_on_.triggers] == [(12, 10, 3)]
 
@@ -248,7 +248,7 @@ def test_a_module_is_left_exactly_as_it_was(source, scanned_folder, config):
         module = small_net(3).train()
     before = state_of(module)
     spec = replace(SPEC, architecture=FACTORY)
-    done = Defender(GUIDE, scanned_folder, config=config).fit(source, module, spec)
+    done = Defender(GUIDE, scanned_folder, config=config).fit(source, model=module, spec=spec)
     assert same(before, module.state_dict())
     assert module.training
     assert all(parameter.grad is None for parameter in module.parameters())
@@ -265,15 +265,15 @@ def test_a_module_that_no_name_can_build_is_repaired_all_the_same(source, scanne
     images, labels = poisoned_set()[0].images, poisoned_set()[0].labels
     recipe = replace(CONFIG.victim, epochs=5)
     fit(Normalized(module, spec), images, np.arange(240), cross_entropy(labels), recipe, Seed(0))
-    defender = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, module, spec)
+    defender = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, model=module, spec=spec)
     assert classifier_logits(defender.model_, defender.scan_.data.images[:5]).shape == (5, 3)
 
 
 def test_a_normalised_model_and_its_file_are_repaired_alike(source, scanned_folder, tmp_path):
     model = build(SPEC, Seed(4))
     save(model, SPEC, tmp_path / "model.safetensors")
-    one = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, model, SPEC)
-    two = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, tmp_path / "model.safetensors")
+    one = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, model=model, spec=SPEC)
+    two = Defender(GUIDE, scanned_folder, config=CONFIG).fit(source, model=tmp_path / "model.safetensors")
     assert computed(one) == ["unlearning"]
     assert two.stages_["unlearning"].cached
     assert same(one.model_.state_dict(), two.model_.state_dict())
@@ -284,8 +284,8 @@ def test_a_file_of_an_importable_factory_needs_its_spec(source, scanned_folder, 
     save(build(spec, Seed(0)), spec, tmp_path / "mine.safetensors")
     defender = Defender(GUIDE, scanned_folder, config=CONFIG)
     with pytest.raises(ClipguardError, match="wants the code"):
-        defender.fit(source, tmp_path / "mine.safetensors")
-    defender.fit(source, tmp_path / "mine.safetensors", spec)
+        defender.fit(source, model=tmp_path / "mine.safetensors")
+    defender.fit(source, model=tmp_path / "mine.safetensors", spec=spec)
     assert isinstance(defender.model_.network[0], nn.Conv2d)
     assert defender.spec_ == spec
 
@@ -307,7 +307,7 @@ def test_a_timm_model_is_trained_and_repaired(source, scanned_folder):
 
 def test_a_module_without_a_spec_is_refused(source, defender, tmp_path):
     with pytest.raises(ClipguardError, match="needs a ModelSpec"):
-        defender.fit(source, small_net(3))
+        defender.fit(source, model=small_net(3))
     assert not (tmp_path / "run").exists()
 
 
@@ -318,9 +318,9 @@ def test_a_model_with_another_number_of_classes_is_refused_before_anything_is_do
     spec = replace(SPEC, num_classes=5)
     model = build(spec, Seed(0))
     save(model, spec, tmp_path / "five.safetensors")
-    victim = (tmp_path / "five.safetensors",) if as_file else (model, spec)
+    victim = {"model": tmp_path / "five.safetensors"} if as_file else {"model": model, "spec": spec}
     with pytest.raises(ClipguardError, match="the model has 5 classes but the data set names 3"):
-        defender.fit(source, *victim)
+        defender.fit(source, **victim)
     assert not (tmp_path / "run").exists()
 
 
@@ -336,7 +336,7 @@ def test_a_class_that_the_flags_would_empty_is_an_error_in_one_line(scanned_fold
 
 def test_the_small_nets_see_the_size_that_is_set_whatever_the_model_takes(source, tmp_path):
     spec, config = replace(SPEC, preprocessing=Preprocessing(size=(20, 24))), replace(CONFIG, size=(12, 40))
-    done = Defender(GUIDE, tmp_path / "run", config=config).fit(source, build(spec, Seed(0)), spec)
+    done = Defender(GUIDE, tmp_path / "run", config=config).fit(source, model=build(spec, Seed(0)), spec=spec)
     assert done.trained_on_.data.images.shape[1:3] == (20, 24)
     small = done.scan_.data.images
     assert small.shape == (len(source), 12, 40, 3)

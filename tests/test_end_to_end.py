@@ -25,7 +25,7 @@ RATES = {"accuracy", "target_recall", "attack_success", "robust_accuracy"}
 def clipguard(capsys, monkeypatch):
     few_steps(monkeypatch)
     # What is computed again shows in its line, however short it takes here.
-    monkeypatch.setattr("clipguard.cli.progress.WORTH_A_LINE", 0.0)
+    monkeypatch.setattr("clipguard.outputs.progress.WORTH_A_LINE", 0.0)
     return CommandLine(capsys)
 
 

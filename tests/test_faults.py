@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from clipguard.cli import main
-from clipguard.cli.progress import Lines
 from clipguard.clip import embeddings
 from clipguard.clip.loading import load_clip
 from clipguard.data import ImageSource
 from clipguard.data.decode import decoder
 from clipguard.data.writer import write_parquet
+from clipguard.outputs.progress import Lines
 from clipguard.pipeline.stages import POWER, TRIGGER_DETECTOR
 from clipguard.runs import read_json
 from clipguard.types import image_set

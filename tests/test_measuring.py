@@ -50,7 +50,7 @@ def images():
 def defender(tmp_path_factory):
     run = tmp_path_factory.mktemp("fit") / "run"
     return Defender(ClipGuide("mini"), run, config=CONFIG).fit(
-        source_of(poisoned_set()[0]), build(SPEC, Seed(0)), SPEC
+        source_of(poisoned_set()[0]), model=build(SPEC, Seed(0)), spec=SPEC
     )
 
 

@@ -1,5 +1,6 @@
 """clipguard: the public names, nothing else."""
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -10,9 +11,10 @@ import clipguard
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.data import Columns, ImageSource
 from clipguard.errors import ClipguardError
+from clipguard.estimator import Defender
+from clipguard.lab.benchmark.running import run_benchmark
 from clipguard.outputs.weights import sample_weights, sampler_of
 from clipguard.pipeline.config import DefenseConfig
-from clipguard.pipeline.defender import Defender
 
 ROOT = Path(__file__).parents[1]
 HOMES = {
@@ -24,6 +26,7 @@ HOMES = {
     "DefenseConfig": DefenseConfig,
     "sample_weights": sample_weights,
     "sampler_of": sampler_of,
+    "run_benchmark": run_benchmark,
 }
 
 
@@ -62,3 +65,31 @@ def test_the_readme_imports_only_public_names():
 
 def test_the_package_says_that_it_is_typed():
     assert (ROOT / "src" / "clipguard" / "py.typed").exists()
+
+
+PRODUCT = [
+    path
+    for path in (ROOT / "src" / "clipguard").rglob("*.py")
+    if path.relative_to(ROOT / "src" / "clipguard").parts[0] not in ("cli", "lab")
+]
+
+
+def options_in(code: str) -> list[str]:
+    """Return what looks like an option of a command line in the texts of some code, docstrings left out."""
+    tree = ast.parse(code)
+    documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = (
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented
+    )
+    return [option for text in texts for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)]
+
+
+def test_no_message_of_the_product_speaks_of_command_line_options():
+    assert {path.name: found for path in PRODUCT if (found := options_in(path.read_text()))} == {}
+
+
+def test_an_option_in_a_message_is_seen_and_one_in_a_docstring_is_not():
+    assert options_in('raise E(f"{x}: give --classes")') == ["--classes"]
+    assert options_in('def f():\n    """As --classes."""\n    return "a -- b"') == []

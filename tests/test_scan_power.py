@@ -69,7 +69,7 @@ def test_where_nothing_is_flagged_a_given_model_keeps_every_byte(tmp_path):
     data = poisoned_set(share=0.0)[0]
     given = tmp_path / "victim.safetensors"
     save(build(SPEC, Seed(0)), SPEC, given, data.class_names)
-    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=CONFIG).fit(source_of(data), given)
+    defender = Defender(ClipGuide("mini"), tmp_path / "run", config=CONFIG).fit(source_of(data), model=given)
     assert not defender.partition_.flagged.any()
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == given.read_bytes()
     assert defender.model_ is defender.before_

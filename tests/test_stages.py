@@ -115,7 +115,7 @@ def flag_labels(patch):
 
 
 def fit_given(source, path):
-    return Defender(GUIDE, path, config=CONFIG).fit(source, build(SPEC, Seed(0)), SPEC)
+    return Defender(GUIDE, path, config=CONFIG).fit(source, model=build(SPEC, Seed(0)), spec=SPEC)
 
 
 @pytest.fixture(scope="module")

@@ -269,7 +269,9 @@ def test_a_victim_trained_here_is_measured_on_what_it_has_not_learnt(fitted):
 
 def test_a_given_model_has_learnt_everything_and_its_rates_say_so(source, fitted):
     spec = replace(SPEC, preprocessing=Preprocessing(size=(12, 10)))
-    defender = Defender(GUIDE, fitted.run_dir, config=CONFIG).fit(source, build(spec, Seed(0)), spec)
+    defender = Defender(GUIDE, fitted.run_dir, config=CONFIG).fit(
+        source, model=build(spec, Seed(0)), spec=spec
+    )
     rows = np.flatnonzero(defender.partition_.clean)
     for rates, model in zip(own_rates(defender), (defender.before_, defender.model_), strict=True):
         words = f"{len(rows)} training samples that the scan trusts, by their given labels"

@@ -84,7 +84,7 @@ def test_a_repair_that_costs_more_than_little_and_than_chance_says_so(tmp_path, 
         (note,) = read_json(tmp_path / "notes.json")
         assert note.startswith("the repair costs 25.0 points: of 200 trusted samples")
         assert "90.0% and 0.4% follow" in note
-        assert "--rate below 0.02" in note
+        assert "a rate below 0.02" in note
         assert "--by retrain" in note
 
 

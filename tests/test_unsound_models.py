@@ -167,7 +167,7 @@ def test_a_model_that_cannot_be_trained_here_is_refused_before_the_scan(broken, 
 def test_a_module_that_is_no_classifier_is_refused_before_the_scan(tmp_path, factory):
     defender = Defender(ClipGuide("mini"), tmp_path / "run", config=CONFIG)
     with pytest.raises(ClipguardError):
-        defender.fit(source_of(poisoned_set()[0]), factory(3), SPEC)
+        defender.fit(source_of(poisoned_set()[0]), model=factory(3), spec=SPEC)
     assert not (tmp_path / "run").exists()
 
 
@@ -180,7 +180,7 @@ def test_finite_weights_that_overflow_are_refused_before_the_scan(tmp_path):
     save_file(state, tmp_path / "huge.safetensors")
     defender = Defender(ClipGuide("mini"), tmp_path / "run", config=CONFIG)
     with pytest.raises(ClipguardError, match="gives NaN or Inf logits"):
-        defender.fit(source_of(poisoned_set()[0]), tmp_path / "huge.safetensors", SPEC)
+        defender.fit(source_of(poisoned_set()[0]), model=tmp_path / "huge.safetensors", spec=SPEC)
     assert not (tmp_path / "run").exists()
 
 
@@ -222,7 +222,7 @@ class CastsInside(nn.Module):
 
 def test_a_model_that_computes_in_bfloat16_is_repaired(tmp_path):
     defender = Defender(ClipGuide("mini"), tmp_path / "run", config=CONFIG).fit(
-        source_of(poisoned_set()[0]), CastsInside(), SPEC
+        source_of(poisoned_set()[0]), model=CastsInside(), spec=SPEC
     )
     assert defender.model_.network.head.weight.dtype == torch.bfloat16
 

@@ -118,7 +118,7 @@ def test_what_was_not_shown_to_be_testable_is_undecided(unsuspicious, change, wo
 def test_without_copies_nothing_is_clean_and_the_option_is_named(unsuspicious):
     made = verdict(configured(unsuspicious, CONFIG))
     assert (made.answer, made.power) == ("undecided", None)
-    assert made.reasons[1] == "power was not measured: leave --power 0 out to call a data set clean"
+    assert made.reasons[1] == "power was not measured: only a power of 1 or more can call a data set clean"
 
 
 def test_a_set_too_small_for_the_nets_is_undecided_whatever_was_identified(tmp_path):

@@ -6,9 +6,10 @@ if TYPE_CHECKING:
     from clipguard.clip.zero_shot import ClipGuide
     from clipguard.data import Columns, ImageSource
     from clipguard.errors import ClipguardError
+    from clipguard.estimator import Defender
+    from clipguard.lab.benchmark.running import run_benchmark
     from clipguard.outputs.weights import sample_weights, sampler_of
     from clipguard.pipeline.config import DefenseConfig
-    from clipguard.pipeline.defender import Defender
 
 __version__ = "0.1.0"
 
@@ -16,9 +17,10 @@ _HOMES = {
     "ClipGuide": "clipguard.clip.zero_shot",
     "ClipguardError": "clipguard.errors",
     "Columns": "clipguard.data",
-    "Defender": "clipguard.pipeline.defender",
+    "Defender": "clipguard.estimator",
     "ImageSource": "clipguard.data",
     "DefenseConfig": "clipguard.pipeline.config",
+    "run_benchmark": "clipguard.lab.benchmark.running",
     "sample_weights": "clipguard.outputs.weights",
     "sampler_of": "clipguard.outputs.weights",
 }
@@ -29,6 +31,7 @@ __all__ = [
     "Defender",
     "DefenseConfig",
     "ImageSource",
+    "run_benchmark",
     "sample_weights",
     "sampler_of",
 ]

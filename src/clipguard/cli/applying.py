@@ -40,9 +40,9 @@ def run_apply(run: Path, source: Path, options: ApplyOptions) -> Outcome:
     Raises:
         ClipguardError: not the source that was scanned, a run that is not finished, or a folder that is full.
     """
-    from clipguard.cli.progress import warn, working
     from clipguard.outputs.clean_copy import write_clean_copy
     from clipguard.outputs.kept import kept_samples
+    from clipguard.outputs.progress import warn, working
     from clipguard.outputs.reviews import REVIEWS, read_reviews
 
     file = options.reviews or (run / REVIEWS if (run / REVIEWS).exists() else None)

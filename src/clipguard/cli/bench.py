@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from clipguard.cli.options import BenchOptions
 from clipguard.cli.outcome import Outcome
-from clipguard.cli.places import cache_folder
-from clipguard.cli.progress import Lines, warn
 from clipguard.errors import one_line
+from clipguard.lab.benchmark.places import cache_folder
+from clipguard.outputs.progress import Lines, warn
 
 if TYPE_CHECKING:
     from rich.console import Console

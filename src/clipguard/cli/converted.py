@@ -19,12 +19,12 @@ from clipguard.cli.poisoned import (
     show_attack,
     write_attack,
 )
-from clipguard.cli.progress import working
 from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
 from clipguard.errors import ClipguardError, one_line
 from clipguard.lab.backdoorbench import Record, poisoned_by, read_record, triggered_by
 from clipguard.models.nets import NORMALISATIONS
+from clipguard.outputs.progress import working
 from clipguard.types import ImageSet, Preprocessing, StepProgress
 
 if TYPE_CHECKING:

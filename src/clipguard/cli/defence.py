@@ -13,9 +13,7 @@ from clipguard.cli.measuring import EvaluationSet, check_test, measure, open_tes
 from clipguard.cli.opening import Opening, opened_source
 from clipguard.cli.options import DefendOptions, DemoOptions, ScanOptions
 from clipguard.cli.outcome import Outcome, exit_code
-from clipguard.cli.poisoned import MODEL, READ_TEST_IMAGES, truth_beside
-from clipguard.cli.progress import warn, working
-from clipguard.cli.steps import Timetable
+from clipguard.cli.poisoned import READ_TEST_IMAGES, truth_beside
 from clipguard.cli.tables import Detail, most_suspicious, show_run
 from clipguard.cli.text import parsed, size_from
 from clipguard.clip.zero_shot import guide_from_name
@@ -29,16 +27,12 @@ from clipguard.errors import ClipguardError
 from clipguard.lab.demo import demo_config, demo_guide, poisoned_digits
 from clipguard.mitigation.unlearning import CGD, UnlearningConfig
 from clipguard.outputs.formats import github, read_flagged
-from clipguard.outputs.report import write_report
-from clipguard.pipeline.computing import FEATURES_FILE
+from clipguard.outputs.progress import warn, working
+from clipguard.outputs.steps import Timetable
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
-from clipguard.pipeline.model_card import MODEL_CARD
-from clipguard.pipeline.quality_stage import QUALITY_FILE
-from clipguard.pipeline.samples import FLAGGED_TABLE
 from clipguard.pipeline.stages import STAGES
-from clipguard.pipeline.summary import write_summary
-from clipguard.runs.samples_table import SAMPLES
+from clipguard.publishing import publish
 from clipguard.runs.summary import RunSummary, plain
 from clipguard.types import Progress
 
@@ -53,8 +47,6 @@ def run_scan(opening: Opening, options: ScanOptions) -> Outcome:
     with working(_plan(opening), quiet=options.quiet) as progress:
         source = opening.source or opened_source(opening.path, options)
         defender = _defender(options, config, progress).scan(source)
-        if (options.out / MODEL).exists():
-            defender.warnings_.append(f"{options.out / MODEL} is of an earlier defend: a scan makes no model")
         summary = _finish(defender, "scan", formats)
     return _outcome(defender, summary, options, formats)
 
@@ -222,19 +214,8 @@ def _finish(
     defender: Defender, command: str, formats: Sequence[str], model: str | None = None, **measured: Any
 ) -> RunSummary:
     """Return the summary, now in the run folder together with the report and the files of the formats."""
-    run = Path(defender.run_dir)
-    files = {"report": "report.html", "samples": SAMPLES, "flagged": FLAGGED_TABLE}
-    if measured:
-        files |= {"model": MODEL, "card": MODEL_CARD}
-    if "quality" in defender.stages_:
-        files["quality"] = QUALITY_FILE
-    if "feature_separation" in defender.stages_:
-        files["labels"] = FEATURES_FILE
-    files |= files_of(formats)
-    places = {name: str(run / file) for name, file in files.items()}
-    summary = write_summary(defender, command, files=places, model=model, **measured)
-    write_report(run)
-    write_formats(defender.scan_.context.run, formats, summary, read_flagged(run))
+    summary = publish(defender, command, files=files_of(formats), model=model, **measured)
+    write_formats(defender.scan_.context.run, formats, summary, read_flagged(Path(defender.run_dir)))
     return summary
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from clipguard import __version__
-from clipguard.cli.estimate import estimated, rough_size, rough_time, usable_cores
+from clipguard.cli.estimate import estimated, rough_size, usable_cores
 from clipguard.cli.opening import opened_source, workload
 from clipguard.cli.options import DoctorOptions, ScanOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.errors import one_line
+from clipguard.outputs.steps import rough_time
 from clipguard.runs.run_folder import versions_of
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from clipguard.data.decode import sampled_sizes
 from clipguard.data.source import ImageSource
-from clipguard.outputs.text import duration
+from clipguard.outputs.steps import Step, rough_time
 
 GUIDE_SECONDS: Final = {"mini": 1 / 430, "ViT-B-32": 1 / 15}
 """Of one image on one core that is idle; see the table of devices and threads in `docs/architecture.md`."""
@@ -50,13 +50,6 @@ LEARNED_FROM: Final = 0.6
 VICTIM_EPOCHS: Final = 25
 UNLEARNING_PASSES: Final = 5
 LARGEST_THUMBNAIL: Final = 64
-
-
-class Step(NamedTuple):
-    """A step of a command as people count them: the stages that belong to it, and its seconds."""
-
-    stages: tuple[str, ...]
-    seconds: int | float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,17 +204,6 @@ def usable_cores(threads: int | None) -> tuple[int, float]:
     except (AttributeError, OSError):  # elsewhere than on Linux
         there, busy = os.cpu_count() or 1, 0.0
     return max(1, min(chosen or there, there)), max(0.0, busy - max(0, there - (chosen or there)))
-
-
-def rough_time(seconds: int | float) -> str:
-    """Return a time as it can be promised: whole minutes, or tens of seconds below two minutes."""
-    if seconds < 110:
-        return f"about {max(10, 10 * round(seconds / 10))} s"
-    return (
-        f"about {round(seconds / 60)} min"
-        if seconds < 5400
-        else f"about {duration(60 * round(seconds / 60))}"
-    )
 
 
 def rough_size(count: int | float) -> str:

@@ -12,8 +12,6 @@ from jaxtyping import Int64
 
 from clipguard.cli.options import AttackOptions
 from clipguard.cli.outcome import Outcome
-from clipguard.cli.places import cache_folder
-from clipguard.cli.progress import warn, working
 from clipguard.cli.text import rows_from, settings_from, size_from
 from clipguard.compute.device import choose_device, computing_on
 from clipguard.data import ImageSource
@@ -22,7 +20,9 @@ from clipguard.data.writer import write_parquet
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks import Attack, attack_named, fit_attack, refuse_general
 from clipguard.lab.attacks import triggered as with_trigger
+from clipguard.lab.benchmark.places import cache_folder
 from clipguard.lab.ground_truth import PoisonTruth, read_truth, write_truth
+from clipguard.outputs.progress import warn, working
 from clipguard.runs import read_json, write_json
 from clipguard.seeds import Seed, Stream
 from clipguard.types import ImageSet, Preprocessing, Progress, image_set

@@ -250,7 +250,7 @@ def _unreachable(name: str, repository: str) -> ClipguardError:
 
     return ClipguardError(
         f"guide {name}: its files are not on this machine and {constants.ENDPOINT} does not answer; "
-        "use --guide mini (embedded) or --guide local-dir:FOLDER, or copy a Hugging Face cache that holds "
+        "use the guide mini (embedded) or local-dir:FOLDER, or copy a Hugging Face cache that holds "
         f"{repository} here and set HF_HOME to it (slow network: set HF_HUB_ETAG_TIMEOUT=30)"
     )
 

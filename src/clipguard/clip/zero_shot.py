@@ -210,7 +210,7 @@ class ClipGuide:
             "read the same as another, so that the guide cannot tell them apart": _repeated(names),
         }
         return notes + [
-            f"{len(some)} of {len(names)} class names {fault}: {_first_few(some)}; give words (--classes)"
+            f"{len(some)} of {len(names)} class names {fault}: {_first_few(some)}; give words as classes"
             for fault, some in faulty.items()
             if some
         ]

@@ -41,7 +41,7 @@ def piecewise(values: Callable[[slice], Values], n: int, size: int) -> list[Valu
         except torch.OutOfMemoryError as error:
             if size == 1:
                 why = "the GPU's memory does not hold the model and one image"
-                raise ClipguardError(f"{why}: free some, or give another GPU or --device cpu") from error
+                raise ClipguardError(f"{why}: free some, or give another GPU or device cpu") from error
             size = max(1, size // 2)
             continue
         start += size

@@ -16,7 +16,7 @@ from clipguard.compute.engine import ShardWork
 from clipguard.compute.threads import one_thread
 from clipguard.errors import ClipguardError, reason_of
 
-_INSTALL: Final = "install it with pip install 'clipguard[ray]', or leave --engine out"
+_INSTALL: Final = "install it with pip install 'clipguard[ray]', or use the local engine"
 _LOCAL: Final = "127.0.0.1"
 
 
@@ -111,7 +111,7 @@ def _connected(address: str | None) -> Iterator[None]:
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise ClipguardError(
             f"Ray cannot be had at {address or 'this machine'}: {reason_of(error)}: start it there, or "
-            "leave --engine out"
+            "use the local engine"
         ) from error
     context = DataContext.get_current()
     bars, level = context.enable_progress_bars, logging.getLogger("ray.data").level

@@ -239,7 +239,7 @@ def _fitting(recipe: Recipe, images: Rows) -> Iterator[None]:
         h, w = images.shape[1:3]
         what = f"the GPU's memory does not hold a training step of {recipe.batch_size} images of {h} x {w}"
         raise ClipguardError(
-            f"{what}: free some, or give a smaller model, another GPU or --device cpu"
+            f"{what}: free some, or give a smaller model, another GPU or device cpu"
         ) from error
 
 

@@ -118,7 +118,7 @@ def open_named(
         hosts = missing[0].url.split("/")[2]
         raise ClipguardError(
             f"data set {name} is not in {home}: put {part}.parquet, a folder {part} of class folders or "
-            f"{missing[0].file} there, name another folder with --data, or give --download to fetch it from "
+            f"{missing[0].file} there, name another folder as data, or set download to fetch it from "
             f"{hosts}"
         )
     files = [_fetched(archive, home, name) for archive in archives]
@@ -175,7 +175,7 @@ def _fetched(archive: Archive, home: Path, name: str) -> Path:
         host = archive.url.split("/")[2]
         raise ClipguardError(
             f"data set {name}: {host} does not answer; copy {archive.file} into {home} from another machine, "
-            f"or put train.parquet and test.parquet there, or name a folder that has them with --data"
+            f"or put train.parquet and test.parquet there, or name a folder that has them as data"
         )
     try:
         download_url(archive.url, str(home), md5=archive.md5)

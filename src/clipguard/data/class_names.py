@@ -87,7 +87,7 @@ def class_names(listing: Listing, classes: Classes | None, limits: Limits) -> tu
     if classes is None:
         if listing.names is None:
             raise ClipguardError(
-                f"{listing.location} does not name its classes: pass --classes names.txt or names.json"
+                f"{listing.location} does not name its classes: give classes, such as names.txt or names.json"
             )
         return _bounded([printable(name) for name in listing.names], listing.location, limits)
     from_file = isinstance(classes, (str, Path))

@@ -225,7 +225,7 @@ def _check_labels(source: ImageSource) -> None:
         row = outside[0]
         raise ClipguardError(
             f"{len(outside)} labels of {source.location} are outside its {count} class names, "
-            f"first {labels[row]} of {source.ids[row]!r}: correct the labels or pass --classes"
+            f"first {labels[row]} of {source.ids[row]!r}: correct the labels or give classes"
         )
     if len(np.unique(labels)) < 2:
         raise ClipguardError(

@@ -33,7 +33,7 @@ def spec_fields(path: Path) -> dict[str, Any] | None:
         # A weights file from a stranger must not choose which code is imported and called.
         raise ClipguardError(
             f"model {path} wants the code {fields['architecture']!r} to run: if you trust it, "
-            "give --architecture"
+            "give the architecture yourself"
         )
     return fields
 

@@ -1,17 +1,17 @@
-"""`Defender`: scan and repair behind names that follow scikit-learn's."""
+"""`Defender`: scan and repair. `clipguard.estimator` adds to it what Python users expect."""
 
 import copy
 import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import numpy as np
 from safetensors.torch import load_file
 from torch import nn
 
-from clipguard.clip.zero_shot import ClipGuide
+from clipguard.clip.zero_shot import ClipGuide, guide_from_name
 from clipguard.compute.device import CPU, choose_device, computing_on, current_device
 from clipguard.compute.engine import Engine, LocalEngine
 from clipguard.compute.threads import granted_threads, idle_training_threads, one_thread, threads_are_chosen
@@ -79,11 +79,13 @@ class Defender:
     again resumes.
 
     Args:
-        guide: the CLIP that reads the labels; the default needs its weights from the hub or its cache.
+        guide: the CLIP that reads the labels, or its name, such as `mini`; the default needs its weights from
+            the hub or its cache.
         second_guide: another CLIP that reads them, too. It changes no result: where it differs is reported.
         run_dir: folder of the run.
         config: all other settings.
         progress: called with (step, done, total) as work goes on; from other threads, too, one at a time.
+            None and False show nothing.
         device: `cpu`, `cuda`, `cuda:N`, or `auto`, the first GPU that works or else the processor; None takes
             the one in CLIPGUARD_DEVICE, else `auto`.
         threads: that compute at once; None takes OMP_NUM_THREADS, else all cores that there are, of which one
@@ -100,14 +102,14 @@ class Defender:
 
     def __init__(  # noqa: PLR0913  # settings that are only stored, most by name alone
         self,
-        guide: ClipGuide | None = None,
+        guide: ClipGuide | str | None = None,
         run_dir: str | Path = "runs/clipguard",
         *,
         config: DefenseConfig | None = None,
-        progress: Progress | None = None,
+        progress: Progress | Literal[False] | None = None,
         engine: Engine | None = None,
         embeddings: Path | None = None,
-        second_guide: ClipGuide | None = None,
+        second_guide: ClipGuide | str | None = None,
         device: str | None = None,
         threads: int | None = None,
         quality: bool = True,
@@ -139,7 +141,7 @@ class Defender:
 
     @_with_its_means
     def fit(
-        self, source: object, model: str | Path | nn.Module | None = None, spec: ModelSpec | None = None
+        self, source: object, *, model: str | Path | nn.Module | None = None, spec: ModelSpec | None = None
     ) -> "Defender":
         """Return self with a model without the backdoor.
 
@@ -232,11 +234,15 @@ class Defender:
         self.model_ = _weights_into(self.before_, stage)
         return stage
 
+    def _reporting(self) -> Progress:
+        """Return what is called as work goes on."""
+        return self.progress or (lambda step, done, total: None)
+
     def _scan(
         self, source: ImageSource, model: str | Path | None = None, model_view: Preprocessing | None = None
     ) -> "Defender":
-        config, guide = self.config or DefenseConfig(), self.guide or ClipGuide()
-        second, progress = self.second_guide, self.progress or (lambda step, done, total: None)
+        config, guide = self.config or DefenseConfig(), _guide_of(self.guide) or ClipGuide()
+        second, progress = _guide_of(self.second_guide), self._reporting()
         # First of all: whether the guide's weights can be had shows at once, a large data set takes its time.
         about = _about_guide(guide)
         about_second = second and _about_second_guide(second, guide)
@@ -270,6 +276,10 @@ class Defender:
         self.verdict_ = verdict(self.scan_)
         self.warnings_ = warnings_of(self.scan_)
         return self
+
+
+def _guide_of(guide: ClipGuide | str | None) -> ClipGuide | None:
+    return guide_from_name(guide) if isinstance(guide, str) else guide
 
 
 def _try_to_build(config: DefenseConfig, classes: int, like: ModelSpec | None) -> None:

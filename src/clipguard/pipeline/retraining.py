@@ -30,7 +30,7 @@ def check_drop(data: ImageSet, partition: Partition) -> None:
     if lost.sum() <= LARGEST_DROP * len(data) and lost[worst] <= LARGEST_CLASS_DROP * sizes[worst]:
         return
     raise ClipguardError(
-        f"--by retrain would drop {lost.sum():,} of {len(data):,} samples ({lost.sum() / len(data):.0%}), of "
+        f"retraining would drop {lost.sum():,} of {len(data):,} samples ({lost.sum() / len(data):.0%}), of "
         f"class {data.class_names[worst]!r} {lost[worst]:,} of {sizes[worst]:,}: look at them in "
-        "samples.parquet, then add --drop-anyway, or leave --by retrain out to unlearn them"
+        "samples.parquet, then set drop_anyway, or unlearn them instead"
     )

@@ -81,7 +81,7 @@ def _data_warnings(scan: Scan) -> list[str]:
         lost = -(-max(largest) // max(view))
         out.append(
             f"images of up to {largest[0]} x {largest[1]} are read at {view[0]} x {view[1]}: a trigger of "
-            f"under {lost} pixels a side leaves no trace there; raise --size to look for it"
+            f"under {lost} pixels a side leaves no trace there; a larger size looks for it"
         )
     if few := few_clean(scan):
         out.append(f"{len(few)} classes have too few clean samples to trust: {', '.join(few[:5])}")

@@ -142,7 +142,7 @@ def _note(
         f"the repair costs {100 * lost:.1f} points: of {len(before.right)} trusted samples that it did not "
         f"learn from, {before.accuracy:.1%} are right before and {after.accuracy:.1%} after{followed}"
     )
-    hint = f"a --rate below {trials['rate']:g} changes the model less, --by retrain trains another one"
+    hint = f"a rate below {trials['rate']:g} changes the model less, retraining trains another one"
     write_notes(folder, [f"{words}; {hint}"])
 
 

@@ -111,7 +111,7 @@ def _open(reason: Open, scan: Scan) -> str:
     guide, chance = agreement(scan), 1 / scan.num_classes
     return {
         Open.TOO_FEW: f"too few samples: {len(scan.data):,}, and {FEWEST_SAMPLES:,} are needed",
-        Open.NO_POWER: "power was not measured: leave --power 0 out to call a data set clean",
+        Open.NO_POWER: "power was not measured: only a power of 1 or more can call a data set clean",
         Open.NO_CANARY: "no class is large enough for known triggers, so power could not be measured",
         Open.MISSED: f"known triggers were missed in a copy of this data: {', '.join(missed)}",
         Open.UNREAD: f"the guide agrees with only {100 * guide:.1f} % of the labels "
@@ -125,7 +125,7 @@ def _limits(scan: Scan, power: Power | None) -> list[str]:
     if power is not None:
         tested = {canary.family for canary in power.canaries}
         if untested := [family for family in FAMILIES if family not in tested]:
-            limits.append(f"Not tested in this data: {', '.join(untested)}. More copies (--power) test more.")
+            limits.append(f"Not tested in this data: {', '.join(untested)}. A higher power tests more.")
         if any(one.family == "clean-label" and not one.identified for one in power.canaries):
             limits.append("Poison that keeps its labels was missed in a copy: this answer does not cover it.")
         if power.floors:

@@ -68,7 +68,7 @@ def given_victim(model: str | Path | nn.Module, spec: ModelSpec | None, class_na
         spec = spec or read_spec(Path(model))
         if spec is None:
             raise ClipguardError(
-                f"model {model} does not say its architecture: give --architecture (and --input-size)"
+                f"model {model} does not say its architecture: give it, with the input size, in a ModelSpec"
             )
         notes = _compared(Path(model), class_names)
         loaded = load(Path(model), spec)
@@ -125,7 +125,7 @@ def check_fit(victim: Victim, scan: Scan) -> None:
     hint = f" (with its classes in another order it would be right on {order:.1%})" if order > 0.5 else ""
     raise ClipguardError(
         f"model {victim.name} is right on {right / len(rows):.1%} of {len(rows)} trusted samples, chance is "
-        f"{chance:.1%}{hint}: check the order of classes, --mean and --std, --resize, --input-size"
+        f"{chance:.1%}{hint}: check the order of classes, mean and std, resize and input size"
     )
 
 

@@ -3,7 +3,7 @@
 import math
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from itertools import product
 from operator import itemgetter
@@ -185,17 +185,26 @@ def read_config(path: Path) -> BenchConfig:
         values = _toml(read_bounded(path, TOML_BYTES).decode("utf-8"))
     except (OSError, ValueError) as error:
         raise ClipguardError(f"benchmark {path} cannot be read as TOML: {reason_of(error)}") from error
-    config = read_as(BenchConfig, values, str(path), BenchConfig())
+    return config_from(values, str(path))
+
+
+def config_from(values: Mapping[str, Any], where: str) -> BenchConfig:
+    """Return the benchmark that the keys of a file describe, with the rows that are always there.
+
+    Raises:
+        ClipguardError: an unknown key, a wrong type, or an empty or doubled list; `where` is named.
+    """
+    config = read_as(BenchConfig, _spelled_out(values), where, BenchConfig())
     names = {choice.name for choice in config.defenses}
     defenses = [*config.defenses, *(DefenseChoice(name=name) for name in ALWAYS if name not in names)]
     # The victim first: all other rows are held against it, by the name of its row.
     defenses.sort(key=lambda choice: choice.name != UNDEFENDED_ROW)
     config = replace(config, defenses=tuple(map(_labelled, defenses)))
     for fault in _faults(config):
-        raise ClipguardError(f"{path}, {fault}")
-    _check_attacks(config, path)
+        raise ClipguardError(f"{where}, {fault}")
+    _check_attacks(config, where)
     for choice in config.defenses:
-        defense_of(config, choice, f"{path}, key defenses, {choice.label}")
+        defense_of(config, choice, f"{where}, key defenses, {choice.label}")
     return config
 
 
@@ -210,13 +219,19 @@ def _toml(text: str) -> dict[str, Any]:
         if line.count(".") > TOML_DOTS:
             raise ValueError(f"line {number} has more than {TOML_DOTS} dots")
     try:
-        values = tomllib.loads(text)
+        return tomllib.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
-    for axis in NAMED_LISTS:
-        if isinstance(entries := values.get(axis), list):
-            values[axis] = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
-    return values
+
+
+def _spelled_out(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with a table for each text in a list of tables."""
+    named = {
+        axis: [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
+        for axis in NAMED_LISTS
+        if isinstance(entries := values.get(axis), list)
+    }
+    return {**values, **named}
 
 
 def _faults(config: BenchConfig) -> Iterator[str]:
@@ -235,15 +250,15 @@ def _faults(config: BenchConfig) -> Iterator[str]:
         yield "key defense_config: retraining is a row of its own: remove the key by"
 
 
-def _check_attacks(config: BenchConfig, path: Path) -> None:
+def _check_attacks(config: BenchConfig, origin: str) -> None:
     for attack in config.attacks:
         try:
             refuse_general(attack.options)
             attack_named(attack.name, target=config.target, **attack.options)
         except (ClipguardError, TypeError) as error:
-            raise ClipguardError(f"{path}, key attacks: {error}") from error
+            raise ClipguardError(f"{origin}, key attacks: {error}") from error
     for net, attack in product(config.nets, config.attacks):
-        where = f"{path}, net {net.name}, attack {attack.name}"
+        where = f"{origin}, net {net.name}, attack {attack.name}"
         recipe = recipe_of(config, net, attack, where)
         if recipe.epochs < 1 or recipe.batch_size < 1 or not 0 < recipe.lr < math.inf:
             raise ClipguardError(

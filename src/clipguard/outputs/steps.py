@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
-from clipguard.cli.estimate import Step, rough_time
+from clipguard.outputs.text import duration
 
 Clock = Callable[[], int | float]
 """Seconds since any moment."""
@@ -14,6 +14,13 @@ QUICKEST: Final = 0.05
 
 SHARE_TO_TRUST: Final = 0.2
 """Of a step that must be done before its own pace says more than the estimate."""
+
+
+class Step(NamedTuple):
+    """A step of a command as people count them: the stages that belong to it, and its seconds."""
+
+    stages: tuple[str, ...]
+    seconds: int | float
 
 
 class Timetable:
@@ -86,3 +93,14 @@ class Timetable:
             planned, taken = planned + share * self._steps[number].seconds, taken + spent
         # What was there already takes no time, and says nothing of what follows.
         return min(5.0, taken / planned) if taken > QUICKEST * planned else 1.0
+
+
+def rough_time(seconds: int | float) -> str:
+    """Return a time as it can be promised: whole minutes, or tens of seconds below two minutes."""
+    if seconds < 110:
+        return f"about {max(10, 10 * round(seconds / 10))} s"
+    return (
+        f"about {round(seconds / 60)} min"
+        if seconds < 5400
+        else f"about {duration(60 * round(seconds / 60))}"
+    )

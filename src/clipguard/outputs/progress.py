@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Display
 
-from clipguard.cli.steps import Clock, Timetable
 from clipguard.errors import one_line
+from clipguard.outputs.steps import Clock, Timetable
 from clipguard.outputs.text import duration
 from clipguard.types import Progress
 
@@ -99,6 +99,22 @@ def bars(display: Display, clock: Clock = time.monotonic, timetable: Timetable |
 
 
 @contextlib.contextmanager
+def displayed(timetable: Timetable | None = None) -> Iterator[Progress]:
+    """Give what takes progress, and show it on stderr.
+
+    Args:
+        timetable: the steps that are to be done.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines(sys.stderr.write, timetable=timetable)
+        return
+    step, left = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[left]"))
+    with Display(step, BarColumn(), MofNCompleteColumn(), left, console=console) as display:
+        yield bars(display, timetable=timetable)
+
+
+@contextlib.contextmanager
 def working(timetable: Timetable | None = None, *, quiet: bool = False) -> Iterator[Progress]:
     """Give what takes progress; what anything prints inside the block goes to stderr.
 
@@ -112,15 +128,8 @@ def working(timetable: Timetable | None = None, *, quiet: bool = False) -> Itera
         if quiet:
             yield lambda step, done, total: None
             return
-        console = Console(stderr=True)
-        if not console.is_terminal:
-            yield Lines(sys.stderr.write, timetable=timetable)
-            return
-        step, left = (
-            TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[left]")
-        )
-        with Display(step, BarColumn(), MofNCompleteColumn(), left, console=console) as display:
-            yield bars(display, timetable=timetable)
+        with displayed(timetable) as progress:
+            yield progress
 
 
 def warn(texts: list[str]) -> None:
