@@ -241,5 +241,6 @@ def test_the_command_line_refuses_it_in_one_line_and_leaves_nothing(capsys, monk
     data = image_folder(tmp_path / "data", n=20)
     run = ("-o", tmp_path / "run", "--guide", "mini", "--architecture", name)
     ran = CommandLine(capsys)("defend", data, *run)
-    assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
+    # The first line says what is about to be done.
+    assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 2)
     assert not (tmp_path / "run").exists()

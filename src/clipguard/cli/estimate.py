@@ -30,6 +30,9 @@ DECODE_SECONDS: Final = 1.3e-8
 LABEL_SECONDS: Final = 1.5e-4
 """Of one sample in the linear probes."""
 
+QUALITY_SECONDS: Final = 5e-4
+"""Of one sample in the search for duplicates, label errors and odd images (docs/quality.md)."""
+
 SPEED_UP: Final = 1.75
 """Of one large training on two idle cores or more."""
 
@@ -139,7 +142,10 @@ def estimated(work: Workload, cores: int, busy: int | float = 0.0, device: str |
         ),
         Step(("early_model", "label_flow"), early + LABEL_SECONDS * work.n),
         Step(("trigger_detector",), detector / min(lanes, 2)),
-        Step(("removal", "label_flow_refit", "trigger_inversion", "samples"), early / 2),
+        Step(
+            ("removal", "label_flow_refit", "trigger_inversion", "samples", "quality"),
+            early / 2 + QUALITY_SECONDS * work.n,
+        ),
     ]
     if work.power:
         steps.append(Step(("power",), work.power * (early + detector / min(lanes, 2))))
