@@ -98,7 +98,7 @@ def test_the_constructor_only_stores(tmp_path):
 
     made = Defender(GUIDE, tmp_path / "run", config=CONFIG, progress=progress)
     stored = {"guide": GUIDE, "run_dir": tmp_path / "run", "config": CONFIG, "progress": progress}
-    stored |= {"engine": None, "embeddings": None, "second_guide": None}
+    stored |= {"engine": None, "embeddings": None, "second_guide": None, "baseline": None}
     assert vars(made) == {**stored, "device": None, "threads": None, "quality": True}
     assert not (tmp_path / "run").exists()
 

@@ -74,6 +74,9 @@ class Defender(BaseEstimator, QuietDefender):  # type: ignore[misc]  # scikit-le
             the one in CLIPGUARD_DEVICE, else `auto`.
         threads: that compute at once; None takes OMP_NUM_THREADS, else all cores that there are, of which one
             training takes those that are idle when the run begins.
+        quality: whether duplicates, label errors and odd images are looked for, too; they change no other
+            result.
+        baseline: run folder of an earlier scan by the same guide; only images that it lacks are embedded.
 
     Attributes:
         verdict_: the answer (clean, suspicious or undecided) with reasons, findings and power.
