@@ -35,7 +35,7 @@ SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=2, input_siz
 def test_names_that_mean_nothing_to_a_guide_are_told_with_what_to_do(names, words):
     (warning,) = ClipGuide("mini").warnings_for(names)
     assert words in warning
-    assert "give words (--classes)" in warning
+    assert "give words as classes" in warning
 
 
 # 11: prefixes

@@ -74,7 +74,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, changes):
 
 
 def test_a_missing_or_broken_file_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ClipguardError, match="scan again without --no-quality"):
+    with pytest.raises(ClipguardError, match="scan again with data quality"):
         read_quality(tmp_path)
     (tmp_path / "quality.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(ClipguardError, match="delete it and run again"):

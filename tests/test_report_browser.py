@@ -53,7 +53,7 @@ def window(browser, run) -> Iterator[Opened]:
 
 
 def flagged_ranks(run: Path) -> list[str]:
-    samples, partition = read_samples(run)
+    samples, partition = read_samples(run, order="table")
     return [str(rank) for rank in sorted(samples["rank"][partition.flagged].tolist())]
 
 
@@ -72,7 +72,7 @@ def test_all_flagged_samples_are_shown_first_and_their_pictures_load(window, run
 
 
 def test_a_box_drawn_on_the_map_selects_the_samples_in_it(window, run):
-    samples, partition = read_samples(run)
+    samples, partition = read_samples(run, order="table")
     window.page.locator(".map").scroll_into_view_if_needed()
     frame = window.page.locator(".map .frame").bounding_box()
     across = [frame["x"] + frame["width"] * share for share in (0.52, 0.98)]
@@ -106,7 +106,7 @@ def test_filters_sorting_and_the_open_sample_are_in_the_address(window, browser,
     window.page.get_by_role("button", name="Show all").click()
     window.page.get_by_label("Sort by").select_option("early rank")
     window.page.get_by_label("Status").select_option("flagged")
-    samples, _ = read_samples(run)
+    samples, _ = read_samples(run, order="table")
     row = samples["rank"].tolist().index(int(flagged_ranks(run)[0]))
     corner = [float(samples[name][row] > 0.5) / 2 for name in ("guide_rank", "early_rank")]
     start = f"{corner[0]:g},{corner[1]:g}".replace("0.5", ".5")

@@ -16,7 +16,7 @@ from clipguard.data.metadata import Metadata, read_metadata
 from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits, read_bounded
 
-OUTSIDE = "a link that leads out of the folder: allow it with --limits.links"
+OUTSIDE = "a link that leads out of the folder: allow it with --limits.links (in Python: Limits)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,7 @@ def class_folders(root: Path, limits: Limits, skipped: Counter[str]) -> list[str
         if not limits.links and leaves(root / name, inside):
             raise ClipguardError(
                 f"class folder {root / name} is a link that leads out of {root}: copy it, or allow links "
-                "with --limits.links"
+                "with --limits.links (in Python: Limits)"
             )
     return in_order(names)
 

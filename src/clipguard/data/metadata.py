@@ -76,7 +76,7 @@ def read_metadata(root: Path, limits: Limits, columns: Columns) -> Metadata | No
     if usual is None and columns.image is None:
         raise ClipguardError(
             f"{file} lacks the column 'file_name': it has {', '.join(there)[:200]}; say which with "
-            "--image-column, or move the file elsewhere"
+            "--image-column (in Python: Columns), or move the file elsewhere"
         )
     image = usual if columns.image is None else column_of("image", columns, there, str(file))
     label = _label_column(columns, [name for name in there if name != image], str(file))

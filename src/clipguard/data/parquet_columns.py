@@ -53,7 +53,7 @@ def layout_of(opened: "pq.ParquetFile", name: str, columns: Columns) -> Layout:
     if not _is_label(schema.field(label).type):
         raise ClipguardError(
             f"column {label!r} of {name} must hold integers or texts, not {schema.field(label).type}: "
-            "say which with --label-column"
+            "say which with --label-column (in Python: Columns)"
         )
     return Layout(image=image, form=form, path=path, label=label, group=group)
 
@@ -70,7 +70,7 @@ def _form(kind: "pa.DataType", image: str, name: str) -> tuple[Form, str | None]
     if content is None or not (pa.types.is_binary(content) or pa.types.is_large_binary(content)):
         raise ClipguardError(
             f"column {image!r} of {name} must be struct<bytes: binary, path: string>, binary, or paths as "
-            f"string, not {kind}: say which with --image-column"
+            f"string, not {kind}: say which with --image-column (in Python: Columns)"
         )
     return "struct", f"{image}.path" if _is_text(fields.get("path", pa.null())) else None
 

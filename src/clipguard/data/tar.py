@@ -211,7 +211,7 @@ def _image(path: Path, key: str, images: list[str], columns: Columns) -> str:
         raise ClipguardError(
             f"sample {key!r} of {path} has {len(chosen)} images ({', '.join(chosen[:3])}): a key ends at the "
             "first dot of a name, so that names with more dots fall together; keep one image of each, rename "
-            "them, or choose with --image-column ENDING"
+            "them, or choose with --image-column ENDING (in Python: Columns)"
         )
     return chosen[0]
 
@@ -244,7 +244,7 @@ def _group(descriptor: int, parts: dict[str, Member], field: str, limits: Limits
     """
     table = next((_texts(descriptor, parts[one], limits) for one in parts if _last(one) == "json"), None)
     if not isinstance(table, dict) or field not in table:
-        raise ValueError(f"no .json file with the field {field!r} of --group-column")
+        raise ValueError(f"no .json file with the field {field!r}, the group column")
     return table[field]
 
 

@@ -14,7 +14,7 @@ def remedy_for(path: Path) -> str:
         there = next((path / name for name in _INSIDE if (path / name).is_file()), None)
         if there is None:
             return "a folder: give the .safetensors file in it"
-        return f"a folder, as save_pretrained writes: give {there}, and --architecture if it does not say it"
+        return f"a folder, as save_pretrained writes: give {there}, and the architecture if it does not say"
     if not path.is_file():
         return ""
     with path.open("rb") as opened:

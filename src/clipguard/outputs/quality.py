@@ -56,7 +56,7 @@ def read_quality(run: Path, listed: int = LISTED) -> dict[str, list[QualityIssue
     """
     path = run / QUALITY
     if not path.is_file():
-        raise ClipguardError(f"run folder {run} has no {QUALITY}: scan again without --no-quality")
+        raise ClipguardError(f"run folder {run} has no {QUALITY}: scan again with data quality")
     kinds = _kinds(path)
     places = [np.flatnonzero(kinds == kind)[:listed] for kind in ISSUES]
     rows = np.concatenate(places)

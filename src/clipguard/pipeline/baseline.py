@@ -38,7 +38,7 @@ def check_baseline(run: Path, own: Path, guide: ClipGuide) -> None:
         ClipguardError: it is this run, is not finished, or was read by another guide.
     """
     if run.resolve() == own.resolve():
-        raise ClipguardError(f"baseline {run} is the run folder itself: give another --out")
+        raise ClipguardError(f"baseline {run} is the run folder itself: give another folder")
     baseline_stage(run)
     known = RunFolder.read(run).manifest.get("guide") or {}
     clip = guide.clip

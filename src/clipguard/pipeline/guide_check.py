@@ -68,7 +68,7 @@ def coinciding_names(scan: Scan) -> list[str]:
         return []
     return [
         f"the guide reads {len(alike)} pairs of class names as the same, first {', '.join(alike[:3])}: it "
-        "cannot tell these classes apart; give words (--classes)"
+        "cannot tell these classes apart; give words as classes"
     ]
 
 

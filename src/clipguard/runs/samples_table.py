@@ -50,11 +50,12 @@ COLUMNS: Final = (
         "early_rank", "rank of early_nll among all samples, ties averaged (0 to 1, 1 for the highest loss)"
     ),
     Column("trigger_score", "probability of a trigger by the trigger detector (0 to 1)"),
-    Column("new", "whether the baseline run lacks it; only in a scan with --baseline (true or false)"),
 )
 """The columns in their order; those of further signals follow."""
 
-DESCRIPTIONS: Final = dict(COLUMNS)
+NEW: Final = Column("new", "whether the baseline run lacks it; only where a baseline is given (true, false)")
+
+DESCRIPTIONS: Final = dict((*COLUMNS, NEW))
 
 
 def in_table_order(columns: Mapping[str, Any]) -> dict[str, Any]:

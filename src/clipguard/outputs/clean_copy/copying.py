@@ -87,7 +87,7 @@ def write_clean_copy(
 def _refuse_overlap(source: Path, out: Path) -> None:
     first, second = source.resolve(), out.resolve()
     if second.is_relative_to(first) or first.is_relative_to(second):
-        raise ClipguardError(f"{out} and the source {source} lie in one another: give another --out")
+        raise ClipguardError(f"{out} and the source {source} lie in one another: give another folder")
 
 
 def _reading(run: Path) -> tuple[Limits, Columns]:
