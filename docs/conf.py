@@ -26,6 +26,8 @@ nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
+# Warnings of other packages name folders of the machine that builds the site.
+nb_output_stderr = "remove"
 
 # Docstrings mark code by single backticks, as Markdown does.
 default_role = "code"
