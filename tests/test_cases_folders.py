@@ -231,9 +231,8 @@ def test_links_out_of_the_folder_are_refused_with_the_option_that_allows_them(tm
     write_folder(tmp_path, ["set/cat/1.png", "set/dog/1.png", "far/1.png"])
     os.symlink(tmp_path / "far/1.png", tmp_path / "set/dog/2.png")
     item = list(ImageSource.open(tmp_path / "set").read(range(3)))[2]
-    assert item == Failed(
-        "a link that leads out of the folder: allow it with --limits.links (in Python: Limits)"
-    )
+    assert isinstance(item, Failed)
+    assert "allow it with --limits.links" in item.reason
     os.symlink(tmp_path / "far", tmp_path / "set/emu")
     with pytest.raises(ClipguardError, match=r"--limits\.links"):
         ImageSource.open(tmp_path / "set")

@@ -22,7 +22,7 @@ def described_bytes(content):
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-RESULTS = {"flagged.csv", "flagged.txt", "samples.parquet", "unreadable.json"}
+RESULTS = {"flagged.csv", "flagged.txt", "quality.parquet", "samples.parquet", "unreadable.json"}
 
 
 @pytest.fixture

@@ -181,7 +181,7 @@ def test_a_scan_is_the_first_half_of_repairing_a_given_model(clipguard, attacked
     assert "early-training model" not in ran.err
     assert "training samples that the scan trusts" in ran.json["after"]["measured_on"]
     later = clipguard("scan", source, "-o", run, *MINI, "--json")
-    assert any("model.safetensors is of an earlier defend" in text for text in later.json["warnings"])
+    assert any("model.safetensors is of an earlier repair" in text for text in later.json["warnings"])
     assert "model" not in later.json["files"]
     assert (run / "model.safetensors").exists()
 

@@ -20,7 +20,7 @@ from clipguard.data import ImageSource
 from clipguard.data.decode import decoder
 from clipguard.data.writer import write_parquet
 from clipguard.outputs.progress import Lines
-from clipguard.pipeline.stages import POWER, TRIGGER_DETECTOR
+from clipguard.pipeline.stages import POWER, QUALITY, TRIGGER_DETECTOR
 from clipguard.runs import read_json
 from clipguard.types import image_set
 from tiny_data import NAMES, CommandLine, few_steps, image_folder, pictures, tree
@@ -232,7 +232,7 @@ def test_a_signal_ends_a_run_in_one_line_and_the_same_command_resumes(
     with monkeypatch.context() as patch:
         patch.setattr(Lines, "__call__", lambda lines, title, done, total: titles.add(title))
         scanned(tmp_path / "run")
-    assert titles == {TRIGGER_DETECTOR.title, POWER.title}
+    assert titles == {TRIGGER_DETECTOR.title, QUALITY.title, POWER.title}
     assert published(tmp_path / "run") == whole
 
 

@@ -92,7 +92,8 @@ def test_unreadable_test_images_cost_no_training(clipguard, tmp_path):
         file.write_bytes(b"torn")
     before = tree(tmp_path)
     ran = clipguard("defend", data, "-o", tmp_path / "run", "--guide", "mini", "--test", test)
-    assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
+    # The first line says what is about to be done.
+    assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 2)
     assert "4 of 20 images" in ran.err
     assert tree(tmp_path) == before
 
