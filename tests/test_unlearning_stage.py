@@ -85,7 +85,7 @@ def test_a_repair_that_costs_more_than_little_and_than_chance_says_so(tmp_path, 
         assert note.startswith("the repair costs 25.0 points: of 200 trusted samples")
         assert "90.0% and 0.4% follow" in note
         assert "a rate below 0.02" in note
-        assert "--by retrain" in note
+        assert "retraining trains another one" in note
 
 
 def test_a_repair_ends_when_its_work_is_done(result, victim, tmp_path, monkeypatch):
