@@ -146,6 +146,12 @@ def test_without_canaries_no_power_is_claimed(tmp_path, answer):
         assert "strength" not in text
 
 
+def test_where_no_canary_fits_this_is_said_and_nothing_is_counted():
+    (words,) = power_words(Power(copies=0, canaries=[]))
+    assert "No class is large enough" in words
+    assert "0 of 0" not in words
+
+
 def test_without_a_hit_no_probability_is_claimed():
     power = Power(copies=3, canaries=canaries("patch", identified=0, missed=3))
     assert power_words(power) == [

@@ -13,6 +13,8 @@ from clipguard.runs.summary import CONFIDENCE, Finding, Power
 LISTED: Final = 20
 """How many findings, class names or limits are listed."""
 
+NO_CANARY: Final = "No class is large enough for canaries (known triggers): power could not be measured."
+
 NO_POWER: Final = "Power was not measured, because no canaries were put into a copy of this data."
 
 NOT_ASSESSABLE: Final = "Not assessable, since the guide does not tell these classes from others"
@@ -65,6 +67,8 @@ def power_words(power: Power | None) -> list[str]:
     """Return what the canaries show, in a few sentences."""
     if power is None:
         return [NO_POWER]
+    if not power.canaries:
+        return [NO_CANARY]
     copies = "a copy" if power.copies == 1 else f"{power.copies:,} copies"
     sentences = [
         f"{power.identified:,} of {len(power.canaries):,} canaries (known triggers in {copies} of this data) "
