@@ -29,22 +29,27 @@ RULE = exactly(
     id=TEXT,
     name=TEXT,
     shortDescription=MESSAGE,
+    fullDescription=MESSAGE,
     help=MESSAGE,
     defaultConfiguration=exactly([], level=LEVEL),
+    properties={"type": "object"},
 )
 LOCATION = exactly(
     [],
     physicalLocation=exactly(
         ["artifactLocation"],
-        # A relative reference by RFC 3986, since it has a base: no scheme, no space, nothing beyond ASCII.
+        # By RFC 3986: relative, or absolute as a file; no space, nothing beyond ASCII.
         artifactLocation=exactly(
             ["uri"],
-            uri={"type": "string", "pattern": r"^(?:[A-Za-z0-9_.~/!$&'()*+,;=@-]|%[0-9A-F]{2})+$"},
+            uri={
+                "type": "string",
+                "pattern": r"^(?:file:///)?(?:[A-Za-z0-9_.~/!$&'()*+,;=@-]|%[0-9A-F]{2})+$",
+            },
             uriBaseId=TEXT,
         ),
         region=exactly(["startLine"], startLine={"type": "integer", "minimum": 1}),
     ),
-    logicalLocations=several(exactly([], name=TEXT, kind=TEXT), uniqueItems=True),
+    logicalLocations=several(exactly([], fullyQualifiedName=TEXT, name=TEXT, kind=TEXT), uniqueItems=True),
 )
 RESULT = exactly(
     ["message"],
@@ -55,15 +60,20 @@ RESULT = exactly(
     locations=several(LOCATION),
     partialFingerprints={"type": "object", "additionalProperties": {"type": "string"}},
     rank={"type": "number", "minimum": -1, "maximum": 100},
+    baselineState={"enum": ["new", "unchanged", "updated", "absent"]},
     properties={"type": "object"},
 )
 RUN = exactly(
     ["tool"],
-    tool=exactly(["driver"], driver=exactly(["name"], name=TEXT, version=TEXT, rules=several(RULE))),
+    tool=exactly(
+        ["driver"],
+        driver=exactly(["name"], name=TEXT, version=TEXT, semanticVersion=TEXT, rules=several(RULE)),
+    ),
     invocations=several(
         exactly(
             ["executionSuccessful"],
             executionSuccessful={"type": "boolean"},
+            exitCode={"type": "integer"},
             toolExecutionNotifications=several(exactly(["message"], level=LEVEL, message=MESSAGE)),
         )
     ),

@@ -13,6 +13,7 @@ import pytest
 
 from clipguard.runs import read_table, verify_run, write_table
 from clipguard.runs.samples_table import COLUMNS, source_order
+from clipguard.runs.summary import read_summary
 from sarif_rules import SARIF
 from tiny_data import CommandLine
 from tiny_report import make_run
@@ -129,14 +130,17 @@ def test_sarif_follows_its_rules_and_names_every_flagged_sample(exported, run):
     table = read_table(run / "samples.parquet")
     (only,) = log["runs"]
     results = only["results"]
-    places = [result["locations"][0]["physicalLocation"]["artifactLocation"] for result in results]
-    assert [unquote(place["uri"]) for place in places] == table["path"][:15].tolist()
-    assert {place["uriBaseId"] for place in places} == set(only["originalUriBaseIds"])
+    places = [result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for result in results]
+    folder = read_summary(run).data.location.removeprefix("./")
+    assert [unquote(place) for place in places] == [f"{folder}/{path}" for path in table["path"][:15]]
     rules = [rule["id"] for rule in only["tool"]["driver"]["rules"]]
     assert [rules[result["ruleIndex"]] for result in results] == table["reason"][:15].tolist()
     ranks = [result["rank"] for result in results]
     assert ranks == sorted(ranks, reverse=True)
-    assert [result["partialFingerprints"]["sha256/v1"] for result in results] == table["sha256"][:15].tolist()
+    marks = [result["partialFingerprints"]["imageAndLabel/v1"] for result in results]
+    assert [mark.split(":") for mark in marks] == [
+        [sha256, label] for sha256, label in zip(table["sha256"][:15], table["given_label"][:15], strict=True)
+    ]
     # What viewers would take for links or placeholders is escaped; no text leaves its line.
     texts = [result["message"]["text"] for result in results]
     assert not any(re.search(r"(?<!\\)[\[\]]", text) or re.search(r"(?<!\{)\{(?!\{)", text) for text in texts)
@@ -149,7 +153,9 @@ def test_sarif_without_paths_names_the_samples_and_is_valid(clipguard, run, tmp_
     assert clipguard("export", run, "--to", "sarif", "-o", tmp_path / "a.sarif").code == 0
     log = json.loads((tmp_path / "a.sarif").read_text())
     jsonschema.validate(log, SARIF)
-    names = [one["locations"][0]["logicalLocations"][0]["name"] for one in log["runs"][0]["results"]]
+    names = [
+        one["locations"][0]["logicalLocations"][0]["fullyQualifiedName"] for one in log["runs"][0]["results"]
+    ]
     assert "-1.png" in names
 
 
@@ -166,7 +172,7 @@ def test_microsofts_tool_reads_the_sarif_file(exported):
     loader = pytest.importorskip("sarif.loader", reason="the package sarif-tools is not installed")
     file = loader.load_sarif_file(str(exported("sarif")))
     assert file.get_result_count() == 15
-    counts = file.get_report().get_issue_type_histogram_for_severity("warning")
+    counts = file.get_report().get_issue_type_histogram_for_severity("error")
     assert sorted(counts.values()) == [1, 14]
     assert any("ü ñ" in record["Location"] or "%C3%BC" in record["Location"] for record in file.get_records())
 

@@ -1,5 +1,6 @@
 """`export`: results in the format of another program."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,6 +37,7 @@ def run_export(run: Path, options: ExportOptions) -> Outcome:
     from clipguard.runs import RunFolder
 
     folder = RunFolder.read(run)
+    write: Callable[[Path, Path], None]
     if options.to == "onnx":
         from clipguard.models.onnx_file import ONNX, write_onnx
 

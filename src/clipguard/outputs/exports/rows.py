@@ -36,10 +36,5 @@ def rows_of(run: Path) -> Iterator[dict[str, Any]]:
             yield from ({name: _finite(value) for name, value in row.items()} for row in batch.to_pylist())
 
 
-def flagged_rows(run: Path) -> Iterator[dict[str, Any]]:
-    """Return the flagged samples."""
-    return (row for row in rows_of(run) if row["status"] == "flagged")
-
-
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,7 @@
 """A run in the formats of other tools: each writer makes one text of the summary and the flagged samples."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final, Literal
 
 from clipguard.outputs.formats.flagged import FlaggedSample, flagged_samples, read_flagged
@@ -8,7 +9,8 @@ from clipguard.outputs.formats.github import github
 from clipguard.outputs.formats.junit import junit
 from clipguard.outputs.formats.markdown import markdown
 from clipguard.outputs.formats.sarif import sarif
-from clipguard.runs.summary import RunSummary
+from clipguard.outputs.samples import read_samples
+from clipguard.runs.summary import RunSummary, read_summary
 
 Writer = Callable[[RunSummary, Sequence[FlaggedSample]], str]
 FileFormat = Literal["sarif", "junit", "markdown"]
@@ -19,6 +21,17 @@ FILES: Final[dict[FileFormat, tuple[str, Writer]]] = {
     "markdown": ("summary.md", markdown),
 }
 """Formats that are files of the run folder: name of the file, and what writes it."""
+
+
+def write_format(name: FileFormat, run: Path, file: Path) -> None:
+    """Write a finished run in one of the formats.
+
+    Raises:
+        ClipguardError: a run that is not finished or damaged.
+    """
+    read_samples(run, order="table")  # whether the table makes sense
+    file.write_text(FILES[name][1](read_summary(run), read_flagged(run)), encoding="utf-8")
+
 
 __all__ = [
     "FILES",
@@ -31,4 +44,5 @@ __all__ = [
     "markdown",
     "read_flagged",
     "sarif",
+    "write_format",
 ]

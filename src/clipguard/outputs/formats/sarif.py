@@ -13,6 +13,8 @@ from clipguard.runs.summary import Finding, RunSummary
 
 SCHEMA: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 VERSION: Final = "2.1.0"
+MOST_RESULTS: Final = 25_000
+"""GitHub takes no more in a run; the findings come first."""
 
 
 class Rule(NamedTuple):
@@ -49,13 +51,12 @@ def sarif(summary: RunSummary, flagged: Sequence[FlaggedSample]) -> str:
     the file that holds it. Warnings of the run become notifications; the verdict stands in the properties.
     """
     level = "error" if summary.verdict.answer == "suspicious" else "warning"
+    findings = [_class_result(finding, summary) for finding in summary.verdict.findings[:MOST_RESULTS]]
+    listed = flagged[: MOST_RESULTS - len(findings)]
     run = {
         "tool": {"driver": _driver(summary)},
-        "invocations": [_invocation(summary)],
-        "results": [
-            *(_class_result(finding, summary) for finding in summary.verdict.findings),
-            *(_sample_result(sample, summary, level) for sample in flagged),
-        ],
+        "invocations": [_invocation(summary, len(flagged) - len(listed))],
+        "results": [*findings, *(_sample_result(sample, summary, level) for sample in listed)],
         "columnKind": "unicodeCodePoints",
         "properties": {
             "answer": summary.verdict.answer,
@@ -88,8 +89,10 @@ def _driver(summary: RunSummary) -> dict[str, Any]:
     }
 
 
-def _invocation(summary: RunSummary) -> dict[str, Any]:
+def _invocation(summary: RunSummary, left_out: int) -> dict[str, Any]:
     notes = [*summary.verdict.reasons, *summary.warnings]
+    if left_out:
+        notes.append(f"{left_out:,} more flagged samples are in samples.parquet")
     return {
         "executionSuccessful": True,
         "exitCode": VERDICTS[summary.verdict.answer].exit_code,
