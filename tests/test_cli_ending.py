@@ -78,7 +78,7 @@ def test_a_terminal_gets_a_link_to_the_page_and_a_file_none(tmp_path):
     [
         (SCAN, 3, ["apply", "export", "defend"]),
         (FULL, 3, ["apply", "export"]),
-        (SCAN, 0, ["verify"]),
+        (SCAN, 0, ["export", "verify"]),
         (SCAN | {"command": "demo"}, 3, ["scan"]),
     ],
 )

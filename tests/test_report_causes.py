@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipguard.outputs.findings import detection_words, strength_words
+from clipguard.outputs.next_steps import next_steps
 from clipguard.outputs.report import render, summarize
 from clipguard.outputs.report.causes import OPEN_LABEL, OPEN_TRIGGER, causes_of
-from clipguard.outputs.report.next_steps import next_steps
 from clipguard.outputs.report.pictures import thumbnails
 from clipguard.runs.summary import Finding, RunSummary
 from clipguard.types import State, partition_of

@@ -1,6 +1,5 @@
 """What a person sees at the end of a run: verdict, rates, the most suspicious samples, where all of it is."""
 
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.text import Text
 from clipguard.errors import one_line
 from clipguard.outputs.findings import LISTED, NOT_ASSESSABLE, finding_rows, power_words
 from clipguard.outputs.formats import FlaggedSample
+from clipguard.outputs.next_steps import next_steps
 from clipguard.outputs.quality import quality_words
 from clipguard.outputs.rates import rate_rows
 from clipguard.outputs.samples import read_texts
@@ -72,18 +72,10 @@ def show_run(
 
 def next_commands(summary: RunSummary, flagged: int) -> list[str]:
     """Return the commands that make sense after a run, ready to be typed."""
-    run, source = shlex.quote(summary.run_dir), shlex.quote(summary.data.location)
     if summary.command == "demo":
         return ["clipguard scan FOLDER -o runs/a    (your own data: one sub-folder a class)"]
-    if not flagged:
-        return [f"clipguard verify {run} --data {source}"]
-    lines = [
-        f"clipguard apply {run} {source} --out {shlex.quote(summary.run_dir.rstrip('/') + '-clean')}",
-        f"clipguard export {run} --to csv",
-    ]
-    if summary.command == "scan":
-        lines.append(f"clipguard defend {source} -o {run}")
-    return lines
+    # What a command line has scanned is a path.
+    return [step.command for step in next_steps(summary, {"kind": "folder"}, flagged) if step.command]
 
 
 def _show_guides(summary: RunSummary, console: Console) -> None:

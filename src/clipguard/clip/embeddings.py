@@ -179,8 +179,7 @@ class ReadingPass:
             # Of an attempt that was killed before it had noted what it read, nothing is kept.
             if self.guide or not image_file(folder, shard).exists():
                 folder.mkdir(exist_ok=True)
-                # Only readable images are in `good`; mypy does not follow the filter that far.
-                pieces = (read.views.images[number][None] for read in good)  # type: ignore[union-attr]  # see above
+                pieces = (views.images[number][None] for views in _views(good))
                 shape = (len(good), *view.size, 3)
                 write_pieces(image_file(folder, shard), shape, np.dtype(np.uint8), pieces)
         if self.guide:
@@ -244,6 +243,11 @@ def _embedded(
     return piece, embed(good) if good else None
 
 
+def _views(reads: list[ReadRow]) -> list[Views]:
+    """Return what became of the readable images."""
+    return [read.views for read in reads if not isinstance(read.views, Unreadable)]
+
+
 def _embedded_if_new(guide: ClipGuide, baseline: BaselineEmbeddings, piece: _Piece) -> _Embedded:
     """Return a piece whose new images alone are embedded; the others' embeddings are the baseline's."""
     good = [read for read in piece.reads if not isinstance(read.views, Unreadable)]
@@ -254,9 +258,7 @@ def _embedded_if_new(guide: ClipGuide, baseline: BaselineEmbeddings, piece: _Pie
     new = np.flatnonzero(places < 0)
     vectors[places >= 0] = baseline[places[places >= 0]]
     if len(new):
-        # Only readable images are in `good`; mypy does not follow the filter that far.
-        crops = [good[place].views.images[0] for place in new]  # type: ignore[union-attr]  # see above
-        vectors[new] = guide.clip.embed_crops(crops)
+        vectors[new] = guide.clip.embed_crops([views.images[0] for views in _views([good[i] for i in new])])
     return _without_crops((piece, vectors))
 
 

@@ -111,7 +111,7 @@ def skipped_words(skipped: Mapping[str, int]) -> str:
     return f"{sum(skipped.values())} files left out: " + "; ".join(f"{n} {reason}" for reason, n in reasons)
 
 
-def fault(error: OSError | ValueError) -> str:
+def fault(error: Exception) -> str:
     """Return what the system, or `read_bounded`, says about a file, without its path."""
     return getattr(error, "strerror", None) or reason_of(error)
 

@@ -121,7 +121,7 @@ def _rows(file: Path, limits: Limits) -> Rows:
         text = read_bounded(file, limits.json_bytes).decode("utf-8-sig")
         return _csv(text) if file.suffix == ".csv" else _jsonl(text, limits)
     except (OSError, ValueError, csv.Error) as error:
-        raise ClipguardError(f"{file} cannot be read: {fault(error)}") from error  # type: ignore[arg-type]  # csv.Error is told like them
+        raise ClipguardError(f"{file} cannot be read: {fault(error)}") from error
 
 
 def _csv(text: str) -> Rows:

@@ -7,10 +7,10 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Int64
 
+from clipguard.outputs.next_steps import next_steps
 from clipguard.outputs.quality import read_quality
 from clipguard.outputs.report.causes import Cause, causes_of
 from clipguard.outputs.report.columns import texts_of, with_losses
-from clipguard.outputs.report.next_steps import next_steps
 from clipguard.outputs.report.pictures import images_by_id, thumbnails
 from clipguard.outputs.report.plot import entropy_map
 from clipguard.outputs.report.shown_samples import shown_samples
