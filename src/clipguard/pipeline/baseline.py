@@ -13,10 +13,8 @@ from clipguard.data.provenance import ROWS
 from clipguard.errors import ClipguardError
 from clipguard.pipeline.scan import Scan
 from clipguard.runs import FinishedStage, RunFolder, read_table
+from clipguard.runs.samples_table import NEW
 from clipguard.runs.summary import BaselineSummary, ClassChange, Verdict
-
-NEW = "new"
-"""Column of the table of samples: whether the baseline lacks the sample."""
 
 
 def baseline_stage(run: Path) -> FinishedStage:

@@ -53,9 +53,13 @@ COLUMNS: Final = (
 )
 """The columns in their order; those of further signals follow."""
 
-NEW: Final = Column("new", "whether the baseline run lacks it; only where a baseline is given (true, false)")
+NEW: Final = "new"
+"""Column of a scan with a baseline."""
 
-DESCRIPTIONS: Final = dict((*COLUMNS, NEW))
+DESCRIPTIONS: Final = {
+    **dict(COLUMNS),
+    NEW: "whether the baseline run lacks it; only where a baseline is given (true, false)",
+}
 
 
 def in_table_order(columns: Mapping[str, Any]) -> dict[str, Any]:

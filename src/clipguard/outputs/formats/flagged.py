@@ -8,13 +8,10 @@ import numpy as np
 
 from clipguard.errors import ClipguardError
 from clipguard.runs import read_rows, read_table
-from clipguard.runs.samples_table import SAMPLES
+from clipguard.runs.samples_table import NEW, SAMPLES
 from clipguard.runs.summary import RunSummary
 
 FLAGGED: Final = "flagged"
-NEW: Final = "new"
-"""Column that says which samples a baseline run lacks; only a scan with a baseline has it."""
-
 _CONTAINERS: Final = (".tar", ".npz", ".parquet")
 
 
@@ -56,7 +53,7 @@ def flagged_samples(columns: Mapping[str, Sequence[Any]]) -> list[FlaggedSample]
         KeyError: a column is missing.
     """
     rows = [row for row, status in enumerate(columns["status"]) if status == FLAGGED]
-    new = columns.get("new")
+    new = columns.get(NEW)
     samples = [
         FlaggedSample(
             id=str(columns["id"][row]),

@@ -1,4 +1,4 @@
-"""The columns of samples.parquet that the page shows: the one place that knows their names."""
+"""The columns of samples.parquet that the page shows, read for some rows or for all."""
 
 from pathlib import Path
 from typing import Final
@@ -9,12 +9,6 @@ from jaxtyping import Int64, Shaped
 from clipguard.outputs.samples import Table, read_texts
 from clipguard.runs import read_rows, read_table
 from clipguard.runs.samples_table import SAMPLES
-
-SCORE: Final = "poison_score"
-"""How suspicious a sample is, from 0 to 1."""
-
-GIVEN, PREDICTED = "given_label", "predicted_label"
-"""Names of the given class, and of the one that the guide prefers."""
 
 _FURTHER: Final = ("path", "sha256")
 _OPTIONAL: Final = ("q_value", "guide_nll", "early_nll")
@@ -31,8 +25,8 @@ def texts_of(run: Path, rows: Int64[np.ndarray, "m"]) -> dict[str, list[str]]:
     empty = [""] * len(rows)
     return {
         "id": texts["id"],
-        "given": texts[GIVEN],
-        "predicted": texts[PREDICTED],
+        "given": texts["given_label"],
+        "predicted": texts["predicted_label"],
         **{name: [str(value or "") for value in further.get(name, empty)] for name in _FURTHER},
     }
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard.outputs.report.causes import Cause
-from clipguard.outputs.report.columns import SCORE, texts_of
+from clipguard.outputs.report.columns import texts_of
 from clipguard.outputs.report.size import FLAGGED_TEXTS, OTHER_TEXTS, fitting
 from clipguard.outputs.samples import Table
 from clipguard.types import STATES, Partition, State
@@ -21,18 +21,11 @@ UNFLAGGED: Final = 48
 
 LEAST: Final = 100
 
-NUMBERS: Final = {
-    "rank": "rank",
-    "trigger": "trigger",
-    "poison_score": SCORE,
-    "q_value": "q_value",
-    "trigger_score": "trigger_score",
-    "guide_nll": "guide_nll",
-    "early_nll": "early_nll",
-    "guide_rank": "guide_rank",
-    "early_rank": "early_rank",
-}
-"""The numbers that are shown of a sample, and their columns."""
+NUMBERS: Final = (
+    *("rank", "trigger", "poison_score", "q_value", "trigger_score"),
+    *("guide_nll", "early_nll", "guide_rank", "early_rank"),
+)
+"""The numbers that are shown of a sample."""
 
 
 def shown_samples(
@@ -62,8 +55,8 @@ def _described(
     run: Path, table: Table, partition: Partition, rows: Int64[np.ndarray, "m"]
 ) -> list[dict[str, Any]]:
     columns: dict[str, Sequence[Any]] = {**texts_of(run, rows)}
-    for name, column in NUMBERS.items():
-        values = table[column][rows].tolist() if column in table else [None] * len(rows)
+    for name in NUMBERS:
+        values = table[name][rows].tolist() if name in table else [None] * len(rows)
         columns[name] = [None if value is None or not np.isfinite(value) else value for value in values]
     states = [STATES[State(state)] for state in partition.state[rows]]
     columns |= {"status": [one.status for one in states], "reason": [one.reason for one in states]}
