@@ -60,8 +60,8 @@ torture: $(VENV)/.installed-dev
 
 # The notebooks train small nets: two minutes on two idle cores.
 docs: $(VENV)/.installed-docs
-	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --keep-going -q -c docs -d site/.doctrees . site
-	@echo 'Site: $(abspath site)/index.html'
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --keep-going -q -c docs -d site/.doctrees . site/html
+	@echo 'Site: $(abspath site)/html/index.html'
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
