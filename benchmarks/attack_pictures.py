@@ -54,7 +54,7 @@ def main() -> None:
     blocks = {}
     for name in sys.argv[1:] or ATTACKS:
         cell = replace(first.cell, attack=AttackChoice(name=name))
-        runner = by_attack.get(name) or CellRunner(cell, first.paths, first.reference_seed)
+        runner = by_attack.get(name) or CellRunner(cell, first.paths, first.reference_seeds)
         if (triggered := runner.attack.trigger(clean)) is not None:
             blocks[name] = block(clean, triggered)
     lines = math.ceil(len(blocks) / COLUMNS)

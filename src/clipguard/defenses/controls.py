@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int64
 
-from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
 from clipguard.compute.training import cross_entropy, fit
 from clipguard.defenses.clipguard import fitted, unfitted
 from clipguard.defenses.protocol import Case, Repaired
@@ -27,7 +26,7 @@ class NoDefense:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrain:
-    """Drops what clipguard flags or excludes and trains from scratch on the rest, by the victim's recipe."""
+    """Drops what clipguard flags or excludes and trains on the rest as the victim was trained."""
 
     config: DefenseConfig = field(default_factory=DefenseConfig)
 
@@ -37,10 +36,7 @@ class Retrain:
         defender, source = unfitted(case, self.config)
         partition = defender.scan(source).partition_
         keep = partition.has(State.CLEAN, State.UNCERTAIN)
-        classifier = ClassifierConfig(
-            spec=case.spec, recipe=case.recipe, seed=Seed(case.seed).child("victim")
-        )
-        model, seconds = cached_classifier(classifier, case.data, case.cache, keep)
+        model, seconds = case.train_on(keep)
         stages = {name: stage.seconds for name, stage in defender.stages_.items()}
         return Repaired(
             model=model,

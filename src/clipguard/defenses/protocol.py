@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import Bool
+
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.training import Recipe
 from clipguard.models.spec import ModelSpec, Normalized
@@ -18,23 +21,24 @@ class Case:
     Attributes:
         data: the poisoned set.
         train_victim: gives a copy of the `victim`, which is trained unless a cache has it.
+        train_on: trains another model as the victim was, on the samples that a mask keeps; returns it and the
+            seconds that took, also where a cache had it.
         spec: how the victim is built.
         recipe: how the victim was trained.
         guide: the CLIP that the benchmark gives to whoever wants one.
         seed: root of all randomness.
         run_dir: a folder for the defence's own files; the same case finds them again.
-        cache: folder of models trained from scratch, shared by all cases.
         progress: called as work goes on.
     """
 
     data: ImageSet
     train_victim: Callable[[], Normalized]
+    train_on: Callable[[Bool[np.ndarray, "n"]], tuple[Normalized, float]]
     spec: ModelSpec
     recipe: Recipe
     guide: ClipGuide
     seed: int
     run_dir: Path
-    cache: Path
     progress: Progress | None = None
 
     @property

@@ -82,6 +82,7 @@ def detection(
         "flagged": int(flagged.sum()),
         "flagged_recall": _share(flagged[poisoned]),
         "flagged_precision": _share(poisoned[flagged]),
+        "false_positive_rate": _share(flagged[~poisoned]),
         "class_sizes": _counts(data, np.ones(len(data), dtype=bool)),
         "class_flagged": _counts(data, flagged),
         "class_wrongly_flagged": _counts(data, flagged & ~poisoned),

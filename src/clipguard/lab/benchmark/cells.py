@@ -5,12 +5,13 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
 from clipguard.compute.training import EpochHook
@@ -23,11 +24,21 @@ from clipguard.lab.attacks import Attack, attack_named, fit_attack, parts_of
 from clipguard.lab.benchmark.config import UNTOUCHED, Cell, DataChoice
 from clipguard.lab.benchmark.guides import BenchGuide, accuracy, guide_of
 from clipguard.lab.benchmark.longtail import long_tailed
-from clipguard.lab.benchmark.rates import TriggeredTest, rates_of, triggered_tests
+from clipguard.lab.benchmark.rates import (
+    TriggeredTest,
+    hits_of,
+    mean_row,
+    of_target,
+    paired,
+    rates_of,
+    triggered_tests,
+)
 from clipguard.lab.benchmark.results import Row
 from clipguard.lab.evaluation import detection
 from clipguard.lab.ground_truth import PoisonTruth
-from clipguard.models.spec import ModelSpec, Normalized, build, weights_digest
+from clipguard.models.preprocessing import as_they_are, timm_preprocessing
+from clipguard.models.pretrained import take_body
+from clipguard.models.spec import ModelSpec, Normalized, build, loads_with_timm, weights_digest
 from clipguard.seeds import Seed, Stream
 from clipguard.types import ImageSet, Preprocessing, Progress
 
@@ -143,12 +154,16 @@ class LazyModel:
         self.copies += 1
         return copy.deepcopy(self.trained[0])
 
+    def trained_on(self, keep: Bool[np.ndarray, "n"]) -> tuple[Normalized, float]:
+        """Return a model trained as this one, on some of the rows, and the seconds of its training."""
+        return cached_classifier(self.config, self.data, self.cache, keep, self.on_epoch)
+
 
 class CellRunner:
     """What the rows of one cell share."""
 
-    def __init__(self, cell: Cell, paths: BenchmarkPaths, reference_seed: int) -> None:
-        self.cell, self.paths, self.reference_seed = cell, paths, reference_seed
+    def __init__(self, cell: Cell, paths: BenchmarkPaths, reference_seeds: Sequence[int]) -> None:
+        self.cell, self.paths, self.reference_seeds = cell, paths, reference_seeds
         self.name = cell_name(cell)
 
     @functools.cached_property
@@ -183,6 +198,16 @@ class CellRunner:
         return self._model(self.poisoned[0], self.cell.seed, "train the victim")
 
     @functools.cached_property
+    def victim_hits(self) -> Bool[np.ndarray, "t"]:
+        """Which clean test images the victim gets right."""
+        return hits_of(self.victim.trained[0], self.sets[1])
+
+    @property
+    def _target_tests(self) -> Bool[np.ndarray, "t"]:
+        """Which test images are of the attack's class; none where it has several."""
+        return of_target(self.sets[1].labels, self.triggered_tests)
+
+    @functools.cached_property
     def guide(self) -> BenchGuide:
         """The guide."""
         return guide_of(self.cell.guide, self.paths.cache / "embeddings", self.paths.beside)
@@ -202,8 +227,11 @@ class CellRunner:
 
     def reference(self) -> Row:
         """Return the row of the same recipe without the poison, tested with this cell's triggers."""
-        model, seconds = self._model(self.sets[0], self.reference_seed, "train the clean reference").trained
-        return {**self._rates(model), "seconds": {"reference": seconds}}
+        rows = list[Row]()
+        for seed in self.reference_seeds:
+            model, seconds = self._model(self.sets[0], seed, "train the clean reference").trained
+            rows.append({**self._rates(model), "seconds": {"reference": seconds}})
+        return mean_row(rows)
 
     def defended(self, defense: Defense) -> Row:
         """Return the row of a defence."""
@@ -214,6 +242,7 @@ class CellRunner:
             raise ClipguardError(f"the defence returned {type(result).__name__}: return a Repaired")
         row: Row = {
             **self._rates(result.model),
+            "paired": paired(self.victim_hits, hits_of(result.model, self.sets[1]), self._target_tests),
             "seconds": _numbers(result.seconds, "seconds"),
             "notes": _numbers(result.notes, "notes"),
             "victim": self.victim.digest if self.victim.copies > copies_before else None,
@@ -229,12 +258,12 @@ class CellRunner:
         return Case(
             data=self.poisoned[0],
             train_victim=self.victim.copied,
+            train_on=self.victim.trained_on,
             spec=self.victim.config.spec,
             recipe=self.cell.recipe,
             guide=self.guide,
             seed=self.cell.seed,
             run_dir=self.paths.run / "defences" / self.name,
-            cache=self.paths.cache,
             progress=self.paths.progress,
         )
 
@@ -242,8 +271,12 @@ class CellRunner:
         recipe, progress = self.cell.recipe, self.paths.progress
         h, w = data.images.shape[1:3]
         k = len(data.class_names)
-        spec = ModelSpec.sized(architecture=self.cell.net, num_classes=k, input_size=(h, w))
-        config = ClassifierConfig(spec=spec, recipe=recipe, seed=Seed(seed).child("victim"))
+        config = ClassifierConfig(
+            spec=_spec(self.cell.net, k, (h, w)),
+            recipe=recipe,
+            seed=Seed(seed).child("victim"),
+            start=_start(self.cell, self.paths),
+        )
         return LazyModel(data, config, self.paths.cache, lambda done: progress(step, done, recipe.epochs))
 
     def _rates(self, model: Normalized) -> Row:
@@ -276,10 +309,23 @@ def preflight(cells: Sequence[Cell], paths: BenchmarkPaths, guided: bool) -> Non
             classes[cell.data] = len(sources(cell.data, paths)[0].class_names)
         _check_target(cell, classes[cell.data])
     for cell in {cell.net: cell for cell in cells}.values():
-        spec = ModelSpec.sized(architecture=cell.net, num_classes=classes[cell.data], input_size=(32, 32))
-        build(spec, Seed(0))
+        model = build(_spec(cell.net, classes[cell.data], cell.data.size or (32, 32)), Seed(0))
+        if (start := _start(cell, paths)) is not None:
+            take_body(model, start, Seed(0))
     for guide in dict.fromkeys(cell.guide for cell in cells) if guided else ():
         _ = guide_of(guide, paths.cache / "embeddings", paths.beside).clip
+
+
+def _spec(net: str, k: int, size: tuple[int, int]) -> ModelSpec:
+    """Return the net for images of that size; one of timm's is given the colours that it knows."""
+    known = timm_preprocessing(net) if loads_with_timm(net) else None
+    if known is None:
+        return ModelSpec.sized(architecture=net, num_classes=k, input_size=size)
+    return ModelSpec(architecture=net, num_classes=k, preprocessing=as_they_are(replace(known, size=size)))
+
+
+def _start(cell: Cell, paths: BenchmarkPaths) -> Path | None:
+    return None if cell.weights is None else paths.beside / Path(cell.weights).expanduser()
 
 
 def _check_target(cell: Cell, k: int) -> None:

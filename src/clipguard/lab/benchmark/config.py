@@ -80,6 +80,7 @@ class AttackChoice:
     Attributes:
         name: as for `attack`.
         rate: replaces the benchmark's rates.
+        target: replaces the benchmark's class, for instance where a clean-label attack needs a larger one.
         seeds: replace the benchmark's.
         options: the attack's own settings.
         victim: changes of the recipe, for attacks that need longer to succeed.
@@ -87,6 +88,7 @@ class AttackChoice:
 
     name: str
     rate: Rate | None = None
+    target: int | None = None
     seeds: Annotated[tuple[AnySeed, ...], NOT_EMPTY] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     victim: dict[str, Any] = field(default_factory=dict)
@@ -111,9 +113,17 @@ class GuideChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetChoice:
-    """The victim's architecture; `victim` changes its recipe, for nets that need another."""
+    """The victim's architecture.
+
+    Attributes:
+        name: as for `defend --architecture`.
+        weights: safetensors of the same net of timm's, relative to the file's folder. Every training starts
+            from them, but for the head: transfer. None trains from scratch.
+        victim: changes of the recipe, for nets that need another.
+    """
 
     name: str
+    weights: str | None = None
     victim: dict[str, Any] = field(default_factory=dict)
 
 
@@ -143,7 +153,7 @@ class BenchConfig:
         seeds: of attack, victim and defence.
         defenses: beside none, reference, retrain and finetune, which are always there.
         victim: how the victim is trained.
-        reference_seed: of the one training without poison that all seeds are held against.
+        reference_seeds: of the trainings without poison, whose mean all seeds are held against.
         defense_config: clipguard's settings, also for the controls that build on its scan. A defence's own
             options may change them further.
     """
@@ -157,7 +167,7 @@ class BenchConfig:
     seeds: Annotated[tuple[AnySeed, ...], NOT_EMPTY] = (0,)
     defenses: tuple[DefenseChoice, ...] = (DefenseChoice(name="clipguard"),)
     victim: Recipe = BENCHMARK_RECIPE
-    reference_seed: AnySeed = 0
+    reference_seeds: Annotated[tuple[AnySeed, ...], NOT_EMPTY] = (0, 1, 2)
     defense_config: DefenseConfig = field(default_factory=DefenseConfig)
 
 
@@ -171,6 +181,7 @@ class Cell:
     target: int
     guide: GuideChoice
     net: str
+    weights: str | None
     recipe: Recipe
     seed: int
 
@@ -235,7 +246,7 @@ def _spelled_out(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _faults(config: BenchConfig) -> Iterator[str]:
-    for axis in ("data", "attacks", "rates", "guides", "nets", "seeds"):
+    for axis in ("data", "attacks", "rates", "guides", "nets", "seeds", "reference_seeds"):
         entries = getattr(config, axis)
         for number, entry in enumerate(entries):
             if entry in entries[:number]:
@@ -254,7 +265,8 @@ def _check_attacks(config: BenchConfig, origin: str) -> None:
     for attack in config.attacks:
         try:
             refuse_general(attack.options)
-            attack_named(attack.name, target=config.target, **attack.options)
+            target = config.target if attack.target is None else attack.target
+            attack_named(attack.name, target=target, **attack.options)
         except (ClipguardError, TypeError) as error:
             raise ClipguardError(f"{origin}, key attacks: {error}") from error
     for net, attack in product(config.nets, config.attacks):
@@ -309,9 +321,10 @@ def cells(config: BenchConfig) -> Iterator[Cell]:
                 # What it replaces stands in the cell itself: a cell is the same however it was asked for.
                 attack=AttackChoice(name=attack.name, options=attack.options),
                 rate=rate,
-                target=config.target,
+                target=config.target if attack.target is None else attack.target,
                 guide=guide,
                 net=net.name,
+                weights=net.weights,
                 recipe=recipe_of(config, net, attack),
                 seed=seed,
             )

@@ -11,7 +11,11 @@ FLOOR: Final = 0.01
 MARGIN: Final = 0.005
 """Attack success may be this much above the clean-trained reference's, whose errors hit the target, too."""
 LOSS: Final = 0.003
+"""Of clean accuracy, in the mean over cells."""
 RECALL_LOSS: Final = 0.02
+RECALL_IMAGES: Final = 100
+"""Test images of the target class below which its recall is no goal: one image would be a point or more."""
+CONFIDENCE: Final = 0.95
 _ROUNDING: Final = 1e-9
 
 UNDEFENDED_ROW: Final = "none"
@@ -21,9 +25,11 @@ REFERENCE_ROW: Final = "reference"
 _WITHOUT_GOAL: Final = (UNDEFENDED_ROW, REFERENCE_ROW, "finetune")
 
 GOALS: Final = (
-    f"ASR <= max({FLOOR:.0%}, reference + {100 * MARGIN:g} points) for every trigger, clean accuracy at most "
-    f"{100 * LOSS:g} points below the undefended model's, recall of the target class at most "
-    f"{100 * RECALL_LOSS:g} points below. Where the attack did not succeed (ASR < 80 %), no defence is scored"
+    f"ASR <= max({FLOOR:.0%}, reference + {100 * MARGIN:g} points) for every trigger; clean accuracy not "
+    f"significantly below the undefended model's (McNemar's exact test, {CONFIDENCE:.0%}); recall of the "
+    f"target class not significantly more than {100 * RECALL_LOSS:g} points below (paired interval, "
+    f"{CONFIDENCE:.0%}, from {RECALL_IMAGES} test images of the class on). Where the attack did not succeed "
+    "(ASR < 80 %), no defence is scored"
 )
 
 STALE_SETTINGS: Final = " (stale settings)"
@@ -85,7 +91,9 @@ def goal(row: Row, cell: dict[str, Row]) -> str:
         return "undefended model or reference missing"
     if before["attack_successes"] and not row["attack_succeeded"]:
         return ATTACK_FAILED
-    return "; ".join([*_success_misses(row, reference), *_loss_misses(row, before)]) or "met"
+    if row.get("paired_n") is None:
+        return "of an older version: run the benchmark again"
+    return "; ".join([*_success_misses(row, reference), *_loss_misses(row)]) or "met"
 
 
 def _success_misses(row: Row, reference: Row) -> Iterator[str]:
@@ -95,12 +103,39 @@ def _success_misses(row: Row, reference: Row) -> Iterator[str]:
             yield f"ASR {percent(after)} > {percent(bound)} (+{percent(after - bound)})"
 
 
-def _loss_misses(row: Row, before: Row) -> Iterator[str]:
-    for name, allowed, word in (("accuracy", LOSS, "CA"), ("target_recall", RECALL_LOSS, "target recall")):
-        if before[name] is not None and row[name] is not None:
-            lost = before[name] - row[name]
-            if lost > allowed + _ROUNDING:
-                yield f"{word} −{percent(lost)} (allowed −{percent(allowed)})"
+def _loss_misses(row: Row) -> Iterator[str]:
+    lost, gained = (int(row[f"paired_{name}"]) for name in ("lost", "gained"))
+    chance = chance_of_loss(lost, gained)
+    if chance < 1 - CONFIDENCE:
+        yield f"CA −{percent((lost - gained) / row['paired_n'])} (p = {chance:.2g})"
+    n, lost, gained = (int(row[f"paired_target_{name}"]) for name in ("n", "lost", "gained"))
+    if n >= RECALL_IMAGES and (least := least_loss(lost, gained, n)) > RECALL_LOSS:
+        words = f"at least −{percent(least)}, allowed −{percent(RECALL_LOSS)}"
+        yield f"target recall −{percent((lost - gained) / n)} ({words})"
+
+
+def chance_of_loss(lost: int, gained: int) -> float:
+    """Return the chance of so many lost images, or more, if losing and gaining one were as likely.
+
+    McNemar's test, exact and one-sided, over the images that two models judge differently.
+    """
+    from scipy.stats import binom
+
+    return float(binom.sf(lost - 1, lost + gained, 0.5))
+
+
+def least_loss(lost: int, gained: int, n: int) -> float:
+    """Return the lower end of a 95 % interval (one-sided) of the loss of a paired rate, as a fraction.
+
+    The interval of Agresti and Min (Statistics in Medicine 24, 2005): Wald's, with a half added to each of
+    the four counts.
+    """
+    from scipy.stats import norm
+
+    size, more, fewer = n + 2, lost + 0.5, gained + 0.5
+    loss = (more - fewer) / size
+    error = ((more + fewer) / size - loss**2) ** 0.5 / size**0.5
+    return float(loss - norm.ppf(CONFIDENCE) * error)
 
 
 def percent(rate: float) -> str:

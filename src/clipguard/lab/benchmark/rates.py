@@ -1,9 +1,10 @@
 """Rates of one model on one test set, with every trigger of the cell."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from clipguard.compute.inference import classifier_logits
 from clipguard.lab.attacks import Attack, parts_of, triggered
@@ -50,6 +51,59 @@ def rates_of(model: Normalized, test: ImageSet, triggered_sets: tuple[TriggeredT
         "attack_successes": known("attack_success"),
         "class_recalls": [float(of_class.mean()) if len(of_class) else None for of_class in classes],
     }
+
+
+def hits_of(model: Normalized, test: ImageSet) -> Bool[np.ndarray, "t"]:
+    """Return which clean test images a model gets right."""
+    hits: Bool[np.ndarray, " t"] = classifier_logits(model, test.images).argmax(1) == test.labels
+    return hits
+
+
+def of_target(
+    labels: Int64[np.ndarray, "t"], triggered_sets: tuple[TriggeredTest, ...]
+) -> Bool[np.ndarray, "t"]:
+    """Return which test images are of the one class that all triggers lead to; none if they differ."""
+    targets = {int(t) for _, led in triggered_sets if led is not None for t in np.unique(led)}
+    return labels == targets.pop() if len(targets) == 1 else np.zeros(len(labels), dtype=bool)
+
+
+def paired(
+    before: Bool[np.ndarray, "t"], after: Bool[np.ndarray, "t"], target: Bool[np.ndarray, "t"]
+) -> dict[str, int]:
+    """Return how many test images two models judge differently, in all and of the target class.
+
+    Args:
+        before: which images the victim gets right.
+        after: which the repaired model gets right.
+        target: which are of the target class.
+    """
+    lost, gained = before & ~after, after & ~before
+    return {
+        "n": len(before),
+        "lost": int(lost.sum()),
+        "gained": int(gained.sum()),
+        "target_n": int(target.sum()),
+        "target_lost": int((lost & target).sum()),
+        "target_gained": int((gained & target).sum()),
+    }
+
+
+def mean_row(rows: Sequence[Row]) -> Row:
+    """Return the mean of each number of several trainings' rows, and the range of their attack success."""
+    success = [one["attack_success"] for one in rows if one["attack_success"] is not None]
+    spread = {"attack_success_range": [min(success), max(success)]} if success else {}
+    return {name: _mean([one[name] for one in rows]) for name in rows[0]} | {"trainings": len(rows)} | spread
+
+
+def _mean(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, dict):
+        return {name: _mean([one[name] for one in values]) for name in first}
+    if isinstance(first, list):
+        return [_mean(list(some)) for some in zip(*values, strict=True)]
+    if isinstance(first, float) and None not in values:
+        return sum(values) / len(values)
+    return first
 
 
 def attack_succeeded(successes: list[float]) -> bool | None:

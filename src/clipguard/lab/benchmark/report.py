@@ -3,6 +3,7 @@
 Reads nothing else, and needs no torch.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -12,6 +13,7 @@ from clipguard.lab.benchmark.goals import (
     ATTACK_FAILED,
     AXES,
     GOALS,
+    LOSS,
     Group,
     axis_word,
     cell_text,
@@ -30,7 +32,13 @@ _TIME: Final = (
 
 _ABOUT_RATES: Final = (
     "Mean over seeds ± standard deviation. *n* is the number of test images of a seed, then the number of "
-    "attacked ones. The reference is one training, and all seeds are held against it."
+    "attacked ones. The reference is the mean of several trainings, and all seeds are held against it."
+)
+
+_ABOUT_SUMMARY: Final = (
+    "Over the cells of a data set whose attack succeeded: how many meet which goal. *CA*: the mean change of "
+    f"clean accuracy in points (goal: at least −{100 * LOSS:g}), then in how many cells it is significantly "
+    "below. Detection: means over the cells."
 )
 
 _DETECTION: Final = {
@@ -39,6 +47,7 @@ _DETECTION: Final = {
     "detection_auroc_suspicion": "AUROC suspicion",
     "detection_flagged_recall": "recall",
     "detection_flagged_precision": "precision",
+    "detection_false_positive_rate": "FPR",
 }
 
 _PLAIN: Final = "{:.2f}".format
@@ -65,6 +74,7 @@ def markdown(rows: list[Row]) -> str:
     all_groups = groups(rows)
     axes = varying_axes([group.rows[0] for group in all_groups])
     lines = ["# Results", "", f"Goal: {GOALS}.", "", *_provenance(rows), ""]
+    lines += ["## In one view", "", _ABOUT_SUMMARY, "", *_summary(all_groups), ""]
     lines += ["## Rates", "", _ABOUT_RATES, "", *_rates(all_groups, axes), ""]
     lines += ["## Detection and time", "", _TIME, "", *_detections(all_groups, axes), ""]
     failed = [
@@ -114,6 +124,44 @@ def _provenance(rows: list[Row]) -> list[str]:
         f"The same for all rows: {', '.join(words)}." if words else "",
         f"Command: {distinct('command')}. Commit: {distinct('commit')}. Machine: {distinct('machine')}.",
     ]
+
+
+def _summary(all_groups: list[Group]) -> list[str]:
+    """Return a line for each data set, net and scored row: in how many cells which goal is met."""
+    lines = [
+        ["data", "net", "row", "cells", "all goals", "ASR", "CA", "target recall", "TPR", "FPR", "AUROC"]
+    ]
+    scored: dict[tuple[str, str, str], list[tuple[Row, str]]] = defaultdict(list)
+    for group in all_groups:
+        for row, goal in zip(group.rows, group.goals, strict=True):
+            # Without an attack there is neither a success nor poison to find.
+            if goal not in ("", ATTACK_FAILED) and row["attack_successes"]:
+                scored[(row["data"], row["net"], group.label)].append((row, goal))
+    for names, pairs in scored.items():
+        goals = [goal for _, goal in pairs]
+        met = [sum(word not in goal for goal in goals) for word in ("ASR", "CA", "target recall")]
+        change = fmean((row["paired_gained"] - row["paired_lost"]) / row["paired_n"] for row, _ in pairs)
+        rows = [row for row, _ in pairs]
+        lines.append(
+            [
+                *names,
+                str(len(pairs)),
+                str(goals.count("met")),
+                str(met[0]),
+                f"{100 * change:+.2f}, {len(pairs) - met[1]} below",
+                str(met[2]),
+                *(_mean_of(rows, f"detection_{name}") for name in _SUMMARISED),
+            ]
+        )
+    return _table(lines)
+
+
+_SUMMARISED: Final = ("flagged_recall", "false_positive_rate", "auroc_suspicion")
+
+
+def _mean_of(rows: list[Row], name: str) -> str:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return f"{fmean(values):.4f}" if values else "–"
 
 
 def _rates(all_groups: list[Group], axes: Sequence[str]) -> list[str]:

@@ -20,10 +20,12 @@ _FIRST: Final = (
     *("seed", "row", "defense", "error", "attack_succeeded"),
     *(metric.name for metric in METRICS),
     *("n", "attack_n", "attack_successes", "class_recalls"),
+    *("paired_n", "paired_lost", "paired_gained"),
+    *("paired_target_n", "paired_target_lost", "paired_target_gained"),
     *("train_n", "poisoned", "cover", "guide_accuracy", "guide_pass_seconds"),
     *("detection_poisoned", "detection_poison_in_clean"),
     *("detection_auroc_guide", "detection_auroc_early", "detection_auroc_suspicion"),
-    *("detection_flagged_recall", "detection_flagged_precision"),
+    *("detection_flagged_recall", "detection_flagged_precision", "detection_false_positive_rate"),
     *("detection_class_sizes", "detection_class_wrongly_flagged"),
 )
 """Columns that are always there, in this order; the others follow as they come."""

@@ -83,7 +83,7 @@ def run_bench(
     for cell in chosen:
         with locked(_folder(cell, paths.run) / ".lock", wait=False) as free:
             if free:
-                runner = CellRunner(cell, paths, config.reference_seed)
+                runner = CellRunner(cell, paths, config.reference_seeds)
                 computed += _CellRows(runner, config, command, log).compute(tasks)
             else:
                 busy += 1

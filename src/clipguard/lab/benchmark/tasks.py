@@ -20,7 +20,7 @@ from clipguard.lab.benchmark.goals import REFERENCE_ROW, UNDEFENDED_ROW
 from clipguard.lab.benchmark.results import Row
 from clipguard.pipeline import stages
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Raise it when a column gets another name or meaning."""
 VERSION: Final = 1
 """Raise it when the benchmark computes a figure in another way."""
@@ -53,7 +53,7 @@ def tasks_of(config: BenchConfig) -> Iterator[Task]:
             yield Task(
                 label=REFERENCE_ROW,
                 defense=REFERENCE_ROW,
-                settings={"seed": config.reference_seed},
+                settings={"seeds": list(config.reference_seeds)},
                 compute=CellRunner.reference,
             )
         else:
