@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 from clipguard.data import ImageSource
 from clipguard.defenses.protocol import Case, Repaired
+from clipguard.detection.feature_separation import FeatureSeparationConfig
+from clipguard.mitigation.unlearning import UnlearningConfig
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
@@ -35,7 +37,7 @@ def unfitted(case: Case, config: DefenseConfig) -> tuple[Defender, ImageSource]:
     # Power changes neither the partition nor the model, and its time is none of the defence's.
     config = replace(config, seed=case.seed, power=0)
     source = ImageSource.open((case.data.images, case.data.labels), classes=case.data.class_names)
-    run = case.run_dir / f"clipguard-{_digest(config)}"
+    run = case.run_dir / f"clipguard-{_scan_digest(config)}"
     return Defender(case.guide, run, config=config, progress=case.progress, quality=False), source
 
 
@@ -45,9 +47,13 @@ def fitted(case: Case, config: DefenseConfig) -> Defender:
     return defender.fit(source, model=case.victim, spec=case.spec)
 
 
-def _digest(config: DefenseConfig) -> str:
-    """Return a short name of the settings: in one run folder, two would replace each other's stages."""
-    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:8]
+def _scan_digest(config: DefenseConfig) -> str:
+    """Return a short name of the settings of a scan, which rows that repair otherwise share.
+
+    In one run folder, two scans would replace each other's stages.
+    """
+    shared = replace(config, unlearning=UnlearningConfig(), feature_separation=FeatureSeparationConfig())
+    return hashlib.sha256(json.dumps(asdict(shared), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _by_features(defender: Defender) -> dict[str, int]:
