@@ -12,13 +12,14 @@ COVERED = $(addprefix tests/test_,$(addsuffix .py,sources sources_arrays catalog
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu lint format coverage mutants torture docs clean
+.PHONY: help demo test tests test-gpu lint format coverage mutants torture docs clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo     install into $(VENV) once, poison digits, scan, unlearn, write a report'
 	@echo 'make test     install into $(VENV) once, then everything that CI runs'
 	@echo 'make test-gpu  check what only a GPU shows, with $(PYTHON) and the torch that it has; installs nothing'
+	@echo 'make tests    the tests only'
 	@echo 'make lint     format check, ruff, mypy and import-linter only'
 	@echo 'make coverage branch coverage of what meets hostile input and faults: data and runs'
 	@echo 'make mutants  put faults into the entropy map, one at a time, and count those that no test sees'
@@ -33,7 +34,9 @@ demo: $(VENV)/.installed-demo
 	@test -s $(RUN)/report.html || { echo 'error: the demo wrote no $(RUN)/report.html' >&2; exit 1; }
 	@echo 'Report: $(abspath $(RUN))/report.html'
 
-test: lint
+test: lint tests
+
+tests: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # No environment of its own: whatever has torch will do. Eight minutes at most.

@@ -11,6 +11,7 @@ from clipguard.clip.zero_shot import guide_from_name
 from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
 from clipguard.lab.attacks import attack_named
+from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet, Preprocessing
@@ -28,8 +29,9 @@ def cifar(rows: tuple[int, int]) -> ImageSet:
     return read_images(ImageSource.open(CIFAR, rows=rows), Preprocessing(size=(32, 32)))[0]
 
 
-def defender_of(run: Path) -> Defender:
-    return Defender(guide_from_name("mini"), run)
+def without_canaries(run: Path) -> Defender:
+    """What canaries find changes neither a flag nor the repair, and would take half of the time."""
+    return Defender(guide_from_name("mini"), run, config=DefenseConfig(power=0))
 
 
 def source(data: ImageSet) -> ImageSource:
@@ -37,7 +39,9 @@ def source(data: ImageSet) -> ImageSource:
 
 
 def test_without_poison_nothing_is_flagged(tmp_path):
-    partition = defender_of(tmp_path / "run").scan(source(cifar(TRAIN))).partition_
+    defender = Defender(guide_from_name("mini"), tmp_path / "run").scan(source(cifar(TRAIN)))
+    assert defender.verdict_.answer != "suspicious"
+    partition = defender.partition_
     assert not partition.flagged.any()
     assert partition.clean.mean() > 0.5
 
@@ -47,7 +51,7 @@ def test_most_of_the_poison_is_found(tmp_path, attack, rate, recall):
     data, truth = attack_named(attack, rate=rate, target=TARGET).poison(
         cifar(TRAIN), Seed(0).child("quality")
     )
-    flagged = defender_of(tmp_path / "run").scan(source(data)).partition_.flagged
+    flagged = without_canaries(tmp_path / "run").scan(source(data)).partition_.flagged
     assert flagged[truth.poisoned].mean() >= recall
     assert flagged[~truth.poisoned].mean() <= 0.02
 
@@ -55,7 +59,7 @@ def test_most_of_the_poison_is_found(tmp_path, attack, rate, recall):
 def test_a_backdoor_is_found_and_removed(tmp_path):
     attack = attack_named("blended", rate=0.1, target=TARGET)
     data, truth = attack.poison(cifar(TRAIN), Seed(0).child("quality"))
-    defender = defender_of(tmp_path / "run").fit(source(data))
+    defender = without_canaries(tmp_path / "run").fit(source(data))
     flagged = defender.partition_.flagged
     assert flagged[truth.poisoned].mean() >= 0.9
     assert flagged[~truth.poisoned].mean() <= 0.01
