@@ -32,8 +32,8 @@ from runners import RESULTS, runners
 
 FOLDER = RESULTS / "ablation"
 LARGEST = 64
-MODELS = {name: model for name, model in EARLY_MODELS.items() if name != "reference"} | {
-    "width-64": replace(EARLY_MODELS["reference"], runs=1)
+MODELS = {name: model for name, model in EARLY_MODELS.items() if name != "cgd"} | {
+    "width-64": replace(EARLY_MODELS["cgd"], runs=1)
 }
 
 
