@@ -2,7 +2,7 @@
 
     python benchmarks/first_split.py
 
-Three draws whose guide is weak: GTSRB and CIFAR-100 with BadNets on 5 % (target 0), GTSRB with SIG (target 2);
+Three draws whose guide is weak: GTSRB and CIFAR-100 with BadNets on 5 % (target 0), GTSRB with SIG (2);
 rows 0-11,999. Split by CGD's two axes, and with the linear probe as second axis of the guide, as a scan does.
 The rows are written to benchmarks/results/verdict/first-split.json.
 """
