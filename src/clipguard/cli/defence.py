@@ -137,6 +137,7 @@ def _defender(options: ScanOptions, config: DefenseConfig, progress: Progress) -
         embeddings=options.embeddings,
         quality=options.quality,
         baseline=options.baseline,
+        reviews=options.reviews,
     )
 
 

@@ -101,6 +101,13 @@ Baseline = Annotated[
         "and the exit code is that of the images that it lacks."
     ),
 ]
+Reviews = Annotated[
+    Path | None,
+    Parameter(
+        help="Review marks saved in the page: what they keep is not flagged, what they drop is; default: "
+        "reviews.json of the run folder, or of the baseline's, if there."
+    ),
+]
 Repeated = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 Out = Annotated[Path, Parameter(name=("--out", "-o"))]
 RunFolder = Annotated[Out, Parameter(help="Run folder, created if needed; the same data resume there.")]
@@ -156,6 +163,7 @@ class ScanOptions:
     device: Device = None
     threads: Threads = None
     baseline: Baseline = None
+    reviews: Reviews = None
     config: Config = None
     format: Format = ()
     quiet: Quiet = False

@@ -36,7 +36,7 @@ class Retrain:
         # Without unlearning, which is no part of it; a scan of the row before is read back.
         defender, source = unfitted(case, self.config)
         partition = defender.scan(source).partition_
-        keep = partition.has(State.CLEAN, State.UNCERTAIN)
+        keep = partition.clean | partition.has(State.UNCERTAIN)
         classifier = ClassifierConfig(
             spec=case.spec, recipe=case.recipe, seed=Seed(case.seed).child("victim")
         )

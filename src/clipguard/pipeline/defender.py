@@ -32,6 +32,7 @@ from clipguard.pipeline.repair import (
     with_model_triggers,
 )
 from clipguard.pipeline.retraining import check_drop
+from clipguard.pipeline.reviewing import given_reviews
 from clipguard.pipeline.scan import Context, Scan, notes_of
 from clipguard.pipeline.scanning import scan
 from clipguard.pipeline.stages import RETRAINING, VICTIM
@@ -96,6 +97,8 @@ class Defender:
         engine: who reads and embeds the data, shard by shard; by default this process.
         quality: whether duplicates, label errors and odd images are looked for, too; they change no other
             result.
+        reviews: file of review marks, which have the last word on what becomes of a sample; None takes
+            reviews.json of the run folder or of the baseline's, if there.
     """
 
     _samples: dict[str, Any] | None
@@ -114,6 +117,7 @@ class Defender:
         threads: int | None = None,
         quality: bool = True,
         baseline: Path | None = None,
+        reviews: Path | None = None,
     ) -> None:
         self.guide = guide
         self.run_dir = run_dir
@@ -126,6 +130,7 @@ class Defender:
         self.threads = threads
         self.quality = quality
         self.baseline = baseline
+        self.reviews = reviews
 
     @_with_its_means
     def scan(self, source: object) -> "Defender":
@@ -222,7 +227,9 @@ class Defender:
     def _retrain(self, config: DefenseConfig, like: ModelSpec | None) -> FinishedStage:
         scan = self.trained_on_
         self.spec_ = spec_to_train(config, scan.num_classes, scan.data.images.shape[1:3], like)
-        stage = train(scan, scan.partition.has(State.CLEAN, State.UNCERTAIN), self.spec_, RETRAINING)
+        stage = train(
+            scan, scan.partition.clean | scan.partition.has(State.UNCERTAIN), self.spec_, RETRAINING
+        )
         self.model_ = load(stage.path / "model.safetensors", self.spec_)
         return stage
 
@@ -252,6 +259,7 @@ class Defender:
                     "embeddings of another tool and a baseline were given: leave one of the two out"
                 )
             check_baseline(self.baseline, Path(self.run_dir), guide)
+        reviews = given_reviews(Path(self.run_dir), self.baseline, self.reviews)
         run = _open_run(self.run_dir, source, guide, config, progress)
         run.manifest["guide"] = about
         run.manifest["second_guide"] = about_second
@@ -269,6 +277,7 @@ class Defender:
             embeddings_from=self.embeddings,
             second_guide=second,
             baseline=self.baseline,
+            reviews=reviews,
         )
         self.scan_: Scan = scan(context)
         self._samples = None

@@ -175,7 +175,7 @@ MODEL_TRIGGER_INVERSION: Final = replace(TRIGGER_INVERSION, name="model_trigger_
 
 SAMPLES: Final = Stage[Scan](
     name="samples",
-    version=3,
+    version=4,
     title="write the table of samples",
     config=lambda scan: {"columns": list(scan.columns)},
     inputs=lambda scan: [
