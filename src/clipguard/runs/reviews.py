@@ -1,6 +1,6 @@
 """Review marks: what a person has decided on samples, who, why and when. They were made in the page."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -115,41 +115,56 @@ def reviews_file(*folders: Path | None) -> Path | None:
     return next((file for file in files if file.exists()), None)
 
 
-def matched(
-    samples: Mapping[str, Shaped[np.ndarray, "n"]], reviews: Iterable[Review]
-) -> tuple[Shaped[np.ndarray, "n"], int]:
-    """Return the decision on each sample, empty where there is none, and how many marks are of no sample.
+def places_of(samples: Mapping[str, Shaped[np.ndarray, "n"]], reviews: Sequence[Review]) -> list[int]:
+    """Return the place of each mark's sample, -1 for a mark of none.
 
     A mark belongs to the image with its hash, under the label that it had. Of several such samples it takes
-    the one with its name. A sample that has been moved goes by the hash alone, if no other one has that. Of
-    several marks of a sample, the latest counts.
+    the one with its name. A sample that has been moved goes by the hash alone, if no other one has that.
 
     Args:
         samples: the columns `sha256`, `id` and `given_label`.
         reviews: marks, in any order.
     """
-    latest = sorted(reviews, key=lambda review: _instant(review.at))
-    wanted = {review.sha256 for review in latest}
-    places: dict[str, list[int]] = {}
+    wanted = {review.sha256 for review in reviews}
+    with_hash: dict[str, list[int]] = {}
     for place, sha256 in enumerate(samples["sha256"]):
         if sha256 in wanted:
-            places.setdefault(sha256, []).append(place)
-    decisions, strangers = np.full(len(samples["id"]), "", object), set[tuple[str, str]]()
-    for review in latest:
+            with_hash.setdefault(sha256, []).append(place)
+    places = []
+    for review in reviews:
         candidates = [
             place
-            for place in places.get(review.sha256, ())
+            for place in with_hash.get(review.sha256, ())
             if review.given_label in ("", samples["given_label"][place])
         ]
-        own = [place for place in candidates if samples["id"][place] == review.id]
-        if len(chosen := own or candidates) == 1:
-            decisions[chosen[0]] = review.decision
-        else:
+        chosen = [place for place in candidates if samples["id"][place] == review.id] or candidates
+        places.append(chosen[0] if len(chosen) == 1 else -1)
+    return places
+
+
+def matched(
+    samples: Mapping[str, Shaped[np.ndarray, "n"]], reviews: Iterable[Review]
+) -> tuple[Shaped[np.ndarray, "n"], int]:
+    """Return the decision on each sample, empty where there is none, and how many marks are of no sample.
+
+    Of several marks of a sample, the latest counts; see `places_of`.
+    """
+    ordered = in_order_of_time(reviews)
+    decisions, strangers = np.full(len(samples["id"]), "", object), set[tuple[str, str]]()
+    for review, place in zip(ordered, places_of(samples, ordered), strict=True):
+        if place < 0:
             strangers.add((review.sha256, review.id))
+        else:
+            decisions[place] = review.decision
     return decisions, len(strangers)
 
 
-def as_json(review: Review) -> dict[str, Any]:
+def in_order_of_time(reviews: Iterable[Review]) -> list[Review]:
+    """Return marks, the latest last."""
+    return sorted(reviews, key=lambda review: _instant(review.at))
+
+
+def as_values(review: Review) -> dict[str, Any]:
     """Return a mark as JSON values, its time in UTC."""
     values: dict[str, Any] = msgspec.to_builtins(review)
     return {**values, "at": _instant(review.at).astimezone(UTC).isoformat().replace("+00:00", "Z")}
