@@ -3,19 +3,17 @@
 import json
 import shutil
 
+import msgspec
 import numpy as np
 import pytest
-from PIL import Image
 
 from clipguard.errors import ClipguardError
 from clipguard.outputs.reviews import review_words
 from clipguard.outputs.weights import sample_weights
-from clipguard.pipeline.defender import Defender
-from clipguard.pipeline.summary import write_summary
 from clipguard.runs import read_json, read_table, verify_run
 from clipguard.runs.reviews import REVIEWS, Review, matched, places_of
 from clipguard.runs.samples_table import source_order
-from tiny_runs import CONFIG, GUIDE, poisoned_set
+from tiny_runs import scanned_folder as scan
 
 EARLY, LATE = "2026-01-01T10:00:00Z", "2026-02-01T10:00:00+02:00"
 
@@ -27,7 +25,9 @@ def review(sha256, name, decision="keep", at=EARLY, given_label=""):
 
 def table(*rows):
     names = ("sha256", "id", "given_label")
-    return {name: np.array(values, object) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+    return {
+        name: np.array(values, object) for name, values in zip(names, zip(*rows, strict=True), strict=True)
+    }
 
 
 def placed(samples, *reviews):
@@ -35,54 +35,38 @@ def placed(samples, *reviews):
 
 
 def convert(values):
-    import msgspec
-
     return msgspec.convert(values, Review)
 
 
 def test_a_mark_is_of_the_image_under_its_label_and_of_several_copies_of_the_one_with_its_name():
-    samples = table(("a", "cat/1", "cat"), ("a", "dog/1", "dog"), ("b", "cat/2", "cat"), ("b", "cat/3", "cat"))
+    samples = table(
+        ("a", "cat/1", "cat"), ("a", "dog/1", "dog"), ("b", "cat/2", "cat"), ("b", "cat/3", "cat")
+    )
     assert placed(samples, review("a", "dog/1"), review("b", "cat/2"), review("b", "cat/3")) == [1, 2, 3]
     # Moved: by the hash, as long as one sample alone has it, under the same label.
     assert placed(samples, review("a", "gone", given_label="cat"), review("a", "gone")) == [0, -1]
     assert placed(samples, review("b", "gone", given_label="cat"), review("c", "cat/1")) == [-1, -1]
     # The same file under another label is another sample.
-    assert placed(samples, review("a", "cat/1", given_label="dog"), review("b", "cat/2", given_label="dog")) == [
-        1,
-        -1,
-    ]
+    others = [review(sha256, name, given_label="dog") for sha256, name in (("a", "cat/1"), ("b", "cat/2"))]
+    assert placed(samples, *others) == [1, -1]
 
 
 def test_of_several_marks_of_a_sample_the_latest_counts_whatever_their_order():
     samples = table(("a", "x", "cat"), ("b", "y", "cat"))
-    marks = [review("a", "x", "drop", LATE), review("a", "x", "keep", EARLY), review("c", "z"), review("c", "z")]
+    marks = [
+        review("a", "x", "drop", LATE),
+        review("a", "x", "keep", EARLY),
+        review("c", "z"),
+        review("c", "z"),
+    ]
     decisions, strangers = matched(samples, [convert(one) for one in marks])
     assert (decisions.tolist(), strangers) == (["drop", ""], 1)
 
 
-def scan(source, run, **options):
-    defender = Defender(GUIDE, run, config=CONFIG, threads=1, quality=False, **options).scan(source)
-    write_summary(defender, "scan", files={})
-    return defender
-
-
-@pytest.fixture(scope="module")
-def first(tmp_path_factory):
-    """Return a folder of poisoned images, and a scan of it."""
-    root = tmp_path_factory.mktemp("reviewed")
-    data, _ = poisoned_set(seed=1)
-    for name, pixels, label in zip(data.ids, data.pixels, data.labels, strict=True):
-        folder = root / "data" / data.class_names[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / f"{int(name):04d}.png")
-    scan(root / "data", root / "run")
-    return root / "data", root / "run"
-
-
 @pytest.fixture
-def used(first, tmp_path):
+def used(poisoned_folder_and_run, tmp_path):
     """Return the folder of data, and a copy of the run folder."""
-    source, run = first
+    source, run = poisoned_folder_and_run
     return source, shutil.copytree(run, tmp_path / "run")
 
 
@@ -126,7 +110,9 @@ def test_the_next_scan_has_what_people_decided_and_the_scores_and_verdict_of_the
         assert np.array_equal(before[name], after[name]), name
     expected = {keep: ("trusted", "reviewed", 0), drop: ("flagged", "reviewed", 0)}
     for row in range(len(before["row"])):
-        states = [tuple(rows[name][row] for name in ("status", "reason", "trigger")) for rows in (before, after)]
+        states = [
+            tuple(rows[name][row] for name in ("status", "reason", "trigger")) for rows in (before, after)
+        ]
         assert states[1] == expected.get(row, states[0])
     assert summary["verdict"] == verdict
     reviews = {name: summary["reviews"][name] for name in summary["reviews"].keys() - {"file", "sha256"}}

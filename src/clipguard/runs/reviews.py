@@ -125,10 +125,10 @@ def places_of(samples: Mapping[str, Shaped[np.ndarray, "n"]], reviews: Sequence[
         samples: the columns `sha256`, `id` and `given_label`.
         reviews: marks, in any order.
     """
-    wanted = {review.sha256 for review in reviews}
+    hashes = {review.sha256 for review in reviews}
     with_hash: dict[str, list[int]] = {}
     for place, sha256 in enumerate(samples["sha256"]):
-        if sha256 in wanted:
+        if sha256 in hashes:
             with_hash.setdefault(sha256, []).append(place)
     places = []
     for review in reviews:
