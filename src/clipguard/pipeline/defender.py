@@ -41,7 +41,7 @@ from clipguard.pipeline.verdict import verdict
 from clipguard.pipeline.victims import check_fit, given_victim
 from clipguard.runs import FinishedStage, RunFolder, SourceInfo, described, read_table
 from clipguard.runs.changes import changed_settings
-from clipguard.runs.cleaning import CLEANED, cleaned_at
+from clipguard.runs.cleaning import CLEANED, cleaning_of
 from clipguard.runs.samples_table import SAMPLES, source_order
 from clipguard.seeds import Seed
 from clipguard.types import Partition, Preprocessing, Progress, State
@@ -335,8 +335,8 @@ def _open_run(
     )
     if replaced := changed_settings(run):
         progress(replaced, 0, 0)
-    if when := cleaned_at(run.path):
-        progress(f"the caches of run folder {run.path} were dropped at {when}: all is computed anew", 0, 0)
+    if cleaning := cleaning_of(run.path):
+        progress(f"{cleaning.words(run.path)}: all is computed anew", 0, 0)
         run.retract(CLEANED)
     return run
 

@@ -22,6 +22,7 @@ from clipguard.outputs.reviews import review_words
 from clipguard.outputs.samples import Table, read_samples
 from clipguard.quality.issues import ISSUES
 from clipguard.runs import RunFolder
+from clipguard.runs.cleaning import cleaning_of
 from clipguard.runs.summary import RunSummary, read_summary
 from clipguard.types import STATES, Partition
 
@@ -47,7 +48,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
     `classes` (`listed` and `others`), `map` (see `entropy_map`), `samples` (see `shown_samples`; thumbnails
     as data URIs), `causes` (the flagged samples in groups), `triggers` (each reconstructed trigger, alone and
     put on clean samples), `quality` (issues by kind), `marks` (see `shown_marks`; `reviewed` says what they
-    did) and `steps` (what to do next).
+    did), `cleaned` (when `clean` dropped the pictures; else None) and `steps` (what to do next).
 
     Raises:
         ClipguardError: no run folder, a run that is not finished or of another version, or damaged files.
@@ -61,6 +62,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
     flagged = int(partition.flagged.sum())
     marks = shown_marks(folder.path, run.reviews)
     least = order[partition.clean[order]][::-1][:EXAMPLES]
+    cleaning = cleaning_of(folder.path)
     return {
         "run": run,
         "manifest": folder.manifest,
@@ -76,6 +78,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
             marked=order[:MARKED],
             marked_as=f"the {len(order[:MARKED])} most suspicious samples",
         ),
+        "cleaned": None if cleaning is None else cleaning.at,
         "marks": marks,
         "reviewed": review_words(run.reviews),
         **_pictured(folder, table, partition, causes, least, len(as_json(marks))),
