@@ -191,6 +191,7 @@ class DefendOptions(ScanOptions):
         rate: Learning rate of unlearning; default: found by a short range test.
         epochs: Of a model that is trained here; default: 25.
         flip: Mirror images at random in training; not for digits or text.
+        onnx: Write the repaired model as model.onnx, too, as export --to onnx does (clipguard[onnx]).
         test: Labelled test set, or a folder that `clipguard attack` wrote with --test.
     """
 
@@ -208,6 +209,7 @@ class DefendOptions(ScanOptions):
     rate: float | None = None
     epochs: int | None = None
     flip: bool = True
+    onnx: Annotated[bool, Parameter(negative="")] = False
     test: Path | None = None
 
 

@@ -21,8 +21,8 @@ def run_report(run: Path, *, static: bool, without_pictures: bool, as_json: bool
     page = run / "report.html"
     if cleaning is not None and page.exists() and not without_pictures:
         raise ClipguardError(
-            f"{cleaning.words(run)}, pictures too: a new page has none, and would replace {page}; run the scan "
-            "again, or give --without-pictures"
+            f"{cleaning.words(run)}, pictures too: a new page has none, and would replace {page}; run the "
+            "scan again, or give --without-pictures"
         )
     path = str(write_report(run, static=static))
     if cleaning is not None:
