@@ -40,7 +40,7 @@ GroupColumn = Annotated[
     str | None,
     Parameter(
         help="Column of groups: copies, or frames of a video. Samples of one group are never apart in "
-        "cross-validation."
+        "cross-validation, nor where a model is measured on samples that it has not seen."
     ),
 ]
 Device = Annotated[

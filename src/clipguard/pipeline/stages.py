@@ -115,7 +115,8 @@ REMOVAL: Final = Stage[Scan](
     name="removal",
     version=1,
     title="train with and without the flagged samples",
-    config=lambda scan: _nets(scan.context.config),
+    # Groups came later than the rest: without any, results are what they were.
+    config=lambda scan: _nets(scan.context.config) | ({} if scan.data.groups is None else {"groups": True}),
     inputs=lambda scan: [
         scan.images_key,
         *scan.context.key("early_model", "trigger_detector", "label_flow"),
