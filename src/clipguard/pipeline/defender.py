@@ -213,13 +213,14 @@ class Defender:
 
     def _repaired(self, config: DefenseConfig, like: ModelSpec | None, origin: str) -> list[str]:
         """Repair the model, unless nothing is flagged; return what is to be said of it."""
-        run = self.scan_.context.run
-        if not self.partition_.flagged.any():
+        run, stage = self.scan_.context.run, None
+        if self.partition_.flagged.any():
+            stage = self._retrain(config, like) if config.by == "retrain" else self._unlearn(origin)
+        if stage is None:
             self.model_, self.history_ = self.before_, {}
             with run.publishing("model.safetensors") as path:
                 save(self.model_, self.spec_, path, self.scan_.data.class_names)
             return [UNTOUCHED]
-        stage = self._retrain(config, like) if config.by == "retrain" else self._unlearn(origin)
         self.history_ = read_table(stage.path / "history.parquet")
         run.publish(stage.path / "model.safetensors", "model.safetensors")
         return notes_of(stage)
@@ -233,12 +234,13 @@ class Defender:
         self.model_ = load(stage.path / "model.safetensors", self.spec_)
         return stage
 
-    def _unlearn(self, origin: str) -> FinishedStage:
+    def _unlearn(self, origin: str) -> FinishedStage | None:
         self.trained_on_ = with_model_triggers(self.trained_on_, self.scan_)
         held_out = self.trained_on_.partition.has(State.HELD_OUT)
         unseen = np.flatnonzero(held_out & self.partition_.clean)
         stage = repair(self.trained_on_, self.before_, self.spec_, origin, unseen)
-        self.model_ = _weights_into(self.before_, stage)
+        if stage is not None:
+            self.model_ = _weights_into(self.before_, stage)
         return stage
 
     def _reporting(self) -> Progress:

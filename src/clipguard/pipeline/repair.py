@@ -105,13 +105,14 @@ _STREAMS: Final = {"victim": "victim", "retraining": "retrain"}
 
 def repair(
     scan: Scan, victim: Normalized, spec: ModelSpec, origin: str, unseen: Int64[np.ndarray, "m"] = NOTHING
-) -> FinishedStage:
+) -> FinishedStage | None:
     """Return the stage of the victim (whose key or content hash is `origin`) after unlearning.
 
-    It is measured on trusted samples that the victim has not learned, if there are any.
+    It is measured on trusted samples that the victim has not learned, if there are any. None where nothing is
+    flagged that could be unlearned: all of it was held out, or the victim's features have cleared it.
     """
-    given = Repair(scan=scan, victim=victim, spec=spec, origin=origin, unseen=unseen)
-    return scan.context.finish(UNLEARNING, _by_features(given))
+    given = _by_features(Repair(scan=scan, victim=victim, spec=spec, origin=origin, unseen=unseen))
+    return scan.context.finish(UNLEARNING, given) if given.scan.partition.flagged.any() else None
 
 
 def _by_features(given: Repair) -> Repair:
