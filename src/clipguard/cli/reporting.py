@@ -14,10 +14,9 @@ def run_report(run: Path, *, static: bool, without_pictures: bool, as_json: bool
     from clipguard.errors import ClipguardError
     from clipguard.outputs.progress import warn
     from clipguard.outputs.report import write_report
-    from clipguard.runs import RunFolder
     from clipguard.runs.cleaning import cleaning_of
 
-    cleaning = cleaning_of(RunFolder.read(run).path)
+    cleaning = cleaning_of(run)
     page = run / "report.html"
     if cleaning is not None and page.exists() and not without_pictures:
         raise ClipguardError(
