@@ -81,3 +81,13 @@ def refused(clipguard: Any, tmp_path: Path) -> Any:
     from tiny_data import refusing
 
     return refusing(clipguard, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def poisoned_folder_and_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a folder of poisoned images and the run folder of its scan: both are only read."""
+    from tiny_runs import poisoned_folder, scanned_folder
+
+    root = tmp_path_factory.mktemp("poisoned")
+    scanned_folder(poisoned_folder(root / "data"), root / "run")
+    return root / "data", root / "run"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipguard.clip.zero_shot import ClipGuide
+from clipguard.outputs.report import write_report
 from clipguard.pipeline.defender import Defender
 from clipguard.runs import RunFolder, read_json, verify_run
 from clipguard.runs.cleaning import CLEANED, clean_run
@@ -95,7 +96,7 @@ def test_a_cleaned_run_says_so_when_it_is_resumed_and_computes_all_anew(once, ru
     clean_run(run)
     made, remarks = scan(once[0], run, stop=False)
     assert len(remarks) == 1
-    assert "were dropped at 20" in remarks[0]
+    assert " stages) at 20" in remarks[0]
     assert "computed anew" in remarks[0]
     assert not any(stage.cached for stage in made.stages_.values())
     assert (run / "samples.parquet").read_bytes() == before
@@ -169,3 +170,41 @@ def test_a_person_reads_what_was_freed_and_the_new_seal(tmp_path, clipguard):
     assert "MB freed: the caches of 2 stages" in out
     assert "kept: samples.parquet" in out
     assert lock_run(tmp_path / "run").holds(tmp_path / "run")
+
+
+def test_report_and_verify_say_what_is_gone_and_since_when(once, run, clipguard):
+    page = run / "report.html"
+    page.write_text("the page with pictures")
+    clean_run(run)
+    cleaned = read_json(run / CLEANED)
+    when, stages = cleaned["cleaned"], cleaned["stages"]
+    told = f"({len(stages)} stages) at {when}"
+    for arguments, words in (
+        (("report", run), "--without-pictures"),
+        (("verify", run, "--data", once[0]), "hashes of its inputs"),
+    ):
+        ran = clipguard(*arguments)
+        assert (ran.code, ran.err.count("\n")) == (2, 1)
+        assert told in ran.err
+        assert words in ran.err
+    assert page.read_text() == "the page with pictures"
+    page.unlink()
+    ran = clipguard("verify", run)
+    assert ran.code == 0
+    assert f"cleaned: {when}; no longer there to be checked: stages {', '.join(stages)}" in ran.out
+    assert clipguard("verify", run, "--json").json["cleaned"] == {"at": when, "stages": [*stages]}
+    assert clipguard("verify", once[1], "--json").json["cleaned"] is None
+
+
+def test_the_page_of_a_cleaned_run_says_that_its_pictures_are_gone(tmp_path, clipguard):
+    run = finished(tmp_path)
+    write_report(run)
+    clean_run(run)
+    ran = clipguard("report", run, "--without-pictures", "--json")
+    when = read_json(run / CLEANED)["cleaned"]
+    assert (ran.code, ran.json["cleaned"]) == (0, when)
+    assert "no picture and no reconstructed trigger" in ran.err
+    page = (run / "report.html").read_text()
+    assert "The pictures are gone:</b> <code>clipguard clean</code> has dropped them, and the" in page
+    assert when in page
+    assert "data:image/webp" not in page

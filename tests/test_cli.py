@@ -389,7 +389,7 @@ def test_the_files_of_a_run_are_named_and_a_long_path_is_not_broken_into_lines()
 def test_report_prints_the_path_of_the_page(clipguard, monkeypatch, tmp_path):
     monkeypatch.setattr("clipguard.outputs.report.write_report", lambda run, static: run / "report.html")
     assert clipguard("report", tmp_path).out.strip() == str(tmp_path / "report.html")
-    expected = {"schema_version": 1, "report": str(tmp_path / "report.html")}
+    expected = {"schema_version": 1, "report": str(tmp_path / "report.html"), "cleaned": None}
     assert clipguard("report", tmp_path, "--json").json == expected
 
 

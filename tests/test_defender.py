@@ -98,8 +98,9 @@ def test_the_constructor_only_stores(tmp_path):
 
     made = Defender(GUIDE, tmp_path / "run", config=CONFIG, progress=progress)
     stored = {"guide": GUIDE, "run_dir": tmp_path / "run", "config": CONFIG, "progress": progress}
-    stored |= {"engine": None, "embeddings": None, "second_guide": None, "baseline": None}
-    assert vars(made) == {**stored, "device": None, "threads": None, "quality": True}
+    stored |= {"engine": None, "embeddings": None, "second_guide": None}
+    unset = {"baseline": None, "reviews": None}
+    assert vars(made) == {**stored, "device": None, "threads": None, "quality": True, **unset}
     assert not (tmp_path / "run").exists()
 
 

@@ -12,7 +12,7 @@ from clipguard.lab.ground_truth import read_truth
 from clipguard.models.spec import load, read_spec
 from clipguard.pipeline.defender import UNTOUCHED
 from clipguard.pipeline.stages import versions
-from clipguard.runs import read_json, read_table
+from clipguard.runs import read_json, read_table, verify_run
 from clipguard.types import STATES, Preprocessing
 from tiny_data import CommandLine, few_steps, image_folder
 
@@ -168,6 +168,28 @@ def test_the_same_defence_again_reads_back_what_is_finished(clipguard, attacked,
     assert (run / "stages" / "victim" / "model.safetensors").stat().st_mtime < model.st_mtime
     assert "train the model" in first.err
     assert "train the model" not in second.err
+
+    # ONNX is a file more of the same model, and never that of an earlier repair.
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    third = clipguard(*command, "--onnx").json
+    assert third["files"] == {**first.json["files"], "onnx": str(run / "model.onnx")}
+    images = images_of(attacked / "test.parquet").images
+    session = runtime.InferenceSession(run / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": images[:].transpose(0, 3, 1, 2)})
+    expected = load(run / "model.safetensors", read_spec(run / "model.safetensors"))
+    np.testing.assert_allclose(logits, classifier_logits(expected, images), rtol=1e-3, atol=1e-4)
+    assert {one.status for one in verify_run(run)} == {"ok"}
+    assert clipguard(*command).json == first.json
+    assert not (run / "model.onnx").exists()
+
+
+def test_onnx_is_refused_before_any_work_without_its_packages(clipguard, tmp_path, monkeypatch):
+    monkeypatch.setattr("clipguard.models.onnx_file.find_spec", lambda name: None)
+    data = image_folder(tmp_path / "data")
+    ran = clipguard("defend", data, "-o", tmp_path / "run", *MINI, "--onnx")
+    assert ran.code == 2
+    assert "pip install clipguard[onnx]" in ran.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_scan_is_the_first_half_of_repairing_a_given_model(clipguard, attacked, tmp_path):

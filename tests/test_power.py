@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from clipguard.data import ImageSource
 from clipguard.data.decode import prepared
-from clipguard.detection.sample_scores import SampleScores
 from clipguard.pipeline import power as power_module
 from clipguard.pipeline.power import (
     SHARE,
@@ -28,7 +27,7 @@ from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
 from clipguard.triggers.canaries import FAMILIES
 from clipguard.types import Preprocessing, image_set
-from tiny_labels import no_exchange
+from tiny_labels import scores_of
 from tiny_runs import CONFIG, GUIDE, poisoned_set
 
 draws = st.integers(0, 2**32)
@@ -204,32 +203,13 @@ def test_originals_come_at_their_size_or_at_the_largest_one(monkeypatch):
 THRESHOLD = CONFIG.trigger_detector.flagged
 
 
-def scores_of(labels, first_round, trigger_score, singled_out):
-    """Return scores by which the entropy map singles out some samples: the guide holds most against them."""
-    n = len(labels)
-    return SampleScores(
-        labels=labels,
-        num_classes=3,
-        guide_nll=np.where(singled_out, 5.0, 0.0) + np.arange(n) / n,
-        guide_class=labels,
-        early_nll=np.zeros(n),
-        late_nll=np.zeros(n),
-        probe_loss=np.zeros(n),
-        probe_class=labels,
-        first_round=first_round,
-        trigger_score=trigger_score,
-        exchange=no_exchange(3),
-    )
-
-
 def test_each_copy_is_scanned_once_with_canaries_of_its_own(monkeypatch):
     scanned, seeds, scanned_labels = scanned_set(), [], []
 
     def scan(data, guide, embeddings, config, on_epoch):
         seeds.append(config.seed)
         scanned_labels.append(data.labels)
-        zero = np.zeros(len(data))
-        return scores_of(data.labels, zero, zero, zero > 0)
+        return scores_of(data.labels, 3)
 
     monkeypatch.setattr(power_module, "sample_scores", scan)
     sets = ({"patch": 6, "blend": 6},)
@@ -272,10 +252,7 @@ def test_labels_of_the_data_are_not_changed_by_a_copy():
 
 
 def test_copies_take_turns_with_the_sets_of_families(monkeypatch):
-    zero = np.zeros(240)
-    monkeypatch.setattr(
-        power_module, "sample_scores", lambda data, *_: scores_of(data.labels, zero, zero, zero > 0)
-    )
+    monkeypatch.setattr(power_module, "sample_scores", lambda data, *_: scores_of(data.labels, 3))
     sets = [{"patch": 6}, {"blend": 6, "sinusoid": 5}]
     result = power(scanned_set(), sets, lambda scores: np.zeros(3, dtype=bool), 3, Seed(0))
     families = [(outcome.copy, outcome.family) for outcome in result]

@@ -19,10 +19,9 @@ from clipguard.detection.removal import (
     removal,
     trusted_samples,
 )
-from clipguard.detection.sample_scores import SampleScores
 from clipguard.detection.trigger_detector import TriggerDetectorConfig
 from clipguard.seeds import Seed
-from tiny_labels import no_exchange
+from tiny_labels import scores_of
 from tiny_runs import poisoned_set
 
 draws = st.integers(0, 2**32)
@@ -217,23 +216,6 @@ def test_the_chance_of_so_little_agreement_is_that_of_random_draws():
     assert verdicts == [True, False]
 
 
-def scores_of(first_round, trigger_score, guide_nll, guide_class, labels):
-    n = len(labels)
-    return SampleScores(
-        labels=labels,
-        num_classes=2,
-        guide_nll=guide_nll,
-        guide_class=guide_class,
-        early_nll=np.zeros(n),
-        late_nll=np.zeros(n),
-        probe_loss=np.zeros(n),
-        probe_class=labels,
-        first_round=first_round,
-        trigger_score=trigger_score,
-        exchange=no_exchange(2),
-    )
-
-
 def test_trusted_are_those_whom_no_round_suspects_and_whose_label_in_a_suspected_class_is_likely():
     labels, flagged = np.repeat([0, 1], 10), np.zeros(20, dtype=bool)
     first, last, nll = np.zeros(20), np.zeros(20), np.zeros(20)
@@ -241,7 +223,7 @@ def test_trusted_are_those_whom_no_round_suspects_and_whose_label_in_a_suspected
     first[[1, 11]], last[[2, 12]] = 0.6, 0.6
     # A tenth of the samples has the highest guide rank; class 1 is not suspected.
     nll[[3, 13]] = 9.0
-    scores = scores_of(first, last, nll, labels, labels)
+    scores = scores_of(labels, 2, first_round=first, trigger_score=last, guide_nll=nll)
     trusted = trusted_samples(scores, flagged, EntropyMapConfig(), TriggerDetectorConfig())
     assert np.flatnonzero(~trusted).tolist() == [0, 1, 2, 3, 11, 12]
 
@@ -249,8 +231,7 @@ def test_trusted_are_those_whom_no_round_suspects_and_whose_label_in_a_suspected
 def test_agreements_count_flagged_samples_and_others_of_each_suspected_class():
     draw = np.random.default_rng(0)
     labels, guide_class = draw.integers(0, 2, 100), draw.integers(0, 2, 100)
-    zero = np.zeros(100)
-    scores = scores_of(zero, zero, zero, guide_class, labels)
+    scores = scores_of(labels, 2, guide_class=guide_class)
     flagged = (labels == 1) & (np.arange(100) < 30)
     (one,) = agreements(scores, flagged)
     rows = [(int(flagged[row]), int(guide_class[row] == 1)) for row in range(100) if labels[row] == 1]

@@ -17,7 +17,7 @@ from clipguard.pipeline.summary import write_summary
 from clipguard.runs import read_table
 from clipguard.triggers.affine import AffineTrigger
 from test_report_hostile import hostile_run
-from tiny_browser import Opened, chromium, opened
+from tiny_browser import Opened, chromium, marked, opened
 from tiny_report import add_triggers, images_of, make_run
 from tiny_runs import CONFIG, GUIDE, poisoned_set, source_of
 
@@ -198,22 +198,6 @@ def test_the_dialog_takes_a_trigger_off_flagged_pictures_and_puts_it_on_others(b
     window.page.context.close()
 
 
-def marked(window: Opened, folder: Path) -> Path:
-    """Drop the first flagged sample, keep the second, and return the reviews.json that the page gives."""
-    page = window.page
-    page.locator(".reviews summary").click()
-    page.get_by_label("Your name").fill("Ada, auditor")
-    page.locator("#why").fill("=cmd|' /C calc'!A0")
-    page.locator("#flagged button").first.click()
-    for button in ("#drop", "#after", "#keep", "#close"):
-        page.locator(button).click()
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Save reviews.json").click()
-    file = folder / download.value.suggested_filename
-    download.value.save_as(file)
-    return file
-
-
 def test_marks_are_saved_as_reviews_json_and_outlive_the_page(window, run, tmp_path):
     file = marked(window, tmp_path)
     saved = json.loads(file.read_text())
@@ -223,7 +207,7 @@ def test_marks_are_saved_as_reviews_json_and_outlive_the_page(window, run, tmp_p
     ids = dict(zip(table["rank"].tolist(), table["id"].tolist(), strict=True))
     ranks = flagged_ranks(run)
     first, second = saved["reviews"]
-    assert set(first) == {"sha256", "id", "decision", "by", "reason", "at"}
+    assert set(first) == {"sha256", "id", "decision", "by", "reason", "at", "given_label"}
     assert (first["id"], first["decision"]) == (ids[int(ranks[0])], "drop")
     assert (second["id"], second["decision"]) == (ids[int(ranks[1])], "keep")
     assert (first["by"], first["reason"]) == ("Ada, auditor", "=cmd|' /C calc'!A0")

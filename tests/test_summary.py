@@ -119,6 +119,7 @@ FIELDS = list(paths(plain(SAMPLE)))
 OPTIONAL = {
     "schema_version",
     "baseline",
+    "reviews",
     "model",
     "before",
     "after",

@@ -47,3 +47,19 @@ def opened(browser: Browser, path: Path, address: str = "", **options: Any) -> O
     window.page.on("request", lambda request: window.requests.append(request.url))
     window.page.goto(path.absolute().as_uri() + address)
     return window
+
+
+def marked(window: Opened, folder: Path) -> Path:
+    """Drop the first flagged sample, keep the second, and return the reviews.json that the page gives."""
+    page = window.page
+    page.locator(".reviews summary").click()
+    page.get_by_label("Your name").fill("Ada, auditor")
+    page.locator("#why").fill("=cmd|' /C calc'!A0")
+    page.locator("#flagged button").first.click()
+    for button in ("#drop", "#after", "#keep", "#close"):
+        page.locator(button).click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save reviews.json").click()
+    file = folder / download.value.suggested_filename
+    download.value.save_as(file)
+    return file

@@ -6,6 +6,7 @@ from scipy.special import softmax
 from clipguard.detection.label_exchange import LabelExchange
 from clipguard.detection.label_flow import LabelFlow, LabelFlowConfig, LabelView
 from clipguard.detection.linear_probe import NO_LOG_PROB, Probe, linear_probe
+from clipguard.detection.sample_scores import SampleScores
 from clipguard.seeds import Seed
 
 K = 4
@@ -23,6 +24,15 @@ def no_exchange(k):
         strength=zero,
         wrong_labels=zero,
     )
+
+
+def scores_of(labels, num_classes, **known):
+    """Return scores that say nothing of any sample, but for what is known."""
+    zero = np.zeros(len(labels))
+    losses = ("guide_nll", "early_nll", "late_nll", "probe_loss", "first_round", "trigger_score")
+    values = dict.fromkeys(losses, zero) | {"guide_class": labels, "probe_class": labels} | known
+    exchange = no_exchange(num_classes)
+    return SampleScores(labels=labels, num_classes=num_classes, exchange=exchange, **values)
 
 
 def nobody(labels):

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.small_nets import SmallNetConfig
@@ -14,8 +16,10 @@ from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.detection.trigger_detector import TriggerDetectorConfig
 from clipguard.mitigation.unlearning import UnlearningConfig
 from clipguard.pipeline.config import DefenseConfig
+from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.scan import Context, Scan
 from clipguard.pipeline.scanning import scan
+from clipguard.pipeline.summary import write_summary
 from clipguard.runs import RunFolder, SourceInfo, read_table
 from clipguard.runs.samples_table import SAMPLES, source_order
 from clipguard.types import ImageSet, Progress, image_set
@@ -130,3 +134,20 @@ def moved(result: Scan, path: Path, **changes: object) -> Scan:
     """Return the same scan, but for the changes, with a run folder of its own, where nothing is cached."""
     run, finished = folder_of(path, source_of(result.data)), dict(result.context.finished)
     return replace(result, context=replace(result.context, run=run, finished=finished), **changes)
+
+
+def poisoned_folder(root: Path) -> Path:
+    """Return a folder of a poisoned set, a sub-folder a class, of which some are flagged."""
+    data, _ = poisoned_set(seed=1)
+    for name, pixels, label in zip(data.ids, data.pixels, data.labels, strict=True):
+        folder = root / data.class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{int(name):04d}.png")
+    return root
+
+
+def scanned_folder(source: Path, run: Path, **options: Any) -> Defender:
+    """Return a finished scan of a folder, which has its summary, too."""
+    defender = Defender(GUIDE, run, config=CONFIG, threads=1, quality=False, **options).scan(source)
+    write_summary(defender, "scan", files={})
+    return defender

@@ -77,6 +77,8 @@ class Defender(BaseEstimator, QuietDefender):  # type: ignore[misc]  # scikit-le
         quality: whether duplicates, label errors and odd images are looked for, too; they change no other
             result.
         baseline: run folder of an earlier scan by the same guide; only images that it lacks are embedded.
+        reviews: file of review marks, which have the last word on what becomes of a sample; None takes
+            reviews.json of the run folder or of the baseline's, if there.
 
     Attributes:
         verdict_: the answer (clean, suspicious or undecided) with reasons, findings and power.

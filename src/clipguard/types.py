@@ -192,6 +192,10 @@ class State(IntEnum):
     """Flagged for its label alone: unlearnt, and learnt as what its soft label says."""
     HELD_OUT = 5
     """Left out of a training, so that accuracy can be measured on it."""
+    KEPT = 6
+    """Learnt from, since a reviewer keeps what the scan flags or sets aside."""
+    DROPPED = 7
+    """Unlearnt, since a reviewer drops what the scan does not flag."""
 
 
 class StateName(NamedTuple):
@@ -209,6 +213,8 @@ STATES: Final = {
     State.TRIGGER: StateName("flagged", "trigger", "flagged_for_a_trigger"),
     State.LABEL: StateName("flagged", "label", "flagged_for_its_label"),
     State.HELD_OUT: StateName("set aside", "held out", "held_out"),
+    State.KEPT: StateName("trusted", "reviewed", "kept_by_review"),
+    State.DROPPED: StateName("flagged", "reviewed", "dropped_by_review"),
 }
 """The one table from which every column and count of a partition derives."""
 
@@ -255,12 +261,12 @@ class Partition:
     @property
     def clean(self) -> Bool[np.ndarray, "n"]:
         """Samples that are learnt from."""
-        return self.has(State.CLEAN)
+        return self.has(State.CLEAN, State.KEPT)
 
     @property
     def flagged(self) -> Bool[np.ndarray, "n"]:
         """Samples that are unlearnt."""
-        return self.has(State.TRIGGER, State.LABEL)
+        return self.has(State.TRIGGER, State.LABEL, State.DROPPED)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -43,9 +43,9 @@ def run_apply(run: Path, source: Path, options: ApplyOptions) -> Outcome:
     from clipguard.outputs.clean_copy import write_clean_copy
     from clipguard.outputs.kept import kept_samples
     from clipguard.outputs.progress import warn, working
-    from clipguard.outputs.reviews import REVIEWS, read_reviews
+    from clipguard.runs.reviews import read_reviews, reviews_file
 
-    file = options.reviews or (run / REVIEWS if (run / REVIEWS).exists() else None)
+    file = options.reviews or reviews_file(run)
     marks = read_reviews(file).reviews if file else []
     choice = kept_samples(run, set_aside=options.set_aside, q_value=options.q_value, reviews=marks)
     with working() as progress:

@@ -12,6 +12,8 @@ from clipguard.data.listing import skipped_words
 from clipguard.data.provenance import check_inputs
 from clipguard.errors import ClipguardError, one_line
 from clipguard.runs import SEAL, Checked, RunFolder, compared, described, verify_run
+from clipguard.runs.cleaning import cleaning_of
+from clipguard.runs.samples_table import SAMPLES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +37,13 @@ def run_verify(
         ClipguardError: no run folder, or one that lacks what is to be compared.
     """
     checks, skipped = {"artefacts": verify_run(run)}, dict[str, int]()
+    cleaning = cleaning_of(run)
     if data is not None:
+        if cleaning is not None:
+            raise ClipguardError(
+                f"{cleaning.words(run)}, and with them the hashes of its inputs: leave --data out; clipguard "
+                f"apply still compares each image with {SAMPLES}, and a scan into the folder brings all back"
+            )
         inputs = check_inputs(RunFolder.read(run).path / "stages" / "embeddings", data)
         checks["inputs"], skipped = list(inputs.files), dict(inputs.skipped)
     if model is not None:
@@ -49,6 +57,7 @@ def run_verify(
         "seal": described(run / SEAL)["sha256"],
         "counts": {part: dict(Counter(check.status for check in listed)) for part, listed in checks.items()},
         "skipped": skipped,
+        "cleaned": None if cleaning is None else {"at": cleaning.at, "stages": [*cleaning.stages]},
         "files": [{"part": part, **asdict(check)} for part, listed in checks.items() for check in listed],
     }
     return Outcome(value=value, show=partial(_show, value), as_json=as_json, code=0 if same else DIFFERS)
@@ -91,6 +100,12 @@ def _show(value: dict[str, Any], console: "Console") -> None:
         console.print(f"{part}: {texts}", markup=False)
     if value["skipped"]:
         console.print(f"inputs: {one_line(skipped_words(value['skipped']))}", soft_wrap=True, markup=False)
-    if "inputs" not in value["counts"]:
+    if cleaned := value["cleaned"]:
+        stages = ", ".join(cleaned["stages"]) or "unknown"
+        text = (
+            f"cleaned: {cleaned['at']}; no longer there to be checked: stages {stages}, hashes of the inputs"
+        )
+        console.print(one_line(text), soft_wrap=True, markup=False)
+    elif "inputs" not in value["counts"]:
         console.print("inputs: not compared (give --data)", markup=False)
     console.print(f"seal: {value['seal']}", soft_wrap=True, markup=False)

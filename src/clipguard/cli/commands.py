@@ -77,17 +77,15 @@ def report(
     /,
     *,
     static: Annotated[bool, Parameter(help="Write a page without any script.", negative="")] = False,
+    without_pictures: Annotated[
+        bool, Parameter(help="Replace the page of a run whose pictures `clean` has dropped.", negative="")
+    ] = False,
     json: Json = False,
 ) -> Outcome:
-    """Write the page of a finished run once more."""
-    from clipguard.outputs.report import write_report
+    """Write the page of a finished run once more, with the review marks that lie in its folder."""
+    from clipguard.cli.reporting import run_report
 
-    path = str(write_report(run, static=static))
-    return Outcome(
-        value={"report": path},
-        show=lambda console: console.print(path, soft_wrap=True, markup=False),
-        as_json=json,
-    )
+    return run_report(run, static=static, without_pictures=without_pictures, as_json=json)
 
 
 @app.command(help_epilogue=epilogue("apply"))

@@ -1,7 +1,7 @@
 """`scan`, `defend` and `demo`: options to settings, settings to a defender, its results to an outcome."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,13 +26,14 @@ from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.errors import ClipguardError
 from clipguard.lab.demo import demo_config, demo_guide, poisoned_digits
 from clipguard.mitigation.unlearning import CGD, UnlearningConfig
+from clipguard.models.onnx_file import ONNX, check_exporter, write_onnx
 from clipguard.outputs.formats import github, read_flagged
 from clipguard.outputs.progress import warn, working
 from clipguard.outputs.steps import Timetable
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.stages import STAGES
-from clipguard.publishing import publish
+from clipguard.publishing import NO_FILES, publish
 from clipguard.runs.summary import RunSummary, plain
 from clipguard.types import Progress
 
@@ -58,6 +59,8 @@ def run_defend(opening: Opening, options: DefendOptions) -> Outcome:
         ClipguardError: bad input.
     """
     config, formats, path = _defend_config(options), _formats(options), opening.path
+    if options.onnx:
+        check_exporter()
     with working(_plan(opening), quiet=options.quiet) as progress:
         source = opening.source or opened_source(path, options)
         spec, words = None, None
@@ -73,8 +76,25 @@ def run_defend(opening: Opening, options: DefendOptions) -> Outcome:
         defender = _defender(options, config, progress)
         defender.fit(source, model=options.model, spec=spec)
         defender.warnings_ += notes
-        summary = _finish(defender, "defend", formats, model=words, **measure(defender, test))
+        files = _with_onnx(defender, options.onnx)
+        summary = _finish(defender, "defend", formats, files, model=words, **measure(defender, test))
     return _outcome(defender, summary, options, formats)
+
+
+def _with_onnx(defender: Defender, asked_for: bool) -> dict[str, str]:
+    """Return the ONNX file of the repaired model by its name, now in the run folder, if it was asked for."""
+    run = defender.scan_.context.run
+    # It would be an earlier repair's.
+    run.retract(ONNX)
+    if not asked_for:
+        return {}
+    try:
+        with run.publishing(ONNX) as path:
+            write_onnx(run.path, path)
+    except ClipguardError as error:  # the repair took its time, and is there
+        defender.warnings_.append(f"no {ONNX} was written: {error}")
+        return {}
+    return {"onnx": ONNX}
 
 
 def _formats(options: ScanOptions) -> tuple[str, ...]:
@@ -137,6 +157,7 @@ def _defender(options: ScanOptions, config: DefenseConfig, progress: Progress) -
         embeddings=options.embeddings,
         quality=options.quality,
         baseline=options.baseline,
+        reviews=options.reviews,
     )
 
 
@@ -211,10 +232,15 @@ def _defend_config(options: DefendOptions) -> DefenseConfig:
 
 
 def _finish(
-    defender: Defender, command: str, formats: Sequence[str], model: str | None = None, **measured: Any
+    defender: Defender,
+    command: str,
+    formats: Sequence[str],
+    files: Mapping[str, str] = NO_FILES,
+    model: str | None = None,
+    **measured: Any,
 ) -> RunSummary:
     """Return the summary, now in the run folder together with the report and the files of the formats."""
-    summary = publish(defender, command, files=files_of(formats), model=model, **measured)
+    summary = publish(defender, command, files={**files_of(formats), **files}, model=model, **measured)
     write_formats(defender.scan_.context.run, formats, summary, read_flagged(Path(defender.run_dir)))
     return summary
 

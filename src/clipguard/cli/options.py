@@ -40,7 +40,7 @@ GroupColumn = Annotated[
     str | None,
     Parameter(
         help="Column of groups: copies, or frames of a video. Samples of one group are never apart in "
-        "cross-validation."
+        "cross-validation, nor where a model is measured on samples that it has not seen."
     ),
 ]
 Device = Annotated[
@@ -101,6 +101,13 @@ Baseline = Annotated[
         "and the exit code is that of the images that it lacks."
     ),
 ]
+Reviews = Annotated[
+    Path | None,
+    Parameter(
+        help="Review marks saved in the page: what they keep is not flagged, what they drop is; default: "
+        "reviews.json of the run folder, or of the baseline's, if there."
+    ),
+]
 Repeated = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 Out = Annotated[Path, Parameter(name=("--out", "-o"))]
 RunFolder = Annotated[Out, Parameter(help="Run folder, created if needed; the same data resume there.")]
@@ -156,6 +163,7 @@ class ScanOptions:
     device: Device = None
     threads: Threads = None
     baseline: Baseline = None
+    reviews: Reviews = None
     config: Config = None
     format: Format = ()
     quiet: Quiet = False
@@ -183,6 +191,7 @@ class DefendOptions(ScanOptions):
         rate: Learning rate of unlearning; default: found by a short range test.
         epochs: Of a model that is trained here; default: 25.
         flip: Mirror images at random in training; not for digits or text.
+        onnx: Write the repaired model as model.onnx, too, as export --to onnx does (clipguard[onnx]).
         test: Labelled test set, or a folder that `clipguard attack` wrote with --test.
     """
 
@@ -200,6 +209,7 @@ class DefendOptions(ScanOptions):
     rate: float | None = None
     epochs: int | None = None
     flip: bool = True
+    onnx: Annotated[bool, Parameter(negative="")] = False
     test: Path | None = None
 
 

@@ -17,6 +17,7 @@ from clipguard.outputs.formats import FlaggedSample
 from clipguard.outputs.next_steps import next_steps
 from clipguard.outputs.quality import quality_words
 from clipguard.outputs.rates import rate_rows
+from clipguard.outputs.reviews import review_words
 from clipguard.outputs.samples import read_texts
 from clipguard.outputs.text import VERDICTS, duration, percent
 from clipguard.runs import read_table
@@ -51,6 +52,8 @@ def show_run(
     _show_verdict(summary.verdict, f"{data.n:,} images, {len(data.classes)} classes", console)
     console.print()
     console.print(_plain(f"{count[0].upper()}{count[1:]}."))
+    for sentence in review_words(summary.reviews):
+        console.print(_plain(sentence), soft_wrap=True)
     _show_baseline(summary.baseline, console)
     _show_classes(summary, flagged, console)
     _show_rates(summary, console)

@@ -35,7 +35,7 @@ class Retrain:
         # Without unlearning, which is no part of it; a scan of the row before is read back.
         defender, source = unfitted(case, self.config)
         partition = defender.scan(source).partition_
-        keep = partition.has(State.CLEAN, State.UNCERTAIN)
+        keep = partition.clean | partition.has(State.UNCERTAIN)
         model, seconds = case.train_on(keep)
         stages = {name: stage.seconds for name, stage in defender.stages_.items()}
         return Repaired(

@@ -65,7 +65,7 @@ def separated_by_features(
     if not config.rounds or not len(partition.soft_rows):
         return partition
     state, clean_share = partition.state.copy(), partition.clean_share.copy()
-    by_label = ~partition.has(State.TRIGGER, State.HELD_OUT)
+    by_label = ~partition.has(State.TRIGGER, State.HELD_OUT, State.KEPT, State.DROPPED)
     for c in partition.quarantined:
         rows = np.flatnonzero((labels == c) & by_label)
         flagged, clean = state[rows] == State.LABEL, state[rows] == State.CLEAN

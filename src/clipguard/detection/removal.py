@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float64, Int64
 from scipy.special import softmax
 from scipy.stats import hypergeom
 
+from clipguard.compute.cross_validation import Groups, fold_numbers
 from clipguard.compute.lanes import in_lanes
 from clipguard.compute.small_nets import SmallNetConfig, train_small_nets
 from clipguard.compute.training import EpochHook, cross_entropy
@@ -40,6 +41,9 @@ FEWEST: Final = 5
 WRONG: Final = 0.5
 """Largest agreement of the guide with wrong labels, over its agreement with the rest of the class. On
 development rows, dirty-label poison has 0 to 0.17, a watermark or clean-label poison 0.69 or more."""
+
+LEFT: Final = 0.25
+"""Share of a class's trusted samples that must be left to learn from beside groups that are held out."""
 
 ALPHA: Final = 0.01
 """Level of the test that the guide agrees less with the group than with the rest of the class."""
@@ -180,25 +184,65 @@ class Removal:
 
 
 def removal(
-    labels: Int64[np.ndarray, "n"], trusted: Bool[np.ndarray, "n"], flagged: Bool[np.ndarray, "n"], seed: Seed
+    labels: Int64[np.ndarray, "n"],
+    trusted: Bool[np.ndarray, "n"],
+    flagged: Bool[np.ndarray, "n"],
+    seed: Seed,
+    groups: Groups | None = None,
 ) -> Removal:
     """Return the two trainings: the flagged group of each class is split in halves at random.
+
+    Where samples come in `Groups`, such as videos, halves are of whole ones, and neither net learns from what
+    shares one with a scored sample: it would know the video and not the trigger. Where that is not possible,
+    since a class has one video or would lose most of its trusted samples, samples are split one by one.
 
     Args:
         labels: as given.
         trusted: samples that the second net may learn from; none of them is flagged.
         flagged: the flagged groups of all suspected classes.
         seed: of the halves.
+        groups: of the samples; None without any.
     """
     group, known = np.zeros(len(labels), dtype=bool), np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels[flagged]).tolist():
         draw = seed.child("halves", label).generator()
         members, others = (np.flatnonzero(some & (labels == label)) for some in (flagged, trusted))
+        if groups is not None:
+            halves = fold_numbers(len(members), 2, draw, groups[members])
+            group[members[halves == 1]] = True
+            # Whoever shares a video with these is learned from by no net in any case.
+            others = others[np.isin(groups[others], groups[members[halves == 1]])]
+            known[draw.permutation(others)[: int((halves == 1).sum())]] = True
+            continue
         held_out = draw.permutation(members)[: (len(members) + 1) // 2]
         group[held_out] = True
         known[draw.permutation(others)[: min(len(held_out), len(others) // 2)]] = True
     scored = group | known
-    return Removal(with_group=~scored, without_group=trusted & ~flagged & ~scored, group=group, trusted=known)
+    learnable = ~scored if groups is None else ~np.isin(groups, groups[scored])
+    made = Removal(
+        with_group=learnable, without_group=trusted & ~flagged & learnable, group=group, trusted=known
+    )
+    if groups is not None and not _is_fair(made, labels, trusted, flagged):
+        return removal(labels, trusted, flagged, seed)
+    return made
+
+
+def _is_fair(
+    split: Removal,
+    labels: Int64[np.ndarray, "n"],
+    trusted: Bool[np.ndarray, "n"],
+    flagged: Bool[np.ndarray, "n"],
+) -> bool:
+    """Return whether each suspected class has flagged samples on both sides, and enough trusted ones left."""
+
+    def of_class(rows: Bool[np.ndarray, "n"]) -> Int64[np.ndarray, "k"]:
+        return np.bincount(labels[rows], minlength=int(labels.max()) + 1)
+
+    classes = np.unique(labels[flagged])
+    met, held_out = of_class(split.with_group & flagged), of_class(split.group)
+    left, before = of_class(split.without_group), of_class(trusted & ~flagged)
+    fair = (met > 0) & (held_out > 0) & (left >= LEFT * before)
+    return bool(fair[classes].all())
 
 
 def beliefs(  # what a scan knows, and how a small net is trained
@@ -229,7 +273,7 @@ def beliefs(  # what a scan knows, and how a small net is trained
     """
     if not flagged.any():
         return ()
-    split = removal(data.labels, trusted, flagged, seed)
+    split = removal(data.labels, trusted, flagged, seed, data.groups)
     rows = np.flatnonzero(split.group | split.trusted)
     one = replace(config, runs=1, folds=1)
 

@@ -17,14 +17,23 @@ INPUT: Final = "images"
 OUTPUT: Final = "logits"
 
 
+def check_exporter() -> None:
+    """Return nothing where models can be written as ONNX.
+
+    Raises:
+        ClipguardError: the packages that do it are not installed.
+    """
+    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
+        raise ClipguardError(f"{missing[0]} is not installed: pip install clipguard[onnx]")
+
+
 def write_onnx(run: Path, file: Path) -> None:
     """Write model.safetensors of a run as ONNX, for any number of images of the model's size.
 
     Raises:
         ClipguardError: no model, one whose code is not clipguard's or timm's, or no exporter installed.
     """
-    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
-        raise ClipguardError(f"{missing[0]} is not installed: pip install clipguard[onnx]")
+    check_exporter()
     weights = run / "model.safetensors"
     if not weights.is_file():
         raise ClipguardError(f"run folder {run} has no model.safetensors: run clipguard defend")

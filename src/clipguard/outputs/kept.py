@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from clipguard.errors import ClipguardError
-from clipguard.outputs.reviews import Review, decisions
 from clipguard.outputs.samples import read_samples
 from clipguard.runs import read_table
+from clipguard.runs.reviews import Review, matched
 from clipguard.runs.samples_table import SAMPLES
 
 NEEDED: Final = ("row", "id", "sha256", "given_label", "status", "reason", "q_value")
@@ -57,10 +57,7 @@ def kept_samples(
     if missing := [name for name in NEEDED if name not in samples]:
         raise ClipguardError(f"{run / SAMPLES} lacks the column {missing[0]}: run again to write it")
     causes = _causes(samples, set_aside, q_value)
-    marks = decisions(reviews)
-    marked = np.array(
-        [marks.pop(pair, "") for pair in zip(samples["sha256"], samples["id"], strict=True)], object
-    )
+    marked, strangers = matched(samples, reviews)
     rescued = int(((marked == "keep") & (causes != "")).sum())
     causes = np.where(marked == "keep", "", causes)
     causes = np.where((marked == "drop") & (causes == ""), "review", causes)
@@ -70,7 +67,7 @@ def kept_samples(
         kept=causes == "",
         dropped=dict(zip(names.tolist(), counts.tolist(), strict=True)),
         rescued=rescued,
-        strangers=len(marks),
+        strangers=strangers,
     )
 
 

@@ -8,8 +8,8 @@ from jaxtyping import Float64, Int64
 
 from clipguard.errors import ClipguardError
 from clipguard.outputs.kept import kept_samples
-from clipguard.outputs.reviews import read_reviews
 from clipguard.runs import RunFolder
+from clipguard.runs.reviews import read_reviews, reviews_file
 
 
 def sample_weights(
@@ -22,7 +22,7 @@ def sample_weights(
     Args:
         run: the run folder.
         set_aside: weight of samples that are set aside; trusted ones have 1.
-        reviews: file of review marks, which have the last word.
+        reviews: file of review marks, which have the last word; None takes reviews.json of the run, if there.
 
     Raises:
         ClipguardError: a run that is not finished, damaged files, or a weight below 0.
@@ -30,7 +30,8 @@ def sample_weights(
     if not (np.isfinite(set_aside) and set_aside >= 0):
         raise ClipguardError(f"weight {set_aside} of what is set aside: give a number of at least 0")
     folder = RunFolder.read(run)
-    marks = [] if reviews is None else read_reviews(Path(reviews)).reviews
+    file = reviews_file(folder.path) if reviews is None else Path(reviews)
+    marks = [] if file is None else read_reviews(file).reviews
     choice = kept_samples(folder.path, reviews=marks)
     rows, aside = choice.samples["row"], choice.samples["status"] == "set aside"
     scanned = folder.manifest["source"].get("n", 0)

@@ -32,6 +32,7 @@ from clipguard.pipeline.repair import (
     with_model_triggers,
 )
 from clipguard.pipeline.retraining import check_drop
+from clipguard.pipeline.reviewing import given_reviews
 from clipguard.pipeline.scan import Context, Scan, notes_of
 from clipguard.pipeline.scanning import scan
 from clipguard.pipeline.stages import RETRAINING, VICTIM
@@ -40,7 +41,7 @@ from clipguard.pipeline.verdict import verdict
 from clipguard.pipeline.victims import check_fit, given_victim
 from clipguard.runs import FinishedStage, RunFolder, SourceInfo, described, read_table
 from clipguard.runs.changes import changed_settings
-from clipguard.runs.cleaning import CLEANED, cleaned_at
+from clipguard.runs.cleaning import CLEANED, cleaning_of
 from clipguard.runs.samples_table import SAMPLES, source_order
 from clipguard.seeds import Seed
 from clipguard.types import Partition, Preprocessing, Progress, State
@@ -96,6 +97,8 @@ class Defender:
         engine: who reads and embeds the data, shard by shard; by default this process.
         quality: whether duplicates, label errors and odd images are looked for, too; they change no other
             result.
+        reviews: file of review marks, which have the last word on what becomes of a sample; None takes
+            reviews.json of the run folder or of the baseline's, if there.
     """
 
     _samples: dict[str, Any] | None
@@ -114,6 +117,7 @@ class Defender:
         threads: int | None = None,
         quality: bool = True,
         baseline: Path | None = None,
+        reviews: Path | None = None,
     ) -> None:
         self.guide = guide
         self.run_dir = run_dir
@@ -126,6 +130,7 @@ class Defender:
         self.threads = threads
         self.quality = quality
         self.baseline = baseline
+        self.reviews = reviews
 
     @_with_its_means
     def scan(self, source: object) -> "Defender":
@@ -208,13 +213,14 @@ class Defender:
 
     def _repaired(self, config: DefenseConfig, like: ModelSpec | None, origin: str) -> list[str]:
         """Repair the model, unless nothing is flagged; return what is to be said of it."""
-        run = self.scan_.context.run
-        if not self.partition_.flagged.any():
+        run, stage = self.scan_.context.run, None
+        if self.partition_.flagged.any():
+            stage = self._retrain(config, like) if config.by == "retrain" else self._unlearn(origin)
+        if stage is None:
             self.model_, self.history_ = self.before_, {}
             with run.publishing("model.safetensors") as path:
                 save(self.model_, self.spec_, path, self.scan_.data.class_names)
             return [UNTOUCHED]
-        stage = self._retrain(config, like) if config.by == "retrain" else self._unlearn(origin)
         self.history_ = read_table(stage.path / "history.parquet")
         run.publish(stage.path / "model.safetensors", "model.safetensors")
         return notes_of(stage)
@@ -222,16 +228,19 @@ class Defender:
     def _retrain(self, config: DefenseConfig, like: ModelSpec | None) -> FinishedStage:
         scan = self.trained_on_
         self.spec_ = spec_to_train(config, scan.num_classes, scan.data.images.shape[1:3], like)
-        stage = train(scan, scan.partition.has(State.CLEAN, State.UNCERTAIN), self.spec_, RETRAINING)
+        stage = train(
+            scan, scan.partition.clean | scan.partition.has(State.UNCERTAIN), self.spec_, RETRAINING
+        )
         self.model_ = load(stage.path / "model.safetensors", self.spec_)
         return stage
 
-    def _unlearn(self, origin: str) -> FinishedStage:
+    def _unlearn(self, origin: str) -> FinishedStage | None:
         self.trained_on_ = with_model_triggers(self.trained_on_, self.scan_)
         held_out = self.trained_on_.partition.has(State.HELD_OUT)
         unseen = np.flatnonzero(held_out & self.partition_.clean)
         stage = repair(self.trained_on_, self.before_, self.spec_, origin, unseen)
-        self.model_ = _weights_into(self.before_, stage)
+        if stage is not None:
+            self.model_ = _weights_into(self.before_, stage)
         return stage
 
     def _reporting(self) -> Progress:
@@ -252,6 +261,7 @@ class Defender:
                     "embeddings of another tool and a baseline were given: leave one of the two out"
                 )
             check_baseline(self.baseline, Path(self.run_dir), guide)
+        reviews = given_reviews(Path(self.run_dir), self.baseline, self.reviews)
         run = _open_run(self.run_dir, source, guide, config, progress)
         run.manifest["guide"] = about
         run.manifest["second_guide"] = about_second
@@ -269,6 +279,7 @@ class Defender:
             embeddings_from=self.embeddings,
             second_guide=second,
             baseline=self.baseline,
+            reviews=reviews,
         )
         self.scan_: Scan = scan(context)
         self._samples = None
@@ -326,8 +337,8 @@ def _open_run(
     )
     if replaced := changed_settings(run):
         progress(replaced, 0, 0)
-    if when := cleaned_at(run.path):
-        progress(f"the caches of run folder {run.path} were dropped at {when}: all is computed anew", 0, 0)
+    if cleaning := cleaning_of(run.path):
+        progress(f"{cleaning.words(run.path)}: all is computed anew", 0, 0)
         run.retract(CLEANED)
     return run
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from clipguard.compute.classifiers import ClassifierConfig
+from clipguard.compute.cross_validation import Groups, fold_numbers
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.pipeline.computing import FEATURES_FILE, Repair, Training
@@ -29,18 +30,26 @@ HELD_OUT: Final = 0.05
 """Share of the data that the training of a victim here leaves out."""
 
 
-def held_out_rows(labels: Int64[np.ndarray, "n"], seed: Seed) -> Bool[np.ndarray, "n"]:
+def held_out_rows(
+    labels: Int64[np.ndarray, "n"], seed: Seed, groups: Groups | None = None
+) -> Bool[np.ndarray, "n"]:
     """Return the random twentieth that a victim is not trained on, so that its accuracy can be measured.
 
-    A class that would lose more than half of its samples is so small that it loses none.
+    A class that would lose more than half of its samples is so small that it loses none. With groups, whole
+    ones are held out, about a twentieth; none where there are fewer than twenty.
     """
-    n = len(labels)
+    n, draw = len(labels), seed.generator()
     mask = np.zeros(n, dtype=bool)
-    mask[seed.generator().choice(n, round(HELD_OUT * n), replace=False)] = True
+    if groups is None:
+        mask[draw.choice(n, round(HELD_OUT * n), replace=False)] = True
+    else:
+        folds = round(1 / HELD_OUT)
+        # The largest groups go into the first folds, so that the last one is empty where there are few.
+        mask |= fold_numbers(n, folds, draw, groups) == folds - 1
     counts = np.bincount(labels)
     most = 2 * np.bincount(labels[mask], minlength=len(counts)) > counts
-    mask &= ~most[labels]
-    return mask
+    lost = mask & most[labels]
+    return mask & ~(lost if groups is None else np.isin(groups, groups[lost]))
 
 
 def with_held_out(scan: Scan) -> Scan:
@@ -48,7 +57,7 @@ def with_held_out(scan: Scan) -> Scan:
 
     The scan, and so its triggers and estimates, has seen it.
     """
-    held_out = held_out_rows(scan.data.labels, scan.context.seed(Stream.HELD_OUT))
+    held_out = held_out_rows(scan.data.labels, scan.context.seed(Stream.HELD_OUT), scan.data.groups)
     return replace(scan, partition=scan.partition.moved(held_out, State.HELD_OUT))
 
 
@@ -96,13 +105,14 @@ _STREAMS: Final = {"victim": "victim", "retraining": "retrain"}
 
 def repair(
     scan: Scan, victim: Normalized, spec: ModelSpec, origin: str, unseen: Int64[np.ndarray, "m"] = NOTHING
-) -> FinishedStage:
+) -> FinishedStage | None:
     """Return the stage of the victim (whose key or content hash is `origin`) after unlearning.
 
-    It is measured on trusted samples that the victim has not learned, if there are any.
+    It is measured on trusted samples that the victim has not learned, if there are any. None where nothing is
+    flagged that could be unlearned: all of it was held out, or the victim's features have cleared it.
     """
-    given = Repair(scan=scan, victim=victim, spec=spec, origin=origin, unseen=unseen)
-    return scan.context.finish(UNLEARNING, _by_features(given))
+    given = _by_features(Repair(scan=scan, victim=victim, spec=spec, origin=origin, unseen=unseen))
+    return scan.context.finish(UNLEARNING, given) if given.scan.partition.flagged.any() else None
 
 
 def _by_features(given: Repair) -> Repair:

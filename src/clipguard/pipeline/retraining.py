@@ -23,7 +23,7 @@ def check_drop(data: ImageSet, partition: Partition) -> None:
         ClipguardError: more than `LARGEST_DROP` of all samples, or more than `LARGEST_CLASS_DROP` of a class,
             are flagged or excluded.
     """
-    dropped = partition.has(State.TRIGGER, State.LABEL, State.EXCLUDED)
+    dropped = partition.flagged | partition.has(State.EXCLUDED)
     sizes = np.bincount(data.labels, minlength=len(data.class_names))
     lost = np.bincount(data.labels[dropped], minlength=len(sizes))
     worst = int(np.argmax(lost / np.maximum(sizes, 1)))

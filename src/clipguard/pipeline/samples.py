@@ -33,7 +33,7 @@ def write_samples(scan: Scan, folder: Path, progress: StepProgress) -> None:
         "row": source.rows[kept],
         "id": np.array(data.ids, dtype=object),
         "path": np.array(source.paths, dtype=object)[kept],
-        "sha256": np.array([*_hashes(embeddings)], dtype=object),
+        "sha256": np.array([*sample_hashes(embeddings)], dtype=object),
         "label": data.labels,
         "given_label": names[data.labels],
         "predicted_label": names[scan.likeliest],
@@ -59,8 +59,8 @@ def _write_flagged(table: Mapping[str, Any], folder: Path) -> None:
     write_names(folder / FLAGGED_NAMES, (path or name for path, name in names))
 
 
-def _hashes(embeddings: Path) -> Iterator[str]:
-    """Return the hash of each readable image, in the order of the source."""
+def sample_hashes(embeddings: Path) -> Iterator[str]:
+    """Return the sha256 of each readable image in hex, in the order of the source."""
     for file in sorted((embeddings / ROWS).glob("*.parquet")):
         recorded = recorded_rows(file)
         yield from (recorded.sha256[place].hex() for place in recorded.readable)

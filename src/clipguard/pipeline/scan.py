@@ -1,9 +1,9 @@
 """A scan as far as it has come, and how its stages are run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -17,9 +17,13 @@ from clipguard.detection.removal import Belief, Cause
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.power import CanaryOutcome
 from clipguard.runs import FinishedStage, RunFolder, ShardedArray, Stage, read_array, read_json, write_json
+from clipguard.runs.reviews import ReviewSummary
 from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
 from clipguard.types import EntropyMap, ImageSet, Partition, Preprocessing, Progress, Scores, StepProgress
+
+if TYPE_CHECKING:
+    from clipguard.pipeline.reviewing import GivenReviews
 
 LARGEST_THUMBNAIL: Final = 64
 """Pixels a side at which the small nets see larger images, unless a size is given."""
@@ -39,6 +43,7 @@ class Context:
         guide: who reads the labels.
         second_guide: who reads them, too, to check the first one.
         baseline: run folder of an earlier scan, whose images are not embedded again.
+        reviews: review marks, which have the last word on what becomes of a sample.
         config: all settings.
         progress: told as work goes on.
         engine: runs the reading pass over the shards of the data.
@@ -61,6 +66,7 @@ class Context:
     embeddings_from: Path | None = None
     second_guide: ClipGuide | None = None
     baseline: Path | None = None
+    reviews: "GivenReviews | None" = None
     finished: dict[str, FinishedStage] = field(default_factory=dict)
 
     @property
@@ -119,6 +125,8 @@ class Scan:
         canaries: what the scans of copies with known triggers say.
         second_guide: how well the second guide reads each class, against the guide.
         prompts: the same of each of the guide's prompts alone, where there are several.
+        before_review: the partition as the signals left it, where review marks have moved it since.
+        reviews: what these marks did.
     """
 
     context: Context
@@ -136,11 +144,20 @@ class Scan:
     canaries: tuple[CanaryOutcome, ...] = ()
     second_guide: GuideComparison | None = None
     prompts: tuple[GuideComparison, ...] = ()
+    before_review: Partition | None = None
+    reviews: ReviewSummary | None = None
 
     @property
     def num_classes(self) -> int:
         """Return k."""
         return len(self.data.class_names)
+
+    @property
+    def without_reviews(self) -> "Scan":
+        """The same scan as if there were no review marks."""
+        if self.before_review is None:
+            return self
+        return replace(self, partition=self.before_review, before_review=None, reviews=None)
 
 
 class EpochProgress:

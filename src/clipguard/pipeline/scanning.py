@@ -19,6 +19,7 @@ from clipguard.pipeline.computing import Reading, View, first_label_flow
 from clipguard.pipeline.guide_check import with_comparisons
 from clipguard.pipeline.judging import evidence_of, read_beliefs, read_outcomes, scores_of
 from clipguard.pipeline.quality_stage import QUALITY_FILE
+from clipguard.pipeline.reviewing import record_reviews, with_reviews
 from clipguard.pipeline.samples import FLAGGED_NAMES, FLAGGED_TABLE
 from clipguard.pipeline.scan import Context, Scan
 from clipguard.pipeline.stages import (
@@ -141,13 +142,15 @@ def scan(context: Context) -> Scan:
     for signal in SIGNALS:
         result = signal(result)
     result = with_comparisons(result)
-    samples = context.finish(SAMPLES, result)
+    reviewed = with_reviews(result)
+    samples = context.finish(SAMPLES, reviewed)
     for name in (SAMPLES_FILE, FLAGGED_TABLE, FLAGGED_NAMES):
         context.run.publish(samples.path / name, name)
+    record_reviews(context.run, context.reviews)
     _assess_quality(result)
     if not context.config.power:
-        return result
-    return replace(result, canaries=read_outcomes(context.finish(POWER, result).path))
+        return reviewed
+    return replace(reviewed, canaries=read_outcomes(context.finish(POWER, result).path))
 
 
 def _assess_quality(scan: Scan) -> None:

@@ -115,7 +115,8 @@ REMOVAL: Final = Stage[Scan](
     name="removal",
     version=1,
     title="train with and without the flagged samples",
-    config=lambda scan: _nets(scan.context.config),
+    # Groups came later than the rest: without any, results are what they were.
+    config=lambda scan: _nets(scan.context.config) | ({} if scan.data.groups is None else {"groups": True}),
     inputs=lambda scan: [
         scan.images_key,
         *scan.context.key("early_model", "trigger_detector", "label_flow"),
@@ -175,7 +176,7 @@ MODEL_TRIGGER_INVERSION: Final = replace(TRIGGER_INVERSION, name="model_trigger_
 
 SAMPLES: Final = Stage[Scan](
     name="samples",
-    version=3,
+    version=4,
     title="write the table of samples",
     config=lambda scan: {"columns": list(scan.columns)},
     inputs=lambda scan: [

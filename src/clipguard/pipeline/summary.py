@@ -185,6 +185,7 @@ def write_summary(  # noqa: PLR0913  # what the command knows and the defender d
         quality=_quality(scan),
         detection=detection,
         baseline=since_baseline(scan, defender.verdict_),
+        reviews=scan.reviews,
     )
     if after is not None:
         write_model_card(defender, before, after)

@@ -17,7 +17,7 @@ from clipguard.pipeline.computing import Repair, keep
 from clipguard.pipeline.scan import EpochProgress, write_notes
 from clipguard.runs import read_json, resume_folder, write_json
 from clipguard.seeds import Seed, Stream
-from clipguard.types import History, ImageSet, Partition, Scores, State, StepProgress
+from clipguard.types import ImageSet, Partition, Scores, State, StepProgress
 
 REPAIR_FILE: Final = "repair.json"
 """Optimiser, rate, the trials that chose it, and accuracy and following before and after."""
@@ -27,23 +27,13 @@ DEAR: Final = 0.005
 
 
 def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None:
-    """Write the repaired model; the same one, to the bit, where nothing was flagged."""
+    """Write the repaired model."""
     with intra_op(given.scan.context.run.manifest["threads"]):
         _unlearn_flagged(given, folder, progress)
 
 
 def _unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None:
     scan = given.scan
-    if not scan.partition.flagged.any():
-        write_notes(folder, ["nothing was flagged, so there is nothing to unlearn: the model is unchanged"])
-        columns: dict[str, tuple[float, ...]] = dict.fromkeys(
-            ("epoch", "loss", "seconds", "clean", "flagged"), ()
-        )
-        nothing = History(columns=columns, seconds=0.0)
-        keep(folder, given.victim, given.spec, scan.data, nothing)
-        write_json(folder / REPAIR_FILE, {"optimizer": None, "rate": None, "trials": [], "readings": []})
-        progress(1, 1)
-        return
     config, seed = scan.context.config.unlearning, scan.context.seed(Stream.UNLEARNING)
     spared = given.unseen
     if not len(spared):

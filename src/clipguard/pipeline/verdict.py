@@ -24,7 +24,11 @@ _WORDS: Final = {
 
 
 def verdict(scan: Scan) -> Verdict:
-    """Return the verdict; that of a scan that could not read every image is never clean."""
+    """Return the verdict, which review marks do not change.
+
+    That of a scan that could not read every image is never clean.
+    """
+    scan = scan.without_reviews
     tests = scan.tests
     suspicious = {} if tests is None else _kinds(scan, tests)
     read = competence(scan)

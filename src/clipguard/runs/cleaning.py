@@ -46,7 +46,8 @@ def clean_run(path: Path | str) -> Cleaned:
             for name in gone:
                 unseal(run.path, f"stages/{name}/{MANIFEST}")
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            write_json(file, {"cleaned": now, "stages": {**_earlier(file), **gone}})
+            earlier = cleaning_of(run.path)
+            write_json(file, {"cleaned": now, "stages": {**(earlier.stages if earlier else {}), **gone}})
             freed = _dropped(waste)
             if stages.exists():
                 stages.rename(waste)
@@ -57,19 +58,30 @@ def clean_run(path: Path | str) -> Cleaned:
     return Cleaned(freed, list(gone), kept)
 
 
-def cleaned_at(path: Path) -> str | None:
-    """Return when the caches of a run were dropped; None where they were not."""
+class Cleaning(NamedTuple):
+    """What `clean_run` has noted in a run: when it was, and the manifests of the stages that are gone."""
+
+    at: str
+    stages: dict[str, Any]
+
+    def words(self, run: Path) -> str:
+        """Return in words what was done to the run, and when."""
+        return f"clean has dropped the caches of run folder {run} ({len(self.stages)} stages) at {self.at}"
+
+
+def cleaning_of(path: Path) -> Cleaning | None:
+    """Return what was dropped from a run, and when; None where nothing was.
+
+    Raises:
+        ClipguardError: the note of it cannot be read.
+    """
     if not (path / CLEANED).is_file():
         return None
     value = read_json(path / CLEANED)
-    return str(value.get("cleaned")) if isinstance(value, dict) else "an unknown time"
-
-
-def _earlier(file: Path) -> dict[str, Any]:
-    """Return what an earlier `clean` has noted."""
-    value = read_json(file) if file.is_file() else {}
-    stages = value.get("stages") if isinstance(value, dict) else None
-    return stages if isinstance(stages, dict) else {}
+    at, stages = (value.get("cleaned"), value.get("stages")) if isinstance(value, dict) else (None, None)
+    if not isinstance(at, str) or not isinstance(stages, dict):
+        at, stages = "an unknown time", {}
+    return Cleaning(at, stages)
 
 
 def _manifest_of(stage: Path) -> dict[str, Any] | None:

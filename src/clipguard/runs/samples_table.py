@@ -32,7 +32,11 @@ COLUMNS: Final = (
     Column("given_label", "name of the given class (text)"),
     Column("predicted_label", "name of the class that the guide prefers (text)"),
     Column("status", "what becomes of the sample (flagged, set aside or trusted)"),
-    Column("reason", "why it is not trusted (trigger, label, uncertain or excluded; empty if trusted)"),
+    Column(
+        "reason",
+        "why it is not trusted (trigger, label, uncertain or excluded; reviewed where a person has decided "
+        "otherwise than the scan; empty if the scan trusts it)",
+    ),
     Column("poison_score", "how suspicious the sample is (0 to 1, higher is more suspicious)"),
     Column(
         "q_value",

@@ -9,6 +9,7 @@ import msgspec
 
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.runs.files import read_json
+from clipguard.runs.reviews import ReviewSummary
 
 SUMMARY: Final = "summary.json"
 
@@ -333,6 +334,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         quality: issues of data quality; None where they were not looked for.
         detection: how the scan compares with the ground truth, where a test set came with it.
         baseline: what is new since the run of `--baseline`; None without one.
+        reviews: review marks that moved samples; None without any.
     """
 
     schema_version: Literal[1] = 1
@@ -356,6 +358,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     quality: QualitySummary | None = None
     detection: dict[str, Any] | None = None
     baseline: BaselineSummary | None = None
+    reviews: ReviewSummary | None = None
 
 
 def plain(summary: RunSummary) -> dict[str, Any]:

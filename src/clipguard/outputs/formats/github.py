@@ -26,7 +26,7 @@ def github(summary: RunSummary, flagged: Sequence[FlaggedSample]) -> str:
     for sample in flagged[:SHOWN]:
         text = f"labelled {sample.given_label}, the guide says {sample.predicted_label}"
         file = file_of(sample, summary) if sample.path else None
-        title = f"Flagged for its {sample.reason}"
+        title = "Dropped by a reviewer" if sample.reason == "reviewed" else f"Flagged for its {sample.reason}"
         lines.append(_command("warning", title, text if file else f"{sample.id}: {text}", file))
     return "".join(f"{line}\n" for line in lines)
 

@@ -7,6 +7,7 @@ from typing import Final
 from clipguard.errors import one_line
 from clipguard.outputs.findings import finding_rows, power_words
 from clipguard.outputs.formats.flagged import FlaggedSample, file_of
+from clipguard.outputs.reviews import review_words
 from clipguard.outputs.text import VERDICTS, percent
 from clipguard.runs.summary import RunSummary
 
@@ -33,6 +34,7 @@ def markdown(summary: RunSummary, flagged: Sequence[FlaggedSample]) -> str:
         f"of {_code(data.location)}.",
         "",
         *(f"* {_plain(reason)}" for reason in summary.verdict.reasons),
+        *(f"* {_plain(sentence)}" for sentence in review_words(summary.reviews)),
         "",
         words.advice,
         "",

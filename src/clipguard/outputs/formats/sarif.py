@@ -40,7 +40,12 @@ LABEL: Final = Rule(
     "Sample with a wrong label",
     "Like others of this label, the image shows another class. Correct it, or leave it out.",
 )
-RULES: Final = (CLASS, TRIGGER, LABEL)
+REVIEWED: Final = Rule(
+    "reviewed",
+    "Sample that a reviewer drops",
+    "The scan does not flag the image. A person has looked and dropped it: reviews.json says who and why.",
+)
+RULES: Final = (CLASS, TRIGGER, LABEL, REVIEWED)
 _PLACES: Final = {rule.id: place for place, rule in enumerate(RULES)}
 
 
@@ -116,7 +121,7 @@ def _class_result(finding: Finding, summary: RunSummary) -> dict[str, Any]:
 
 
 def _sample_result(sample: FlaggedSample, summary: RunSummary, level: str) -> dict[str, Any]:
-    rule = LABEL if sample.reason == LABEL.id else TRIGGER
+    rule = next((rule for rule in (LABEL, REVIEWED) if rule.id == sample.reason), TRIGGER)
     text = f"{rule.title}: labelled {sample.given_label}, and the guide says {sample.predicted_label}."
     result: dict[str, Any] = {
         "ruleId": rule.id,

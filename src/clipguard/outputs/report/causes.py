@@ -13,6 +13,7 @@ from clipguard.types import Partition, State
 
 OPEN_TRIGGER: Final = "pattern, cause open"
 OPEN_LABEL: Final = "labels, cause open"
+BY_REVIEW: Final = "dropped by a reviewer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,8 @@ class Cause:
     """Samples that are flagged for the same reason.
 
     Attributes:
-        kind: of the finding, or `OPEN_TRIGGER` or `OPEN_LABEL` where no finding explains them.
+        kind: of the finding, or `OPEN_TRIGGER` or `OPEN_LABEL` where no finding explains them; `BY_REVIEW`
+            of what the scan does not flag.
         finding: place in the verdict's findings; None where none explains them.
         trigger: number of the reconstructed trigger that most of them share, 0 for none.
         rows: of the table, the most suspicious first.
@@ -43,7 +45,8 @@ def causes_of(
     A finding takes the flagged samples of its class. Samples of other classes join the first finding whose
     reconstructed trigger they share.
     """
-    flagged = np.flatnonzero(partition.flagged)
+    dropped = partition.has(State.DROPPED)
+    flagged = np.flatnonzero(partition.flagged & ~dropped)
     flagged = flagged[np.argsort(rank[flagged], kind="stable")]
     trigger = partition.trigger[flagged] + 1
     by_label = partition.state[flagged] == State.LABEL
@@ -74,6 +77,10 @@ def causes_of(
     ]
     if (left & by_label).any():
         groups.append(Cause(kind=OPEN_LABEL, finding=None, trigger=0, rows=flagged[left & by_label]))
+    if dropped.any():
+        rows = np.flatnonzero(dropped)
+        by_rank = rows[np.argsort(rank[rows], kind="stable")]
+        groups.append(Cause(kind=BY_REVIEW, finding=None, trigger=0, rows=by_rank))
     return groups
 
 

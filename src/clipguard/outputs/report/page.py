@@ -24,9 +24,10 @@ from clipguard.outputs.report.summary import summarize
 from clipguard.outputs.report.templates import FOLDER, rendered
 from clipguard.outputs.text import VERDICTS
 from clipguard.runs import RunFolder, write_text
+from clipguard.runs.reviews import REVIEWS, reviews_file
 from clipguard.runs.summary import RunSummary
 
-SCRIPTS: Final = ("start.js", "triggers.js", "reviews.js", "dialog.js", "map.js", "gallery.js")
+SCRIPTS: Final = ("start.js", "triggers.js", "reviews.js", "dialog.js", "map.js", "gallery.js", "table.js")
 """Parts of the one script, in order."""
 
 PRINTED: Final = 96
@@ -39,8 +40,11 @@ def write_report(run_dir: Path | str, *, static: bool = False) -> Path:
     Raises:
         ClipguardError: no run folder, a run that is not finished, or damaged files.
     """
-    page = render(summarize(run_dir), static=static)
-    with RunFolder.read(run_dir).publishing("report.html") as path:
+    page, folder = render(summarize(run_dir), static=static), RunFolder.read(run_dir)
+    if reviews_file(folder.path) is not None:
+        with folder.publishing(REVIEWS):
+            pass  # marks that a person has put there: from now on, the seal holds those that the page shows
+    with folder.publishing("report.html") as path:
         write_text(path, page)
     return path
 

@@ -21,8 +21,11 @@ UNFLAGGED: Final = 48
 
 LEAST: Final = 100
 
+KEPT: Final = 200
+"""How many samples that only a review mark keeps from being flagged are shown beside them."""
+
 NUMBERS: Final = (
-    *("rank", "trigger", "poison_score", "q_value", "trigger_score"),
+    *("row", "rank", "trigger", "poison_score", "q_value", "trigger_score"),
     *("guide_nll", "early_nll", "guide_rank", "early_rank"),
 )
 """The numbers that are shown of a sample."""
@@ -37,7 +40,7 @@ def shown_samples(
     """
     order = np.argsort(table["rank"], kind="stable").astype(np.int64)
     flagged = order[partition.flagged[order]][:FLAGGED]
-    others = order[~partition.flagged[order]][: max(UNFLAGGED, LEAST - len(flagged))]
+    others = _unflagged(order[~partition.flagged[order]], partition, max(UNFLAGGED, LEAST - len(flagged)))
     cause_of = {int(row): place for place, cause in enumerate(causes) for row in cause.rows}
     rows, samples = [], []
     for some, limit in ((flagged, FLAGGED_TEXTS), (others, OTHER_TEXTS)):
@@ -49,6 +52,14 @@ def shown_samples(
     for number, (row, sample) in enumerate(zip(every.tolist(), samples, strict=True)):
         sample |= {"number": number, "cause": cause_of.get(row, -1)}
     return every, samples
+
+
+def _unflagged(order: Int64[np.ndarray, "n"], partition: Partition, count: int) -> Int64[np.ndarray, "m"]:
+    """Return the first `count` samples, and the first `KEPT` of those that a review mark keeps."""
+    kept = partition.has(State.KEPT)[order]
+    places = np.concatenate([np.flatnonzero(kept)[:KEPT], np.flatnonzero(~kept)[:count]])
+    chosen: Int64[np.ndarray, m] = order[np.sort(places)]
+    return chosen
 
 
 def _described(

@@ -11,14 +11,18 @@ from clipguard.outputs.next_steps import next_steps
 from clipguard.outputs.quality import read_quality
 from clipguard.outputs.report.causes import Cause, causes_of
 from clipguard.outputs.report.columns import texts_of, with_losses
+from clipguard.outputs.report.embedded import as_json
+from clipguard.outputs.report.marks import shown_marks
 from clipguard.outputs.report.pictures import images_by_id, thumbnails
 from clipguard.outputs.report.plot import entropy_map
 from clipguard.outputs.report.shown_samples import shown_samples
 from clipguard.outputs.report.shown_triggers import EXAMPLES, shown_triggers
 from clipguard.outputs.report.size import bytes_left
+from clipguard.outputs.reviews import review_words
 from clipguard.outputs.samples import Table, read_samples
 from clipguard.quality.issues import ISSUES
 from clipguard.runs import RunFolder
+from clipguard.runs.cleaning import cleaning_of
 from clipguard.runs.summary import RunSummary, read_summary
 from clipguard.types import STATES, Partition
 
@@ -43,7 +47,8 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
     Keys: `run` (a `RunSummary`) and, as JSON values, `manifest`, `n`, `flagged` (number), `statuses`,
     `classes` (`listed` and `others`), `map` (see `entropy_map`), `samples` (see `shown_samples`; thumbnails
     as data URIs), `causes` (the flagged samples in groups), `triggers` (each reconstructed trigger, alone and
-    put on clean samples), `quality` (issues by kind) and `steps` (what to do next).
+    put on clean samples), `quality` (issues by kind), `marks` (see `shown_marks`; `reviewed` says what they
+    did), `cleaned` (when `clean` dropped the pictures; else None) and `steps` (what to do next).
 
     Raises:
         ClipguardError: no run folder, a run that is not finished or of another version, or damaged files.
@@ -55,6 +60,9 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
     order = np.argsort(table["rank"], kind="stable").astype(np.int64)
     causes = causes_of(run.verdict.findings, partition, table["label"], table["rank"])
     flagged = int(partition.flagged.sum())
+    marks = shown_marks(folder.path, run.reviews)
+    least = order[partition.clean[order]][::-1][:EXAMPLES]
+    cleaning = cleaning_of(folder.path)
     return {
         "run": run,
         "manifest": folder.manifest,
@@ -70,7 +78,10 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
             marked=order[:MARKED],
             marked_as=f"the {len(order[:MARKED])} most suspicious samples",
         ),
-        **_pictured(folder, table, partition, causes, order[partition.clean[order]][::-1][:EXAMPLES]),
+        "cleaned": None if cleaning is None else cleaning.at,
+        "marks": marks,
+        "reviewed": review_words(run.reviews),
+        **_pictured(folder, table, partition, causes, least, len(as_json(marks))),
         "steps": [step._asdict() for step in next_steps(run, folder.manifest["source"], flagged)],
     }
 
@@ -97,8 +108,12 @@ def _pictured(
     partition: Partition,
     causes: Sequence[Cause],
     least: Int64[np.ndarray, "l"],
+    other_bytes: int,
 ) -> dict[str, Any]:
-    """Return all that has pictures: `samples`, `causes` and `triggers`."""
+    """Return all that has pictures: `samples`, `causes` and `triggers`, and the `rows` of these samples.
+
+    Pictures leave place for `other_bytes` more.
+    """
     rows, samples = shown_samples(folder.path, table, partition, causes)
     clean = texts_of(folder.path, least)["id"]
     images = images_by_id({sample["id"] for sample in samples} | set(clean), folder)
@@ -114,11 +129,11 @@ def _pictured(
     spent += [
         uri for one in triggers for uri in (one["alone"], one["scale"]["picture"], one["shift"]["picture"])
     ]
-    limit = bytes_left(samples, sum(map(len, spent)))
+    limit = bytes_left(samples, sum(map(len, spent)) + other_bytes)
     uris = thumbnails([images.get(sample["id"]) for sample in samples], limit)
     for sample, uri in zip(samples, uris, strict=True):
         sample["thumbnail"] = uri
-    return {"samples": samples, "causes": described, "triggers": triggers}
+    return {"rows": rows.tolist(), "samples": samples, "causes": described, "triggers": triggers}
 
 
 def _statuses(partition: Partition) -> dict[str, dict[str, Any]]:

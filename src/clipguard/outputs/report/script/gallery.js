@@ -9,7 +9,7 @@ choices("reason", samples.reason);
 const searched = samples.id.map((id, i) => [id, samples.path[i], samples.given[i], samples.predicted[i], samples.sha256[i]].join("\n").toLowerCase());
 const keys = {
   rank: i => samples.rank[i], given: i => samples.given[i], guide: i => -samples.guide_rank[i],
-  early: i => samples.early_rank[i], detector: i => -(samples.trigger_score[i] ?? -1), path: i => samples.path[i],
+  early: i => samples.early_rank[i], detector: i => -(samples.trigger_score[i] ?? -1), path: i => samples.path[i] || samples.id[i],
 };
 const fits = i => {
   const word = at("text").value.trim().toLowerCase(), decision = marks.get(i)?.decision ?? "none";

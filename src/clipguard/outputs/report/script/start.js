@@ -20,9 +20,9 @@ const storage = {
   get(key) { try { return localStorage.getItem(key); } catch { return null; } },
   set(key, text) { try { localStorage.setItem(key, text); return true; } catch { return false; } },
 };
-const download = (name, text) => {
+const download = (name, text, type = "application/json") => {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+  link.href = URL.createObjectURL(new Blob([text], {type}));
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
