@@ -86,6 +86,7 @@ def _estimate(path: Path, options: DoctorOptions, cores: int, busy: float) -> di
         size=options.size,
         rows=options.rows,
         classes=options.classes,
+        columns=options.columns,
         power=options.power,
         limits=options.limits,
         device=options.device,

@@ -16,7 +16,7 @@ from clipguard.cli.estimate import (
 )
 from clipguard.cli.options import DefendOptions, ScanOptions
 from clipguard.cli.text import parsed, rows_from, size_from
-from clipguard.data import Columns, ImageSource
+from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
 
 
@@ -60,9 +60,8 @@ def opened_source(path: Path, options: ScanOptions) -> ImageSource:
         ClipguardError: they cannot be opened, or the run folder lies inside.
     """
     rows = parsed(rows_from, options.rows, "--rows")
-    columns = Columns(image=options.image_column, label=options.label_column, group=options.group_column)
     source = ImageSource.open(
-        path, classes=options.classes, rows=rows, limits=options.limits, columns=columns
+        path, classes=options.classes, rows=rows, limits=options.limits, columns=options.columns.named()
     )
     # The run would be one more class of the folder the next time.
     if source.kind == "folder" and options.out.resolve().is_relative_to(path.resolve()):

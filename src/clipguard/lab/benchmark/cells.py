@@ -14,8 +14,9 @@ import numpy as np
 
 from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
 from clipguard.compute.training import EpochHook
-from clipguard.data import ImageSource
+from clipguard.data import ImageSource, columns_of_test
 from clipguard.data.catalog import NAMED, Part, open_named
+from clipguard.data.columns import NO_COLUMNS
 from clipguard.data.decode import common_size, read_images
 from clipguard.defenses import Case, Defense, Repaired
 from clipguard.errors import ClipguardError
@@ -63,7 +64,11 @@ def cell_name(cell: Cell) -> str:
     if cell.guide.degrade:
         words[3] += f"-{cell.guide.degrade:g}"
     plain = "".join(c if c.isalnum() or c in ".+-" else "-" for c in "_".join([*words, f"s{cell.seed}"]))
-    digest = sha256(json.dumps(asdict(cell), sort_keys=True).encode()).hexdigest()[:8]
+    settings = asdict(cell)
+    if cell.data.columns == NO_COLUMNS:
+        # Cells that were finished before there was a choice of columns keep their names.
+        del settings["data"]["columns"]
+    digest = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return f"{plain[:100]}-{digest}"
 
 
@@ -114,7 +119,9 @@ def _source(choice: DataChoice, part: Part, paths: BenchmarkPaths) -> ImageSourc
         return open_named(choice.name, part, paths.data, download=paths.download, rows=rows, classes=classes)
     if choice.name in NAMED:
         classes = classes or NAMED[choice.name].names
-    return ImageSource.open(paths.beside / Path(path).expanduser(), rows=rows, classes=classes)
+    place = paths.beside / Path(path).expanduser()
+    columns = choice.columns if part == "train" else columns_of_test(place, choice.columns)
+    return ImageSource.open(place, rows=rows, classes=classes, columns=columns)
 
 
 class LazyModel:
