@@ -47,6 +47,10 @@ def chunks(n: int, size: int = CHUNK) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
+LARGEST_THUMBNAIL: Final = 64
+"""Pixels a side at which the small nets see larger images, unless a size is given."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
     """How an image of any size becomes what a net takes; names and meaning are timm's.
@@ -68,6 +72,13 @@ class Preprocessing:
     fill: int = 0
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+
+    @staticmethod
+    def thumbnail(size: tuple[int, int]) -> "Preprocessing":
+        """Return how the small nets see images of a size, by default: at most 64 a side, at least 8."""
+        shrink = min(1.0, LARGEST_THUMBNAIL / max(size))
+        height, width = (max(8, round(side * shrink)) for side in size)
+        return Preprocessing(size=(height, width))
 
     @property
     def geometry(self) -> "Preprocessing":

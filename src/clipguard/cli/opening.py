@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipguard.cli.estimate import (
-    VICTIM_EPOCHS,
     Estimate,
     Workload,
     common_sizes,
     estimated,
     first_line,
+    measured_slowness,
     usable_cores,
     view_of,
 )
@@ -46,7 +46,7 @@ def begin(path: Path, options: ScanOptions) -> Opening:
     except ClipguardError:
         return Opening(path=path)
     cores, busy = usable_cores(options.threads)
-    estimate = estimated(work, cores, busy, options.device)
+    estimate = estimated(work, cores, busy, options.device, measured_slowness())
     if not options.quiet:
         known = ", less what is there already" if (options.out / "stages").is_dir() else ""
         sys.stderr.write(f"clipguard: {first_line(work, estimate, options.out)}{known}\n")
@@ -88,4 +88,10 @@ def workload(source: ImageSource, options: ScanOptions) -> Workload:
     if not isinstance(options, DefendOptions):
         return work
     trains = options.model is None or options.by == "retrain"
-    return replace(work, defends=True, trains=trains, epochs=options.epochs or VICTIM_EPOCHS)
+    return replace(
+        work,
+        defends=True,
+        trains=trains,
+        epochs=options.epochs or work.epochs,
+        architecture=options.architecture or work.architecture,
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.compute.training import Recipe
+from clipguard.compute.recipes import Recipe
 from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.types import EntropyMap, ImageSet, Partition, Progress
 

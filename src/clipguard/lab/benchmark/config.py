@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, get_type_hints
 
 from msgspec import Meta
 
-from clipguard.compute.training import Recipe
+from clipguard.compute.recipes import Recipe
 from clipguard.data.columns import NO_COLUMNS, Columns
 from clipguard.defenses import Defense, defense_factory, foreign_defense
 from clipguard.errors import ClipguardError, reason_of
