@@ -138,8 +138,10 @@ def code_of(markdown: str) -> list[str]:
     return blocks + re.findall(r"`[^`\n]+`", re.sub(fence, "", markdown, flags=re.MULTILINE | re.DOTALL))
 
 
-def test_ci_runs_make_test():
-    assert re.search(r"^[^#\n]*\bmake test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+@pytest.mark.parametrize("target", ["lint", "docs", "tests"])
+def test_ci_runs_what_make_test_runs_and_builds_the_site(target):
+    assert re.search(rf"^make [^#\n]*\b{target}\b", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert target in make_targets()
 
 
 @pytest.mark.parametrize("requirement", requirements(), ids=str)

@@ -16,7 +16,7 @@ from tiny_data import image_folder
 SPEC = ModelSpec.sized(architecture="preactresnet18-4", num_classes=2, input_size=(16, 16))
 
 
-# 5 and 20: a model that does not fit its data is refused, see tests/test_given_models.py (`check_fit`).
+# 5 and 20: see tests/test_cases_other_models.py.
 
 
 # 7: names that no guide can read

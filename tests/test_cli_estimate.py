@@ -1,5 +1,6 @@
 """The first line, the steps and the time left; `doctor` and `completion`."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -11,13 +12,10 @@ from clipguard.cli import doctor, estimate
 from clipguard.cli.estimate import Workload, estimated, first_line, rough_size, view_of
 from clipguard.cli.opening import begin
 from clipguard.cli.options import DefendOptions, ScanOptions
-from clipguard.compute.training import DEFAULT_RECIPE
-from clipguard.detection import early_model, trigger_detector
-from clipguard.detection.drawn_rows import MOST_ROWS
+from clipguard.detection.net_configs import EARLY_MODELS
 from clipguard.outputs.progress import Lines
-from clipguard.outputs.steps import Step, Timetable, rough_time
+from clipguard.outputs.steps import Step, Timetable, rough_range, rough_time
 from clipguard.pipeline.config import DefenseConfig
-from clipguard.pipeline.scan import LARGEST_THUMBNAIL
 from clipguard.pipeline.stages import STAGES
 from tiny_data import image_folder
 
@@ -26,21 +24,21 @@ DEMONSTRATION = {"embeddings": 5.65, "early_model": 16.0, "trigger_detector": 13
 """Seconds that stages of the demonstration took on two cores, idle or nearly so, November 2026."""
 
 
-@pytest.mark.parametrize("n", [1, 64, 200, 800, 4000, 100_000])
-def test_the_epochs_are_those_of_the_nets(n):
+def test_every_default_net_has_a_measured_cost():
     config = DefenseConfig()
-    later = early_model.LATER * config.early_model.total_epochs(n)
-    assert estimate.early_epochs(n) == later
-    assert estimate.detector_epochs(n) == config.trigger_detector.net.total_epochs(n)
+    nets = (config.early_model.architecture, config.trigger_detector.net.architecture, config.architecture)
+    assert set(nets) | {net.architecture for net in EARLY_MODELS.values()} <= estimate.NET_SECONDS.keys()
+    assert Workload(**as_dict(WORK)).architecture == config.architecture
+    assert Workload(**as_dict(WORK)).epochs == config.victim.epochs
 
 
-def test_what_is_known_of_the_nets_is_what_they_are():
-    config = DefenseConfig()
-    assert config.early_model.architecture == config.trigger_detector.net.architecture == "shallow-32"
-    assert config.trigger_detector.refinements == estimate.REFINEMENTS
-    assert estimate.REFINEMENT_EPOCHS == trigger_detector.REFINEMENT_EPOCHS
-    assert (estimate.MOST_ROWS, estimate.LARGEST_THUMBNAIL) == (MOST_ROWS, LARGEST_THUMBNAIL)
-    assert (estimate.VICTIM_EPOCHS, config.architecture) == (DEFAULT_RECIPE.epochs, "preactresnet18-16")
+@pytest.mark.parametrize(("times", "slowness"), [(2.0, 2.0), (1.0, 1.0), (1e6, 4.0), (0.0, 0.25)])
+def test_the_probe_is_measured_by_its_own_processor_time_and_bounded(monkeypatch, times, slowness):
+    # Seconds on the clock pass by the million, as on a machine that does other things meanwhile.
+    monkeypatch.setattr(estimate.time, "monotonic", itertools.count(0, 10**6).__next__)
+    own = itertools.count(0, times * estimate.PROBE_SECONDS)
+    monkeypatch.setattr(estimate.time, "thread_time", own.__next__)
+    assert estimate.measured_slowness() == pytest.approx(slowness)
 
 
 def test_every_stage_belongs_to_one_step():
@@ -59,10 +57,22 @@ def test_estimates_are_near_what_the_demonstration_took(stage, seconds):
     assert seconds / 2 < step.seconds < 2 * seconds
 
 
-def test_a_busy_machine_takes_longer_and_more_cores_less():
-    seconds = [estimated(WORK, cores, busy).seconds for cores, busy in ((2, 2.0), (2, 0.0), (8, 0.0))]
+def test_more_cores_take_less_and_a_slower_machine_more():
+    seconds = [
+        estimated(WORK, cores, slowness=slow).seconds for cores, slow in ((2, 2.0), (2, 1.0), (8, 1.0))
+    ]
     assert seconds == sorted(seconds, reverse=True)
+    assert seconds[0] == pytest.approx(2 * seconds[1])
     assert len(set(seconds)) == 3
+
+
+@pytest.mark.parametrize(
+    ("busy", "words"), [(0.0, "about 70 s"), (1.0, "about 70 to 100 s"), (50.0, "about 70 s to 2 min")]
+)
+def test_the_load_of_a_moment_widens_the_range_and_multiplies_nothing(busy, words):
+    done = estimated(WORK, 2, busy, device="cpu")
+    assert done.seconds == estimated(WORK, 2, device="cpu").seconds
+    assert done.words == words
 
 
 def test_no_copies_are_no_step_and_a_repair_is_two():
@@ -76,12 +86,19 @@ def test_no_copies_are_no_step_and_a_repair_is_two():
 def test_of_a_gpu_no_time_is_claimed(device, guide, timed):
     done = estimated(WORK, 2, device=device)
     line = first_line(WORK, done, Path("runs/a"))
-    assert (done.timed, "time is told after the first step" in line) == (timed, not timed)
+    assert (done.timed, "time not measured here" in line) == (timed, not timed)
 
 
 def test_of_another_guide_no_time_is_claimed():
     work = Workload(**{**as_dict(WORK), "guide": "hf-hub:a/b"})
     assert not estimated(work, 2, device="cpu").timed
+
+
+def test_of_another_architecture_no_time_is_claimed_once_it_is_trained():
+    other = {**as_dict(WORK), "architecture": "resnet50"}
+    assert estimated(Workload(**other), 2, device="cpu").timed
+    repair = Workload(**{**other, "defends": True})
+    assert not estimated(repair, 2, device="cpu").timed
 
 
 def test_the_first_line_says_images_classes_time_disk_and_folder():
@@ -96,6 +113,19 @@ def test_the_first_line_says_images_classes_time_disk_and_folder():
 )
 def test_times_are_promised_roughly(seconds, text):
     assert rough_time(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "text"),
+    [
+        (30, 33, "about 30 s"),
+        (40, 80, "about 40 to 80 s"),
+        (80, 160, "about 80 s to 3 min"),
+        (130, 260, "about 2 to 4 min"),
+    ],
+)
+def test_ranges_name_a_unit_once(least, most, text):
+    assert rough_range(least, most) == text
 
 
 @pytest.mark.parametrize(
@@ -133,9 +163,15 @@ def test_the_place_is_that_of_the_stages_step():
 def test_the_time_left_follows_the_estimate_and_then_the_pace():
     steps = table(0, 1, 20, 40)
     assert steps.left("read", 1, 100) == "about 60 s left in all"
-    # The first step took twice as long as estimated: so will the others.
-    assert steps.left("read", 100, 100) == "about 100 s left in all"
-    assert steps.left("train", 1, 2) == "about 80 s left in all"
+    # The first step took 10 s more than its 10: that is half of what it says of the others.
+    assert steps.left("read", 100, 100) == "about 80 s left in all"
+    assert steps.left("train", 1, 2) == "about 70 s left in all"
+
+
+def test_some_seconds_more_of_a_short_step_are_no_pace():
+    now = iter((0, 3))
+    steps = Timetable((Step(("one",), 0.1), Step(("two",), 20.0)), TITLES, lambda: next(now))
+    assert steps.left("read", 1, 1) == "about 30 s left in all"
 
 
 def test_a_step_that_was_there_already_says_nothing_of_the_pace():
@@ -144,12 +180,11 @@ def test_a_step_that_was_there_already_says_nothing_of_the_pace():
     assert steps.left("train", 0, 5) == "about 50 s left in all"
 
 
-def test_without_measurements_no_time_is_told_before_a_step_has_ended():
+def test_without_measurements_no_time_is_told_in_all():
     now = iter((0, 5, 20, 21))
     steps = Timetable(STEPS, TITLES, lambda: next(now), timed=False)
-    assert steps.left("read", 1, 2) == ""
-    assert steps.left("read", 2, 2) == "about 100 s left in all"
-    assert steps.left("train", 0, 2) == "about 100 s left in all"
+    said = [steps.left("read", 1, 2), steps.left("read", 2, 2), steps.left("train", 1, 2)]
+    assert said == ["", "", ""]
 
 
 def test_lines_say_step_and_time_left():

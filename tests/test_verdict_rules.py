@@ -9,7 +9,7 @@ from clipguard.detection import verdict
 from clipguard.detection.class_evidence import FEWEST_SAMPLES, ClassEvidence
 from clipguard.detection.early_belief import EarlyBelief
 from clipguard.detection.removal import Agreement, Belief
-from clipguard.detection.verdict import MOST_UNREAD, Open, answer, kinds
+from clipguard.detection.verdict import MOST_LEFT_OUT, MOST_UNREAD, Open, answer, kinds
 
 RIGHT = Agreement(agreeing=40, flagged=50, rest_agreeing=160, rest=200)
 WRONG = Agreement(agreeing=1, flagged=50, rest_agreeing=160, rest=200)
@@ -110,8 +110,10 @@ def test_each_class_is_judged_by_its_own_cause_and_agreement():
     assert result == {2: "shortcut", 3: "trigger", 4: "label-only poison", 5: "label-only poison"}
 
 
-def scan_of(*, samples=FEWEST_SAMPLES, copies=2, identified=(True,) * 8, unread=0.0):
-    return verdict.Tested(samples=samples, copies=copies, identified=identified, unread=unread)
+def scan_of(*, samples=FEWEST_SAMPLES, copies=2, identified=(True,) * 8, unread=0.0, left_out=0.0):
+    return verdict.Tested(
+        samples=samples, copies=copies, identified=identified, unread=unread, left_out=left_out
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,6 +123,8 @@ def scan_of(*, samples=FEWEST_SAMPLES, copies=2, identified=(True,) * 8, unread=
         (scan_of(samples=50_000, identified=(True,)), ()),
         (scan_of(unread=MOST_UNREAD), ()),
         (scan_of(unread=MOST_UNREAD + 1e-9), (Open.UNREAD,)),
+        (scan_of(left_out=MOST_LEFT_OUT), ()),
+        (scan_of(left_out=MOST_LEFT_OUT + 1e-9), (Open.LEFT_OUT,)),
         (scan_of(samples=FEWEST_SAMPLES - 1), (Open.TOO_FEW,)),
         (scan_of(samples=0, copies=0, identified=(), unread=1.0), (Open.TOO_FEW,)),
         (scan_of(copies=0, identified=()), (Open.NO_POWER,)),

@@ -47,6 +47,10 @@ def chunks(n: int, size: int = CHUNK) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
+LARGEST_THUMBNAIL: Final = 64
+"""Pixels a side at which the small nets see larger images, unless a size is given."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
     """How an image of any size becomes what a net takes; names and meaning are timm's.
@@ -68,6 +72,13 @@ class Preprocessing:
     fill: int = 0
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+
+    @staticmethod
+    def thumbnail(size: tuple[int, int]) -> "Preprocessing":
+        """Return how the small nets see images of a size, by default: at most 64 a side, at least 8."""
+        shrink = min(1.0, LARGEST_THUMBNAIL / max(size))
+        height, width = (max(8, round(side * shrink)) for side in size)
+        return Preprocessing(size=(height, width))
 
     @property
     def geometry(self) -> "Preprocessing":
@@ -111,6 +122,10 @@ class ImageSet:
             self.images[rows], self.labels[rows], self.class_names, tuple(self.ids[i] for i in rows)
         )
         return taken if self.groups is None else replace(taken, groups=self.groups[rows])
+
+    def changed(self, images: Images, labels: Int64[np.ndarray, "n"]) -> "ImageSet":
+        """Return the set with other contents under the same names, ids and groups."""
+        return replace(image_set(images, labels, self.class_names, self.ids), groups=self.groups)
 
 
 def image_set(

@@ -2,6 +2,7 @@
 
 import shlex
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,7 @@ from clipguard.cli.poisoned import (
     show_attack,
     write_attack,
 )
-from clipguard.data import ImageSource
+from clipguard.data import Columns, ImageSource, columns_of_test
 from clipguard.data.decode import read_images
 from clipguard.errors import ClipguardError, one_line
 from clipguard.lab.backdoorbench import Record, poisoned_by, read_record, triggered_by
@@ -44,11 +45,13 @@ def run_convert(folder: Path, options: ConvertOptions) -> Outcome:
     with working(quiet=options.quiet) as progress, tempfile.TemporaryDirectory() as place:
         weights = Path(place) / MODEL
         record = read_record(folder, weights)
-        train = _clean(options.source, record, options, partial(progress, READ_IMAGES))
+        columns = options.columns.named()
+        train = _clean(options.source, columns, record, options, partial(progress, READ_IMAGES))
         poisoned, truth = poisoned_by(record, train)
-        sets: dict[str, ImageSet | None] = {TRAIN: poisoned}
+        sets: dict[str, ImageSet | None] = {TRAIN: replace(poisoned, groups=train.groups)}
         if options.test is not None:
-            test = _clean(options.test, record, options, partial(progress, READ_TEST_IMAGES))
+            columns = columns_of_test(options.test, columns)
+            test = _clean(options.test, columns, record, options, partial(progress, READ_TEST_IMAGES))
             sets |= {TEST: test, TRIGGERED: triggered_by(record, test)}
         about = {
             "rate": int(truth.poisoned.sum()) / len(poisoned),
@@ -91,9 +94,11 @@ def _how_to_go_on(value: dict[str, Any]) -> list[str]:
     ]
 
 
-def _clean(path: Path, record: Record, options: ConvertOptions, progress: StepProgress) -> ImageSet:
+def _clean(
+    path: Path, columns: Columns, record: Record, options: ConvertOptions, progress: StepProgress
+) -> ImageSet:
     """Return a clean set whole: an image left out would shift the record's row numbers."""
-    source = ImageSource.open(path, classes=options.classes)
+    source = ImageSource.open(path, classes=options.classes, columns=columns)
     if len(source.class_names) != record.num_classes:
         raise ClipguardError(
             f"{path} has {len(source.class_names)} classes but the record has {record.num_classes}: "

@@ -20,7 +20,7 @@ from clipguard.clip.zero_shot import guide_from_name
 from clipguard.compute.device import choose_device
 from clipguard.compute.engine import Engine, LocalEngine
 from clipguard.compute.ray_engine import RayEngine
-from clipguard.compute.training import DEFAULT_RECIPE
+from clipguard.compute.recipes import DEFAULT_RECIPE
 from clipguard.detection.early_model import early_model_named
 from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.errors import ClipguardError

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from clipguard import __version__
-from clipguard.cli.estimate import estimated, rough_size, usable_cores
+from clipguard.cli.estimate import estimated, measured_slowness, rough_size, usable_cores
 from clipguard.cli.opening import opened_source, workload
 from clipguard.cli.options import DoctorOptions, ScanOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.errors import one_line
-from clipguard.outputs.steps import rough_time
 from clipguard.runs.run_folder import versions_of
 
 if TYPE_CHECKING:
@@ -86,6 +85,7 @@ def _estimate(path: Path, options: DoctorOptions, cores: int, busy: float) -> di
         size=options.size,
         rows=options.rows,
         classes=options.classes,
+        columns=options.columns,
         power=options.power,
         limits=options.limits,
         device=options.device,
@@ -93,11 +93,13 @@ def _estimate(path: Path, options: DoctorOptions, cores: int, busy: float) -> di
     )
     source = opened_source(path, scan)
     work = workload(source, scan)
-    estimate = estimated(work, cores, busy, options.device)
+    estimate = estimated(work, cores, busy, options.device, measured_slowness())
     return {
         **asdict(work),
         "location": source.location,
         "seconds": round(estimate.seconds) if estimate.timed else None,
+        "seconds_crowded": round(estimate.crowded * estimate.seconds) if estimate.timed else None,
+        "time": estimate.words,
         "memory": round(estimate.memory),
         "disk": round(estimate.disk),
     }
@@ -140,12 +142,5 @@ def _show(value: dict[str, Any], console: "Console") -> None:
 
 def _show_estimate(estimate: dict[str, Any], line: Any) -> None:
     line("Data", f"{estimate['n']:,} images, {estimate['classes']:,} classes in {estimate['location']}")
-    time = (
-        "no estimate for this guide or device"
-        if estimate["seconds"] is None
-        else rough_time(estimate["seconds"])
-    )
-    line(
-        "A scan",
-        f"{time}, {rough_size(estimate['memory'])} of memory, {rough_size(estimate['disk'])} of disk",
-    )
+    memory, disk = rough_size(estimate["memory"]), rough_size(estimate["disk"])
+    line("A scan", f"{estimate['time']}, {memory} of memory, {disk} of disk")

@@ -9,7 +9,8 @@ from jaxtyping import Int64
 
 from clipguard.cli.poisoned import TEST, TRIGGERED, is_attack_folder, read_target_mapping
 from clipguard.compute.inference import classifier_logits
-from clipguard.data import ImageSource
+from clipguard.data import ImageSource, columns_of_test
+from clipguard.data.columns import NO_COLUMNS
 from clipguard.data.decode import read_images
 from clipguard.errors import ClipguardError
 from clipguard.lab.evaluation import detection, evaluate
@@ -43,14 +44,15 @@ def open_test(
 ) -> EvaluationSet:
     """Return the test set at `path`: a plain labelled source, or a folder that `clipguard attack` wrote.
 
-    Its limits are those of `source`, the training data.
+    Its limits are those of `source`, the training data. So are its columns, if it has any.
 
     Raises:
         ClipguardError: it cannot be opened, or it names other classes than the training data.
     """
+    columns = NO_COLUMNS if is_attack_folder(path) else columns_of_test(path, source.columns)
 
     def opened(file: Path) -> ImageSource:
-        test = ImageSource.open(file, classes=classes, limits=source.limits)
+        test = ImageSource.open(file, classes=classes, limits=source.limits, columns=columns)
         if test.class_names != source.class_names:
             raise ClipguardError(
                 f"test set {test.location} has the classes {_some(test.class_names)} but {source.location} "

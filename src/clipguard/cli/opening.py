@@ -5,18 +5,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipguard.cli.estimate import (
-    VICTIM_EPOCHS,
     Estimate,
     Workload,
     common_sizes,
     estimated,
     first_line,
+    measured_slowness,
     usable_cores,
     view_of,
 )
 from clipguard.cli.options import DefendOptions, ScanOptions
 from clipguard.cli.text import parsed, rows_from, size_from
-from clipguard.data import Columns, ImageSource
+from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
 
 
@@ -46,7 +46,7 @@ def begin(path: Path, options: ScanOptions) -> Opening:
     except ClipguardError:
         return Opening(path=path)
     cores, busy = usable_cores(options.threads)
-    estimate = estimated(work, cores, busy, options.device)
+    estimate = estimated(work, cores, busy, options.device, measured_slowness())
     if not options.quiet:
         known = ", less what is there already" if (options.out / "stages").is_dir() else ""
         sys.stderr.write(f"clipguard: {first_line(work, estimate, options.out)}{known}\n")
@@ -60,9 +60,8 @@ def opened_source(path: Path, options: ScanOptions) -> ImageSource:
         ClipguardError: they cannot be opened, or the run folder lies inside.
     """
     rows = parsed(rows_from, options.rows, "--rows")
-    columns = Columns(image=options.image_column, label=options.label_column, group=options.group_column)
     source = ImageSource.open(
-        path, classes=options.classes, rows=rows, limits=options.limits, columns=columns
+        path, classes=options.classes, rows=rows, limits=options.limits, columns=options.columns.named()
     )
     # The run would be one more class of the folder the next time.
     if source.kind == "folder" and options.out.resolve().is_relative_to(path.resolve()):
@@ -89,4 +88,10 @@ def workload(source: ImageSource, options: ScanOptions) -> Workload:
     if not isinstance(options, DefendOptions):
         return work
     trains = options.model is None or options.by == "retrain"
-    return replace(work, defends=True, trains=trains, epochs=options.epochs or VICTIM_EPOCHS)
+    return replace(
+        work,
+        defends=True,
+        trains=trains,
+        epochs=options.epochs or work.epochs,
+        architecture=options.architecture or work.architecture,
+    )

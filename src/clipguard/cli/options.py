@@ -14,6 +14,8 @@ from clipguard.lab.attack_names import ATTACK_CLASSES
 from clipguard.safety.limits import Limits
 
 if TYPE_CHECKING:
+    from clipguard.data.columns import Columns
+
     AttackName = str
 else:
     AttackName = Literal[tuple(ATTACK_CLASSES)]
@@ -25,24 +27,6 @@ Classes = Annotated[
     Parameter(help="Class names: a .txt with one a line, or a .json list or object; default: the source's."),
 ]
 Rows = Annotated[str | None, Parameter(help="Keep the rows FIRST:END only, such as 0:12000.")]
-ImageColumn = Annotated[
-    str | None,
-    Parameter(
-        help="Column of images or their paths: of a table (Parquet, metadata.csv), array of an .npz file, "
-        "or ending in a .tar file; default: the usual names."
-    ),
-]
-LabelColumn = Annotated[
-    str | None,
-    Parameter(help="Column of the labels, or field of the .json files of a .tar file; default likewise."),
-]
-GroupColumn = Annotated[
-    str | None,
-    Parameter(
-        help="Column of groups: copies, or frames of a video. Samples of one group are never apart in "
-        "cross-validation, nor where a model is measured on samples that it has not seen."
-    ),
-]
 Device = Annotated[
     str | None,
     Parameter(
@@ -116,6 +100,30 @@ NewFolder = Annotated[Out, Parameter(help="Folder to make; must be new or empty.
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnOptions:
+    """What every command takes that opens a table.
+
+    Attributes:
+        image_column: Column of images or their paths: of a table (Parquet, metadata.csv), array of an .npz
+            file, or ending in a .tar file; default: the usual names.
+        label_column: Column of the labels, or field of the .json files of a .tar file; default likewise.
+        group_column: Column of groups: copies, or frames of a video. Samples of one group are never apart in
+            cross-validation, nor where a model is measured on samples that it has not seen.
+    """
+
+    image_column: str | None = None
+    label_column: str | None = None
+    group_column: str | None = None
+
+    def named(self) -> "Columns":
+        """Return the same for who opens the data."""
+        from clipguard.data.columns import Columns
+
+        return Columns(image=self.image_column, label=self.label_column, group=self.group_column)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScanOptions:
     """What `scan` and `defend` share.
 
@@ -143,9 +151,7 @@ class ScanOptions:
     logit_scale: bool = True
     classes: Classes = None
     rows: Rows = None
-    image_column: ImageColumn = None
-    label_column: LabelColumn = None
-    group_column: GroupColumn = None
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
     size: str | None = None
     early_model: str = "shallow"
     rank_within: Literal["class", "all"] = "all"
@@ -246,6 +252,7 @@ class DoctorOptions:
     size: str | None = None
     rows: str | None = None
     classes: Path | None = None
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
     power: int = 1
     limits: Annotated[Limits, Parameter(group=Group("Limits on hostile input", sort_key=1))] = field(
         default_factory=Limits
@@ -283,6 +290,7 @@ class AttackOptions:
     test_rows: str | None = None
     rows: Rows = None
     classes: Classes = None
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
     size: str | None = None
     seed: Seed = 0
     device: Device = None
@@ -304,6 +312,7 @@ class ConvertOptions:
     out: NewFolder
     test: Path | None = None
     classes: Classes = None
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
     quiet: Quiet = False
     json: Json = False
 

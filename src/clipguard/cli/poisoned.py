@@ -14,7 +14,7 @@ from clipguard.cli.options import AttackOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.cli.text import rows_from, settings_from, size_from
 from clipguard.compute.device import choose_device, computing_on
-from clipguard.data import ImageSource
+from clipguard.data import Columns, ImageSource, columns_of_test
 from clipguard.data.decode import common_size, read_images
 from clipguard.data.writer import write_parquet
 from clipguard.errors import ClipguardError
@@ -161,11 +161,12 @@ def write_attack(
 def _read(path: Path, options: AttackOptions, progress: Progress) -> tuple[ImageSet, ImageSet | None, int]:
     """Return training set, test set at the same size, and the number of images that could not be read."""
 
-    def opened(place: Path, rows: str | None, option: str) -> ImageSource:
+    def opened(place: Path, rows: str | None, option: str, columns: Columns) -> ImageSource:
         kept = None if rows is None else rows_from(rows, option)
-        return ImageSource.open(place, classes=options.classes, rows=kept)
+        return ImageSource.open(place, classes=options.classes, rows=kept, columns=columns)
 
-    source = opened(path, options.rows, "--rows")
+    columns = options.columns.named()
+    source = opened(path, options.rows, "--rows", columns)
     if not 0 <= options.target < len(source.class_names):
         raise ClipguardError(
             f"--target {options.target}: {path} has the labels 0 to {len(source.class_names) - 1}"
@@ -177,7 +178,8 @@ def _read(path: Path, options: AttackOptions, progress: Progress) -> tuple[Image
             raise ClipguardError("--test-rows says which rows of --test to keep: give --test too")
         train, bad = read_images(source, squashed, partial(progress, READ_IMAGES))
         return train, None, len(bad)
-    test_source = opened(options.test, options.test_rows, "--test-rows")
+    of_test = columns_of_test(options.test, columns)
+    test_source = opened(options.test, options.test_rows, "--test-rows", of_test)
     if test_source.class_names != source.class_names:
         raise ClipguardError(
             f"{options.test} names other classes than {path}: give both the same, or --classes"

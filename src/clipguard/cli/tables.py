@@ -15,7 +15,7 @@ from clipguard.errors import one_line
 from clipguard.outputs.findings import LISTED, NOT_ASSESSABLE, finding_rows, power_words
 from clipguard.outputs.formats import FlaggedSample
 from clipguard.outputs.next_steps import next_steps
-from clipguard.outputs.quality import quality_words
+from clipguard.outputs.quality import QUALITY, quality_words, read_quality
 from clipguard.outputs.rates import rate_rows
 from clipguard.outputs.reviews import review_words
 from clipguard.outputs.samples import read_texts
@@ -33,6 +33,9 @@ Detail = Literal["quiet", "normal", "verbose"]
 
 _CLASSES: Final = 10
 """Classes with flagged samples that are listed."""
+
+_PAIRS: Final = 3
+"""Pairs of equal images under two labels that are listed."""
 
 
 def show_run(
@@ -204,8 +207,19 @@ def _show_quality(summary: RunSummary, console: Console) -> None:
     if summary.quality is None:
         return
     console.print("Data quality, apart from security:", style="dim")
-    for words in quality_words(summary.quality):
+    for words in [*quality_words(summary.quality), *_contradictions(Path(summary.run_dir))]:
         console.print(_plain(f"  · {words}"), soft_wrap=True)
+
+
+def _contradictions(run: Path) -> list[str]:
+    """Return the first equal images under two labels, with both names: one of the labels must be wrong."""
+    if not (run / QUALITY).is_file():
+        return []
+    pairs = read_quality(run, _PAIRS).get("exact_duplicate_other_label", [])
+    return [
+        f"{pair.id} ({pair.given_label}) has the same bytes as {pair.other_id} ({pair.other_label})"
+        for pair in pairs
+    ]
 
 
 def _show_top(samples: Mapping[str, Any], console: Console) -> None:

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Int64
 
 from clipguard.compute.device import arithmetic
-from clipguard.compute.training import EpochHook, Recipe, cross_entropy, fit
+from clipguard.compute.recipes import Recipe
+from clipguard.compute.training import EpochHook, cross_entropy, fit
 from clipguard.models.pretrained import take_body
 from clipguard.models.spec import ModelSpec, Normalized, build, load, save
 from clipguard.runs import read_json, write_json

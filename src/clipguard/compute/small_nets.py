@@ -1,10 +1,9 @@
 """Small nets, trained for seconds, whose product is logits: early-training model and trigger detector."""
 
 import copy
-import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,63 +12,11 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from clipguard.compute.cross_validation import Groups, fold_numbers
 from clipguard.compute.inference import classifier_logits
 from clipguard.compute.lanes import in_lanes, in_turn
-from clipguard.compute.training import EpochHook, LossFunction, Recipe, fit
+from clipguard.compute.recipes import SmallNetConfig
+from clipguard.compute.training import EpochHook, LossFunction, fit
 from clipguard.models.spec import ModelSpec, Normalized, build
 from clipguard.seeds import Seed
 from clipguard.types import Rows, chunks
-
-_SCHEDULES: Final[dict[str, tuple[float, bool]]] = {"constant": (0.0, True), "one-cycle": (0.2, False)}
-"""Warm-up, and whether the learning rate stays at its peak."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SmallNetConfig:
-    """How a small net is trained, without augmentation, and how its logits are taken.
-
-    Attributes:
-        architecture: as in `ModelSpec`.
-        epochs: passes over the data.
-        batch_size: samples a step.
-        optimizer: as in `Recipe`.
-        lr: peak learning rate.
-        schedule: `constant`, or `one-cycle` with a fifth of the steps to warm up.
-        runs: independent trainings whose logits are averaged.
-        folds: 1 scores samples by a net that was trained on them; f >= 2 trains f nets, each on all folds but
-            one, and scores every sample by the net that was trained without it.
-        fewest_steps: a small data set gets more epochs, until a net has taken this many steps: fewer do not
-            show a trigger, whatever the number of passes.
-    """
-
-    architecture: str = "preactresnet18-16"
-    epochs: int
-    batch_size: int
-    optimizer: Literal["sgd", "plain-sgd", "adam"]
-    lr: float
-    schedule: Literal["constant", "one-cycle"]
-    runs: int = 1
-    folds: int = 1
-    fewest_steps: int = 0
-
-    def total_epochs(self, trainable: int) -> int:
-        """Return the epochs that each net takes, for a number of trainable samples."""
-        of_a_net = trainable if self.folds == 1 else trainable * (self.folds - 1) // self.folds
-        steps = max(1, math.ceil(of_a_net / self.batch_size))
-        return max(self.epochs, math.ceil(self.fewest_steps / steps))
-
-    def recipe(self, trainable: int) -> Recipe:
-        """Return the training of each net, for a number of trainable samples."""
-        warmup, constant = _SCHEDULES[self.schedule]
-        return Recipe(
-            epochs=self.total_epochs(trainable),
-            batch_size=self.batch_size,
-            optimizer=self.optimizer,
-            lr=self.lr,
-            warmup=warmup,
-            constant=constant,
-            crop=0.0,
-            flip=False,
-        )
-
 
 _SCORED: Final = 2000
 """Images that are read together to be scored: whole batches of `classifier_logits`, on a GPU, too."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from clipguard.compute.batches import batches_on
 from clipguard.compute.checkpoint import load_checkpoint, save_checkpoint
 from clipguard.compute.device import Device, computing_on, device_for, tensor
 from clipguard.compute.lanes import go_on
+from clipguard.compute.recipes import Recipe
 from clipguard.errors import ClipguardError
 from clipguard.models.nets import PreActBlock, PreActResNet18, ShallowNet
 from clipguard.models.spec import Normalized
@@ -35,33 +36,6 @@ RowChoice = Callable[[int], Int64[np.ndarray, "m"] | None]
 
 EpochHook = Callable[[int], None]
 """Called with the number of finished epochs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """How a net is trained: everything but the data, the loss and the seed.
-
-    Attributes:
-        epochs: passes over the rows.
-        batch_size: samples a step.
-        optimizer: SGD with Nesterov momentum 0.9, SGD without momentum, Adam, or AdamW.
-        lr: peak learning rate.
-        weight_decay: L2 penalty on all weights.
-        warmup: fraction of all steps with a linearly growing rate; after it, the rate falls linearly to 0.
-        constant: keep the peak rate instead of letting it fall.
-        crop: shift by up to this fraction of the image's height and width, zero-padded.
-        flip: mirror every second image at random, left to right.
-    """
-
-    epochs: int
-    batch_size: int = 128
-    optimizer: Literal["sgd", "plain-sgd", "adam", "adamw"] = "sgd"
-    lr: float
-    weight_decay: float = 5e-4
-    warmup: float = 0.2
-    constant: bool = False
-    crop: float = 0.125
-    flip: bool = True
 
 
 def augment(
@@ -251,7 +225,3 @@ def cross_entropy(labels: Int64[np.ndarray, "n"]) -> LossFunction:
         return torch.nn.functional.cross_entropy(logits, given[rows].to(logits.device))
 
     return loss
-
-
-DEFAULT_RECIPE = Recipe(epochs=25, lr=0.1)
-"""How a classifier is trained from scratch here (SGD, one cycle), also where it is the attack's victim."""

@@ -1,16 +1,18 @@
 """What was given -> the reader of its kind: paths, arrays, tables in memory, data set objects."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from clipguard.data.arrays import list_arrays, list_npz
-from clipguard.data.columns import Columns, no_columns
+from clipguard.data.columns import NO_COLUMNS, Columns, no_columns
 from clipguard.data.folder import list_folder
 from clipguard.data.hugging_face import list_datasets
 from clipguard.data.listing import Listing
+from clipguard.data.metadata import FILES
 from clipguard.data.objects import list_pairs
 from clipguard.data.parquet import list_parquet
 from clipguard.data.shards import choose_files, files_like, shard_folder
@@ -39,6 +41,16 @@ def listing_of(what: object, limits: Limits, columns: Columns) -> Listing:
     if isinstance(what, Mapping):
         return list_mapping(what, columns)
     return _object_listing(what, limits, columns)
+
+
+def columns_of_test(path: Path, columns: Columns) -> Columns:
+    """Return the columns of a test set: those of its training set, but for groups, which no test needs.
+
+    Class folders without a table have none.
+    """
+    if path.is_dir() and shard_folder(path) is None and not any((path / name).is_file() for name in FILES):
+        return NO_COLUMNS
+    return replace(columns, group=None)
 
 
 def _object_listing(what: Any, limits: Limits, columns: Columns) -> Listing:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +39,9 @@ MASKS: Final = frozenset({"mask", "masks", "annotation", "annotations", "ground_
 
 MOST_REASONS: Final = 24
 
+NOT_READ: Final = ", a format that is not read"
+NO_SUFFIX: Final = "no suffix"
+
 
 def skip(skipped: Counter[str], reason: str, count: int = 1) -> None:
     """Count files that are left out; of very many reasons, the later ones together."""
@@ -57,10 +60,15 @@ def reason_of_name(name: str) -> str:
     """Return why a file is left out, by its name."""
     suffix = os.path.splitext(name)[1].lower()
     if suffix in UNREAD_IMAGES:
-        return f"{suffix}, a format that is not read"
+        return f"{suffix}{NOT_READ}"
     if not suffix:
-        return "no suffix"
+        return NO_SUFFIX
     return f"{suffix}, no image" if re.fullmatch(r"\.[a-z0-9_]{1,12}", suffix) else "another suffix, no image"
+
+
+def unread_images(skipped: Mapping[str, int]) -> int:
+    """Return how many of the files that were left out are images, or may be some: those without a suffix."""
+    return sum(count for reason, count in skipped.items() if reason == NO_SUFFIX or reason.endswith(NOT_READ))
 
 
 def below(folder: str | Path, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 
 from clipguard.data import ImageSource
+from clipguard.data.columns import Columns
 from clipguard.defenses.protocol import Case, Repaired
 from clipguard.detection.feature_separation import FeatureSeparationConfig
 from clipguard.mitigation.unlearning import UnlearningConfig
@@ -12,6 +13,7 @@ from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
 from clipguard.runs import read_table
+from clipguard.types import ImageSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +38,17 @@ def unfitted(case: Case, config: DefenseConfig) -> tuple[Defender, ImageSource]:
     """Return a defender and its source; every row of the case with these settings shares its stages."""
     # Power changes neither the partition nor the model, and its time is none of the defence's.
     config = replace(config, seed=case.seed, power=0)
-    source = ImageSource.open((case.data.images, case.data.labels), classes=case.data.class_names)
+    source = _source(case.data)
     run = case.run_dir / f"clipguard-{_scan_digest(config)}"
     return Defender(case.guide, run, config=config, progress=case.progress, quality=False), source
+
+
+def _source(data: ImageSet) -> ImageSource:
+    pair = (data.images, data.labels)
+    if data.groups is None:
+        return ImageSource.open(pair, classes=data.class_names)
+    table = dict(zip(("image", "label", "group"), (*pair, data.groups), strict=True))
+    return ImageSource.open(table, classes=data.class_names, columns=Columns(group="group"))
 
 
 def fitted(case: Case, config: DefenseConfig) -> Defender:

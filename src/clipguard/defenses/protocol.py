@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.compute.training import Recipe
+from clipguard.compute.recipes import Recipe
 from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.types import EntropyMap, ImageSet, Partition, Progress
 

@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float64, Int64
 
 from clipguard.detection.early_belief import EarlyBelief, early_belief
 from clipguard.detection.entropy_map import EntropyMapConfig
+from clipguard.detection.net_configs import TriggerDetectorConfig
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.detection.sensitivity import Sides, at_least, class_strengths, false_shares
-from clipguard.detection.trigger_detector import HANDFUL, TriggerDetectorConfig
+from clipguard.detection.trigger_detector import HANDFUL
 from clipguard.types import Partition, State
 
 ALPHA: Final = 0.05

@@ -1,6 +1,6 @@
 """The early-training model (CGD: suspicious model): what it is sure of after seconds is learnt too early."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -9,61 +9,22 @@ from jaxtyping import Float64, Int64
 from torch.nn import functional as F
 
 from clipguard.compute.device import array, tensor
-from clipguard.compute.small_nets import NetLogits, SmallNetConfig, TrainedNets, train_small_nets
+from clipguard.compute.recipes import SmallNetConfig
+from clipguard.compute.small_nets import NetLogits, TrainedNets, train_small_nets
 from clipguard.compute.training import EpochHook, LossFunction, cross_entropy
 from clipguard.detection.drawn_rows import MOST_ROWS, drawn_by_class
 from clipguard.detection.entropy_map import label_nll
+from clipguard.detection.net_configs import EARLY_MODELS, LATER, ResidualConfig
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import factory_of
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet, Scores
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResidualConfig(SmallNetConfig):
-    """An early-training model that learns of each label only what the guide does not read in the image."""
-
-
 MOST_NATS: Final = 20.0
 """What the guide may hold against a class: a guide surer than that is not the more right."""
 
-LATER: Final = 3
-"""Times the epochs after which the model is asked again, for the dirty-label axis of the verdict.
-
-Chosen on development draws: `docs/experiments.md`, section 22.
-"""
-
 AVERAGED: Final = 3
 """Epochs whose late losses are averaged: whether a rare trigger is known changes from one to the next."""
-
-_SHALLOW: Final = SmallNetConfig(
-    architecture="shallow-32",
-    epochs=5,
-    batch_size=64,
-    optimizer="adam",
-    lr=2e-3,
-    schedule="constant",
-    fewest_steps=300,
-)
-
-_CGD: Final = SmallNetConfig(
-    architecture="preactresnet18-64",
-    epochs=5,
-    batch_size=256,
-    optimizer="adam",
-    lr=3e-4,
-    schedule="constant",
-    runs=3,
-)
-
-EARLY_MODELS: dict[str, SmallNetConfig] = {
-    "shallow": _SHALLOW,
-    "residual": ResidualConfig(**asdict(_SHALLOW)),
-    "cgd": _CGD,
-}
-"""Choices by name. `shallow` is the default: a net too small to learn objects in that time learns triggers
-all the sooner, in a fifth of the time. `residual` is for a guide that reads the classes well, and for sets in
-which a class is learnt as early as a trigger. `cgd` is CGD's: three runs of width 64."""
 
 
 def early_model_named(text: str) -> SmallNetConfig:
@@ -78,7 +39,7 @@ def early_model_named(text: str) -> SmallNetConfig:
         factory_of(text)
     except ClipguardError as error:
         raise ClipguardError(f"early-training model is none of {', '.join(EARLY_MODELS)}; {error}") from error
-    return replace(_CGD, architecture=text, runs=1)
+    return replace(EARLY_MODELS["cgd"], architecture=text, runs=1)
 
 
 def residual_loss(labels: Int64[np.ndarray, "n"], guide: Scores) -> LossFunction:

@@ -11,12 +11,13 @@ from scipy.stats import hypergeom
 
 from clipguard.compute.cross_validation import Groups, fold_numbers
 from clipguard.compute.lanes import in_lanes
-from clipguard.compute.small_nets import SmallNetConfig, train_small_nets
+from clipguard.compute.recipes import SmallNetConfig
+from clipguard.compute.small_nets import train_small_nets
 from clipguard.compute.training import EpochHook, cross_entropy
 from clipguard.detection.drawn_rows import MOST_ROWS, drawn_by_class
 from clipguard.detection.entropy_map import EntropyMapConfig, rank
+from clipguard.detection.net_configs import TriggerDetectorConfig
 from clipguard.detection.sample_scores import SampleScores
-from clipguard.detection.trigger_detector import TriggerDetectorConfig
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet
 

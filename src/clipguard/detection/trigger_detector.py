@@ -1,6 +1,6 @@
 """Trigger detector: what the flagged samples share in their pixels and the clean ones lack."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -9,65 +9,12 @@ from jaxtyping import Bool, Float64, Int64
 from scipy.special import expit
 
 from clipguard.compute.cross_validation import Groups, double, fold_numbers, out_of_fold
-from clipguard.compute.small_nets import (
-    SmallNetConfig,
-    TrainedNets,
-    binary_loss,
-    continued,
-    train_small_nets,
-)
+from clipguard.compute.small_nets import TrainedNets, binary_loss, continued, train_small_nets
 from clipguard.compute.training import EpochHook
 from clipguard.detection.drawn_rows import MOST_ROWS, drawn_by_class
-from clipguard.errors import ClipguardError
+from clipguard.detection.net_configs import REFINEMENT_EPOCHS, TriggerDetectorConfig
 from clipguard.seeds import Seed, Stream
 from clipguard.types import ImageSet, Partition, Rows, State, chunks
-
-
-def _shallow() -> SmallNetConfig:
-    """Return the default net; two folds, since memorised labels would flag themselves."""
-    return SmallNetConfig(
-        architecture="shallow-32",
-        epochs=6,
-        batch_size=32,
-        optimizer="sgd",
-        lr=0.05,
-        schedule="one-cycle",
-        folds=2,
-        fewest_steps=600,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TriggerDetectorConfig:
-    """The net, and its two thresholds on the probability of carrying a trigger.
-
-    Attributes:
-        net: the small net and its training.
-        refinements: rounds after the first, at most; 0 turns them off.
-        flagged: above it, a sample is flagged.
-        clean: above it, a sample is not learnt from either, until unlearning re-admits it.
-    """
-
-    net: SmallNetConfig = field(default_factory=_shallow)
-    refinements: int = 3
-    flagged: float = 0.8
-    clean: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Refuse thresholds that would put a sample into both sets, and rounds of less than no epoch."""
-        if not 0 <= self.clean <= self.flagged <= 1:
-            raise ClipguardError(
-                f"trigger detector thresholds clean {self.clean} and flagged {self.flagged}: "
-                "give 0 <= clean <= flagged <= 1"
-            )
-        if self.refinements < 0:
-            raise ClipguardError(f"{self.refinements} refinements of the trigger detector: give 0 or more")
-
-    def total_epochs(self, trainable: int) -> int:
-        """Return the epochs of all rounds and nets, at most, for a number of samples to learn from."""
-        epochs = self.net.total_epochs(trainable) + self.refinements * REFINEMENT_EPOCHS
-        return epochs * self.net.runs * self.net.folds
-
 
 LARGEST_WEIGHT: Final = 10.0
 """Of a sample, and its inverse the smallest: a handful must not rule a batch."""
@@ -83,9 +30,6 @@ FEWEST: Final = 10
 
 HANDFUL: Final = 10
 """Samples with a trigger below which none is flagged: chance gives up to seven of 2,000 unpoisoned ones."""
-
-REFINEMENT_EPOCHS: Final = 3
-"""In a refinement, the nets of the round before go on at half the first learning rate."""
 
 SETTLED: Final = 0.02
 """Share of the flagged: a refinement that changes fewer is the last one, one that loses more is discarded."""

@@ -15,6 +15,13 @@ MOST_UNREAD: Final = 0.5
 """Share of the samples in classes that the guide cannot read, above which nothing is called clean."""
 
 
+MOST_LEFT_OUT: Final = 0.01
+"""Share of the images that may be of formats that are not read, above which nothing is called clean.
+
+Known triggers (canaries) are put on about 1 % of the samples: what was not read must not hold more poison.
+"""
+
+
 class Open(StrEnum):
     """Why nothing is decided, although nothing is suspicious."""
 
@@ -23,6 +30,7 @@ class Open(StrEnum):
     NO_CANARY = "no canary fits"
     MISSED = "canaries were missed"
     UNREAD = "the guide cannot read the classes"
+    LEFT_OUT = "images were left out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +42,14 @@ class Tested:
         copies: with canaries.
         identified: of each canary, whether its class was suspected.
         unread: share of the samples in classes that the guide cannot read.
+        left_out: share of the images that are of formats that are not read.
     """
 
     samples: int
     copies: int
     identified: tuple[bool, ...]
     unread: float
+    left_out: float = 0.0
 
 
 def kinds(
@@ -76,8 +86,8 @@ def kinds(
 def answer(suspicious: dict[int, Kind], tested: Tested) -> tuple[Answer, tuple[Open, ...]]:
     """Return the answer, and why it is open if it is.
 
-    Clean is only what was shown to be testable: there are enough samples, every canary was identified, and
-    the guide reads the classes of at least half of the samples.
+    Clean is only what was shown to be testable: there are enough samples, every canary was identified, the
+    guide reads the classes of at least half of the samples, and hardly any image was left out.
     """
     if suspicious:
         return "suspicious", ()
@@ -92,4 +102,6 @@ def answer(suspicious: dict[int, Kind], tested: Tested) -> tuple[Answer, tuple[O
         reasons.append(Open.MISSED)
     if tested.unread > MOST_UNREAD:
         reasons.append(Open.UNREAD)
+    if tested.left_out > MOST_LEFT_OUT:
+        reasons.append(Open.LEFT_OUT)
     return ("undecided", tuple(reasons)) if reasons else ("clean", ())

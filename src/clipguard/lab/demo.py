@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard.clip.zero_shot import DIGIT_NAMES, DIGIT_TEMPLATES, EMBEDDED, ClipGuide
-from clipguard.compute.training import DEFAULT_RECIPE
+from clipguard.compute.recipes import DEFAULT_RECIPE
 from clipguard.data import ImageSource
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.patterned import BadNets

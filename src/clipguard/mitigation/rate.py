@@ -9,7 +9,8 @@ from jaxtyping import Int64
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clipguard.compute.training import LossFunction, Recipe, fit
+from clipguard.compute.recipes import Recipe
+from clipguard.compute.training import LossFunction, fit
 from clipguard.errors import ClipguardError
 from clipguard.mitigation.gauge import MOST_NATS, Gauge
 from clipguard.models.spec import Normalized

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from clipguard.compute.device import array, tensor
 from clipguard.compute.inference import classifier_logits
-from clipguard.compute.training import LossFunction, Recipe, fit
+from clipguard.compute.recipes import Recipe
+from clipguard.compute.training import LossFunction, fit
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import Normalized
 from clipguard.runs import read_array, write_array

@@ -16,6 +16,10 @@ SHARE_TO_TRUST: Final = 0.2
 """Of a step that must be done before its own pace says more than the estimate."""
 
 
+LITTLE: Final = 10.0
+"""Seconds that count as run as estimated before any step has: a short one says little of the pace."""
+
+
 class Step(NamedTuple):
     """A step of a command as people count them: the stages that belong to it, and its seconds."""
 
@@ -30,7 +34,7 @@ class Timetable:
         steps: in their order, with the seconds that were estimated.
         titles: of stages in progress, by the stage's name.
         clock: seconds since any moment.
-        timed: whether the seconds rest on measurements; without, none are shown before a step has ended.
+        timed: whether the seconds rest on measurements; without, none are shown.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class Timetable:
         if number is None or not total:
             return ""
         self._enter(number)
-        if not (self._timed or any(self._spent) or done >= total):
+        if not self._timed:
             return ""
         spent, share = self._last - self._since, done / total
         planned = self._steps[number].seconds * self._pace(number)
@@ -92,7 +96,16 @@ class Timetable:
         if share >= SHARE_TO_TRUST:
             planned, taken = planned + share * self._steps[number].seconds, taken + spent
         # What was there already takes no time, and says nothing of what follows.
-        return min(5.0, taken / planned) if taken > QUICKEST * planned else 1.0
+        return min(5.0, (taken + LITTLE) / (planned + LITTLE)) if taken > QUICKEST * planned else 1.0
+
+
+def rough_range(least: int | float, most: int | float) -> str:
+    """Return two times as they can be promised, as one where they look the same."""
+    first, last = rough_time(least), rough_time(most)
+    if first == last:
+        return first
+    unit = last.rsplit(" ", 1)[1]
+    return f"{first.removesuffix(f' {unit}')} to {last.removeprefix('about ')}"
 
 
 def rough_time(seconds: int | float) -> str:

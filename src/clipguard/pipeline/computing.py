@@ -19,7 +19,7 @@ from clipguard.compute.lanes import lanes_here
 from clipguard.compute.threads import intra_op
 from clipguard.data.provenance import recorded_source
 from clipguard.detection.drawn_rows import MOST_ROWS
-from clipguard.detection.early_model import LATER, early_losses
+from clipguard.detection.early_model import early_losses
 from clipguard.detection.feature_separation import separated_by_features
 from clipguard.detection.label_exchange import probed_labels
 from clipguard.detection.label_flow import (
@@ -30,6 +30,7 @@ from clipguard.detection.label_flow import (
     too_few_to_refit,
 )
 from clipguard.detection.linear_probe import FOLDS, Probe
+from clipguard.detection.net_configs import LATER
 from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.detection.trigger_inversion import FEWEST as FEWEST_TO_INVERT
 from clipguard.detection.trigger_inversion import invert_triggers

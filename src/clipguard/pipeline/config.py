@@ -3,13 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clipguard.compute.small_nets import SmallNetConfig
-from clipguard.compute.training import DEFAULT_RECIPE, Recipe
-from clipguard.detection.early_model import EARLY_MODELS
+from clipguard.compute.recipes import DEFAULT_RECIPE, Recipe, SmallNetConfig
 from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.detection.feature_separation import FeatureSeparationConfig
 from clipguard.detection.label_flow import LabelFlowConfig
-from clipguard.detection.trigger_detector import TriggerDetectorConfig
+from clipguard.detection.net_configs import EARLY_MODELS, TriggerDetectorConfig
 from clipguard.errors import ClipguardError
 from clipguard.mitigation.unlearning import UnlearningConfig
 

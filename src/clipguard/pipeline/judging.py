@@ -12,10 +12,10 @@ from jaxtyping import Bool
 from clipguard.data.provenance import recorded_source
 from clipguard.detection.class_evidence import ClassEvidence, class_evidence
 from clipguard.detection.drawn_rows import MOST_ROWS
-from clipguard.detection.early_model import LATER
 from clipguard.detection.label_exchange import LabelExchange
 from clipguard.detection.label_flow import LabelView, label_only_poison
 from clipguard.detection.linear_probe import Probe
+from clipguard.detection.net_configs import LATER
 from clipguard.detection.removal import Belief, beliefs, trusted_samples
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.pipeline.power import CanaryOutcome, Scanned, canary_sets, originals, power

@@ -25,9 +25,6 @@ from clipguard.types import EntropyMap, ImageSet, Partition, Preprocessing, Prog
 if TYPE_CHECKING:
     from clipguard.pipeline.reviewing import GivenReviews
 
-LARGEST_THUMBNAIL: Final = 64
-"""Pixels a side at which the small nets see larger images, unless a size is given."""
-
 NOTES: Final = "notes.json"
 """What a stage could not do as it should, one sentence each: they become warnings."""
 
@@ -74,9 +71,7 @@ class Context:
         """How the small nets see the images: by default at the commonest size, at most 64 a side."""
         if self.config.size is not None:
             return Preprocessing(size=self.config.size)
-        h, w = self.common_size
-        shrink = min(1.0, LARGEST_THUMBNAIL / max(h, w))
-        return Preprocessing(size=(max(8, round(h * shrink)), max(8, round(w * shrink))))
+        return Preprocessing.thumbnail(self.common_size)
 
     def finish(self, stage: Stage[Any], given: Any) -> FinishedStage:
         """Return the finished stage, computed now unless the run folder has it."""

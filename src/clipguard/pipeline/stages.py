@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from clipguard.clip.known_embeddings import folder_key
-from clipguard.detection.early_model import ResidualConfig
+from clipguard.detection.net_configs import ResidualConfig
 from clipguard.pipeline import computing, judging, samples
 from clipguard.pipeline.baseline import baseline_stage
 from clipguard.pipeline.computing import Reading, Repair, Training, View

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from clipguard.compute.recipes import Recipe
 from clipguard.compute.threads import intra_op
-from clipguard.compute.training import Recipe
 from clipguard.errors import ClipguardError
 from clipguard.mitigation.gauge import Gauge, GaugeReading, cost, gauge_of, has_done_its_work, spared_rows
 from clipguard.mitigation.rate import fitting_optimizer, suited_recipe

@@ -4,6 +4,7 @@ from typing import Final
 
 import numpy as np
 
+from clipguard.data.folder_layout import unread_images
 from clipguard.data.provenance import UNREADABLE
 from clipguard.detection.class_evidence import FEWEST_SAMPLES, ClassEvidence
 from clipguard.detection.competence import class_competence
@@ -39,6 +40,7 @@ def verdict(scan: Scan) -> Verdict:
         # Poison with its own labels may need more samples than fit into a copy: then it is named as a limit.
         identified=tuple(one.suspected for one in scan.canaries if one.family != "clean-label"),
         unread=sum(entry.n for entry in read if not entry.assessable) / max(1, len(scan.data)),
+        left_out=_left_out(scan)[0] / max(1, _left_out(scan)[1]),
     )
     what, why = answer(suspicious, tested)
     findings = [] if tests is None else [_finding(scan, tests, *one) for one in suspicious.items()]
@@ -113,6 +115,7 @@ def _nothing(scan: Scan) -> str:
 def _open(reason: Open, scan: Scan) -> str:
     missed = list(dict.fromkeys(one.family for one in scan.canaries if not one.suspected))
     guide, chance = agreement(scan), 1 / scan.num_classes
+    left, images = _left_out(scan)
     return {
         Open.TOO_FEW: f"too few samples: {len(scan.data):,}, and {FEWEST_SAMPLES:,} are needed",
         Open.NO_POWER: "power was not measured: only a power of 1 or more can call a data set clean",
@@ -120,7 +123,15 @@ def _open(reason: Open, scan: Scan) -> str:
         Open.MISSED: f"known triggers were missed in a copy of this data: {', '.join(missed)}",
         Open.UNREAD: f"the guide agrees with only {100 * guide:.1f} % of the labels "
         f"(chance: {100 * chance:.1f} %)",
+        Open.LEFT_OUT: f"{left:,} of {images:,} images were not read, for their format: convert them to PNG",
     }[reason]
+
+
+def _left_out(scan: Scan) -> tuple[int, int]:
+    """Return how many images of the source are of formats that are not read, and how many it has in all."""
+    source = scan.context.source
+    left = unread_images(source.skipped)
+    return left, left + source.listed
 
 
 def _limits(scan: Scan, power: Power | None) -> list[str]:

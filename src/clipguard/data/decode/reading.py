@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int64
@@ -94,7 +94,8 @@ def read_images(
     if unreadable:
         images = images[readable]
     kept = source.take(np.flatnonzero(readable))
-    return image_set(images, kept.labels, kept.class_names, kept.ids), (*source.refused, *unreadable)
+    data = image_set(images, kept.labels, kept.class_names, kept.ids)
+    return replace(data, groups=kept.groups), (*source.refused, *unreadable)
 
 
 def check_readable(source: ImageSource, unreadable: tuple[Unreadable, ...]) -> None:

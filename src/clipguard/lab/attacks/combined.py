@@ -10,7 +10,7 @@ from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.protocol import Attack, Labels
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
-from clipguard.types import Images, ImageSet, Progress, image_set
+from clipguard.types import Images, ImageSet, Progress
 
 TOGETHER: Final = "together:"
 """What the name of several attacks at once begins with; their own names follow, joined by +."""
@@ -70,7 +70,7 @@ class Together(Attack):
             target=None,
             part=part,
         )
-        return image_set(images, labels, data.class_names, data.ids), whole
+        return data.changed(images, labels), whole
 
     def trigger(self, images: Images) -> Images | None:
         """Return None: each attack has a trigger of its own."""

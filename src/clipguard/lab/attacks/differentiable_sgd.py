@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from clipguard.compute.training import Recipe
+from clipguard.compute.recipes import Recipe
 from clipguard.models.spec import Normalized
 
 Weights = dict[str, Tensor]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from clipguard.compute.device import here
 from clipguard.compute.inference import planes
-from clipguard.compute.training import Recipe, augment
+from clipguard.compute.recipes import Recipe
+from clipguard.compute.training import augment
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.cache import Tensors
 from clipguard.lab.attacks.differentiable_sgd import SgdState, beginning, matching_loss, sgd_step

@@ -10,7 +10,7 @@ from clipguard.lab.attacks.combined import Together
 from clipguard.lab.attacks.protocol import Attack, Labels
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.seeds import Seed
-from clipguard.types import Images, ImageSet, Progress, image_set
+from clipguard.types import Images, ImageSet, Progress
 
 _PIECE = 256
 
@@ -36,7 +36,7 @@ class OnGrey(Attack):
         changed, truth = self.attack.poison(data, seed)
         images, rows = np.array(changed.images), np.flatnonzero(truth.poisoned | truth.cover)
         images[rows] = greyed(images[rows])
-        return image_set(images, changed.labels, changed.class_names, changed.ids), truth
+        return changed.changed(images, changed.labels), truth
 
     def trigger(self, images: Images) -> Images | None:
         """Return test images with the attack's trigger, made grey; None where it has none."""

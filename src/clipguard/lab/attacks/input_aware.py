@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipguard.compute.device import here
-from clipguard.compute.training import Recipe, augment
+from clipguard.compute.recipes import Recipe
+from clipguard.compute.training import augment
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.learned import FITTING, NetAttack, required
 from clipguard.lab.attacks.protocol import Rows

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipguard.compute.device import here
-from clipguard.compute.training import EpochHook, LossFunction, Recipe, fit
+from clipguard.compute.recipes import Recipe
+from clipguard.compute.training import EpochHook, LossFunction, fit
 from clipguard.lab.attacks.cache import Tensors
 from clipguard.lab.attacks.learned import FITTING, LearnedAttack, required
 from clipguard.lab.attacks.protocol import Rows

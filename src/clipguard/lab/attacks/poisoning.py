@@ -5,7 +5,7 @@ import numpy as np
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.protocol import Labels, Rows
 from clipguard.lab.ground_truth import PoisonTruth
-from clipguard.types import Images, ImageSet, image_set
+from clipguard.types import Images, ImageSet
 
 
 def check_classes(labels: Labels, k: int) -> None:
@@ -27,7 +27,7 @@ def rebuilt(data: ImageSet, rows: Rows, images: Images, labels: Labels) -> Image
     check_classes(labels, len(data.class_names))
     all_images, all_labels = np.array(data.images), data.labels.copy()
     all_images[rows], all_labels[rows] = images, labels
-    return image_set(all_images, all_labels, data.class_names, data.ids)
+    return data.changed(all_images, all_labels)
 
 
 def truth_of(

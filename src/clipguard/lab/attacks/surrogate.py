@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from clipguard.compute.classifiers import ClassifierConfig, train_classifier
 from clipguard.compute.device import here
-from clipguard.compute.training import Recipe
+from clipguard.compute.recipes import Recipe
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.cache import Tensors
 from clipguard.lab.attacks.learned import FITTING, LearnedAttack, required

@@ -15,7 +15,7 @@ from jaxtyping import Bool
 
 from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
 from clipguard.compute.training import EpochHook
-from clipguard.data import ImageSource
+from clipguard.data import ImageSource, columns_of_test
 from clipguard.data.catalog import NAMED, Part, open_named
 from clipguard.data.decode import common_size, read_images
 from clipguard.defenses import Case, Defense, Repaired
@@ -125,7 +125,9 @@ def _source(choice: DataChoice, part: Part, paths: BenchmarkPaths) -> ImageSourc
         return open_named(choice.name, part, paths.data, download=paths.download, rows=rows, classes=classes)
     if choice.name in NAMED:
         classes = classes or NAMED[choice.name].names
-    return ImageSource.open(paths.beside / Path(path).expanduser(), rows=rows, classes=classes)
+    place = paths.beside / Path(path).expanduser()
+    columns = choice.columns if part == "train" else columns_of_test(place, choice.columns)
+    return ImageSource.open(place, rows=rows, classes=classes, columns=columns)
 
 
 class LazyModel:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final, get_type_hints
 
 from msgspec import Meta
 
-from clipguard.compute.training import Recipe
+from clipguard.compute.recipes import Recipe
+from clipguard.data.columns import NO_COLUMNS, Columns
 from clipguard.defenses import Defense, defense_factory, foreign_defense
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.lab.attacks import attack_named, refuse_general
@@ -57,6 +58,8 @@ class DataChoice:
         size: height and width; None takes the commonest of the training images.
         imbalance: how often the first class is the last one's size; the classes between fall exponentially.
         classes: names that the guide can read, in the order of the labels; none takes the source's own.
+        columns: which hold images and labels, where the names are not the usual ones, and groups of samples
+            that no cross-validation may tear apart.
     """
 
     name: str
@@ -67,10 +70,13 @@ class DataChoice:
     size: tuple[Pixels, Pixels] | None = None
     imbalance: Annotated[float, Meta(ge=1, le=1e6)] = 1.0
     classes: tuple[str, ...] = ()
+    columns: Columns = NO_COLUMNS
 
     def __post_init__(self) -> None:
         if (self.train is None) != (self.test is None):
             raise ValueError(f"{self.name} has only one of train and test: give both or none")
+        if self.columns != NO_COLUMNS and self.train is None:
+            raise ValueError(f"{self.name} is known by name, with its columns: leave columns out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
