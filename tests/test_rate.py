@@ -11,6 +11,7 @@ from clipguard.compute.training import Recipe, cross_entropy, fit
 from clipguard.mitigation.gauge import (
     MOST_SPARED,
     NO_EFFECT,
+    Gauge,
     GaugeReading,
     cost,
     gauge_of,
@@ -137,6 +138,32 @@ def test_the_highest_rate_that_does_little_damage_is_chosen_and_the_model_stays_
     assert all(one.loss > most for one in trials[:-1])
     assert [one.rate for one in trials] == [1000.0 * share for share in LADDER[: len(trials)]]
     assert trials == tried(case, replace(RECIPE, lr=1000.0))[0][1]
+
+
+class Noting(Gauge):
+    """Reads nothing, but notes the running mean of each net that it is asked about."""
+
+    def read(self, model):
+        means.append(model.network.stages[0].bn1.running_mean.clone())
+        return reading([1])
+
+
+means: list[torch.Tensor] = []
+
+
+def test_a_trial_is_measured_with_the_statistics_of_its_own_batches(case):
+    data, _, model = case
+    means.clear()
+    bright = np.full_like(data.images, 255)
+    gauge = Noting(images=bright[:1], labels=data.labels[:1], triggered=bright[:0], targets=data.labels[:0])
+    loss, still = cross_entropy(data.labels.copy()), replace(RECIPE, lr=1e-12)
+    suited_recipe(model, bright, np.arange(600), loss, still, gauge, Seed(1))
+    before, after = means
+    whole = copy.deepcopy(model)
+    whole.network.stages[0].bn1.momentum = 1.0
+    whole.train()(torch.from_numpy(bright[:32]).permute(0, 3, 1, 2))
+    own = whole.network.stages[0].bn1.running_mean
+    assert (after - own).abs().max() < 0.01 * (before - own).abs().max()
 
 
 def test_without_samples_to_measure_on_the_recipe_stays(case):
