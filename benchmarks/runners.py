@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner
+from clipguard.lab.benchmark.cells import CellRunner
 from clipguard.lab.benchmark.config import cells, read_config
-from clipguard.lab.benchmark.places import cache_folder
+from clipguard.lab.benchmark.places import BenchmarkPaths, cache_folder
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"

@@ -5,8 +5,9 @@ from dataclasses import replace
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
 
-from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner
+from clipguard.lab.benchmark.cells import CellRunner
 from clipguard.lab.benchmark.config import cells, read_config
+from clipguard.lab.benchmark.places import BenchmarkPaths
 from tiny_bench import tiny_bench
 
 

@@ -17,8 +17,10 @@ from clipguard.cli import main
 from clipguard.data.writer import write_parquet
 from clipguard.defenses import Case, Repaired
 from clipguard.errors import ClipguardError
-from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, image_sets, sources
+from clipguard.lab.benchmark.cells import CellRunner
 from clipguard.lab.benchmark.config import cells, read_config
+from clipguard.lab.benchmark.data_sets import image_sets, sources
+from clipguard.lab.benchmark.places import BenchmarkPaths
 from clipguard.lab.benchmark.results import read_results
 from clipguard.lab.benchmark.tasks import key_of
 from clipguard.runs.locks import locked

@@ -14,8 +14,10 @@ from clipguard.data import Columns, ImageSource
 from clipguard.data.writer import png
 from clipguard.defenses.clipguard import unfitted
 from clipguard.errors import ClipguardError
-from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, cell_name, sources
+from clipguard.lab.benchmark.cells import CellRunner, cell_name
 from clipguard.lab.benchmark.config import cells, config_from
+from clipguard.lab.benchmark.data_sets import sources
+from clipguard.lab.benchmark.places import BenchmarkPaths
 from clipguard.pipeline.config import DefenseConfig
 from test_backdoorbench import folder, parts  # noqa: F401  # fixtures: a record
 from tiny_data import image_folder, pictures

@@ -1,11 +1,13 @@
 """lab.evaluation: rates counted one sample at a time, AUROC by its meaning."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipguard.lab.evaluation import auroc, detection, evaluate
+from clipguard.lab.evaluation import auroc, detection, detection_by_scores, evaluate, found_at
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.types import EntropyMap, State, image_set, partition_of
 from reference import detection as oracle
@@ -123,6 +125,45 @@ def test_auroc_turns_around_with_the_scores_and_ignores_the_order_of_rows(rows, 
         assert auroc(-scores, positive) == pytest.approx(1 - result)
 
 
+@given(pairs)
+def test_what_is_found_at_a_false_positive_rate_is_the_best_that_counting_finds(rows):
+    scores, positive = (np.array(column) for column in zip(*rows, strict=True))
+    scores, share = scores.astype(float), 0.3
+    result = found_at(scores, positive, share)
+    if positive.all() or not positive.any():
+        assert result is None
+        return
+
+    def rates(threshold):
+        above = scores >= threshold
+        return above[~positive].mean(), above[positive].mean()
+
+    points = [(0.0, 0.0), *(rates(threshold) for threshold in sorted(set(scores), reverse=True))]
+    best = max(found for wrong, found in points if wrong <= share)
+    # Between two thresholds, some of the ties are taken.
+    beyond = [(wrong, found) for wrong, found in points if wrong > share]
+    if not beyond:
+        assert result == pytest.approx(best)
+        return
+    (left, low), (right, high) = max(point for point in points if point[0] <= share), min(beyond)
+    assert result == pytest.approx(low + (high - low) * (share - left) / (right - left))
+
+
+def test_a_detectors_scores_are_judged_and_a_sample_without_opinion_comes_last():
+    _, _, truth = a_case(4, 0, 0.5)
+    truth = replace(truth, poisoned=np.array([True, False, True, False]))
+    scores = np.array([0.9, 0.1, np.nan, 0.5])
+    result = detection_by_scores(scores, np.array([True, False, False, True]), truth)
+    # Two pairs of four are in order: the one without an opinion is below both clean ones.
+    assert result["auroc_suspicion"] == 0.5
+    assert (result["flagged"], result["flagged_recall"], result["false_positive_rate"]) == (2, 0.5, 0.5)
+    assert detection_by_scores(scores, None, truth).keys() == {
+        "poisoned",
+        "auroc_suspicion",
+        "found_at_1_percent",
+    }
+
+
 def a_case(n, seed, poison):
     draw = np.random.default_rng(seed)
     guide, early, suspicion = draw.random((3, n))
@@ -144,8 +185,8 @@ def test_detection_figures_are_those_of_counting(n, seed, poison):
     labels = np.random.default_rng(seed).integers(0, 3, n)
     data = image_set(np.zeros((n, 1, 1, 3), np.uint8), labels, ("a", "b", "c", "nobody"))
     result = detection(entropy, partition, data, truth)
-    clean = [state == State.CLEAN for state in partition.state.tolist()]
-    flags = [state in (State.TRIGGER, State.LABEL) for state in partition.state.tolist()]
+    clean = [state in (State.CLEAN, State.KEPT) for state in partition.state.tolist()]
+    flags = [state in (State.TRIGGER, State.LABEL, State.DROPPED) for state in partition.state.tolist()]
     of_class = [[i for i in range(n) if labels[i] == label] for label in range(4)]
     assert result["class_sizes"] == [len(members) for members in of_class]
     assert result["class_flagged"] == [sum(flags[i] for i in rows) for rows in of_class]

@@ -27,8 +27,8 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
     from clipguard.compute.device import choose_device, computing_on
     from clipguard.compute.threads import intra_op, training_threads
     from clipguard.data.catalog import data_folder
-    from clipguard.lab.benchmark.cells import BenchmarkPaths
     from clipguard.lab.benchmark.config import read_config
+    from clipguard.lab.benchmark.places import BenchmarkPaths
     from clipguard.lab.benchmark.rows import run_bench
 
     config = read_config(file)

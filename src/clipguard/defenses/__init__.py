@@ -6,7 +6,7 @@ from typing import Any
 
 from clipguard.defenses.clipguard import Clipguard
 from clipguard.defenses.controls import Finetune, NoDefense, Retrain
-from clipguard.defenses.protocol import Case, Defense, Repaired
+from clipguard.defenses.protocol import Case, Defense, Detected, Repaired
 from clipguard.errors import ClipguardError, reason_of
 
 DEFENSES: dict[str, Callable[..., Defense]] = {
@@ -53,4 +53,4 @@ def foreign_defense(name: str, options: Mapping[str, Any]) -> Defense:
     return made
 
 
-__all__ = ["DEFENSES", "Case", "Defense", "Repaired", "defense_factory", "foreign_defense"]
+__all__ = ["DEFENSES", "Case", "Defense", "Detected", "Repaired", "defense_factory", "foreign_defense"]

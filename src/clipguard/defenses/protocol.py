@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64
 
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.recipes import Recipe
@@ -28,6 +28,8 @@ class Case:
         guide: the CLIP that the benchmark gives to whoever wants one.
         seed: root of all randomness.
         run_dir: a folder for the defence's own files; the same case finds them again.
+        clean: other samples that are known to be clean, where somebody gives any; clipguard asks for none.
+        guide_pass_seconds: what it takes to embed all images, where a cache has them already.
         progress: called as work goes on.
     """
 
@@ -39,6 +41,8 @@ class Case:
     guide: ClipGuide
     seed: int
     run_dir: Path
+    clean: ImageSet | None = None
+    guide_pass_seconds: float = 0.0
     progress: Progress | None = None
 
     @property
@@ -66,10 +70,27 @@ class Repaired:
     notes: Mapping[str, float | int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detected:
+    """What a detector gives back: it finds samples and repairs nothing.
+
+    Attributes:
+        scores: of each sample; the higher, the likelier it is poisoned. NaN where it has no opinion.
+        seconds: by stage.
+        flagged: which samples it would drop, where it decides that.
+        notes: numbers worth a column.
+    """
+
+    scores: Float64[np.ndarray, "n"]
+    seconds: dict[str, float]
+    flagged: Bool[np.ndarray, "n"] | None = None
+    notes: Mapping[str, float | int] = field(default_factory=dict)
+
+
 @runtime_checkable
 class Defense(Protocol):
     """A frozen dataclass with one method."""
 
-    def defend(self, case: Case) -> Repaired:
-        """Return the repaired model."""
+    def defend(self, case: Case) -> Repaired | Detected:
+        """Return the repaired model, or what a detector says of the samples."""
         ...

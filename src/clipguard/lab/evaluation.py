@@ -63,6 +63,51 @@ def auroc(scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> fl
     return float(roc_auc_score(positive, scores))
 
 
+def found_at(
+    scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], false_positives: float
+) -> float | None:
+    """Return the share of positives above the threshold that this share of negatives is above, ties in part.
+
+    A point of the ROC curve, interpolated linearly, which is what a random choice among ties gives.
+    """
+    if positive.all() or not positive.any():
+        return None
+    from sklearn.metrics import roc_curve
+
+    fpr, tpr, _ = roc_curve(positive, scores, drop_intermediate=False)
+    # At the threshold itself many positives may come at once: the highest share counts.
+    last = np.flatnonzero(fpr <= false_positives)[-1]
+    if last + 1 == len(fpr):
+        return float(tpr[last])
+    return float(np.interp(false_positives, fpr[last : last + 2], tpr[last : last + 2]))
+
+
+def detection_by_scores(
+    scores: Float[np.ndarray, "n"], flagged: Bool[np.ndarray, "n"] | None, truth: PoisonTruth
+) -> dict[str, float | int | None]:
+    """Return how well a detector's scores find the poison.
+
+    A sample that it has no opinion on is the least suspicious one.
+    """
+    poisoned = truth.poisoned
+    known = np.where(np.isnan(scores), -np.inf, scores)
+    ranked = np.nan_to_num(known, neginf=np.min(known[np.isfinite(known)], initial=0.0) - 1)
+    decided: dict[str, float | int | None] = {}
+    if flagged is not None:
+        decided = {
+            "flagged": int(flagged.sum()),
+            "flagged_recall": _share(flagged[poisoned]),
+            "flagged_precision": _share(poisoned[flagged]),
+            "false_positive_rate": _share(flagged[~poisoned]),
+        }
+    return {
+        "poisoned": int(poisoned.sum()),
+        "auroc_suspicion": auroc(ranked, poisoned),
+        "found_at_1_percent": found_at(ranked, poisoned, 0.01),
+        **decided,
+    }
+
+
 def detection(
     entropy: EntropyMap, partition: Partition, data: ImageSet, truth: PoisonTruth
 ) -> dict[str, float | int | list[int] | None]:
@@ -77,6 +122,7 @@ def detection(
         "auroc_guide": auroc(entropy.guide_nll, poisoned),
         "auroc_early": auroc(-entropy.early_nll, poisoned),
         "auroc_suspicion": auroc(partition.suspicion, poisoned),
+        "found_at_1_percent": found_at(partition.suspicion, poisoned, 0.01),
         "clean": int(clean.sum()),
         "poison_in_clean": int((clean & poisoned).sum()),
         "flagged": int(flagged.sum()),

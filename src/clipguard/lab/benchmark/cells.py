@@ -5,7 +5,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,13 @@ from jaxtyping import Bool
 
 from clipguard.compute.classifiers import ClassifierConfig, cached_classifier
 from clipguard.compute.training import EpochHook
-from clipguard.data import ImageSource, columns_of_test
-from clipguard.data.catalog import NAMED, Part, open_named
-from clipguard.data.decode import common_size, read_images
-from clipguard.defenses import Case, Defense, Repaired
+from clipguard.defenses import Case, Defense, Detected, Repaired
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks import Attack, attack_named, fit_attack, parts_of
 from clipguard.lab.benchmark.config import UNTOUCHED, Cell, DataChoice
+from clipguard.lab.benchmark.data_sets import clean_set, image_sets, sources
 from clipguard.lab.benchmark.guides import BenchGuide, accuracy, guide_of
-from clipguard.lab.benchmark.longtail import long_tailed
+from clipguard.lab.benchmark.places import BenchmarkPaths
 from clipguard.lab.benchmark.rates import (
     TriggeredTest,
     hits_of,
@@ -34,38 +32,14 @@ from clipguard.lab.benchmark.rates import (
     triggered_tests,
 )
 from clipguard.lab.benchmark.results import Row
-from clipguard.lab.evaluation import detection
+from clipguard.lab.evaluation import detection, detection_by_scores
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.preprocessing import as_they_are, timm_preprocessing
 from clipguard.models.pretrained import take_body
 from clipguard.models.spec import ModelSpec, Normalized, build, loads_with_timm, weights_digest
+from clipguard.runs.summary import METRICS
 from clipguard.seeds import Seed, Stream
-from clipguard.types import ImageSet, Preprocessing, Progress
-
-
-def _quiet(step: str, done: int, total: int) -> None:
-    """Drop progress that nobody reads."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchmarkPaths:
-    """Where a benchmark works.
-
-    Attributes:
-        run: the benchmark's own folder.
-        cache: victims, fitted attacks and embeddings, shared by all benchmarks.
-        data: folder of the data sets that are known by name.
-        beside: folder of the TOML file, from which relative paths start.
-        download: fetch data sets that are missing.
-        progress: called as work goes on.
-    """
-
-    run: Path
-    cache: Path
-    data: Path
-    beside: Path
-    download: bool = False
-    progress: Progress = field(default=_quiet, compare=False)
+from clipguard.types import ImageSet
 
 
 def cell_name(cell: Cell) -> str:
@@ -85,49 +59,6 @@ def attack_of(cell: Cell) -> Attack:
         ClipguardError: there is no such attack, or it has no such option.
     """
     return attack_named(cell.attack.name, rate=cell.rate, target=cell.target, **cell.attack.options)
-
-
-def sources(choice: DataChoice, paths: BenchmarkPaths) -> tuple[ImageSource, ImageSource]:
-    """Return training and test set of a choice, not yet decoded.
-
-    Raises:
-        ClipguardError: they cannot be had, or name other classes than each other.
-    """
-    train, test = (_source(choice, part, paths) for part in ("train", "test"))
-    if train.class_names != test.class_names:
-        raise ClipguardError(
-            f"data set {choice.name}: {test.location} names other classes than {train.location}: give both "
-            "the same, or key classes"
-        )
-    return train, test
-
-
-@functools.lru_cache(maxsize=2)
-def image_sets(choice: DataChoice, paths: BenchmarkPaths) -> tuple[ImageSet, ImageSet, int]:
-    """Return decoded training and test set of a choice, and how many images could not be read.
-
-    Raises:
-        ClipguardError: they cannot be had, or name other classes than each other.
-    """
-    train_source, test_source = sources(choice, paths)
-    size = choice.size or common_size(train_source)
-    train, unreadable = read_images(train_source, Preprocessing(size=size))
-    test, unreadable_tests = read_images(test_source, Preprocessing(size=size))
-    if choice.imbalance > 1:
-        train = long_tailed(train, choice.imbalance, Seed(0).child("long tail"))
-    return train, test, len(unreadable) + len(unreadable_tests)
-
-
-def _source(choice: DataChoice, part: Part, paths: BenchmarkPaths) -> ImageSource:
-    path, rows = {"train": (choice.train, choice.train_rows), "test": (choice.test, choice.test_rows)}[part]
-    classes = choice.classes or None
-    if path is None:
-        return open_named(choice.name, part, paths.data, download=paths.download, rows=rows, classes=classes)
-    if choice.name in NAMED:
-        classes = classes or NAMED[choice.name].names
-    place = paths.beside / Path(path).expanduser()
-    columns = choice.columns if part == "train" else columns_of_test(place, choice.columns)
-    return ImageSource.open(place, rows=rows, classes=classes, columns=columns)
 
 
 class LazyModel:
@@ -214,6 +145,11 @@ class CellRunner:
         """The guide."""
         return guide_of(self.cell.guide, self.paths.cache / "embeddings", self.paths.beside)
 
+    @property
+    def guide_pass_seconds(self) -> float:
+        """What it takes to embed all images; 0 as long as nothing has been embedded."""
+        return self.guide.clip.pace * len(self.poisoned[0])
+
     @functools.cached_property
     def guide_accuracy(self) -> float:
         """The share of the poisoned training images to which the guide gives their true label."""
@@ -240,18 +176,21 @@ class CellRunner:
         # Before the defence, so that every image is remembered: a defence may embed them in smaller portions.
         guide_accuracy, copies_before = self.guide_accuracy, self.victim.copies
         result: object = defense.defend(self.case())
-        if not isinstance(result, Repaired):
-            raise ClipguardError(f"the defence returned {type(result).__name__}: return a Repaired")
+        if not isinstance(result, Repaired | Detected):
+            raise ClipguardError(
+                f"the defence returned {type(result).__name__}: return a Repaired or a Detected"
+            )
         row: Row = {
-            **self._rates(result.model),
-            "paired": paired(self.victim_hits, hits_of(result.model, self.sets[1]), self._target_tests),
+            **(self._judged(result.model) if isinstance(result, Repaired) else self._unjudged()),
             "seconds": _numbers(result.seconds, "seconds"),
             "notes": _numbers(result.notes, "notes"),
             "victim": self.victim.digest if self.victim.copies > copies_before else None,
             "guide_accuracy": guide_accuracy,
-            "guide_pass_seconds": self.guide.clip.pace * len(self.poisoned[0]),
+            "guide_pass_seconds": self.guide_pass_seconds,
         }
-        if result.entropy_map is not None and result.partition is not None:
+        if isinstance(result, Detected):
+            row["detection"] = detection_by_scores(result.scores, result.flagged, self.poisoned[1])
+        elif result.entropy_map is not None and result.partition is not None:
             row["detection"] = detection(result.entropy_map, result.partition, *self.poisoned)
         return row
 
@@ -266,6 +205,8 @@ class CellRunner:
             guide=self.guide,
             seed=self.cell.seed,
             run_dir=self.paths.run / "defences" / self.name,
+            clean=clean_set(self.cell.data, self.paths),
+            guide_pass_seconds=self.guide_pass_seconds,
             progress=self.paths.progress,
         )
 
@@ -281,10 +222,21 @@ class CellRunner:
         )
         return LazyModel(data, config, self.paths.cache, lambda done: progress(step, done, recipe.epochs))
 
+    def _judged(self, model: Normalized) -> Row:
+        """Return the rates of a repaired model, image by image against the victim's."""
+        hits = hits_of(model, self.sets[1])
+        return {**self._rates(model), "paired": paired(self.victim_hits, hits, self._target_tests)}
+
+    def _unjudged(self) -> Row:
+        """Return what stands in place of rates where a defence repairs nothing."""
+        return {**dict.fromkeys(metric.name for metric in METRICS), "attack_successes": None, **self._about()}
+
     def _rates(self, model: Normalized) -> Row:
+        return {**rates_of(model, self.sets[1], self.triggered_tests), **self._about()}
+
+    def _about(self) -> Row:
         data, truth = self.poisoned
         return {
-            **rates_of(model, self.sets[1], self.triggered_tests),
             "train_n": len(data),
             "unreadable": image_sets(self.cell.data, self.paths)[2],
             "poisoned": int(np.sum(truth.poisoned)),

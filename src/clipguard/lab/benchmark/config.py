@@ -55,6 +55,8 @@ class DataChoice:
         test: likewise.
         train_rows: first and one past the last row; None takes all.
         test_rows: likewise.
+        clean_rows: further rows of `train`, which stay as they are: known clean samples for defences that
+            need any.
         size: height and width; None takes the commonest of the training images.
         imbalance: how often the first class is the last one's size; the classes between fall exponentially.
         classes: names that the guide can read, in the order of the labels; none takes the source's own.
@@ -67,6 +69,7 @@ class DataChoice:
     test: str | None = None
     train_rows: tuple[int, int] | None = None
     test_rows: tuple[int, int] | None = None
+    clean_rows: tuple[int, int] | None = None
     size: tuple[Pixels, Pixels] | None = None
     imbalance: Annotated[float, Meta(ge=1, le=1e6)] = 1.0
     classes: tuple[str, ...] = ()

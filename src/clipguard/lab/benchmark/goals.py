@@ -84,7 +84,8 @@ def goal(row: Row, cell: dict[str, Row]) -> str:
 
     A row of another victim has none here: it cannot be held against this one.
     """
-    if row["defense"] in _WITHOUT_GOAL or row["row"].endswith(OTHER_MODEL):
+    # A detector repairs nothing.
+    if row["defense"] in _WITHOUT_GOAL or row["accuracy"] is None or row["row"].endswith(OTHER_MODEL):
         return ""
     before, reference = cell.get(UNDEFENDED_ROW), cell.get(REFERENCE_ROW)
     if before is None or reference is None:

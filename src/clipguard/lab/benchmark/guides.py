@@ -51,7 +51,9 @@ class RememberingClip(Clip):
 
     @property
     def pace(self) -> float:
-        """Seconds an image without the memory, by the passes that have filled it (at least one)."""
+        """Seconds an image without the memory, by the passes that have filled it; 0 before the first."""
+        if not self._known:
+            return 0.0
         return float(np.mean([record["seconds"] for record in self._known.values()]))
 
     def embed_crops(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:

@@ -45,6 +45,7 @@ _DETECTION: Final = {
     "detection_auroc_guide": "AUROC guide",
     "detection_auroc_early": "AUROC early model",
     "detection_auroc_suspicion": "AUROC suspicion",
+    "detection_found_at_1_percent": "TPR at 1 % FPR",
     "detection_flagged_recall": "recall",
     "detection_flagged_precision": "precision",
     "detection_false_positive_rate": "FPR",
@@ -179,6 +180,8 @@ def _rates(all_groups: list[Group], axes: Sequence[str]) -> list[str]:
 def _size(row: Row) -> str:
     """Return how many test images the clean accuracy and, if anything was attacked, its success are of."""
     attacked = row["attack_n"]
+    if row["n"] is None:
+        return "–"
     return f"{row['n']:,}" if attacked is None else f"{row['n']:,}; {int(attacked):,}"
 
 

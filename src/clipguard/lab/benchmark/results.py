@@ -25,6 +25,7 @@ _FIRST: Final = (
     *("train_n", "poisoned", "cover", "guide_accuracy", "guide_pass_seconds"),
     *("detection_poisoned", "detection_poison_in_clean"),
     *("detection_auroc_guide", "detection_auroc_early", "detection_auroc_suspicion"),
+    "detection_found_at_1_percent",
     *("detection_flagged_recall", "detection_flagged_precision", "detection_false_positive_rate"),
     *("detection_class_sizes", "detection_class_wrongly_flagged"),
 )

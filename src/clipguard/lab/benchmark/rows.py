@@ -17,10 +17,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from clipguard.errors import ClipguardError, reason_of
-from clipguard.lab.benchmark.cells import BenchmarkPaths, CellRunner, cell_name, preflight
+from clipguard.lab.benchmark.cells import CellRunner, cell_name, preflight
 from clipguard.lab.benchmark.config import BenchConfig, Cell, cells, variants
 from clipguard.lab.benchmark.goals import OTHER_MODEL, STALE_SETTINGS, UNDEFENDED_ROW, percent
 from clipguard.lab.benchmark.machine import commit, machine, peak_memory
+from clipguard.lab.benchmark.places import BenchmarkPaths
 from clipguard.lab.benchmark.rates import attack_succeeded
 from clipguard.lab.benchmark.results import Row, write_results
 from clipguard.lab.benchmark.tasks import Task, key_of, row_settings, tasks_of
@@ -152,9 +153,7 @@ class _CellRows:
         costs = {"wall_seconds": time.monotonic() - began, "peak_memory_mb": peak_memory()}
         write_json(file, {**about, **figures, **costs})
         failed.unlink(missing_ok=True)
-        success = figures["attack_success"]
-        asr = "" if success is None else f", attack success {percent(success)} %"
-        self.log(f"{self.runner.name}, {task.label}: accuracy {percent(figures['accuracy'])} %{asr}")
+        self.log(f"{self.runner.name}, {task.label}: {_in_words(figures)}")
         return True
 
     def _refresh_controls(self) -> int:
@@ -242,6 +241,16 @@ def _about(runner: CellRunner, task: Task, command: str) -> Row:
         "versions": versions_of("clipguard", "numpy", "torch", "open_clip_torch", "timm", "scipy"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _in_words(figures: Row) -> str:
+    """Return the figures of a row that matter first."""
+    if figures["accuracy"] is None:
+        auroc = figures["detection"]["auroc_suspicion"]
+        return "AUROC unknown: nothing is poisoned" if auroc is None else f"AUROC {auroc:.3f}"
+    success = figures["attack_success"]
+    asr = "" if success is None else f", attack success {percent(success)} %"
+    return f"accuracy {percent(figures['accuracy'])} %{asr}"
 
 
 def _folder(cell: Cell, run: Path) -> Path:

@@ -10,9 +10,8 @@ from clipguard.compute.device import choose_device, computing_on
 from clipguard.compute.threads import intra_op, training_threads
 from clipguard.data.catalog import data_folder
 from clipguard.errors import ClipguardError, one_line
-from clipguard.lab.benchmark.cells import BenchmarkPaths
 from clipguard.lab.benchmark.config import BenchConfig, config_from, read_config
-from clipguard.lab.benchmark.places import cache_folder
+from clipguard.lab.benchmark.places import BenchmarkPaths, cache_folder
 from clipguard.lab.benchmark.report import write_bench_report
 from clipguard.lab.benchmark.results import Row, read_results
 from clipguard.lab.benchmark.rows import BenchmarkSummary, run_bench
