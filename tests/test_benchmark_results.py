@@ -163,6 +163,16 @@ def test_mean_and_deviation_over_seeds_are_those_of_the_rows(tmp_path):
     assert "missed by 1 of 2: seed 1: ASR 5.00 > 2.50 (+2.50); CA −1.00 (p = 0.00098)" in line
 
 
+def test_one_view_counts_the_cells_that_meet_each_goal(tmp_path):
+    worse = row("clipguard", 0.74, [0.05], 1, **pairs(10, 0), detection_flagged_recall=0.8)
+    better = row("clipguard", 0.76, [0.01], detection_flagged_recall=0.9)
+    lines = markdown(read_back(cell(better) + cell(worse, seed=1), tmp_path)).splitlines()
+    # The second misses ASR by 2.5 points and loses a point: half a point in the mean.
+    counts = "| 2 | 1 | 1 | -0.50, 1 below | 2 | 0.8500 | – | – |"
+    assert f"| cifar10 | preactresnet18-16 | clipguard {counts}" in lines
+    assert not any("In one view" in line for line in markdown([row("none", 0.75, [0.95])]).splitlines())
+
+
 def test_a_group_of_failed_attacks_says_so_once(tmp_path):
     rows = []
     for seed in (0, 1):

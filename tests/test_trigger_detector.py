@@ -299,7 +299,7 @@ def test_a_refined_partition_is_the_rule_sample_by_sample(rows):
         patch.setattr(detector_module, "HANDFUL", 0)
         after = refine(before, probability, config)
     for row, (score, state, suspicion_before) in enumerate(rows):
-        kept = State.CLEAN if state == State.CLEAN and score <= 0.4 else State.UNCERTAIN
+        kept = State.CLEAN if state in (State.CLEAN, State.KEPT) and score <= 0.4 else State.UNCERTAIN
         assert after.state[row] == (State.TRIGGER if score > 0.7 else kept)
         assert after.suspicion[row] == pytest.approx((score + suspicion_before) / 2)
     assert replace(after, state=before.state, suspicion=suspicion).fingerprint == before.fingerprint

@@ -75,7 +75,8 @@ def markdown(rows: list[Row]) -> str:
     all_groups = groups(rows)
     axes = varying_axes([group.rows[0] for group in all_groups])
     lines = ["# Results", "", f"Goal: {GOALS}.", "", *_provenance(rows), ""]
-    lines += ["## In one view", "", _ABOUT_SUMMARY, "", *_summary(all_groups), ""]
+    head, rule, *scored = _summary(all_groups)
+    lines += ["## In one view", "", _ABOUT_SUMMARY, "", head, rule, *scored, ""] if scored else []
     lines += ["## Rates", "", _ABOUT_RATES, "", *_rates(all_groups, axes), ""]
     lines += ["## Detection and time", "", _TIME, "", *_detections(all_groups, axes), ""]
     failed = [
