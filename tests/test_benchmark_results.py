@@ -170,7 +170,7 @@ def test_one_view_counts_the_cells_that_meet_each_goal(tmp_path):
     # The second misses ASR by 2.5 points and loses a point: half a point in the mean.
     counts = "| 2 | 1 | 1 | -0.50, 1 below | 2 | 0.8500 | – | – |"
     assert f"| cifar10 | preactresnet18-16 | clipguard {counts}" in lines
-    assert not any("In one view" in line for line in markdown([row("none", 0.75, [0.95])]).splitlines())
+    assert "In one view" not in markdown(read_back([row("none", 0.75, [0.95])], tmp_path))
 
 
 def test_a_group_of_failed_attacks_says_so_once(tmp_path):
