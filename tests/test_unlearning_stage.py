@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from clipguard.compute.training import cross_entropy, fit
-from clipguard.mitigation.gauge import GaugeReading
 from clipguard.models.header import read_class_names
 from clipguard.models.spec import ModelSpec, build
 from clipguard.pipeline import unlearning_stage
@@ -65,20 +64,6 @@ def test_a_rate_that_is_given_is_taken_without_trials(result, victim, tmp_path):
     stage = repaired(result, victim, tmp_path / "run", rate=0.003)
     found = read_json(stage.path / "repair.json")
     assert (found["rate"], found["trials"]) == (0.003, [])
-
-
-@pytest.mark.parametrize(("right_after", "told"), [(150, True), (198, False)])
-def test_a_repair_that_costs_more_than_little_and_than_chance_says_so(tmp_path, right_after, told):
-    before = GaugeReading(right=np.ones(200, bool), loss=0.1, followed=0.9)
-    after = GaugeReading(right=np.arange(200) < right_after, loss=0.2, followed=0.004)
-    unlearning_stage._note(tmp_path, {"rate": 0.02}, before, after)
-    assert (tmp_path / "notes.json").exists() == told
-    if told:
-        (note,) = read_json(tmp_path / "notes.json")
-        assert note.startswith("the repair costs 25.0 points: of 200 trusted samples")
-        assert "90.0% and 0.4% follow" in note
-        assert "a rate below 0.02" in note
-        assert "retraining trains another one" in note
 
 
 def test_a_repair_ends_when_its_work_is_done(result, victim, tmp_path, monkeypatch):

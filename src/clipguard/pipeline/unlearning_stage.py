@@ -8,8 +8,9 @@ from typing import Any, Final
 from clipguard.compute.recipes import Recipe
 from clipguard.compute.threads import intra_op
 from clipguard.errors import ClipguardError
-from clipguard.mitigation.gauge import Gauge, GaugeReading, cost, gauge_of, has_done_its_work, spared_rows
+from clipguard.mitigation.gauge import Gauge, GaugeReading, gauge_of, has_done_its_work, spared_rows
 from clipguard.mitigation.rate import fitting_optimizer, suited_recipe
+from clipguard.mitigation.repair_words import repair_words
 from clipguard.mitigation.trigger_augmentation import trigger_augmented
 from clipguard.mitigation.unlearning import UnlearningConfig, lesson, unlearn
 from clipguard.models.spec import Normalized
@@ -21,9 +22,6 @@ from clipguard.types import ImageSet, Partition, Scores, State, StepProgress
 
 REPAIR_FILE: Final = "repair.json"
 """Optimiser, rate, the trials that chose it, and accuracy and following before and after."""
-
-DEAR: Final = 0.005
-"""Lost share of trusted samples above which a repair says what it cost."""
 
 
 def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None:
@@ -55,7 +53,7 @@ def _unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> Non
     )
     counter.finish()
     keep(folder, model, given.spec, scan.data, history)
-    _note(folder, trials, before, None if before is None else gauge.read(model))
+    _note(given, folder, trials, before, None if before is None else gauge.read(model))
 
 
 def chosen_recipe(folder: Path, recipe: Recipe) -> Recipe:
@@ -113,27 +111,20 @@ def _suited(
 
 
 def _note(
-    folder: Path, trials: dict[str, Any], before: GaugeReading | None, after: GaugeReading | None
+    given: Repair,
+    folder: Path,
+    trials: dict[str, Any],
+    before: GaugeReading | None,
+    after: GaugeReading | None,
 ) -> None:
-    """Write what the gauge said, and a sentence where the repair cost more than little and than chance."""
+    """Write what the gauge said, and what of it the user should know."""
     if before is None or after is None:
         write_json(folder / REPAIR_FILE, {**trials, "readings": []})
         return
     write_json(folder / REPAIR_FILE, {**trials, "readings": [_plain(before), _plain(after)]})
-    lost, error = cost(before, after)
-    if lost <= max(DEAR, 2 * error):
-        return
-    followed = (
-        ""
-        if before.followed is None or after.followed is None
-        else f", and {before.followed:.1%} and {after.followed:.1%} follow the reconstructed trigger"
-    )
-    words = (
-        f"the repair costs {100 * lost:.1f} points: of {len(before.right)} trusted samples that it did not "
-        f"learn from, {before.accuracy:.1%} are right before and {after.accuracy:.1%} after{followed}"
-    )
-    hint = f"a rate below {trials['rate']:g} changes the model less, retraining trains another one"
-    write_notes(folder, [f"{words}; {hint}"])
+    notes = [*repair_words(before, after, trials["rate"], learned=not len(given.unseen))]
+    if notes:
+        write_notes(folder, notes)
 
 
 def _plain(reading: GaugeReading) -> dict[str, Any]:
