@@ -9,7 +9,9 @@ from clipguard.defenses.controls import Finetune, NoDefense, Retrain
 from clipguard.defenses.protocol import Case, Defense, Detected, Repaired
 from clipguard.defenses.rivals.activation_clustering import ActivationClustering
 from clipguard.defenses.rivals.confident_learning import ConfidentLearning
+from clipguard.defenses.rivals.contamination import ContaminationAnalyzer
 from clipguard.defenses.rivals.own_scores import ClipguardScan, EarlyLoss, GuideLoss
+from clipguard.defenses.rivals.prediction_shift import PredictionShift
 from clipguard.defenses.rivals.spectral_signatures import SpectralSignatures
 from clipguard.errors import ClipguardError, reason_of
 
@@ -23,6 +25,8 @@ DEFENSES: dict[str, Callable[..., Defense]] = {
     "confident-learning": ConfidentLearning,
     "early-loss": EarlyLoss,
     "guide-loss": GuideLoss,
+    "psbd": PredictionShift,
+    "scan-contamination": ContaminationAnalyzer,
     "spectral-signatures": SpectralSignatures,
 }
 
