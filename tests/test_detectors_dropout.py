@@ -34,7 +34,7 @@ def net(architecture: str, size: int = 16) -> Normalized:
         ("preactresnet18-2", 16, 8),
         ("resnet18", 32, 8),
         ("vit_tiny_patch16_224", 32, 24),
-        ("mobilenetv3_small_050", 32, 6),
+        ("mobilenetv3_small_050", 32, 7),
         ("shallow-4", 16, 0),
     ],
 )

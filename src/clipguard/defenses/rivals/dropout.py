@@ -66,4 +66,4 @@ def _is_residual(function: Any, args: tuple[Any, ...]) -> bool:
         return False
     if isinstance(left, nn.Parameter) or isinstance(right, nn.Parameter):
         return False
-    return bool(left.shape == right.shape) and left.ndim >= 3
+    return bool(left.shape == right.shape and left.ndim >= 3)
