@@ -23,7 +23,7 @@ def test_a_defence_in_one_file_takes_part_in_a_benchmark(tmp_path, monkeypatch):
     assert detector["detection_poisoned"] == 14
     assert 0 < detector["detection_auroc_suspicion"] < 1
     assert detector["accuracy"] is None
-    assert (defence["notes_dropped"], defence["seconds_training"] > 0) == (round(0.2 * 96), True)
+    assert (defence["notes_dropped"], defence["seconds_training"] > 0) == (20, True)
     assert 0 < defence["accuracy"] <= 1
 
 

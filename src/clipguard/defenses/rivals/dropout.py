@@ -55,7 +55,7 @@ def has_residual_sums(model: Normalized, images: Tensor) -> bool:
     model.eval()
     with torch.inference_mode(), Dropout(0.0, sums=True) as dropout:
         model(images.to(model.mean.device))
-    return dropout.count > 0
+    return bool(dropout.count)
 
 
 def _is_residual(function: Any, args: tuple[Any, ...]) -> bool:

@@ -66,10 +66,10 @@ class PredictionShift:
         """
         clean, scan_seconds = clean_and_seconds(case, self.origin, self.config)
         victim, laps, seed = case.victim, Laps(), Seed(case.seed).child("prediction shift")
-        asked = partial(dropped_out, victim, clean.images, passes=self.passes)
+        passes_at = partial(dropped_out, victim, clean.images, passes=self.passes)
         before = probabilities(victim, clean.images)
         for rate in RATES:
-            after = asked(rate, seed=seed.child("clean", f"{rate:g}"))
+            after = passes_at(rate, seed=seed.child("clean", f"{rate:g}"))
             shifted = float((after.argmax(2) != before.argmax(1)).mean())
             if shifted >= min(self.shift, OF_CHANCE * (1 - 1 / before.shape[1])):
                 break
