@@ -1,7 +1,7 @@
 """A defence and a detector of your own, in one file that `clipguard bench` imports.
 
 A defence is a class with one method, `defend(case)`. A frozen dataclass may have settings, which the file of
-a benchmark gives as `options`. `clipguard.defenses.Case` says what a case has: the untrusted data, the victim,
+a benchmark gives as `options`. `clipguard.defenses.Case` says what a case has: untrusted data, the victim,
 a function that trains another model as the victim was trained, the guide, a seed. Nothing in it leads to the
 truth or to test data. `Repaired` is a model, which the benchmark measures; `Detected` is a score a sample.
 
