@@ -58,9 +58,26 @@ class Seed:
                 generator.manual_seed(self.value)
             yield
 
+    @contextmanager
+    def numpy_global(self) -> Iterator[None]:
+        """Seed numpy's global generator inside the block and restore it after; others wait for their turn.
+
+        For packages that take no generator.
+        """
+        with _NUMPY_GLOBAL:
+            before = np.random.get_state()  # noqa: NPY002  # It is restored.
+            np.random.seed(self.value % 2**32)  # noqa: NPY002
+            try:
+                yield
+            finally:
+                np.random.set_state(before)  # noqa: NPY002
+
 
 _TORCH_GLOBAL: Final = threading.RLock()
 """The generator is the process's: two lanes must not both take it for theirs."""
+
+_NUMPY_GLOBAL: Final = threading.RLock()
+"""The same of numpy's."""
 
 
 class Stream:

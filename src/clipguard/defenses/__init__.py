@@ -7,6 +7,12 @@ from typing import Any
 from clipguard.defenses.clipguard import Clipguard
 from clipguard.defenses.controls import Finetune, NoDefense, Retrain
 from clipguard.defenses.protocol import Case, Defense, Detected, Repaired
+from clipguard.defenses.rivals.activation_clustering import ActivationClustering
+from clipguard.defenses.rivals.confident_learning import ConfidentLearning
+from clipguard.defenses.rivals.contamination import ContaminationAnalyzer
+from clipguard.defenses.rivals.own_scores import ClipguardScan, EarlyLoss, GuideLoss
+from clipguard.defenses.rivals.prediction_shift import PredictionShift
+from clipguard.defenses.rivals.spectral_signatures import SpectralSignatures
 from clipguard.errors import ClipguardError, reason_of
 
 DEFENSES: dict[str, Callable[..., Defense]] = {
@@ -14,6 +20,14 @@ DEFENSES: dict[str, Callable[..., Defense]] = {
     "clipguard": Clipguard,
     "retrain": Retrain,
     "finetune": Finetune,
+    "activation-clustering": ActivationClustering,
+    "clipguard-scan": ClipguardScan,
+    "confident-learning": ConfidentLearning,
+    "early-loss": EarlyLoss,
+    "guide-loss": GuideLoss,
+    "psbd": PredictionShift,
+    "scan-contamination": ContaminationAnalyzer,
+    "spectral-signatures": SpectralSignatures,
 }
 
 

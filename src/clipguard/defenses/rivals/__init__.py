@@ -1,0 +1,1 @@
+"""Rival defences and detectors, re-implemented from their papers or taken from their packages."""
