@@ -1,0 +1,1 @@
+"""Published defences, re-implemented from their papers: one file a method, shared parts beside them."""
