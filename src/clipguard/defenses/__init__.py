@@ -7,6 +7,8 @@ from typing import Any
 from clipguard.defenses.clipguard import Clipguard
 from clipguard.defenses.controls import Finetune, NoDefense, Retrain
 from clipguard.defenses.protocol import Case, Defense, Detected, Repaired
+from clipguard.defenses.rivals.distillation import AttentionDistillation
+from clipguard.defenses.rivals.fine_pruning import FinePruning
 from clipguard.defenses.rivals.finetuning import FineTuning
 from clipguard.errors import ClipguardError, reason_of
 
@@ -16,6 +18,8 @@ DEFENSES: dict[str, Callable[..., Defense]] = {
     "retrain": Retrain,
     "finetune": Finetune,
     "ft": FineTuning,
+    "nad": AttentionDistillation,
+    "fp": FinePruning,
 }
 
 
