@@ -10,6 +10,9 @@ from clipguard.defenses.protocol import Case, Defense, Detected, Repaired
 from clipguard.defenses.rivals.distillation import AttentionDistillation
 from clipguard.defenses.rivals.fine_pruning import FinePruning
 from clipguard.defenses.rivals.finetuning import FineTuning
+from clipguard.defenses.rivals.hypergradient import ImplicitUnlearning
+from clipguard.defenses.rivals.neuron_pruning import NeuronPruning
+from clipguard.defenses.rivals.sharpness_aware_tuning import SharpnessAwareTuning
 from clipguard.errors import ClipguardError, reason_of
 
 DEFENSES: dict[str, Callable[..., Defense]] = {
@@ -20,6 +23,9 @@ DEFENSES: dict[str, Callable[..., Defense]] = {
     "ft": FineTuning,
     "nad": AttentionDistillation,
     "fp": FinePruning,
+    "anp": NeuronPruning,
+    "i-bau": ImplicitUnlearning,
+    "ft-sam": SharpnessAwareTuning,
 }
 
 
