@@ -28,7 +28,7 @@ from clipguard.compute.device import computing_on, device_for, tensor
 from clipguard.compute.lanes import go_on
 from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import augment
-from clipguard.defenses.budget import cut, step_seconds
+from clipguard.defenses.budget import TIMED, cut, step_seconds
 from clipguard.defenses.protocol import Case, Repaired
 from clipguard.defenses.rivals.clean_start import CleanDataSettings, CleanStart, clean_start, reporting
 from clipguard.defenses.rivals.sam import at_weights
@@ -93,7 +93,7 @@ class NeuronPruning(CleanDataSettings):
         )
 
     def _step_seconds(self, case: Case, start: CleanStart, names: list[str]) -> float:
-        training = self._training(start, fresh_masks(start.model, names), case.recipe, self.steps)
+        training = self._training(start, fresh_masks(start.model, names), case.recipe, TIMED + 1)
         return step_seconds(lambda: next(training))
 
     def _training(self, start: CleanStart, masks: Masks, recipe: Recipe, steps: int) -> Iterator[int]:
