@@ -8,6 +8,9 @@ import pytest
 from clipguard.defenses.budget import affordable, cut, seconds_of_clipguard
 from clipguard.defenses.clean_slice import SHARE, clean_slice, learned_and_held_out
 from clipguard.defenses.clipguard import fitted, unfitted
+from clipguard.defenses.rivals import clean_start as clean_start_module
+from clipguard.defenses.rivals.clean_start import CleanDataSettings, clean_start
+from clipguard.defenses.rivals.finetuning import FineTuning
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 from test_defenses import DATA, case  # noqa: F401  # a fixture
@@ -64,3 +67,22 @@ def test_a_schedule_is_cut_to_what_the_budget_pays_for_and_never_to_nothing(publ
     assert affordable(published, budget) == share
     assert cut(10, share) == 10 * share
     assert cut(3, 1e-6) == 1
+
+
+def test_the_scan_that_clean_samples_come_from_is_counted_and_paid_first(case, monkeypatch):  # noqa: F811
+    result = FineTuning(config=CONFIG, epochs=1).defend(case)
+    assert {"embeddings", "early_model", "samples", "fine-tuning"} <= set(result.seconds)
+    assert "unlearning" not in result.seconds
+    defender, source = unfitted(case, CONFIG)
+    partition = defender.scan(source).partition_
+    trusted = {image.tobytes() for image in np.asarray(case.data.images)[partition.clean]}
+    scan = sum(stage.seconds for stage in defender.stages_.values())
+    monkeypatch.setattr(clean_start_module, "seconds_of_clipguard", lambda *_: scan + 3)
+    start = clean_start(case, CleanDataSettings(config=CONFIG, budget=1.0), "ft")
+    assert start.seconds_left == pytest.approx(3)
+    samples = [*np.asarray(start.learned.images), *np.asarray(start.held_out.images)]
+    assert len(samples) == round(SHARE * len(case.data))
+    assert {image.tobytes() for image in samples} <= trusted
+    embedded = replace(case, guide_pass_seconds=2.0)
+    slow = clean_start(embedded, CleanDataSettings(config=CONFIG, budget=1.0), "ft")
+    assert slow.seconds_left == pytest.approx(1)

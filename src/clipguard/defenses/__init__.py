@@ -10,8 +10,14 @@ from clipguard.defenses.protocol import Case, Defense, Detected, Repaired
 from clipguard.defenses.rivals.activation_clustering import ActivationClustering
 from clipguard.defenses.rivals.confident_learning import ConfidentLearning
 from clipguard.defenses.rivals.contamination import ContaminationAnalyzer
+from clipguard.defenses.rivals.distillation import AttentionDistillation
+from clipguard.defenses.rivals.fine_pruning import FinePruning
+from clipguard.defenses.rivals.finetuning import FineTuning
+from clipguard.defenses.rivals.hypergradient import ImplicitUnlearning
+from clipguard.defenses.rivals.neuron_pruning import NeuronPruning
 from clipguard.defenses.rivals.own_scores import ClipguardScan, EarlyLoss, GuideLoss
 from clipguard.defenses.rivals.prediction_shift import PredictionShift
+from clipguard.defenses.rivals.sharpness_aware_tuning import SharpnessAwareTuning
 from clipguard.defenses.rivals.spectral_signatures import SpectralSignatures
 from clipguard.errors import ClipguardError, reason_of
 
@@ -28,6 +34,12 @@ DEFENSES: dict[str, Callable[..., Defense]] = {
     "psbd": PredictionShift,
     "scan-contamination": ContaminationAnalyzer,
     "spectral-signatures": SpectralSignatures,
+    "ft": FineTuning,
+    "nad": AttentionDistillation,
+    "fp": FinePruning,
+    "anp": NeuronPruning,
+    "i-bau": ImplicitUnlearning,
+    "ft-sam": SharpnessAwareTuning,
 }
 
 

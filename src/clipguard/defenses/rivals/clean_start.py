@@ -1,0 +1,115 @@
+"""What every defence that needs clean samples starts from: its settings, its samples, its time."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from clipguard.compute.recipes import Recipe
+from clipguard.compute.training import EpochHook, LossFunction, fit
+from clipguard.defenses.budget import affordable, seconds_of_clipguard, step_seconds
+from clipguard.defenses.clean_slice import Origin, clean_slice, learned_and_held_out
+from clipguard.defenses.clipguard import unfitted
+from clipguard.defenses.protocol import Case
+from clipguard.models.spec import Normalized
+from clipguard.pipeline.config import DefenseConfig
+from clipguard.seeds import Seed
+from clipguard.types import ImageSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanDataSettings:
+    """The settings that all of these defences have.
+
+    Attributes:
+        origin: where the clean samples come from: the part that a scan trusts, or given ones.
+        budget: times clipguard's own seconds on the case; None runs the published schedule.
+        config: of the scan, and of clipguard where its seconds are asked for.
+    """
+
+    origin: Origin = "split"
+    budget: float | None = None
+    config: DefenseConfig = field(default_factory=DefenseConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanStart:
+    """What a defence begins with.
+
+    Attributes:
+        model: a copy of the victim, to be changed.
+        learned: clean samples to learn from.
+        held_out: clean samples to choose thresholds by.
+        seed: root of the defence's randomness.
+        scan: seconds of the scan by stage, where the samples come from one.
+        seconds_left: what the budget leaves for the defence itself; None without a budget.
+    """
+
+    model: Normalized
+    learned: ImageSet
+    held_out: ImageSet
+    seed: Seed
+    scan: dict[str, float]
+    seconds_left: float | None
+
+    def share(self, published_seconds: Callable[[], float]) -> float:
+        """Return the share of the published schedule that is run; without a budget, nothing is measured."""
+        if self.seconds_left is None:
+            return 1.0
+        return affordable(published_seconds(), self.seconds_left)
+
+
+def clean_start(case: Case, settings: CleanDataSettings, name: str) -> CleanStart:
+    """Return what the defence of that name begins with.
+
+    A scan that the clean samples come from is part of the defence: its seconds are reported, and the budget
+    pays for them first.
+
+    Raises:
+        ClipguardError: too few clean samples.
+    """
+    seed = Seed(case.seed).child(name)
+    clean = clean_slice(case, settings.origin, settings.config)
+    learned, held_out = learned_and_held_out(clean, seed.child("held out"))
+    scan = _scan_seconds(case, settings.config) if settings.origin == "split" else {}
+    left = None
+    if settings.budget is not None:
+        spent = sum(scan.values()) + (case.guide_pass_seconds if scan else 0.0)
+        left = max(0.0, settings.budget * seconds_of_clipguard(case, settings.config) - spent)
+    return CleanStart(
+        model=copy.deepcopy(case.victim),
+        learned=learned,
+        held_out=held_out,
+        seed=seed,
+        scan=scan,
+        seconds_left=left,
+    )
+
+
+def _scan_seconds(case: Case, config: DefenseConfig) -> dict[str, float]:
+    """Return the seconds of each stage of the scan, which is read back."""
+    defender, source = unfitted(case, config)
+    defender.scan(source)
+    return {name: stage.seconds for name, stage in defender.stages_.items()}
+
+
+def seconds_of_fit(
+    model: Normalized, data: ImageSet, loss: LossFunction, recipe: Recipe, seed: Seed
+) -> float:
+    """Return what a training would take, from some of its steps; the model is spoilt by them."""
+    batches = math.ceil(len(data) / recipe.batch_size)
+    rows = np.arange(math.ceil(len(data) / batches))
+    one = replace(recipe, epochs=1)
+    return recipe.epochs * batches * step_seconds(lambda: fit(model, data.images, rows, loss, one, seed))
+
+
+def reporting(case: Case, title: str, total: int) -> EpochHook:
+    """Return what passes the number of finished epochs or steps on to the progress of the case."""
+
+    def report(done: int) -> None:
+        if case.progress is not None:
+            case.progress(title, done, total)
+
+    return report
