@@ -67,6 +67,7 @@ def make_run(path: Path, n: int, flagged: int) -> Path:
     score = np.sort(draw.random(n))[::-1]
     labels = np.where(is_flagged, 3, np.arange(n) % 10)
     columns = {
+        "row": np.arange(n),
         "id": ids,
         "path": ids,
         "sha256": [draw.bytes(32).hex() for _ in range(n)],
