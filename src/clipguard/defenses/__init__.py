@@ -7,6 +7,7 @@ from typing import Any
 from clipguard.defenses.clipguard import Clipguard
 from clipguard.defenses.controls import Finetune, NoDefense, Retrain
 from clipguard.defenses.protocol import Case, Defense, Detected, Repaired
+from clipguard.defenses.rivals.abl import AntiBackdoorLearning
 from clipguard.errors import ClipguardError, reason_of
 
 DEFENSES: dict[str, Callable[..., Defense]] = {
@@ -14,6 +15,7 @@ DEFENSES: dict[str, Callable[..., Defense]] = {
     "clipguard": Clipguard,
     "retrain": Retrain,
     "finetune": Finetune,
+    "abl": AntiBackdoorLearning,
 }
 
 

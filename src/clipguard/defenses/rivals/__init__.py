@@ -1,0 +1,1 @@
+"""Rival defences, re-implemented from their papers: one file a method, others for what methods share."""
