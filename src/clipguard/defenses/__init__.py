@@ -8,6 +8,7 @@ from clipguard.defenses.clipguard import Clipguard
 from clipguard.defenses.controls import Finetune, NoDefense, Retrain
 from clipguard.defenses.protocol import Case, Defense, Detected, Repaired
 from clipguard.defenses.rivals.abl import AntiBackdoorLearning
+from clipguard.defenses.rivals.entropy_pruning import EntropyPruning
 from clipguard.errors import ClipguardError, reason_of
 
 DEFENSES: dict[str, Callable[..., Defense]] = {
@@ -16,6 +17,7 @@ DEFENSES: dict[str, Callable[..., Defense]] = {
     "retrain": Retrain,
     "finetune": Finetune,
     "abl": AntiBackdoorLearning,
+    "ep": EntropyPruning,
 }
 
 

@@ -1,6 +1,7 @@
 """ABL: isolate what is learnt fastest, train on the rest, unlearn the isolated."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -105,7 +106,7 @@ class AntiBackdoorLearning:
             parts, squares = portions(passes, share), seed.child("cutout").torch()
             recipe = replace(_PLAIN, epochs=len(parts), lr=lr, crop=0.125, flip=True)
             rows, report = rows_of_passes(rest, parts, seed), reporting(case, "ABL: fine-tune", len(parts))
-            with changed_inputs(model, lambda batch, squares=squares: cutout(batch, side, squares)):
+            with changed_inputs(model, partial(cutout, side=side, generator=squares)):
                 seconds += fit(model, data.images, rows, loss, recipe, seed, report).seconds
         return seconds
 

@@ -44,8 +44,8 @@ def cutout(
     top = torch.randint(h, (b, 1), generator=generator) - side // 2
     left = torch.randint(w, (b, 1), generator=generator) - side // 2
     rows, columns = torch.arange(h), torch.arange(w)
-    inside_rows, inside_columns = (rows >= top) & (rows < top + side), (columns >= left) & (columns < left + side)
-    hole = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+    of_rows, of_columns = (rows >= top) & (rows < top + side), (columns >= left) & (columns < left + side)
+    hole = of_rows[:, None, :, None] & of_columns[:, None, None, :]
     return batch.masked_fill(hole.to(batch.device), 0)
 
 

@@ -31,4 +31,5 @@ def symmetric_cross_entropies(
     times the probability of all other classes.
     """
     nats = cross_entropies(logits, labels)
-    return _CROSS_ENTROPY * nats + np.log(_ZERO) * np.expm1(-nats)
+    losses: np.ndarray = _CROSS_ENTROPY * nats + np.log(_ZERO) * np.expm1(-nats)
+    return losses

@@ -56,7 +56,7 @@ def inference_seconds(model: Normalized, images: Rows) -> float:
 
 
 def portions(passes: int, share: float) -> tuple[float, ...]:
-    """Return the parts of each pass that a share of some passes takes, such as (1, 1, 0.4) for 2.4 of them."""
+    """Return the part of each pass that a share of some passes takes, such as (1, 1, 0.4) for 2.4 ones."""
     left = passes * share
     whole = int(left + 1e-9)
     rest = left - whole
