@@ -8,6 +8,8 @@ from clipguard.defenses.clipguard import Clipguard
 from clipguard.defenses.controls import Finetune, NoDefense, Retrain
 from clipguard.defenses.protocol import Case, Defense, Detected, Repaired
 from clipguard.defenses.rivals.abl import AntiBackdoorLearning
+from clipguard.defenses.rivals.asd import AdaptiveSplitting
+from clipguard.defenses.rivals.d_br import DistinguishAndRemove
 from clipguard.defenses.rivals.entropy_pruning import EntropyPruning
 from clipguard.errors import ClipguardError, reason_of
 
@@ -18,6 +20,8 @@ DEFENSES: dict[str, Callable[..., Defense]] = {
     "finetune": Finetune,
     "abl": AntiBackdoorLearning,
     "ep": EntropyPruning,
+    "d-br": DistinguishAndRemove,
+    "asd": AdaptiveSplitting,
 }
 
 
