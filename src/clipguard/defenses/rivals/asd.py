@@ -35,7 +35,7 @@ _META: Final = Recipe(epochs=1, optimizer="adam", lr=0.015, weight_decay=0.0, wa
 """How the copy of the meta-split is trained: batches of 128, with crops and flips."""
 
 _FEWEST: Final = 12
-"""Passes of a cut schedule: in so many, the pool grows as often as a class has seeds, and each phase has 3."""
+"""Passes of a cut schedule, where no fewer are left: three or more for each phase."""
 
 _GROWS_EVERY: Final = 1 / 24
 """Share of the schedule after which the pool grows: 5 of 120 passes."""
@@ -134,7 +134,10 @@ class AdaptiveSplitting:
 
     def _step_seconds(self, model: Normalized, data: ImageSet) -> float:
         some = data.take(np.arange(min(len(data), 2 * self.mixmatch.batch_size)))
-        trial, rows = MixMatch(copy.deepcopy(model), some.images, some.labels, self.mixmatch), np.arange(len(some))
+        trial, rows = (
+            MixMatch(copy.deepcopy(model), some.images, some.labels, self.mixmatch),
+            np.arange(len(some)),
+        )
         return step_seconds(lambda: trial.train(rows, rows, [self.unlabelled], Seed(0)))
 
     def _pool(
@@ -169,7 +172,7 @@ def lowest_of_each_class(
 
 
 def _losses(model: Normalized, seeded: SeededSet, seed: Seed) -> Float64[np.ndarray, "m"]:
-    """Return the symmetric cross-entropy of each untrusted sample, in evaluation mode, cropped and flipped."""
+    """Return the symmetric cross-entropy of each untrusted sample, cropped and flipped."""
     generator, parts = seed.torch(), list[Float64[np.ndarray, "_"]]()
     for part in chunks(seeded.untrusted):
         views = augment(tensor(np.array(seeded.images[part])), _META, generator)
@@ -196,7 +199,11 @@ def last_blocks(network: nn.Module) -> list[nn.Module]:
     parts, blocks = list[nn.Module](), list[int]()
     for child in network.children():
         nested = isinstance(child, nn.Sequential | nn.ModuleList)
-        some = [part for part in (child.children() if nested else (child,)) if next(part.parameters(), None) is not None]
+        some = [
+            part
+            for part in (child.children() if nested else (child,))
+            if next(part.parameters(), None) is not None
+        ]
         blocks += range(len(parts), len(parts) + len(some)) if nested else ()
         parts += some
     start = blocks[len(blocks) // 2] if blocks else len(parts) // 2

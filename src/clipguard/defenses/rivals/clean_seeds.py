@@ -102,5 +102,7 @@ def _of_each_class(
     order = seed.generator().permutation(rows)
     chosen = [order[labels[order] == label][:per_class] for label in np.unique(labels[rows])]
     if not chosen:
-        raise ClipguardError("no clean sample is there to begin from: give some, by clean_rows and origin given")
+        raise ClipguardError(
+            "no clean sample is there to begin from: give some, by clean_rows and origin given"
+        )
     return np.sort(np.concatenate(chosen))

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn import functional as F
@@ -100,7 +99,9 @@ class DistinguishAndRemove:
     def _separate(self, model: Normalized, case: Case, share: float) -> float:
         data, every = case.data, np.arange(len(case.data))
         head = head_of(model, planes(data.images[:1]))
-        collecting: AbstractContextManager[list[Tensor]] = nullcontext([]) if head is None else inputs_of(head)
+        collecting: AbstractContextManager[list[Tensor]] = (
+            nullcontext([]) if head is None else inputs_of(head)
+        )
         seconds = 0.0
         with collecting as inputs:
             phases = (
@@ -165,7 +166,7 @@ def centroid_loss(labels: Int64[np.ndarray, "n"], inputs: list[Tensor]) -> LossF
 
 
 def centroid_similarity(values: Float[Tensor, "b d"], labels: Tensor) -> Float[Tensor, ""]:
-    """Return the mean of the matrix of cosines between a batch's class centroids, with a diagonal of zeros."""
+    """Return the mean of the matrix of cosines between a batch's class centroids, its diagonal zero."""
     classes, place = labels.unique(return_inverse=True)
     sums = F.one_hot(place, len(classes)).to(values.dtype).T @ values
     # A sum points where the mean does.

@@ -41,7 +41,7 @@ class MixMatchConfig:
     lr: float = 0.002
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MixMatch:
     """A training that goes on from pass to pass, with other labelled samples in each.
 
@@ -62,9 +62,7 @@ class MixMatch:
     def __post_init__(self) -> None:
         """Make the optimiser, after the model has come to its device."""
         device_for(self.model)
-        object.__setattr__(
-            self, "optimizer", torch.optim.Adam(self.model.parameters(), lr=self.config.lr)
-        )
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.lr)
 
     def train(
         self,
