@@ -114,10 +114,10 @@ def test_the_attack_takes_no_hold_and_the_pool_is_split_as_published(monkeypatch
         return pools[-1]
 
     monkeypatch.setattr(AdaptiveSplitting, "_pool", recorded)
-    case = replace(case_of(data, tmp_path), clean=GIVEN)
-    assert accuracy_and_attack_success(case.victim, 60)[1] > 0.9
+    tiny = replace(case_of(data, tmp_path), clean=GIVEN)
+    assert accuracy_and_attack_success(tiny.victim, 60)[1] > 0.9
     defense = AdaptiveSplitting(origin="given", passes=12, steps=15, mixmatch=SMALL)
-    repaired = defense.defend(case)
+    repaired = defense.defend(tiny)
     # Half of class 0 is more than it can ever lend; halves of the others are not.
     halves = [int((data.labels == label).sum()) // 2 for label in range(3)]
     growth = [sum(min(20 * number, half) for half in halves) for number in range(6)]
@@ -147,15 +147,15 @@ def test_a_budget_cuts_passes_and_then_the_steps_that_scoring_leaves(
     monkeypatch.setattr(asd, "inference_seconds", lambda *_: 1.0)
     monkeypatch.setattr(asd, "training_seconds", lambda *_: 0.0)
     monkeypatch.setattr(AdaptiveSplitting, "_step_seconds", lambda *_: 0.1)
-    case = case_of(faint_set(60)[0], tmp_path)
-    schedule = AdaptiveSplitting(steps=1000)._schedule(case, build(case.spec, Seed(0)), allowed)
+    tiny = case_of(faint_set(60)[0], tmp_path)
+    schedule = AdaptiveSplitting(steps=1000)._schedule(tiny, build(tiny.spec, Seed(0)), allowed)
     assert (schedule.passes, schedule.steps) == (passes, steps)
 
 
 def test_what_is_measured_is_a_step_and_the_model_stays_as_it_is(tmp_path):
-    case = case_of(faint_set(60)[0], tmp_path)
-    model = build(case.spec, Seed(0))
+    tiny = case_of(faint_set(60)[0], tmp_path)
+    model = build(tiny.spec, Seed(0))
     before = [value.clone() for value in model.state_dict().values()]
-    schedule = AdaptiveSplitting(mixmatch=SMALL)._schedule(case, model, 1e-6)
+    schedule = AdaptiveSplitting(mixmatch=SMALL)._schedule(tiny, model, 1e-6)
     assert (schedule.passes, schedule.steps, schedule.part) == (12, 1, 0.0)
     assert all((one == other).all() for one, other in zip(before, model.state_dict().values(), strict=True))
