@@ -52,7 +52,7 @@ def test_losses_of_labels_are_those_of_the_definitions():
 
 
 def test_what_is_isolated_is_poison_and_the_attack_is_unlearnt(monkeypatch, tmp_path):
-    data, poisoned = faint_set()
+    data, poisoned = faint_set(contrast=20)
     isolated = []
 
     def recorded(*arguments):
@@ -62,12 +62,14 @@ def test_what_is_isolated_is_poison_and_the_attack_is_unlearnt(monkeypatch, tmp_
     lowest = abl.lowest_losses
     monkeypatch.setattr(abl, "lowest_losses", recorded)
     case = case_of(data, tmp_path)
-    repaired = AntiBackdoorLearning(isolated=0.05, finetuning_passes=(4, 4)).defend(case)
+    # Few samples take few steps: a higher rate makes up for them.
+    defense = AntiBackdoorLearning(isolated=0.05, finetuning_passes=(4, 4), unlearning_lr=2e-3)
+    repaired = defense.defend(case)
     assert len(isolated[0]) == 24
     assert poisoned[isolated[0]].mean() > 0.9
     assert repaired.notes == {"schedule_share": 1.0, "isolated": 24}
     assert set(repaired.seconds) == {"isolation", "finetuning", "unlearning"}
-    accuracy, attack_success = accuracy_and_attack_success(repaired.model)
+    accuracy, attack_success = accuracy_and_attack_success(repaired.model, 20)
     assert accuracy > 0.4
     assert attack_success < 0.1
 
