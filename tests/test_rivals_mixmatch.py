@@ -76,8 +76,8 @@ def test_a_few_labels_and_many_images_without_make_a_classifier_and_the_seed_dec
     accuracies, results = [], []
     for seed in (0, 0, 1):
         training = MixMatch(build(SPEC, Seed(5)), data.images, data.labels, MixMatchConfig(batch_size=32))
-        for number in range(3):
-            weights = [15 * (number + step / 20) / 3 for step in range(20)]
+        for number in range(4):
+            weights = [5 * (number + step / 25) / 4 for step in range(25)]
             training.train(np.arange(30), np.arange(30, 240), weights, Seed(seed).child(number))
         results.append(classifier_logits(training.model, data.images))
         accuracies.append(float((results[-1].argmax(1) == data.labels).mean()))
