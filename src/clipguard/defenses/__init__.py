@@ -7,10 +7,14 @@ from typing import Any
 from clipguard.defenses.clipguard import Clipguard
 from clipguard.defenses.controls import Finetune, NoDefense, Retrain
 from clipguard.defenses.protocol import Case, Defense, Detected, Repaired
+from clipguard.defenses.rivals.abl import AntiBackdoorLearning
 from clipguard.defenses.rivals.activation_clustering import ActivationClustering
+from clipguard.defenses.rivals.asd import AdaptiveSplitting
 from clipguard.defenses.rivals.confident_learning import ConfidentLearning
 from clipguard.defenses.rivals.contamination import ContaminationAnalyzer
+from clipguard.defenses.rivals.d_br import DistinguishAndRemove
 from clipguard.defenses.rivals.distillation import AttentionDistillation
+from clipguard.defenses.rivals.entropy_pruning import EntropyPruning
 from clipguard.defenses.rivals.fine_pruning import FinePruning
 from clipguard.defenses.rivals.finetuning import FineTuning
 from clipguard.defenses.rivals.hypergradient import ImplicitUnlearning
@@ -40,6 +44,10 @@ DEFENSES: dict[str, Callable[..., Defense]] = {
     "anp": NeuronPruning,
     "i-bau": ImplicitUnlearning,
     "ft-sam": SharpnessAwareTuning,
+    "abl": AntiBackdoorLearning,
+    "ep": EntropyPruning,
+    "d-br": DistinguishAndRemove,
+    "asd": AdaptiveSplitting,
 }
 
 
