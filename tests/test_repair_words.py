@@ -25,7 +25,7 @@ def test_a_repair_that_costs_more_than_little_and_than_chance_says_so(right_afte
 def test_of_samples_that_a_model_knows_by_heart_the_cost_is_an_upper_bound():
     (note,) = repair_words(reading(200, 0.9), reading(150, 0.004), 0.02, learned=True)
     assert note.startswith("the repair may cost up to 25.0 points")
-    assert "--test" in note
+    assert "a test set tells" in note
 
 
 @pytest.mark.parametrize(
@@ -37,4 +37,4 @@ def test_a_trigger_that_still_takes_effect_is_told_with_what_to_do(before, after
     assert len(notes) == told
     if told:
         assert notes[0].startswith("the repair is not complete: 25.0% of the trusted samples still follow")
-        assert "--by retrain" in notes[0]
+        assert "retrain without the flagged samples" in notes[0]

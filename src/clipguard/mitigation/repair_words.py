@@ -28,7 +28,7 @@ def repair_words(before: GaugeReading, after: GaugeReading, rate: float, *, lear
         words = f"{100 * lost:.1f} points: of {len(before.right)} trusted samples {where}, {rates}"
         hint = f"a rate below {rate:g} changes the model less, retraining trains another one"
         if learned:
-            yield f"the repair may cost up to {words}; new images may show less of it (--test); {hint}"
+            yield f"the repair may cost up to {words}; a test set tells what new images lose; {hint}"
         else:
             yield f"the repair costs {words}; {hint}"
     if before.followed is None or after.followed is None or before.followed < TAKES_EFFECT:
@@ -36,6 +36,5 @@ def repair_words(before: GaugeReading, after: GaugeReading, rate: float, *, lear
     if after.followed > LEFT:
         yield (
             f"the repair is not complete: {after.followed:.1%} of the trusted samples still follow the "
-            f"reconstructed trigger ({before.followed:.1%} before); train without the flagged samples "
-            "(--by retrain)"
+            f"reconstructed trigger ({before.followed:.1%} before); retrain without the flagged samples"
         )
