@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from clipguard.defenses import budget
 from clipguard.defenses.budget import affordable, cut, seconds_of_clipguard
 from clipguard.defenses.clean_slice import SHARE, clean_slice, learned_and_held_out
 from clipguard.defenses.clipguard import fitted, unfitted
-from clipguard.defenses.rivals import clean_start as clean_start_module
 from clipguard.defenses.rivals.clean_start import CleanDataSettings, clean_start
 from clipguard.defenses.rivals.finetuning import FineTuning
 from clipguard.errors import ClipguardError
@@ -69,6 +69,15 @@ def test_a_schedule_is_cut_to_what_the_budget_pays_for_and_never_to_nothing(publ
     assert cut(3, 1e-6) == 1
 
 
+def test_every_defence_pays_for_its_scan_with_the_guides_pass_and_for_no_other(case, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(budget, "seconds_of_clipguard", lambda *_: 10.0)
+    embedded = replace(case, guide_pass_seconds=2.0)
+    assert budget.seconds_left(embedded, CONFIG, 3.0, {"early_model": 4.0, "samples": 1.0}) == 30 - 5 - 2
+    assert budget.seconds_left(embedded, CONFIG, 3.0, {}) == 30
+    assert budget.seconds_left(embedded, CONFIG, 0.1, {"early_model": 4.0}) == 0
+    assert budget.seconds_left(embedded, CONFIG, None, {"early_model": 4.0}) is None
+
+
 def test_the_scan_that_clean_samples_come_from_is_counted_and_paid_first(case, monkeypatch):  # noqa: F811
     result = FineTuning(config=CONFIG, epochs=1).defend(case)
     assert {"embeddings", "early_model", "samples", "fine-tuning"} <= set(result.seconds)
@@ -77,7 +86,7 @@ def test_the_scan_that_clean_samples_come_from_is_counted_and_paid_first(case, m
     partition = defender.scan(source).partition_
     trusted = {image.tobytes() for image in np.asarray(case.data.images)[partition.clean]}
     scan = sum(stage.seconds for stage in defender.stages_.values())
-    monkeypatch.setattr(clean_start_module, "seconds_of_clipguard", lambda *_: scan + 3)
+    monkeypatch.setattr(budget, "seconds_of_clipguard", lambda *_: scan + 3)
     start = clean_start(case, CleanDataSettings(config=CONFIG, budget=1.0), "ft")
     assert start.seconds_left == pytest.approx(3)
     samples = [*np.asarray(start.learned.images), *np.asarray(start.held_out.images)]

@@ -83,7 +83,7 @@ def test_a_transformer_takes_part_and_a_budget_cuts_all_phases_alike(monkeypatch
 
     real = abl.fit
     monkeypatch.setattr(abl, "fit", counted)
-    monkeypatch.setattr(abl, "seconds_allowed", lambda *_: 5.0)
+    monkeypatch.setattr(abl, "seconds_left", lambda *_: 5.0)
     monkeypatch.setattr(AntiBackdoorLearning, "_published", lambda *_: 100.0)
     case = case_of(faint_set(100)[0], tmp_path, "vit_tiny_patch16_224")
     repaired = AntiBackdoorLearning(budget=1.0).defend(case)

@@ -130,7 +130,7 @@ def test_poison_moves_most_and_the_attack_is_unlearnt(monkeypatch, tmp_path):
 
 def test_a_budget_cuts_all_phases_alike(monkeypatch, tmp_path):
     epochs = []
-    monkeypatch.setattr(d_br, "seconds_allowed", lambda *_: 30.0)
+    monkeypatch.setattr(d_br, "seconds_left", lambda *_: 30.0)
     monkeypatch.setattr(DistinguishAndRemove, "_published", lambda *_: 100.0)
     real = d_br.fit
 

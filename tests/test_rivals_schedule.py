@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from clipguard.defenses.budget import seconds_left
 from clipguard.defenses.rivals.schedule import (
     inference_seconds,
     portions,
     rows_of_passes,
-    seconds_allowed,
     share_of_schedule,
     training_seconds,
 )
@@ -48,7 +48,7 @@ def test_a_part_of_a_pass_draws_other_rows_each_time_and_never_hardly_any():
 
 def test_without_a_budget_nothing_is_measured_and_everything_is_run(tmp_path):
     case = case_of(faint_set(60)[0], tmp_path)
-    assert seconds_allowed(case, DefenseConfig(), None) is None
+    assert seconds_left(case, DefenseConfig(), None, {}) is None
     assert share_of_schedule(None, lambda: pytest.fail("it was measured")) == 1.0
     assert share_of_schedule(5.0, lambda: 20.0) == 0.25
 

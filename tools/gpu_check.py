@@ -162,13 +162,13 @@ def streams_alike(gpu: Device) -> str:
     made, resident, weights = poisoned(2000), batches.RESIDENT, []
     try:
         for most in (resident, 0):
-            batches.RESIDENT = most  # type: ignore[misc]
+            batches.RESIDENT = most  # type: ignore[misc]  # a constant, changed for this check
             model, loss = build(SPEC, Seed(0)), cross_entropy(made.data.labels)
             with computing_on(gpu):
                 fit(model, made.data.images, np.arange(2000), loss, Recipe(epochs=1, lr=0.1), Seed(1))
             weights.append(torch.cat([value.detach().flatten().cpu() for value in model.parameters()]))
     finally:
-        batches.RESIDENT = resident  # type: ignore[misc]
+        batches.RESIDENT = resident  # type: ignore[misc]  # a constant, changed for this check
     check(torch.equal(*weights), "the weights differ")
     return "to the bit"
 

@@ -66,11 +66,11 @@ class Seed:
         """
         with _NUMPY_GLOBAL:
             before = np.random.get_state()  # noqa: NPY002  # It is restored.
-            np.random.seed(self.value % 2**32)  # noqa: NPY002
+            np.random.seed(self.value % 2**32)  # noqa: NPY002  # what such packages draw from
             try:
                 yield
             finally:
-                np.random.set_state(before)  # noqa: NPY002
+                np.random.set_state(before)  # noqa: NPY002  # so that others see nothing of it
 
 
 _TORCH_GLOBAL: Final = threading.RLock()

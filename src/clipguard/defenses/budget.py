@@ -1,10 +1,10 @@
 """Time as a budget: a schedule is cut to some times what clipguard takes on the same case."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from clipguard.defenses.clipguard import fitted
+from clipguard.defenses.clipguard import fitted, stage_seconds
 from clipguard.defenses.protocol import Case
 from clipguard.pipeline.config import DefenseConfig
 
@@ -14,8 +14,27 @@ TIMED: Final = 5
 
 def seconds_of_clipguard(case: Case, config: DefenseConfig) -> float:
     """Return what scan, the guide's pass and repair take on this case, once they have been computed here."""
-    stages = fitted(case, config).stages_
-    return case.guide_pass_seconds + sum(stage.seconds for stage in stages.values())
+    return case.guide_pass_seconds + sum(stage_seconds(fitted(case, config)).values())
+
+
+def seconds_left(
+    case: Case, config: DefenseConfig, budget: float | None, scan: Mapping[str, float]
+) -> float | None:
+    """Return the seconds that a budget leaves a defence; None without a budget.
+
+    A scan that a defence's clean samples come from is part of the defence: it is paid for first, with the
+    guide's pass.
+
+    Args:
+        case: whose clipguard is the measure.
+        config: clipguard's settings.
+        budget: times clipguard's own seconds.
+        scan: seconds of the scan by stage; empty where the defence has none.
+    """
+    if budget is None:
+        return None
+    spent = sum(scan.values()) + (case.guide_pass_seconds if scan else 0.0)
+    return max(0.0, budget * seconds_of_clipguard(case, config) - spent)
 
 
 def step_seconds(step: Callable[[], object]) -> float:

@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from clipguard.defenses.clipguard import unfitted
+from clipguard.defenses.clipguard import scanned
 from clipguard.defenses.protocol import Case
 from clipguard.errors import ClipguardError
 from clipguard.pipeline.config import DefenseConfig
@@ -33,8 +33,7 @@ def clean_slice(case: Case, origin: Origin, config: DefenseConfig) -> ImageSet:
             raise ClipguardError("no clean samples were given: name clean_rows, or take origin split")
         pool, rows = case.clean, np.arange(len(case.clean))
     else:
-        defender, source = unfitted(case, config)
-        pool, rows = case.data, np.flatnonzero(defender.scan(source).partition_.clean)
+        pool, rows = case.data, np.flatnonzero(scanned(case, config).partition_.clean)
     if len(rows) < count:
         raise ClipguardError(f"{len(rows)} clean samples are there, and {count} are needed")
     draw = Seed(case.seed).child("clean slice").generator()

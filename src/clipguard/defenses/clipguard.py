@@ -27,7 +27,7 @@ class Clipguard:
         defender = fitted(case, self.config)
         return Repaired(
             model=defender.model_,
-            seconds={name: stage.seconds for name, stage in defender.stages_.items()},
+            seconds=stage_seconds(defender),
             entropy_map=defender.scan_.entropy,
             partition=defender.partition_,
             notes={"flagged": int(defender.partition_.flagged.sum()), **_by_features(defender)},
@@ -41,6 +41,17 @@ def unfitted(case: Case, config: DefenseConfig) -> tuple[Defender, ImageSource]:
     source = _source(case.data)
     run = case.run_dir / f"clipguard-{_scan_digest(config)}"
     return Defender(case.guide, run, config=config, progress=case.progress, quality=False), source
+
+
+def scanned(case: Case, config: DefenseConfig) -> Defender:
+    """Return a defender that has scanned; a scan that a row before has made is read back."""
+    defender, source = unfitted(case, config)
+    return defender.scan(source)
+
+
+def stage_seconds(defender: Defender) -> dict[str, float]:
+    """Return the seconds of each stage, also where it was read back."""
+    return {name: stage.seconds for name, stage in defender.stages_.items()}
 
 
 def _source(data: ImageSet) -> ImageSource:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard.compute.training import cross_entropy, fit
-from clipguard.defenses.clipguard import fitted, unfitted
+from clipguard.defenses.clipguard import fitted, scanned, stage_seconds
 from clipguard.defenses.protocol import Case, Repaired
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.unlearning_stage import chosen_recipe
@@ -33,14 +33,13 @@ class Retrain:
     def defend(self, case: Case) -> Repaired:
         """Return the new model and the partition."""
         # Without unlearning, which is no part of it; a scan of the row before is read back.
-        defender, source = unfitted(case, self.config)
-        partition = defender.scan(source).partition_
+        defender = scanned(case, self.config)
+        partition = defender.partition_
         keep = partition.clean | partition.has(State.UNCERTAIN)
         model, seconds = case.train_on(keep)
-        stages = {name: stage.seconds for name, stage in defender.stages_.items()}
         return Repaired(
             model=model,
-            seconds={**stages, "retraining": seconds},
+            seconds={**stage_seconds(defender), "retraining": seconds},
             entropy_map=defender.scan_.entropy,
             partition=partition,
             notes={"dropped": int((~keep).sum())},

@@ -11,6 +11,7 @@ from torch import Tensor
 from clipguard.compute.inference import classifier_logits
 from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import LossFunction, cross_entropy, fit
+from clipguard.defenses.budget import seconds_left
 from clipguard.defenses.protocol import Case, Repaired
 from clipguard.defenses.rivals.image_changes import changed_inputs, cutout
 from clipguard.defenses.rivals.label_losses import cross_entropies
@@ -19,7 +20,6 @@ from clipguard.defenses.rivals.schedule import (
     portions,
     reporting,
     rows_of_passes,
-    seconds_allowed,
     share_of_schedule,
     training_seconds,
 )
@@ -72,7 +72,7 @@ class AntiBackdoorLearning:
         seed, data = Seed(case.seed).child("abl"), case.data
         model = build(case.spec, seed.child("init"))
         share = share_of_schedule(
-            seconds_allowed(case, self.config, self.budget), lambda: self._published(model, data)
+            seconds_left(case, self.config, self.budget, {}), lambda: self._published(model, data)
         )
         isolating = self._isolate(model, case, share)
         rows = lowest_losses(model, data, self.isolated)

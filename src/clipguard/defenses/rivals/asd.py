@@ -13,7 +13,7 @@ from clipguard.compute.device import array, tensor
 from clipguard.compute.inference import classifier_logits
 from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import augment, cross_entropy, fit
-from clipguard.defenses.budget import affordable, cut, step_seconds
+from clipguard.defenses.budget import affordable, cut, seconds_left, step_seconds
 from clipguard.defenses.clean_slice import Origin
 from clipguard.defenses.protocol import Case, Repaired
 from clipguard.defenses.rivals.clean_seeds import SeededSet, seeded_set
@@ -23,7 +23,6 @@ from clipguard.defenses.rivals.schedule import (
     drawn,
     inference_seconds,
     reporting,
-    seconds_allowed,
     training_seconds,
 )
 from clipguard.models.spec import Normalized, build
@@ -101,7 +100,7 @@ class AdaptiveSplitting:
         seed = Seed(case.seed).child("asd")
         model = build(case.spec, seed.child("init"))
         seeded = seeded_set(case, self.origin, self.per_class, self.config)
-        schedule = self._schedule(case, model, seconds_allowed(case, self.config, self.budget))
+        schedule = self._schedule(case, model, seconds_left(case, self.config, self.budget, seeded.seconds))
         began, report = time.monotonic(), reporting(case, "ASD: train", schedule.passes)
         training = MixMatch(model, seeded.images, seeded.labels, self.mixmatch)
         for number in range(schedule.passes):
@@ -110,8 +109,7 @@ class AdaptiveSplitting:
             rest = np.setdiff1d(np.arange(seeded.untrusted), pool)
             reached = (number + np.arange(schedule.steps) / schedule.steps) / schedule.passes
             training.train(pool, rest, [float(at) * self.unlabelled for at in reached], here)
-            if report is not None:
-                report(number + 1)
+            report(number + 1)
         share = schedule.passes * schedule.steps / (self.passes * self.steps)
         return Repaired(
             model=model,

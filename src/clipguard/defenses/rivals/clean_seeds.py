@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard.defenses.clean_slice import Origin
-from clipguard.defenses.clipguard import unfitted
+from clipguard.defenses.clipguard import scanned, stage_seconds
 from clipguard.defenses.protocol import Case
 from clipguard.errors import ClipguardError
 from clipguard.pipeline.config import DefenseConfig
@@ -74,12 +74,14 @@ def seeded_set(case: Case, origin: Origin, per_class: int, config: DefenseConfig
     """
     data, seed = case.data, Seed(case.seed).child("clean seeds")
     if origin == "split":
-        defender, source = unfitted(case, config)
-        rows = np.flatnonzero(defender.scan(source).partition_.clean)
-        seeds = _of_each_class(rows, data.labels, per_class, seed)
-        seconds = {name: stage.seconds for name, stage in defender.stages_.items()}
+        defender = scanned(case, config)
+        rows = np.flatnonzero(defender.partition_.clean)
         return SeededSet(
-            images=data.images, labels=data.labels, untrusted=len(data), seeds=seeds, seconds=seconds
+            images=data.images,
+            labels=data.labels,
+            untrusted=len(data),
+            seeds=_of_each_class(rows, data.labels, per_class, seed),
+            seconds=stage_seconds(defender),
         )
     if case.clean is None:
         raise ClipguardError("no clean samples were given: name clean_rows, or take origin split")

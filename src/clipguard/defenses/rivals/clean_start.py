@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from clipguard.compute.recipes import Recipe
-from clipguard.compute.training import EpochHook, LossFunction, fit
-from clipguard.defenses.budget import affordable, seconds_of_clipguard, step_seconds
+from clipguard.compute.training import LossFunction, fit
+from clipguard.defenses.budget import seconds_left, step_seconds
 from clipguard.defenses.clean_slice import Origin, clean_slice, learned_and_held_out
-from clipguard.defenses.clipguard import unfitted
+from clipguard.defenses.clipguard import scanned, stage_seconds
 from clipguard.defenses.protocol import Case
+from clipguard.defenses.rivals.schedule import share_of_schedule
 from clipguard.models.spec import Normalized
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.seeds import Seed
@@ -56,9 +57,7 @@ class CleanStart:
 
     def share(self, published_seconds: Callable[[], float]) -> float:
         """Return the share of the published schedule that is run; without a budget, nothing is measured."""
-        if self.seconds_left is None:
-            return 1.0
-        return affordable(published_seconds(), self.seconds_left)
+        return share_of_schedule(self.seconds_left, published_seconds)
 
 
 def clean_start(case: Case, settings: CleanDataSettings, name: str) -> CleanStart:
@@ -73,26 +72,15 @@ def clean_start(case: Case, settings: CleanDataSettings, name: str) -> CleanStar
     seed = Seed(case.seed).child(name)
     clean = clean_slice(case, settings.origin, settings.config)
     learned, held_out = learned_and_held_out(clean, seed.child("held out"))
-    scan = _scan_seconds(case, settings.config) if settings.origin == "split" else {}
-    left = None
-    if settings.budget is not None:
-        spent = sum(scan.values()) + (case.guide_pass_seconds if scan else 0.0)
-        left = max(0.0, settings.budget * seconds_of_clipguard(case, settings.config) - spent)
+    scan = stage_seconds(scanned(case, settings.config)) if settings.origin == "split" else {}
     return CleanStart(
         model=copy.deepcopy(case.victim),
         learned=learned,
         held_out=held_out,
         seed=seed,
         scan=scan,
-        seconds_left=left,
+        seconds_left=seconds_left(case, settings.config, settings.budget, scan),
     )
-
-
-def _scan_seconds(case: Case, config: DefenseConfig) -> dict[str, float]:
-    """Return the seconds of each stage of the scan, which is read back."""
-    defender, source = unfitted(case, config)
-    defender.scan(source)
-    return {name: stage.seconds for name, stage in defender.stages_.items()}
 
 
 def seconds_of_fit(
@@ -103,13 +91,3 @@ def seconds_of_fit(
     rows = np.arange(math.ceil(len(data) / batches))
     one = replace(recipe, epochs=1)
     return recipe.epochs * batches * step_seconds(lambda: fit(model, data.images, rows, loss, one, seed))
-
-
-def reporting(case: Case, title: str, total: int) -> EpochHook:
-    """Return what passes the number of finished epochs or steps on to the progress of the case."""
-
-    def report(done: int) -> None:
-        if case.progress is not None:
-            case.progress(title, done, total)
-
-    return report

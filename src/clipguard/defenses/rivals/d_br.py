@@ -13,6 +13,7 @@ from clipguard.compute.device import array, tensor
 from clipguard.compute.inference import features, planes
 from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import LossFunction, cross_entropy, fit
+from clipguard.defenses.budget import seconds_left
 from clipguard.defenses.protocol import Case, Repaired
 from clipguard.defenses.rivals.image_changes import rotated_and_shifted
 from clipguard.defenses.rivals.schedule import (
@@ -21,7 +22,6 @@ from clipguard.defenses.rivals.schedule import (
     portions,
     reporting,
     rows_of_passes,
-    seconds_allowed,
     share_of_schedule,
     training_seconds,
 )
@@ -76,7 +76,7 @@ class DistinguishAndRemove:
         seed, data = Seed(case.seed).child("d-br"), case.data
         first = build(case.spec, seed.child("init"))
         share = share_of_schedule(
-            seconds_allowed(case, self.config, self.budget), lambda: self._published(first, data)
+            seconds_left(case, self.config, self.budget, {}), lambda: self._published(first, data)
         )
         separating = self._separate(first, case, share)
         distance = inconsistency(first, data, seed.child("moves"))
@@ -168,7 +168,7 @@ def centroid_loss(labels: Int64[np.ndarray, "n"], inputs: list[Tensor]) -> LossF
 def centroid_similarity(values: Float[Tensor, "b d"], labels: Tensor) -> Float[Tensor, ""]:
     """Return the mean of the matrix of cosines between a batch's class centroids, its diagonal zero."""
     # Anything but classes of the batch would be a centroid of nothing.
-    classes, place = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    classes, place = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     sums = F.one_hot(place, len(classes)).to(values.dtype).T @ values
     # A sum points where the mean does.
     directions = F.normalize(sums, dim=1)

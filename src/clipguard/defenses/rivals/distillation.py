@@ -26,13 +26,8 @@ from clipguard.compute.training import LossFunction, cross_entropy, fit
 from clipguard.defenses.budget import cut
 from clipguard.defenses.protocol import Case, Repaired
 from clipguard.defenses.rivals.block_outputs import attention_map, block_names, outputs_of
-from clipguard.defenses.rivals.clean_start import (
-    CleanDataSettings,
-    CleanStart,
-    clean_start,
-    reporting,
-    seconds_of_fit,
-)
+from clipguard.defenses.rivals.clean_start import CleanDataSettings, CleanStart, clean_start, seconds_of_fit
+from clipguard.defenses.rivals.schedule import reporting
 from clipguard.mitigation.rate import fitting_optimizer
 from clipguard.models.spec import Normalized
 from clipguard.types import ImageSet

@@ -25,8 +25,9 @@ from clipguard.compute.inference import features, planes
 from clipguard.compute.training import cross_entropy, fit
 from clipguard.defenses.budget import cut
 from clipguard.defenses.protocol import Case, Repaired
-from clipguard.defenses.rivals.clean_start import CleanStart, clean_start, reporting, seconds_of_fit
+from clipguard.defenses.rivals.clean_start import CleanStart, clean_start, seconds_of_fit
 from clipguard.defenses.rivals.finetuning import FineTuningSettings
+from clipguard.defenses.rivals.schedule import reporting
 from clipguard.defenses.rivals.thresholds import held_out_accuracy, strongest_kept
 from clipguard.errors import ClipguardError
 from clipguard.models.features import Head, head_of

@@ -15,7 +15,8 @@ from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import cross_entropy, fit
 from clipguard.defenses.budget import cut
 from clipguard.defenses.protocol import Case, Repaired
-from clipguard.defenses.rivals.clean_start import CleanDataSettings, clean_start, reporting, seconds_of_fit
+from clipguard.defenses.rivals.clean_start import CleanDataSettings, clean_start, seconds_of_fit
+from clipguard.defenses.rivals.schedule import reporting
 from clipguard.mitigation.rate import fitting_optimizer
 from clipguard.models.spec import Normalized
 

@@ -27,7 +27,8 @@ from clipguard.compute.device import computing_on, device_for, tensor
 from clipguard.compute.lanes import go_on
 from clipguard.defenses.budget import cut, step_seconds
 from clipguard.defenses.protocol import Case, Repaired
-from clipguard.defenses.rivals.clean_start import CleanDataSettings, CleanStart, clean_start, reporting
+from clipguard.defenses.rivals.clean_start import CleanDataSettings, CleanStart, clean_start
+from clipguard.defenses.rivals.schedule import reporting
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.models.spec import Normalized
 from clipguard.seeds import Seed
@@ -124,8 +125,10 @@ class ImplicitUnlearning(CleanDataSettings):
             def inner(d: Tensor, images: Tensor = images) -> Tensor:
                 return self._inner(model, images, d)
 
-            def outer(d: Tensor, images: Tensor = images, labels: Tensor = labels) -> Tensor:
-                return cross_entropy(logits_of(model, images + patched * d), labels)  # noqa: B023
+            def outer(
+                d: Tensor, images: Tensor = images, labels: Tensor = labels, patched: Tensor = patched
+            ) -> Tensor:
+                return cross_entropy(logits_of(model, images + patched * d), labels)
 
             weights = [weight for weight in model.parameters() if weight.requires_grad]
             slopes = hypergradient(inner, outer, noise, weights, self.fixed_point_steps, self.fixed_point_lr)

@@ -1,7 +1,7 @@
 """The clean slice as a detector takes it, with the seconds that finding it took."""
 
 from clipguard.defenses.clean_slice import Origin, clean_slice
-from clipguard.defenses.clipguard import unfitted
+from clipguard.defenses.clipguard import scanned, stage_seconds
 from clipguard.defenses.protocol import Case
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.types import ImageSet
@@ -16,5 +16,4 @@ def clean_and_seconds(case: Case, origin: Origin, config: DefenseConfig) -> tupl
     clean = clean_slice(case, origin, config)
     if origin == "given":
         return clean, 0.0
-    defender, source = unfitted(case, config)
-    return clean, sum(stage.seconds for stage in defender.scan(source).stages_.values())
+    return clean, sum(stage_seconds(scanned(case, config)).values())

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from clipguard.defenses.clipguard import unfitted
+from clipguard.defenses.clipguard import scanned, stage_seconds
 from clipguard.defenses.protocol import Case, Detected
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
@@ -16,7 +16,7 @@ class GuideLoss:
 
     def defend(self, case: Case) -> Detected:
         """Return the losses."""
-        defender = _scanned(case, self.config)
+        defender = scanned(case, self.config)
         return Detected(scores=defender.scan_.entropy.guide_nll, seconds=_seconds(defender, "embeddings"))
 
 
@@ -28,7 +28,7 @@ class EarlyLoss:
 
     def defend(self, case: Case) -> Detected:
         """Return the losses, negated."""
-        defender = _scanned(case, self.config)
+        defender = scanned(case, self.config)
         return Detected(
             scores=-defender.scan_.entropy.early_nll, seconds=_seconds(defender, "images", "early_model")
         )
@@ -42,18 +42,13 @@ class ClipguardScan:
 
     def defend(self, case: Case) -> Detected:
         """Return suspicion and flags."""
-        defender = _scanned(case, self.config)
+        defender = scanned(case, self.config)
         partition = defender.partition_
         return Detected(
             scores=partition.suspicion,
             flagged=partition.flagged,
-            seconds=_seconds(defender, *defender.stages_),
+            seconds=stage_seconds(defender),
         )
-
-
-def _scanned(case: Case, config: DefenseConfig) -> Defender:
-    defender, source = unfitted(case, config)
-    return defender.scan(source)
 
 
 def _seconds(defender: Defender, *stages: str) -> dict[str, float]:

@@ -11,10 +11,9 @@ from jaxtyping import Int64
 from clipguard.compute.inference import classifier_logits
 from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import EpochHook, RowChoice, cross_entropy, fit
-from clipguard.defenses.budget import affordable, seconds_of_clipguard, step_seconds
+from clipguard.defenses.budget import affordable, step_seconds
 from clipguard.defenses.protocol import Case
 from clipguard.models.spec import Normalized
-from clipguard.pipeline.config import DefenseConfig
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet, Rows
 
@@ -23,11 +22,6 @@ _FEWEST: Final = 32
 
 _SCORED: Final = 500
 """Images whose inference is timed."""
-
-
-def seconds_allowed(case: Case, config: DefenseConfig, budget: float | None) -> float | None:
-    """Return a budget, which is given in times of clipguard's own seconds on the case, in seconds."""
-    return None if budget is None else budget * seconds_of_clipguard(case, config)
 
 
 def share_of_schedule(allowed: float | None, published_seconds: Callable[[], float]) -> float:
@@ -75,7 +69,11 @@ def drawn(rows: Int64[np.ndarray, "m"], part: float, seed: Seed) -> Int64[np.nda
     return chosen
 
 
-def reporting(case: Case, title: str, total: int) -> EpochHook | None:
-    """Return what reports finished passes as progress of the case, if anybody listens."""
-    progress = case.progress
-    return None if progress is None else lambda done: progress(title, done, total)
+def reporting(case: Case, title: str, total: int) -> EpochHook:
+    """Return what passes the number of finished epochs or steps on to the progress of the case."""
+
+    def report(done: int) -> None:
+        if case.progress is not None:
+            case.progress(title, done, total)
+
+    return report

@@ -18,9 +18,10 @@ from clipguard.compute.device import tensor
 from clipguard.compute.training import LossFunction, fit
 from clipguard.defenses.budget import cut
 from clipguard.defenses.protocol import Case, Repaired
-from clipguard.defenses.rivals.clean_start import clean_start, reporting, seconds_of_fit
+from clipguard.defenses.rivals.clean_start import clean_start, seconds_of_fit
 from clipguard.defenses.rivals.finetuning import FineTuningSettings
 from clipguard.defenses.rivals.sam import sharpness_aware
+from clipguard.defenses.rivals.schedule import reporting
 from clipguard.seeds import Seed
 
 
