@@ -83,7 +83,7 @@ def test_a_missing_or_broken_file_is_refused_in_one_line(tmp_path):
 
 def test_counts_read_as_words():
     some = QualitySummary(counts={"near_duplicate": 1234, "label_error": 2}, samples=1236, limits=["a limit"])
-    assert quality_words(some) == ["1,234 near duplicates", "2 label errors", "a limit"]
+    assert quality_words(some) == ["near duplicates: 1,234", "label errors: 2", "a limit"]
     assert quality_words(QualitySummary(counts={}, samples=0)) == ["no issue"]
     # Of another version of clipguard.
     assert quality_words(QualitySummary(counts={"unheard of": 3}, samples=3)) == ["no issue"]
@@ -106,7 +106,7 @@ def test_the_terminal_shows_the_counts_apart_from_the_verdict(tmp_path):
     text = printed(make_run(tmp_path / "run", run=SCAN | {"quality": quality}))
     section = text[text.index("Data quality, apart from security:") :]
     lines = [line.strip() for line in section.splitlines()[1:4]]
-    assert lines[:2] == ["· 3 exact duplicates under another label", "· 1 blank images"]
+    assert lines[:2] == ["· exact duplicates under another label: 3", "· blank images: 1"]
     assert lines[2].startswith("· label errors were not looked for")
     assert "\x1b" not in text
     assert "Data quality" not in printed(make_run(tmp_path / "without", run=SCAN))

@@ -81,7 +81,7 @@ def read_quality(run: Path, listed: int = LISTED) -> dict[str, list[QualityIssue
 
 def quality_words(quality: QualitySummary) -> list[str]:
     """Return the counts of each issue, and what was not looked for, a few words each."""
-    known = [f"{quality.counts[kind]:,} {ISSUES[kind].title}" for kind in ISSUES if kind in quality.counts]
+    known = [f"{ISSUES[kind].title}: {quality.counts[kind]:,}" for kind in ISSUES if kind in quality.counts]
     return [*(known or ["no issue"]), *quality.limits]
 
 

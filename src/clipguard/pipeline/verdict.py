@@ -140,7 +140,9 @@ def _limits(scan: Scan, power: Power | None) -> list[str]:
     if power is not None:
         tested = {canary.family for canary in power.canaries}
         if untested := [family for family in FAMILIES if family not in tested]:
-            limits.append(f"Not tested in this data: {', '.join(untested)}. A higher power tests more.")
+            # Where no class has room for a canary, more copies have none, either.
+            more = " A higher power tests more." if power.canaries else ""
+            limits.append(f"Not tested in this data: {', '.join(untested)}.{more}")
         if any(one.family == "clean-label" and not one.identified for one in power.canaries):
             limits.append("Poison that keeps its labels was missed in a copy: this answer does not cover it.")
         if power.floors:
