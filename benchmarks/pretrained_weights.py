@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="the .pth of the package, which is trusted")
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
-    given = torch.load(options.file, map_location="cpu", weights_only=True)  # noqa: TID251  # there is no other
+    given = torch.load(options.file, map_location="cpu", weights_only=True)  # noqa: TID251  # no safetensors exist
     expected = timm.create_model(options.net, pretrained=False).state_dict()
     names = [name for name in expected if "num_batches_tracked" not in name]
     values = [value for name, value in given.items() if "num_batches_tracked" not in name]
