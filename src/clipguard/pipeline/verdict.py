@@ -140,7 +140,7 @@ def _limits(scan: Scan, power: Power | None) -> list[str]:
     if power is not None:
         tested = {canary.family for canary in power.canaries}
         if untested := [family for family in FAMILIES if family not in tested]:
-            # Where no class has room for a canary, more copies have none, either.
+            # Where no class can hold a canary, none in any further copy can, either.
             more = " A higher power tests more." if power.canaries else ""
             limits.append(f"Not tested in this data: {', '.join(untested)}.{more}")
         if any(one.family == "clean-label" and not one.identified for one in power.canaries):
