@@ -24,13 +24,14 @@ K, TARGET = 5, 1
 MAP, DETECTOR = EntropyMapConfig(), TriggerDetectorConfig()
 
 
-def exchange_of(p_value):
+def exchange_of(p_value, excess=1000):
     return LabelExchange(
         p_value=np.asarray(p_value, dtype=np.float64),
         tail=np.ones(K),
         source=np.full(K, -1),
         one_source=np.zeros(K, dtype=bool),
         strength=np.zeros(K),
+        excess=np.full(K, float(excess)),
         wrong_labels=np.zeros(K),
     )
 
@@ -221,6 +222,13 @@ def test_labels_alone_betray_a_class_that_has_no_trigger(p_value, suspected):
     assert evidence.wrong_labels.nonzero()[0].tolist() == [TARGET, 3] * suspected
     assert evidence.suspected.nonzero()[0].tolist() == [TARGET, 3][: 1 + suspected]
     assert np.array_equal(evidence.flagged, judged(scores).flagged)
+
+
+@pytest.mark.parametrize(("excess", "suspected"), [(2.9, False), (3.0, True)])
+def test_labels_alone_betray_a_class_only_if_they_are_a_thousandth_of_the_data(excess, suspected):
+    scores, _ = scores_of(n=3000)
+    scores = replace(scores, exchange=exchange_of([1, 1, 1, 1, ALPHA / 5], excess))
+    assert judged(scores).wrong_labels.nonzero()[0].tolist() == [4] * suspected
 
 
 def test_bounds_of_both_axes_hold_in_nearly_all_draws():

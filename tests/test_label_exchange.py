@@ -195,6 +195,9 @@ def test_flips_of_one_class_name_the_pair_and_about_their_number():
     assert exchange.one_source[1]
     assert exchange.strength[1] > MARGIN > np.delete(exchange.strength, 1).max()
     assert 20 < exchange.wrong_labels[1] < 90
+    # Half of the samples of a class are certain.
+    assert 10 < exchange.excess[1] < 60
+    assert np.delete(exchange.excess, 1).max() < 3
 
 
 def test_random_flips_to_one_class_stand_out_as_a_class_and_not_as_a_pair():
@@ -233,6 +236,7 @@ def test_without_a_probe_or_without_labels_nothing_is_surprising():
     assert (exchange.p_value == 1).all()
     assert (exchange.source == -1).all()
     assert (exchange.strength == 0).all()
+    assert (exchange.excess == 0).all()
     assert (exchange.wrong_labels == 0).all()
 
 

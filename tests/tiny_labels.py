@@ -22,6 +22,7 @@ def no_exchange(k):
         source=np.full(k, -1),
         one_source=zero > 0,
         strength=zero,
+        excess=zero,
         wrong_labels=zero,
     )
 

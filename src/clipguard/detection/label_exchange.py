@@ -45,6 +45,7 @@ class LabelExchange:
         one_source: whether that pair is more surprising than the sums over classes.
         strength: the largest factor by which expected counts could be too small and the class still stand out
             at `LEVEL`: lower Poisson limits (Garwood 1936) under Bonferroni's adjustment; 0 if nothing does.
+        excess: certain labels of others beyond `MARGIN` times the expected ones, where they are most.
         wrong_labels: estimated number of labels of the class that belong to others, beyond expected ones. It
             is no bound: of poison from one class, the probe has learned a part and expects it.
     """
@@ -54,6 +55,7 @@ class LabelExchange:
     source: Int64[np.ndarray, "k"]
     one_source: Bool[np.ndarray, "k"]
     strength: Float64[np.ndarray, "k"]
+    excess: Float64[np.ndarray, "k"]
     wrong_labels: Float64[np.ndarray, "k"]
 
 
@@ -90,6 +92,7 @@ def label_exchange(labels: CertainLabels, seed: Seed, redraws: int = 999) -> Lab
         source=_sources(given, nulls),
         one_source=one_source < sums,
         strength=_strength(given, nulls),
+        excess=_excess(given, nulls),
         wrong_labels=_wrong_labels(labels),
     )
 
@@ -198,6 +201,16 @@ def _strength(depths: list[_Counts], nulls: list[_Null]) -> Float64[np.ndarray, 
         sums = _lower_limit(_groups(counts, null), LEVEL / (tests * k))
         strength = np.maximum(strength, (MARGIN * sums / np.maximum(null.groups, 1e-300)).max(0))
     return strength
+
+
+def _excess(depths: list[_Counts], nulls: list[_Null]) -> Float64[np.ndarray, "k"]:
+    """Return the most labels beyond those that the null hypothesis expects, of any class or group of them."""
+    excess = np.zeros(len(nulls[0].pairs))
+    for counts, null in zip(depths, nulls, strict=True):
+        # A group with no label at all would be below 0.
+        excess = np.maximum(excess, (_groups(counts, null) - null.groups).max(0))
+        np.maximum.at(excess, counts.pair // len(excess), counts.count - null.pairs.ravel()[counts.pair])
+    return excess
 
 
 def _lower_limit(count: Shaped[np.ndarray, "..."], level: float) -> Float64[np.ndarray, "..."]:
