@@ -118,6 +118,14 @@ def test_a_ray_worker_that_is_killed_costs_the_shard_it_was_making(data, expecte
     assert run(data, tmp_path, on_ray) == expected
 
 
+def test_units_that_a_killed_process_had_finished_are_left_alone(data, expected, tmp_path, on_ray):
+    assert run(data, tmp_path, LocalEngine()) == expected
+    work = a_pass(data, tmp_path)
+    assert list(work([])) == []
+    assert list(on_ray.run(work, [[0, 1], [2]])) == []
+    assert contents(tmp_path) == expected
+
+
 def test_a_fault_of_a_ray_worker_ends_the_run_in_one_line(data, tmp_path, on_ray):
     work = a_pass(data, tmp_path)
     stranger = ImageSource.open(data, rows=(0, 80))

@@ -157,6 +157,8 @@ class ReadingPass:
         An embedding's last bits depend on how many images are embedded together: so a piece never holds
         images of two shards, whoever reads them.
         """
+        if not shards:  # A process that was killed had finished all of them.
+            return
         rows = [self.rows(shard) for shard in shards]
         chunk = self.guide.clip.chunk if self.guide else IMAGE_CHUNK
         decoder = Decoder(self.source.limits)
