@@ -111,7 +111,7 @@ def export(run: Run, /, options: ExportOptions) -> Outcome:
 
 @app.command(help_epilogue=epilogue("clean"))
 def clean(run: Run, /, *, json: Json = False) -> Outcome:
-    """Drop the caches of a finished run and keep its results; running again computes them anew."""
+    """Delete the cached intermediate results of a finished run; `verify --data` needs them, results stay."""
     from clipguard.cli.cleaning import run_clean
 
     return run_clean(run, json)

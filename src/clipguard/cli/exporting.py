@@ -7,18 +7,19 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from clipguard.cli.options import Json
+from clipguard.cli.options import Json, unwrapped
 from clipguard.cli.outcome import Outcome
 
 
 @Parameter(name="*")
+@unwrapped
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
     """What `export` takes.
 
     Attributes:
         to: Tables of all samples (csv, jsonl), issues for cleanlab's Datalab, labels for FiftyOne, the
-            flagged samples as SARIF, or the repaired model as ONNX (clipguard[onnx]).
+            flagged samples as SARIF, or the repaired model as ONNX (extra onnx).
     """
 
     to: Literal["csv", "jsonl", "datalab", "fiftyone", "sarif", "onnx"]

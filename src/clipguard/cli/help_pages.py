@@ -12,13 +12,13 @@ VERDICT_CODES: Final = f"{_CODES}; see --fail-on"
 EXAMPLES: Final = {
     "scan": (
         "clipguard scan ./images -o runs/a",
-        "clipguard scan train.parquet -o runs/a --guide mini --format sarif,markdown",
-        "clipguard scan ./images -o runs/b --baseline runs/a --fail-on suspicious",
+        "clipguard scan train.parquet -o runs/b --guide mini --format sarif,markdown",
+        "clipguard scan ./newer -o runs/c --baseline runs/a --fail-on suspicious",
     ),
     "defend": (
         "clipguard defend ./images -o runs/a",
-        "clipguard defend ./images -o runs/a --model model.safetensors --architecture resnet18",
-        "clipguard defend ./images -o runs/b --by retrain",
+        "clipguard defend ./images -o runs/b --model model.safetensors --architecture resnet18",
+        "clipguard defend ./images -o runs/c --by retrain",
     ),
     "demo": ("clipguard demo", "clipguard demo -o runs/demo --power 0"),
     "report": ("clipguard report runs/a",),
@@ -29,7 +29,7 @@ EXAMPLES: Final = {
     "export": ("clipguard export runs/a --to csv", "clipguard export runs/a --to sarif --out findings.sarif"),
     "clean": ("clipguard clean runs/a",),
     "verify": ("clipguard verify runs/a", "clipguard verify runs/a --data ./images"),
-    "doctor": ("clipguard doctor", "clipguard doctor ./images --guide mini"),
+    "doctor": ("clipguard doctor", "clipguard doctor ./images --guide mini --power 0"),
     "attack": (
         "clipguard attack train.parquet -o poisoned --attack badnets --rate 0.05",
         "clipguard attack ./images -o poisoned --attack blended --test ./test --option alpha=0.1",

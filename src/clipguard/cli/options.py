@@ -3,9 +3,10 @@
 The command line takes its help from the docstrings.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from cyclopts import Group, Parameter
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 else:
     AttackName = Literal[tuple(ATTACK_CLASSES)]
 
+T = TypeVar("T")
+
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON object and nothing else on stdout.")]
-Seed = Annotated[int, Parameter(help="Root of all randomness.")]
+Seed = Annotated[int, Parameter(help="Seed of all randomness: the same seed and data give the same result.")]
 Classes = Annotated[
     Path | None,
     Parameter(help="Class names: a .txt with one a line, or a .json list or object; default: the source's."),
@@ -36,7 +39,10 @@ Device = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    Parameter(help="Threads that compute at once; default: OMP_NUM_THREADS, else all cores there are."),
+    Parameter(
+        help="Threads that compute at once; default: OMP_NUM_THREADS, else all cores. One large training "
+        "takes at most four, and no more than are idle."
+    ),
 ]
 Power = Annotated[
     int,
@@ -98,7 +104,14 @@ RunFolder = Annotated[Out, Parameter(help="Run folder, created if needed; the sa
 NewFolder = Annotated[Out, Parameter(help="Folder to make; must be new or empty.")]
 
 
+def unwrapped(options: type[T]) -> type[T]:
+    """Return the class with one line a description, since a help page would keep the breaks of the source."""
+    options.__doc__ = re.sub(r"\n {12,}", " ", options.__doc__ or "")
+    return options
+
+
 @Parameter(name="*")
+@unwrapped
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnOptions:
     """What every command takes that opens a table.
@@ -123,6 +136,7 @@ class ColumnOptions:
 
 
 @Parameter(name="*")
+@unwrapped
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanOptions:
     """What `scan` and `defend` share.
@@ -131,17 +145,18 @@ class ScanOptions:
         guide: mini (embedded), NAME or NAME/TAG of open_clip, hf-hub:ORG/NAME or local-dir:FOLDER.
         second_guide: Another guide, to check the first one: it changes no result, and where it differs is
             reported.
-        template: Prompt with {} for the class name; repeat to average.
-        logit_scale: Use the guide's own logit scale; without it, its probabilities are nearly uniform.
+        template: Prompt with {} for the class name; repeat to average; default: the prompts of the guide.
+        logit_scale: Use the guide's own logit scale; without it, as in some published code, its
+            probabilities are nearly uniform.
         size: Pixels HxW or N at which the small nets, and a model trained here, see the images; default: the
             commonest size, at most 64.
         early_model: shallow, residual, cgd, or an architecture.
         rank_within: Rank samples among all (the default), or within their class.
         embeddings: Folder of image embeddings by the same guide, as clip-retrieval writes them.
         quality: Look for duplicates, label errors and odd images, too; they change no other result.
-        engine: Who reads and embeds the data: this process, or Ray (clipguard[ray]) on many.
+        engine: What reads and embeds the data: this process, or many of Ray (extra ray).
         ray_address: Of a Ray cluster; without it, Ray is started on this machine.
-        workers: Processes of Ray; default: one a processor core.
+        workers: Processes of Ray; default: one a processor core, or one a GPU.
     """
 
     out: RunFolder
@@ -178,13 +193,15 @@ class ScanOptions:
 
 
 @Parameter(name="*")
+@unwrapped
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefendOptions(ScanOptions):
     """What `defend` adds: the model, how it is repaired, what it is tested on.
 
     Attributes:
         model: Weights to repair (.safetensors); without it, a model is trained here first.
-        architecture: preactresnet18-WIDTH, a timm name or package.module:factory; default: preactresnet18-16.
+        architecture: preactresnet18-WIDTH, a timm name or package.module:factory. Needed with --model, unless
+            clipguard wrote the file; without --model the default is preactresnet18-16.
         input_size: Pixels HxW or N that the model of --model takes; default: the file's, or timm's.
         mean: R,G,B that the model of --model subtracts from images in 0..1; default as above.
         std: R,G,B that it divides by after that; default as above.
@@ -194,10 +211,10 @@ class DefendOptions(ScanOptions):
         by: Unlearn the flagged samples, or train from scratch without them.
         drop_anyway: Let --by retrain drop more than a fifth of the data, or half of a class.
         loss: Unlearning loss; cgd is the paper's.
-        rate: Learning rate of unlearning; default: found by a short range test.
+        rate: Learning rate of the repair; default: found by a short range test.
         epochs: Of a model that is trained here; default: 25.
         flip: Mirror images at random in training; not for digits or text.
-        onnx: Write the repaired model as model.onnx, too, as export --to onnx does (clipguard[onnx]).
+        onnx: Write the repaired model as model.onnx, too, as export --to onnx does (extra onnx).
         test: Labelled test set, or a folder that `clipguard attack` wrote with --test.
     """
 
@@ -220,6 +237,7 @@ class DefendOptions(ScanOptions):
 
 
 @Parameter(name="*")
+@unwrapped
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
     """What `demo` takes."""
@@ -236,24 +254,22 @@ class DemoOptions:
 
 
 @Parameter(name="*")
+@unwrapped
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorOptions:
     """What `doctor` takes: what changes the estimate, with the names that `scan` has for it.
 
     Attributes:
-        guide: As that of scan.
-        size: As that of scan.
-        rows: As that of scan.
-        classes: As that of scan.
-        power: As that of scan.
+        guide: mini (embedded), NAME or NAME/TAG of open_clip, hf-hub:ORG/NAME or local-dir:FOLDER.
+        size: Pixels HxW or N at which the small nets see the images; default: the commonest size, at most 64.
     """
 
     guide: str = "ViT-B-32"
     size: str | None = None
-    rows: str | None = None
-    classes: Path | None = None
+    rows: Rows = None
+    classes: Classes = None
     columns: ColumnOptions = field(default_factory=ColumnOptions)
-    power: int = 1
+    power: Power = 1
     limits: Annotated[Limits, Parameter(group=Group("Limits on hostile input", sort_key=1))] = field(
         default_factory=Limits
     )
@@ -263,6 +279,7 @@ class DoctorOptions:
 
 
 @Parameter(name="*")
+@unwrapped
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttackOptions:
     """What `attack` takes.
@@ -271,7 +288,7 @@ class AttackOptions:
         attack: The attack; the last three are controls without a trigger.
         rate: Fraction of all samples that are poisoned; default: the attack's own.
         target: Label that the backdoor leads to.
-        mapping: Every class to --target, or each to the next one: badnets, blended, wanet, bpp.
+        mapping: Every class to --target, or each to the next one; some attacks only.
         option: A setting of the attack's own as NAME=VALUE, such as alpha=0.1; repeatable.
         cache: Folder of fitted attacks: some train a net first; default: ~/.cache/clipguard/bench.
         test: Labelled test set, to be written without and with the trigger.
@@ -299,6 +316,7 @@ class AttackOptions:
 
 
 @Parameter(name="*")
+@unwrapped
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
     """What `convert` takes.
@@ -318,6 +336,7 @@ class ConvertOptions:
 
 
 @Parameter(name="*")
+@unwrapped
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
     """What `bench` takes beside its file.
@@ -326,7 +345,7 @@ class BenchOptions:
         out: Folder of the benchmark; resumes there.
         data: Folder of data sets known by name, as NAME/train.parquet; default: ~/.cache/clipguard/data.
         download: Fetch data sets known by name that are not there.
-        cache: Folder of victims, fitted attacks and embeddings; default: ~/.cache/clipguard/bench.
+        cache: Folder of trained models, fitted attacks and embeddings; default: ~/.cache/clipguard/bench.
         only: Compute the rows of this label only, such as none; repeat for more.
         cells: Compute only the cells whose name is like this pattern, such as *-sig-*.
     """

@@ -24,19 +24,19 @@ class Limits:
     """Bounds on hostile input. An image beyond one is listed as unreadable, anything else is refused.
 
     Attributes:
-        pixels: height times width of an image; the default is Pillow's own, a quarter of a GiB once decoded.
-        side_ratio: longer by shorter side; a guide that scales the shorter side up pays for the longer one.
-        file_bytes: one encoded image.
-        seconds: processor time to decode one image or to read one from Parquet.
-        memory: bytes of address space of a worker that decodes or reads Parquet.
+        pixels: most of an image, height times width; the default is Pillow's own, a quarter of a GiB decoded.
+        side_ratio: longer by shorter side, at most; guides that scale the shorter side up pay for the longer.
+        file_bytes: most of one encoded image.
+        seconds: processor time to decode one image or to read one from Parquet, at most.
+        memory: bytes of address space of a worker that decodes or reads Parquet, at most.
         crashes: workers that may die of images or be stopped at `seconds`, then the source is refused.
         isolated: decode, and read Parquet, in sandboxed workers, so that a crash or a hang costs little.
         links: follow symbolic links that lead out of an image folder.
-        members: entries of an archive, files of a folder.
-        name_length: characters of a file's or a class's name.
-        classes: class names.
-        json_bytes: one JSON text or list of names.
-        array_bytes: one unpacked array of an .npz file.
+        members: most entries of an archive or files of a folder.
+        name_length: most characters of a file's or a class's name.
+        classes: most class names.
+        json_bytes: most of one JSON text or list of names.
+        array_bytes: most of one unpacked array of an .npz file.
     """
 
     pixels: int = 89_478_485
