@@ -46,13 +46,11 @@ def test_without_poison_nothing_is_flagged(tmp_path):
     assert partition.clean.mean() > 0.5
 
 
-@pytest.mark.parametrize(("attack", "rate", "recall"), [("badnets", 0.05, 0.8), ("flips-to-one", 0.1, 0.7)])
-def test_most_of_the_poison_is_found(tmp_path, attack, rate, recall):
-    data, truth = attack_named(attack, rate=rate, target=TARGET).poison(
-        cifar(TRAIN), Seed(0).child("quality")
-    )
+def test_most_of_the_label_only_poison_is_found(tmp_path):
+    attack = attack_named("flips-to-one", rate=0.1, target=TARGET)
+    data, truth = attack.poison(cifar(TRAIN), Seed(0).child("quality"))
     flagged = without_canaries(tmp_path / "run").scan(source(data)).partition_.flagged
-    assert flagged[truth.poisoned].mean() >= recall
+    assert flagged[truth.poisoned].mean() >= 0.7
     assert flagged[~truth.poisoned].mean() <= 0.02
 
 
