@@ -99,12 +99,13 @@ def test_a_trial_with_wrong_results_fails(monkeypatch):
     assert device._fault(CPU) == "its results are wrong"
 
 
-def test_keys_name_a_gpu_and_nothing_of_the_processor():
-    assert arithmetic() == {"threads": torch.get_num_threads()}
+def test_keys_name_a_gpu_and_of_the_processor_the_precision_of_trainings_alone():
     assert here() == torch.device("cpu")
-    with computing_on(CPU):
-        assert arithmetic() == {"threads": torch.get_num_threads()}
-        assert current_device() is CPU
+    for precision, named in (("float32", {}), ("bfloat16", {"trained_in": "bfloat16"})):
+        processor = Device(trained_in=precision)
+        with computing_on(processor):
+            assert arithmetic() == {"threads": torch.get_num_threads(), **named}
+            assert current_device() is processor
     assert current_device() is None
     token = device._CURRENT.set(Device(kind="cuda", index=2, name="A GPU", dtype="float16"))
     try:
@@ -247,7 +248,8 @@ def test_streamed_images_train_to_the_same_weights_as_those_on_the_gpu(stand_in_
 def test_a_training_sees_the_same_crops_on_either_device(stand_in_gpu):
     recipe = replace(RECIPE, lr=1e-3, optimizer="plain-sgd")
     ends = []
-    for where, seed in ((CPU, 0), (stand_in_gpu, 0), (CPU, 1)):
+    exact = Device()
+    for where, seed in ((exact, 0), (stand_in_gpu, 0), (exact, 1)):
         model = build(SPEC, Seed(0))
         with computing_on(where):
             fit(model, IMAGES, np.arange(23), cross_entropy(LABELS), recipe, Seed(seed))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipguard.errors import ClipguardError
-from clipguard.runs import DescribedStage, RunFolder, SourceInfo, read_json, write_json
+from clipguard.runs import Arithmetic, DescribedStage, RunFolder, SourceInfo, read_json, write_json
 from clipguard.runs.seal import sealed
 
 
@@ -74,17 +74,27 @@ def test_another_version_of_the_code_another_device_or_where_it_counts_thread_co
     newer = open_run(path).stage(described(version=2), Counted("new"))
     assert (newer.cached, newer.key != first.key) == (False, True)
     assert (newer.path / "out.txt").read_text() == "new"
-    threaded = RunFolder.open(path, source(), {"epochs": 5}, seed=0, threads=2)
+    threaded = RunFolder.open(path, source(), {"epochs": 5}, seed=0, arithmetic=Arithmetic(threads=2))
     same = threaded.stage(described(version=2), Counted("two"))
     assert (same.cached, same.key) == (True, newer.key)
     other = threaded.stage(described(version=2, threaded=True), Counted("two"))
     assert (other.cached, other.key != newer.key) == (False, True)
     assert read_json(path / "manifest.json")["threads"] == 2
     assert read_json(other.path / "manifest.json")["version"] == 2
-    elsewhere = RunFolder.open(path, source(), {"epochs": 5}, seed=0, threads=2, device="A GPU, float16")
+    gpu = Arithmetic(threads=2, device="A GPU, float16")
+    elsewhere = RunFolder.open(path, source(), {"epochs": 5}, seed=0, arithmetic=gpu)
     moved = elsewhere.stage(described(version=2), Counted("moved"))
     assert moved.key not in (newer.key, other.key)
     assert read_json(path / "manifest.json")["device"] == "A GPU, float16"
+
+
+def test_the_precision_of_trainings_counts_only_where_a_large_net_is_trained(tmp_path):
+    path, halved = tmp_path / "run", Arithmetic(trained_in="bfloat16")
+    exact = open_run(path)
+    half = RunFolder.open(path, source(), {"epochs": 5}, seed=0, arithmetic=halved)
+    assert half.key(described()) == exact.key(described())
+    assert half.key(described(threaded=True)) != exact.key(described(threaded=True))
+    assert read_json(run_stage(half, Counted()).path.parents[1] / "manifest.json")["trained_in"] == "bfloat16"
 
 
 def test_a_run_folder_of_another_format_is_refused_in_one_line_and_left_as_it_is(tmp_path):
@@ -144,7 +154,7 @@ def test_files_in_sub_folders_are_hashed_and_unfinished_files_are_dropped(tmp_pa
 KILLED = """
     import os, signal, sys, time
     from pathlib import Path
-    from clipguard.runs import DescribedStage, RunFolder, SourceInfo
+    from clipguard.runs import Arithmetic, DescribedStage, RunFolder, SourceInfo
     source = SourceInfo(kind="folder", location="./images", key="f1", n=3, class_names=("cat", "dog"))
     def compute(folder):
         (folder / "shard0.txt").write_text("by the killed process")
@@ -309,7 +319,7 @@ LOCKED = """
     import sys
     from pathlib import Path
     from clipguard.errors import ClipguardError
-    from clipguard.runs import DescribedStage, RunFolder, SourceInfo
+    from clipguard.runs import Arithmetic, DescribedStage, RunFolder, SourceInfo
     source = SourceInfo(kind="folder", location="./images", key="f1", n=3, class_names=("cat", "dog"))
     run = RunFolder.open(Path(sys.argv[1]), source, {"epochs": 5}, seed=0)
     try:

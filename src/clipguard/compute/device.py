@@ -32,6 +32,7 @@ class Device:
         kind: `cpu` or `cuda`.
         index: number of the GPU.
         dtype: of matrix products and convolutions; sums, norms, losses and weights are float32 in any case.
+        trained_in: `dtype` of a large training on the processor, where that is faster: see `precision`.
         name: of the GPU, as its maker calls it.
         passed_over: GPUs that were tried before and do not work, with the reason.
     """
@@ -39,6 +40,7 @@ class Device:
     kind: Literal["cpu", "cuda"] = "cpu"
     index: int = 0
     dtype: Precision = "float32"
+    trained_in: Precision = "float32"
     name: str = ""
     passed_over: tuple[str, ...] = ()
 
@@ -57,6 +59,13 @@ class Device:
         """What results depend on, in words: the same text gives the same floats, on the same software."""
         return "cpu" if self.kind == "cpu" else f"{self.name}, {self.dtype}"
 
+    @property
+    def arithmetic(self) -> dict[str, str]:
+        """What a large training depends on, for keys; nothing of a processor that trains in float32."""
+        if self.kind == "cuda":
+            return {"device": self.description}
+        return {} if self.trained_in == "float32" else {"trained_in": self.trained_in}
+
     def autocast(self, *, inference: bool = False) -> AbstractContextManager[None]:
         """Return a block in which networks compute in `dtype`.
 
@@ -74,7 +83,13 @@ class Device:
         return nullcontext() if self.kind == "cpu" else torch.cuda.device(self.index)
 
 
-CPU: Final = Device()
+def _native_precision() -> Precision:
+    """Return what the processor multiplies fast: bfloat16 where it has instructions for it."""
+    there = torch.cpu.get_capabilities()
+    return "bfloat16" if there.get("avx512_bf16") or there.get("amx_bf16") else "float32"
+
+
+CPU: Final = Device(trained_in=_native_precision())
 
 _CURRENT: ContextVar[Device | None] = ContextVar("device", default=None)
 
@@ -107,10 +122,9 @@ def _repeatable() -> Iterator[None]:
 
 
 def arithmetic() -> dict[str, Any]:
-    """Return what the last bits of a training here depend on, for keys: this thread's number, and a GPU."""
+    """Return what the last bits of a training here depend on, for keys: threads, GPU, precision."""
     device = current_device() or CPU
-    gpu = {} if device.kind == "cpu" else {"device": device.description}
-    return {"threads": torch.get_num_threads(), **gpu}
+    return {"threads": torch.get_num_threads(), **device.arithmetic}
 
 
 def here() -> torch.device:

@@ -113,7 +113,8 @@ def train_small_nets(  # noqa: PLR0913  # the kernel's arguments, passed on: no 
             if hook is not None:
                 hook(epoch)
 
-        fit(model, images, rows, loss, recipe, part.child("refit" if start else "fit"), after)
+        stream = part.child("refit" if start else "fit")
+        fit(model, images, rows, loss, recipe, stream, after, exact=True)
         return model
 
     tasks = [partial(train, run, number) for run in range(config.runs) for number in range(config.folds)]

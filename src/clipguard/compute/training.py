@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from clipguard.compute.batches import batches_on
 from clipguard.compute.checkpoint import load_checkpoint, save_checkpoint
 from clipguard.compute.device import Device, computing_on, device_for, tensor
 from clipguard.compute.lanes import go_on
+from clipguard.compute.precision import training_block
 from clipguard.compute.recipes import Recipe
 from clipguard.errors import ClipguardError
 from clipguard.models.nets import PreActBlock, PreActResNet18, ShallowNet
@@ -96,6 +98,7 @@ class _Step:
     epoch: int
     generator: torch.Generator
     device: Device
+    block: Callable[[], AbstractContextManager[None]]
 
 
 def _pass(
@@ -116,7 +119,7 @@ def _pass(
         for group in optimizer.param_groups:
             group["lr"] = _rate(recipe, (step.epoch + (number + 0.5) / len(batches)) / recipe.epochs)
         batch = augment(picked, recipe, step.generator).permute(0, 3, 1, 2)
-        with step.device.autocast():
+        with step.block():
             logits = model(batch)
         value = step.loss(logits.float(), tensor(chosen), batch)
         optimizer.zero_grad(set_to_none=True)
@@ -153,6 +156,8 @@ def fit(  # noqa: PLR0913  # the kernel: whatever is fixed is in the recipe
     seed: Seed,
     on_epoch: EpochHook | None = None,
     checkpoint: Path | None = None,
+    *,
+    exact: bool = False,
 ) -> History:
     """Train `model` in place on `images[rows]` and return the mean loss and the seconds so far of each epoch.
 
@@ -163,7 +168,8 @@ def fit(  # noqa: PLR0913  # the kernel: whatever is fixed is in the recipe
     With a `checkpoint`, each finished epoch is noted in that file, and a training that finds it there goes on
     after the last one: to the same weights, if `rows` and `loss` remember nothing of earlier epochs.
 
-    The model is moved to the current device first, and stays there.
+    The model is moved to the current device first, and stays there. On the processor, the training is in
+    float32 if it is to be `exact`, else in what the processor multiplies fastest (see `precision`).
 
     Raises:
         ClipguardError: the loss of an epoch is not finite, or a batch does not fit into the GPU's memory.
@@ -172,6 +178,8 @@ def fit(  # noqa: PLR0913  # the kernel: whatever is fixed is in the recipe
     optimizer = _optimizer(model, recipe)
     done = [] if checkpoint is None else load_checkpoint(checkpoint, model, optimizer)
     began = time.monotonic() - (done[-1][1] if done else 0.0)
+    size = images.shape[1], images.shape[2]
+    block = device.autocast if exact else partial(training_block, device, model, size)
     with computing_on(device), _fitting(recipe, images):
         pictures = batches_on(device, images)
         for epoch in range(recipe.epochs):
@@ -181,7 +189,7 @@ def fit(  # noqa: PLR0913  # the kernel: whatever is fixed is in the recipe
                     break
                 batches = _batches(chosen, recipe, seed.child("order", epoch))
                 generator = seed.child("augment", epoch).torch()
-                step = _Step(recipe, optimizer, loss, epoch, generator, device)
+                step = _Step(recipe, optimizer, loss, epoch, generator, device, block)
                 with _noise(model, seed.child("noise", epoch), device):
                     mean = _pass(model, batches, pictures(batches), step)
                 _check_finite(mean, epoch)

@@ -39,7 +39,7 @@ from clipguard.pipeline.stages import RETRAINING, VICTIM
 from clipguard.pipeline.summary import warnings_of
 from clipguard.pipeline.verdict import verdict
 from clipguard.pipeline.victims import check_fit, given_victim
-from clipguard.runs import FinishedStage, RunFolder, SourceInfo, described, read_table
+from clipguard.runs import Arithmetic, FinishedStage, RunFolder, SourceInfo, described, read_table
 from clipguard.runs.changes import changed_settings
 from clipguard.runs.cleaning import CLEANED, cleaning_of
 from clipguard.runs.samples_table import SAMPLES, source_order
@@ -332,8 +332,11 @@ def _open_run(
         info,
         settings,
         seed=config.seed,
-        threads=_training_threads(Path(run_dir)),
-        device=device.description,
+        arithmetic=Arithmetic(
+            threads=_training_threads(Path(run_dir)),
+            device=device.description,
+            trained_in=device.trained_in,
+        ),
     )
     if replaced := changed_settings(run):
         progress(replaced, 0, 0)

@@ -12,7 +12,7 @@ from clipguard.runs.files import (
     write_table,
     write_text,
 )
-from clipguard.runs.run_folder import RunFolder, SourceInfo
+from clipguard.runs.run_folder import Arithmetic, RunFolder, SourceInfo
 from clipguard.runs.seal import SEAL, described
 from clipguard.runs.sharded_array import ShardedArray
 from clipguard.runs.stage import DescribedStage, FinishedStage, Stage, resume_folder
@@ -20,6 +20,7 @@ from clipguard.runs.verify import Checked, compared, verify_run
 
 __all__ = [
     "SEAL",
+    "Arithmetic",
     "Checked",
     "DescribedStage",
     "FinishedStage",

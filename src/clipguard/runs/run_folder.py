@@ -5,10 +5,10 @@
     RUN/*                          published copies: samples.parquet, model.safetensors, report.html ...
     RUN/seal.json                  sha256 of the manifest, of every stage's manifest and every published file
 
-A stage is found again by its key, a hash of its name, version, settings, inputs, thread count (where its
-result depends on that) and GPU. So a changed setting recomputes this stage and all that stand on it, and
-nothing else. A stage's manifest holds the hashes of its files, so that whoever keeps the hash of `seal.json`
-elsewhere can prove every file of the run.
+A stage is found again by its key, a hash of its name, version, settings, inputs, GPU and, where its result
+depends on them, number of threads and precision of trainings. So a changed setting recomputes this stage and
+all that stand on it, and nothing else. A stage's manifest holds the hashes of its files. Whoever keeps the
+hash of `seal.json` elsewhere can prove every file of the run.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from clipguard.errors import ClipguardError, fault_of
 from clipguard.runs.files import PART, read_json, replacing, write_json
@@ -42,6 +42,24 @@ from clipguard.runs.stage import (
     sweep,
     sync_folder,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arithmetic:
+    """What the last bits of results depend on.
+
+    Attributes:
+        threads: of the processor that train one large net.
+        device: that computes.
+        trained_in: precision of large trainings on the processor.
+    """
+
+    threads: int = 1
+    device: str = "cpu"
+    trained_in: str = "float32"
+
+
+PLAIN: Final = Arithmetic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +99,7 @@ class RunFolder:
         config: Mapping[str, Any],
         *,
         seed: int,
-        threads: int = 1,
-        device: str = "cpu",
+        arithmetic: Arithmetic = PLAIN,
     ) -> "RunFolder":
         """Return the run folder at `path`, to be created by its first stage if there is none.
 
@@ -91,8 +108,7 @@ class RunFolder:
             source: the data.
             config: all settings, as JSON values.
             seed: root of all randomness.
-            threads: of the processor that train one large net.
-            device: that computes; results depend on it, so that keys hold any other than `cpu`.
+            arithmetic: what the last bits of results depend on; keys hold what is not as usual.
 
         Raises:
             ClipguardError: `path` holds something else, another data set's run, or a damaged manifest.
@@ -109,8 +125,7 @@ class RunFolder:
             "source": asdict(source),
             "config": dict(config),
             "seed": seed,
-            "threads": threads,
-            "device": device,
+            **asdict(arithmetic),
         }
         if (path / MANIFEST).exists():
             manifest["created"] = _of_same_data(cls.read(path), source.key)["created"]
@@ -159,6 +174,8 @@ class RunFolder:
         }
         if self.manifest["device"] != "cpu":
             description["device"] = self.manifest["device"]
+        elif described.threaded and self.manifest.get("trained_in", "float32") != "float32":
+            description["trained_in"] = self.manifest["trained_in"]
         return description
 
     def stage(self, described: DescribedStage, compute: Callable[[Path], None]) -> FinishedStage:

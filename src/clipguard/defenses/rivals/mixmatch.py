@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from clipguard.compute.batches import batches_on
 from clipguard.compute.device import Device, computing_on, device_for, tensor
 from clipguard.compute.lanes import go_on
+from clipguard.compute.precision import training_block
 from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import augment
 from clipguard.errors import ClipguardError
@@ -127,7 +128,7 @@ class MixMatch:
 
 def _logits(model: Normalized, inputs: Tensor, device: Device) -> Float[Tensor, "b k"]:
     """Return the logits of images that are normalised already."""
-    with device.autocast():
+    with training_block(device, model, (inputs.shape[-2], inputs.shape[-1])):
         logits: Tensor = model.network(inputs)
     return logits.float()
 

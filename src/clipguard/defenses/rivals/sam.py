@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from clipguard.compute.device import device_for
+from clipguard.compute.precision import training_block
 from clipguard.compute.training import LossFunction
 from clipguard.models.spec import Normalized
 
@@ -22,7 +23,7 @@ def at_weights(model: Normalized, weights: Mapping[str, Tensor], batch: Tensor) 
     The model keeps its own, and its buffers: BatchNorm's running statistics do not see the batch.
     """
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    with device_for(model).autocast():
+    with training_block(device_for(model), model, (batch.shape[-2], batch.shape[-1])):
         logits: Tensor = functional_call(model, {**buffers, **weights}, (batch,))
     return logits.float()
 

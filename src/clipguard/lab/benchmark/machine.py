@@ -20,6 +20,8 @@ def machine() -> str:
     """Return processor, threads, torch and GPU, if any, in one line: the same line gives the same floats."""
     means = arithmetic()
     gpu = f", {means['device']}" if "device" in means else ""
+    if "trained_in" in means:
+        gpu = f", trainings in {means['trained_in']}"
     threads = f"{means['threads']} threads, torch {torch.__version__}"
     return f"{platform.machine()}, {_processor()}, {threads}{gpu}"
 
