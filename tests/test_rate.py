@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from clipguard.compute.batch_norm import with_own_statistics
 from clipguard.compute.training import Recipe, cross_entropy, fit
 from clipguard.mitigation.gauge import (
     MOST_SPARED,
@@ -18,7 +19,7 @@ from clipguard.mitigation.gauge import (
     has_done_its_work,
     spared_rows,
 )
-from clipguard.mitigation.rate import FACTOR, LADDER, NATS, fitting_optimizer, suited_recipe
+from clipguard.mitigation.rate import KEPT, LADDER, fitting_optimizer, suited_recipe
 from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
@@ -116,54 +117,95 @@ def test_a_net_without_batchnorm_is_repaired_by_adamw_and_the_papers_optimiser_s
     assert fitting_optimizer(vit, plain) == plain
 
 
-def tried(case, recipe):
+def tried(case, recipe, gauge=None):
     data, partition, model = case
     rows = spared_rows(data.labels, partition.clean, Seed(0))
-    gauge, before = gauge_of(data, partition, [], rows), copy.deepcopy(model.state_dict())
+    gauge, before = gauge or gauge_of(data, partition, [], rows), copy.deepcopy(model.state_dict())
     taught = np.setdiff1d(np.arange(600), rows)
     loss = cross_entropy(data.labels.copy())
     found = suited_recipe(model, data.images, taught, loss, recipe, gauge, Seed(1))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    return found, gauge.read(model).loss
+    return found
 
 
-def test_the_highest_rate_that_does_little_damage_is_chosen_and_the_model_stays_as_it_is(case):
-    (calm, few), loss = tried(case, replace(RECIPE, lr=0.001))
+def rates_of(trials):
+    return [round(one.rate / 0.02, 3) for one in trials]
+
+
+def test_where_nothing_tells_the_highest_rate_without_damage_is_chosen_and_the_model_stays_as_it_is(case):
+    calm, few = tried(case, replace(RECIPE, lr=0.001))
     assert calm.lr == 0.001
     assert [one.rate for one in few] == [0.001]
     # Much faster, the net is damaged.
-    (slower, trials), _ = tried(case, replace(RECIPE, lr=1000.0))
+    slower, trials = tried(case, replace(RECIPE, lr=1000.0))
     assert slower.lr < 1000
-    most = FACTOR * loss + NATS
-    assert all(one.loss > most for one in trials[:-1])
+    assert all(one.accuracy < KEPT for one in trials[:-1])
     assert [one.rate for one in trials] == [1000.0 * share for share in LADDER[: len(trials)]]
-    assert trials == tried(case, replace(RECIPE, lr=1000.0))[0][1]
+    assert trials == tried(case, replace(RECIPE, lr=1000.0))[1]
 
 
-class Noting(Gauge):
-    """Reads nothing, but notes the running mean of each net that it is asked about."""
+class Scripted(Gauge):
+    """Says of the victim, then of each trial, what it was told to."""
 
     def read(self, model):
-        means.append(model.network.stages[0].bn1.running_mean.clone())
-        return reading([1])
+        return script.pop(0)
 
 
-means: list[torch.Tensor] = []
+script: list[GaugeReading] = []
+WELL, ILL = [1] * 10, [1] * 6 + [0] * 4
 
 
-def test_a_trial_is_measured_with_the_statistics_of_its_own_batches(case):
+@pytest.mark.parametrize(
+    ("said", "tested", "chosen"),
+    [
+        # The lowest that ends the trigger's effect.
+        ([(WELL, 0.9), (WELL, 0.5), (WELL, 0.0)], [0.1, 0.25], 0.25),
+        ([(WELL, 0.9), (WELL, 0.0)], [0.1], 0.1),
+        # None ends it: the highest; or the one before damage is done.
+        ([(WELL, 0.9), *[(WELL, 0.5)] * 4], [0.1, 0.25, 0.5, 1.0], 1.0),
+        ([(WELL, 0.9), (WELL, 0.5), (WELL, 0.4), (ILL, 0.0)], [0.1, 0.25, 0.5], 0.25),
+        ([(WELL, 0.9), (ILL, 0.0)], [0.1], 0.1),
+        # Nothing tells: the highest without damage.
+        ([(WELL, 0.1), (WELL, 0.1)], [1.0], 1.0),
+        ([(WELL, None), (ILL, None), (WELL, None)], [1.0, 0.5], 0.5),
+        ([(WELL, None), *[(ILL, None)] * 4], [1.0, 0.5, 0.25, 0.1], 0.1),
+    ],
+)
+def test_the_rate_is_the_lowest_that_ends_the_trigger_or_the_highest_without_damage(
+    case, said, tested, chosen
+):
+    script[:] = [reading(right, followed) for right, followed in said]
+    none = case[0].images[:0], case[0].labels[:0]
+    gauge = Scripted(images=case[0].images[:1], labels=case[0].labels[:1], triggered=none[0], targets=none[1])
+    recipe, trials = tried(case, RECIPE, gauge)
+    assert rates_of(trials) == tested
+    assert recipe.lr == pytest.approx(chosen * RECIPE.lr)
+
+
+def test_a_rate_that_ends_the_trigger_is_found_on_a_real_net(case):
+    data, partition, model = case
+    rows = spared_rows(data.labels, partition.clean, Seed(0))
+    gauge = gauge_of(data, partition, [square()], rows)
+    taught = np.setdiff1d(np.flatnonzero(partition.clean), rows)
+    loss, fast = cross_entropy(data.labels.copy()), replace(RECIPE, lr=0.5)
+    found, trials = suited_recipe(model, data.images, taught, loss, fast, gauge, Seed(1))
+    assert found.lr == trials[-1].rate
+    assert [one.rate for one in trials] == [0.5 * share for share in LADDER[::-1][: len(trials)]]
+    assert all(one.followed > NO_EFFECT for one in trials[:-1])
+
+
+def test_a_copy_gets_the_statistics_of_its_images_and_the_model_keeps_its_own(case):
     data, _, model = case
-    means.clear()
+    before = copy.deepcopy(model.state_dict())
     bright = np.full_like(data.images, 255)
-    gauge = Noting(images=bright[:1], labels=data.labels[:1], triggered=bright[:0], targets=data.labels[:0])
-    loss, still = cross_entropy(data.labels.copy()), replace(RECIPE, lr=1e-12)
-    suited_recipe(model, bright, np.arange(600), loss, still, gauge, Seed(1))
-    before, after = means
-    whole = copy.deepcopy(model)
-    whole.network.stages[0].bn1.momentum = 1.0
-    whole.train()(torch.from_numpy(bright[:32]).permute(0, 3, 1, 2))
-    own = whole.network.stages[0].bn1.running_mean
-    assert (after - own).abs().max() < 0.01 * (before - own).abs().max()
+    anew = with_own_statistics(model, bright, np.arange(300))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not anew.training
+    first, own = model.network.stages[0].bn1, anew.network.stages[0].bn1
+    assert own.momentum == first.momentum
+    inputs = model.network.stem(model.scaled(torch.from_numpy(bright[:1]).permute(0, 3, 1, 2)))
+    assert torch.allclose(own.running_mean, inputs.mean((0, 2, 3)), atol=1e-3)
+    assert torch.equal(own.weight, first.weight)
 
 
 def test_without_samples_to_measure_on_the_recipe_stays(case):

@@ -238,7 +238,7 @@ FEATURE_SEPARATION: Final = Stage[Repair](
 
 UNLEARNING: Final = Stage[Repair](
     name="unlearning",
-    version=3,
+    version=4,
     title="unlearn the flagged samples",
     config=lambda given: {
         "unlearning": asdict(given.scan.context.config.unlearning),
