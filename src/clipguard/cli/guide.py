@@ -131,7 +131,10 @@ def run_check(name: str, path: Path, options: GuideCheckOptions) -> Outcome:
         check = check_guide(guide, against, source, settings, seed, progress)
     value = _check_value(check, name, options, path)
     return Outcome(
-        value=value, show=partial(_show_check, value), as_json=_as_json(options), code=CODES[check.answer]
+        value=value,
+        show=partial(_show_check, value, options.quiet),
+        as_json=_as_json(options),
+        code=CODES[check.answer],
     )
 
 
@@ -170,7 +173,7 @@ def run_clean(name: str, path: Path, options: GuideCleanOptions) -> Outcome:
         }
         done = clean_guide(guide, data, settings, options.out, about, seed, progress)
     value = {"out": str(options.out), **about, **asdict(done)}
-    return Outcome(value=value, show=partial(_show_clean, value), as_json=_as_json(options))
+    return Outcome(value=value, show=partial(_show_clean, value, options.quiet), as_json=_as_json(options))
 
 
 def _check_ranges(**values: float | None) -> None:
@@ -275,12 +278,15 @@ def _check_value(check: "GuideCheck", name: str, options: GuideCheckOptions, pat
     }
 
 
-def _show_check(value: dict[str, Any], console: "Console") -> None:
+def _show_check(value: dict[str, Any], quiet: bool, console: "Console") -> None:
     from rich.table import Table
 
     def line(text: str) -> None:
         console.print(one_line(text), soft_wrap=True, markup=False, emoji=False)
 
+    if quiet:
+        line(_answer(value))
+        return
     table = Table("Class", "Images", "Agrees", "Pattern reaches", "Deviations", box=None)
     if value["against"]:
         table.add_column("Differs")
@@ -296,7 +302,11 @@ def _show_check(value: dict[str, Any], console: "Console") -> None:
             line(f"{entry['class']}: {value['guide']} calls more images so than {value['against']}")
     for name in value["stands_out"]:
         line(f"{name}: a small pattern reaches this class much more easily than others; that is no proof")
-    line("; ".join([f"answer: {value['answer']}", *value["reasons"]]))
+    line(_answer(value))
+
+
+def _answer(value: dict[str, Any]) -> str:
+    return "; ".join([f"answer: {value['answer']}", *value["stands_out"], *value["reasons"]])
 
 
 def _row(entry: dict[str, Any]) -> list[Any]:
@@ -320,7 +330,7 @@ def _tested_words(value: dict[str, Any]) -> str:
     )
 
 
-def _show_clean(value: dict[str, Any], console: "Console") -> None:
+def _show_clean(value: dict[str, Any], quiet: bool, console: "Console") -> None:
     lines = [
         f"{value['learned']:,} images learned from by {value['method']}; left out: {value['left_out']:,}",
         f"agreement with the labels of {value['held_out']:,} others: {value['before']:.1%} before, "
@@ -328,5 +338,5 @@ def _show_clean(value: dict[str, Any], console: "Console") -> None:
         f"give it as local-dir:{value['out']}, with "
         + " ".join(f"--template {template!r}" for template in value["templates"]),
     ]
-    for text in lines:
+    for text in lines[1:2] if quiet else lines:
         console.print(one_line(text), soft_wrap=True, markup=False, emoji=False)

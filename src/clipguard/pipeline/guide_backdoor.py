@@ -112,7 +112,7 @@ def check_guide(
     """
     data = drawn_images(guide, source, settings.images, seed.child("images"), progress)
     classes, k = guide.class_embeddings(data.class_names), len(data.class_names)
-    first = called(guide.clip, data.images, classes)
+    first = called(guide.clip, data.pixels, classes)
     different = None
     if against is not None:
         second = _called_by_other(against, source, data, settings, seed, progress)
@@ -164,7 +164,7 @@ def _called_by_other(
     same = drawn_images(against, source, settings.images, seed.child("images"), progress)
     if same.ids != data.ids:
         raise ClipguardError(f"{source.location} has changed while it was read: run again")
-    return called(against.clip, same.images, against.class_embeddings(data.class_names))
+    return called(against.clip, same.pixels, against.class_embeddings(data.class_names))
 
 
 def _reached(  # noqa: PLR0913  # what is tried, on what, with which settings
@@ -295,4 +295,4 @@ def _measured(result: CleanedGuide) -> dict[str, Any]:
 def agreement(guide: ClipGuide, data: ImageSet) -> float:
     """Return the share of the images that the guide calls as they are labelled."""
     classes = guide.class_embeddings(data.class_names)
-    return float(np.mean(called(guide.clip, data.images, classes) == data.labels))
+    return float(np.mean(called(guide.clip, data.pixels, classes) == data.labels))

@@ -103,7 +103,7 @@ def fine_tune(  # what is learned, from what, and how
                 go_on()
                 value = pairs.loss(rows, settings, seed.child("pairs", epoch, number))
                 optimizer.zero_grad(set_to_none=True)
-                value.backward()
+                value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 optimizer.step()
                 schedule.step()
                 values.append(float(value.detach()))

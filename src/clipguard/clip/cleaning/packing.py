@@ -71,7 +71,7 @@ def _check_same(clip: Clip, network: Any, loaded: Clip) -> None:
     images = [one.embed_crops(crops) for one in (tuned, loaded)]
     texts = [one.embed_texts(["a", "a photo of a dog"]) for one in (tuned, loaded)]
     if loaded.preprocessing != clip.preprocessing or not all(
-        np.allclose(*pair, atol=CLOSE) for pair in (images, texts)
+        np.allclose(first, second, atol=CLOSE) for first, second in (images, texts)
     ):
         raise ClipguardError(
             f"guide {clip.name} cannot be written as a folder: what is read back gives other embeddings; "

@@ -132,4 +132,7 @@ def _bounded(mask: Float32[Tensor, "c c"], share: float) -> Float32[Tensor, "c c
 
 def called(clip: Clip, images: Images, classes: Float32[np.ndarray, "k d"]) -> Int64[np.ndarray, "n"]:
     """Return the class whose text is nearest to each image."""
-    return (clip.embed_crops(list(images)) @ classes.T).argmax(1).astype(np.int64)
+    likeliest: Int64[np.ndarray, n] = (
+        (clip.embed_crops(list(images)) @ classes.T).argmax(1).astype(np.int64)
+    )
+    return likeliest
