@@ -1,5 +1,6 @@
 """`guide check` and `guide clean`: whether the guide itself carries a backdoor, and taking it out."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -111,7 +112,7 @@ def run_check(name: str, path: Path, options: GuideCheckOptions) -> Outcome:
     Raises:
         ClipguardError: bad input, or a guide that cannot be loaded.
     """
-    _check_ranges(images=options.images, steps=options.steps, share=options.share)
+    _check_ranges(options, "images", "steps", "share")
     if options.most_classes != "all" and options.most_classes < 1:
         raise ClipguardError(f"--most-classes {options.most_classes}: give 1 or more, or all")
     source = _opened(path, options)
@@ -147,8 +148,10 @@ def run_clean(name: str, path: Path, options: GuideCleanOptions) -> Outcome:
     from clipguard.cli.poisoned import refuse_full
 
     refuse_full(options.out)
-    _check_ranges(images=options.images, epochs=options.epochs, rate=options.rate)
+    _check_ranges(options, "images", "epochs", "rate")
     source, left_out = _opened(path, options), 0
+    if source.kind == "folder" and options.out.resolve().is_relative_to(path.resolve()):
+        raise ClipguardError(f"folder {options.out} lies inside the data {path}: give one outside")
     if options.leave_out is not None:
         source, left_out = _without_untrusted(source, options.leave_out)
     with _computing(options) as progress:
@@ -176,12 +179,13 @@ def run_clean(name: str, path: Path, options: GuideCleanOptions) -> Outcome:
     return Outcome(value=value, show=partial(_show_clean, value, options.quiet), as_json=_as_json(options))
 
 
-def _check_ranges(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise ClipguardError(f"--{name} {value:g}: give a number above 0")
-    if (values.get("share") or 0) > 1:
-        raise ClipguardError(f"--share {values['share']:g}: give a share of the image, up to 1")
+def _check_ranges(options: GuideDataOptions, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        most = 1 if name == "share" else sys.float_info.max
+        if value is not None and not 0 < value <= most:
+            limit = ", up to 1" if name == "share" else ""
+            raise ClipguardError(f"--{name} {value:g}: give a number above 0{limit}")
 
 
 def _opened(path: Path, options: GuideDataOptions) -> "ImageSource":

@@ -23,6 +23,9 @@ from clipguard.types import Images
 CELLS: Final = 32
 """Cells a side: fewer leave less room for noise that misleads any network."""
 
+FIRST_SHARE: Final = 0.5
+"""Of the image that a pattern may take in the beginning."""
+
 HALVINGS: Final = 30
 """Of the interval in which the mask's threshold is sought."""
 
@@ -89,12 +92,12 @@ def inverted_pattern(  # whom it misleads, on what, how
     """
     device = device_for(clip.network).torch
     draw = seed.generator()
-    mask = torch.full((CELLS, CELLS), settings.share, device=device, requires_grad=True)
+    mask = torch.full((CELLS, CELLS), share_at(0, settings), device=device, requires_grad=True)
     colours = torch.full((CELLS, CELLS, 3), 0.5, device=device, requires_grad=True)
     optimizer = torch.optim.Adam([mask, colours], lr=settings.lr)
     texts = clip.logit_scale * tensor(classes).to(device).T
     with computing_on(device_for(clip.network)):
-        for _ in range(settings.steps):
+        for step in range(settings.steps):
             go_on()
             rows = draw.choice(len(images), min(settings.batch_size, len(images)), replace=False)
             logits = _embedded(clip, images[rows], mask, colours) @ texts
@@ -102,9 +105,19 @@ def inverted_pattern(  # whom it misleads, on what, how
             mask.grad, colours.grad = torch.autograd.grad(loss, [mask, colours])
             optimizer.step()
             with torch.no_grad():
-                mask.copy_(_bounded(mask, settings.share))
+                mask.copy_(_bounded(mask, share_at(step, settings)))
                 colours.clamp_(0, 1)
     return Pattern(mask=array(mask), colours=array(colours))
+
+
+def share_at(step: int, settings: Inversion) -> float:
+    """Return the share of the image that the pattern may take after a step, from 0.
+
+    It falls by equal factors over two thirds of the steps. A pattern that is small from the beginning never
+    comes to lie where it would have to.
+    """
+    left = max(0.0, 1 - 1.5 * step / settings.steps)
+    return settings.share * max(1.0, FIRST_SHARE / settings.share) ** left
 
 
 def _embedded(clip: Clip, images: Images, mask: Tensor, colours: Tensor) -> Any:
@@ -132,7 +145,5 @@ def _bounded(mask: Float32[Tensor, "c c"], share: float) -> Float32[Tensor, "c c
 
 def called(clip: Clip, images: Images, classes: Float32[np.ndarray, "k d"]) -> Int64[np.ndarray, "n"]:
     """Return the class whose text is nearest to each image."""
-    likeliest: Int64[np.ndarray, n] = (
-        (clip.embed_crops(list(images)) @ classes.T).argmax(1).astype(np.int64)
-    )
+    likeliest: Int64[np.ndarray, n] = (clip.embed_crops(list(images)) @ classes.T).argmax(1).astype(np.int64)
     return likeliest
