@@ -17,7 +17,7 @@ from clipguard.clip.cleaning import Cleaning, FineTuning, Inversion, called, cle
 from clipguard.clip.cleaning.captions import captions_by_class, changed_caption
 from clipguard.clip.cleaning.losses import cross_modal_loss, directed_loss, in_modal_loss
 from clipguard.clip.cleaning.packing import ABOUT, config_of
-from clipguard.clip.cleaning.patterns import Pattern, _bounded, inverted_pattern
+from clipguard.clip.cleaning.patterns import Pattern, bounded_mask, inverted_pattern, share_at
 from clipguard.clip.loading import CONFIG, WEIGHTS, load_clip
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.errors import ClipguardError
@@ -103,20 +103,24 @@ def test_captions_are_the_prompts_with_names_in_words():
     assert captions == [["a traffic light", "one traffic light here"], ["a goose", "one goose here"]]
 
 
-def test_a_mask_is_brought_to_the_nearest_one_within_its_share():
-    draw = SEED.child("mask").generator()
-    mask = torch.from_numpy(draw.normal(0.2, 0.5, (32, 32)).astype(np.float32))
-    bounded = _bounded(mask, 0.1).numpy()
-    assert bounded.mean() == pytest.approx(0.1, abs=1e-3)
-    assert 0 <= bounded.min() < bounded.max() <= 1
-    # Of the other masks within the share, none may be nearer.
-    distance = np.square(bounded - mask.numpy()).sum()
-    for _ in range(50):
-        other = np.clip(bounded + draw.normal(0, 0.05, mask.shape), 0, 1)
-        other *= min(1, 0.1 / other.mean())
-        assert np.square(other - mask.numpy()).sum() >= distance - 1e-2
-    small = torch.full((32, 32), 0.01)
-    assert torch.equal(_bounded(small, 0.1), small)
+def test_a_mask_has_the_share_that_it_may_and_keeps_the_ratios_of_its_weights():
+    weights = torch.from_numpy(SEED.child("mask").generator().normal(0, 2, (32, 32)).astype(np.float32))
+    for share in (0.5, 0.1, 0.005):
+        mask = bounded_mask(weights, share)
+        assert float(mask.mean()) == pytest.approx(share, rel=1e-3)
+        inside = mask < 1
+        factor = mask[inside] / weights[inside].exp()
+        assert torch.allclose(factor, factor[0], rtol=1e-3)
+        # What is cut off at 1 would be more by the same factor.
+        assert (weights[~inside].exp() * factor[0] >= 0.999).all()
+
+
+def test_a_pattern_is_large_at_first_and_then_as_small_as_it_may():
+    shares = [share_at(step, Inversion(share=0.02, steps=30)) for step in range(30)]
+    assert shares[0] == pytest.approx(0.2)
+    assert shares == sorted(shares, reverse=True)
+    assert set(shares[20:]) == {0.02}
+    assert share_at(0, Inversion(share=0.5)) == 0.5
 
 
 def test_a_pattern_replaces_what_its_mask_covers_and_nothing_else():

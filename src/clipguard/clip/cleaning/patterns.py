@@ -23,11 +23,17 @@ from clipguard.types import Images
 CELLS: Final = 32
 """Cells a side: fewer leave less room for noise that misleads any network."""
 
-FIRST_SHARE: Final = 0.5
+FIRST_SHARE: Final = 0.2
 """Of the image that a pattern may take in the beginning."""
 
-HALVINGS: Final = 30
-"""Of the interval in which the mask's threshold is sought."""
+HALVINGS: Final = 40
+"""Of the interval in which the mask's factor is sought."""
+
+MOMENTUM: Final = 0.8
+"""Weight of earlier slopes of the mask."""
+
+LARGEST_RATIO: Final = 12.0
+"""Of two cells' masks, at most, as a logarithm: a lost cell may come back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +44,15 @@ class Inversion:
         share: of the image that the pattern may take.
         steps: of Adam.
         batch_size: images a step.
-        lr: of Adam, on mask and colours in 0..1.
+        lr: of Adam, on colours in 0..1.
+        mask_lr: logarithm of the factor by which the cell with the steepest slope gains in a step.
     """
 
     share: float = 0.02
     steps: int = 60
     batch_size: int = IMAGE_CHUNK
     lr: float = 0.1
+    mask_lr: float = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,8 +87,8 @@ def inverted_pattern(  # whom it misleads, on what, how
 ) -> Pattern:
     """Return the pattern by which a guide finds `target` as likely as possible in the images.
 
-    After each step of Adam, the mask is brought to the next one whose mean is at most `settings.share`
-    (Duchi et al., ICML 2008). Only few cells keep a mask then.
+    The mask follows a mirror descent: cells gain and lose by factors, so that a few come to hold all of it.
+    Steps that add, such as Adam's, move every cell alike, and which ones are kept is chance.
 
     Args:
         clip: the guide's model.
@@ -92,22 +100,25 @@ def inverted_pattern(  # whom it misleads, on what, how
     """
     device = device_for(clip.network).torch
     draw = seed.generator()
-    mask = torch.full((CELLS, CELLS), share_at(0, settings), device=device, requires_grad=True)
+    weights, mean_slope = torch.zeros(2, CELLS, CELLS, device=device)
     colours = torch.full((CELLS, CELLS, 3), 0.5, device=device, requires_grad=True)
-    optimizer = torch.optim.Adam([mask, colours], lr=settings.lr)
+    optimizer = torch.optim.Adam([colours], lr=settings.lr)
     texts = clip.logit_scale * tensor(classes).to(device).T
     with computing_on(device_for(clip.network)):
         for step in range(settings.steps):
             go_on()
             rows = draw.choice(len(images), min(settings.batch_size, len(images)), replace=False)
+            mask = bounded_mask(weights, share_at(step, settings)).requires_grad_(True)
             logits = _embedded(clip, images[rows], mask, colours) @ texts
             loss = F.cross_entropy(logits, torch.full((len(rows),), target, device=device))
-            mask.grad, colours.grad = torch.autograd.grad(loss, [mask, colours])
+            slope, colours.grad = torch.autograd.grad(loss, [mask, colours])
             optimizer.step()
             with torch.no_grad():
-                mask.copy_(_bounded(mask, share_at(step, settings)))
                 colours.clamp_(0, 1)
-    return Pattern(mask=array(mask), colours=array(colours))
+                mean_slope = MOMENTUM * mean_slope + (1 - MOMENTUM) * slope
+                weights = weights - settings.mask_lr * mean_slope / mean_slope.abs().max().clamp(min=1e-12)
+                weights = (weights - weights.max()).clamp(min=-LARGEST_RATIO)
+    return Pattern(mask=array(bounded_mask(weights, settings.share)), colours=array(colours))
 
 
 def share_at(step: int, settings: Inversion) -> float:
@@ -131,16 +142,14 @@ def _embedded(clip: Clip, images: Images, mask: Tensor, colours: Tensor) -> Any:
     )
 
 
-def _bounded(mask: Float32[Tensor, "c c"], share: float) -> Float32[Tensor, "c c"]:
-    """Return the nearest mask with values in 0..1 and a mean of at most `share`."""
-    if mask.clamp(0, 1).mean() <= share:
-        return mask.clamp(0, 1)
-    low, high = torch.zeros_like(mask[0, 0]), mask.max()
+def bounded_mask(weights: Float32[Tensor, "c c"], share: float) -> Float32[Tensor, "c c"]:
+    """Return exp(weights) times the factor by which its mean is `share`, where values above 1 count as 1."""
+    low, high = -weights.max() - LARGEST_RATIO, -weights.min()
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        over = (mask - middle).clamp(0, 1).mean() > share
-        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-    return (mask - high).clamp(0, 1)
+        over = (weights + middle).exp().clamp(max=1).mean() > share
+        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+    return (weights + low).exp().clamp(max=1)
 
 
 def called(clip: Clip, images: Images, classes: Float32[np.ndarray, "k d"]) -> Int64[np.ndarray, "n"]:
