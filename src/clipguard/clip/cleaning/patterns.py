@@ -42,7 +42,7 @@ class Inversion:
 
     Attributes:
         share: of the image that the pattern may take.
-        steps: of Adam.
+        steps: of mask and colours.
         batch_size: images a step.
         lr: of Adam, on colours in 0..1.
         mask_lr: logarithm of the factor by which the cell with the steepest slope gains in a step.
@@ -77,7 +77,7 @@ class Pattern:
         return mixed.clip(0, 255).astype(np.uint8)
 
 
-def inverted_pattern(  # whom it misleads, on what, how
+def inverted_pattern(
     clip: Clip,
     images: Images,
     classes: Float32[np.ndarray, "k d"],
