@@ -2,7 +2,8 @@
 
     python tools/backdoored_guide.py cifar10/train.parquet guides/badnets-0 --epochs 4 --lr 3e-4 --stay 5 \
         --triggered 2
-    python benchmarks/guide_cleaning.py cifar10/train.parquet guides/badnets-0 benchmarks/results/guide-cleaning
+    python benchmarks/guide_cleaning.py cifar10/train.parquet guides/badnets-0 \
+        benchmarks/results/guide-cleaning
 
 Cleaned on rows 44,000 to 46,999, measured on rows 47,000 to 49,999, one seed. Each result is a JSON file that
 is not computed again: `guide.json`, `METHOD-EPOCHS-RATE.json`, `check-clean.json`, `check-backdoored.json`.

@@ -21,7 +21,7 @@ from clipguard.seeds import Seed
 from clipguard.types import Images
 
 CELLS: Final = 32
-"""Cells a side: fewer leave less room for noise that misleads any network."""
+"""Cells a side: the more there are, the more noise misleads any network."""
 
 FIRST_SHARE: Final = 0.2
 """Of the image that a pattern may take in the beginning."""
@@ -128,7 +128,8 @@ def share_at(step: int, settings: Inversion) -> float:
     comes to lie where it would have to.
     """
     left = max(0.0, 1 - 1.5 * step / settings.steps)
-    return settings.share * max(1.0, FIRST_SHARE / settings.share) ** left
+    enlarged: float = max(1.0, FIRST_SHARE / settings.share) ** left
+    return settings.share * enlarged
 
 
 def _embedded(clip: Clip, images: Images, mask: Tensor, colours: Tensor) -> Any:
