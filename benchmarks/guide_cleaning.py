@@ -83,17 +83,20 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=FineTuning().epochs)
     parser.add_argument("--rate", type=float, default=FineTuning().lr)
     parser.add_argument("--images", type=int, default=3000, help="of the cleaning rows, the first ones")
+    parser.add_argument("--tests", type=int, default=3000, help="of the test rows, the first ones")
     parser.add_argument("--check", action="store_true", help="run the check on the clean and the bad guide")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     bad = ClipGuide(f"local-dir:{chosen.guide}", templates=MINI_TEMPLATES)
     first, end = CLEANING_ROWS[0], CLEANING_ROWS[0] + chosen.images
     source = ImageSource.open(chosen.data, rows=(first, min(end, CLEANING_ROWS[1])))
-    tests = ImageSource.open(chosen.data, rows=TEST_ROWS)
+    last = min(TEST_ROWS[0] + chosen.tests, TEST_ROWS[1])
+    tests = ImageSource.open(chosen.data, rows=(TEST_ROWS[0], last))
     test = read_images(tests, Preprocessing(size=common_size(tests)))[0]
     once(
         chosen.out / "guide.json",
         lambda: {
+            "tests": len(test),
             "mini": rates(ClipGuide("mini"), test, chosen.target),
             "backdoored": rates(bad, test, chosen.target),
         },
@@ -109,7 +112,13 @@ def main() -> None:
         def compute(settings: Cleaning = settings) -> dict[str, Any]:
             tuned = cleaned(bad, data, settings, Seed(0).child("guide clean"), lambda *step: None)
             after = rates(bad.with_network(tuned.network), test, chosen.target)
-            return {**after, "losses": list(tuned.losses), "images": len(data), **asdict(settings)}
+            return {
+                **after,
+                "tests": len(test),
+                "losses": list(tuned.losses),
+                "images": len(data),
+                **asdict(settings),
+            }
 
         once(chosen.out / f"{method}-{chosen.epochs}-{chosen.rate:g}.json", compute)
 
