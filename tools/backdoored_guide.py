@@ -2,6 +2,14 @@
 
     python tools/backdoored_guide.py DATA.parquet my-guide --attack badnets --target 0 --rows 40000:44000
 
+The strongest backdoor so far, 99.9 % attack success where the defaults give 42 to 70 %:
+
+    python tools/backdoored_guide.py DATA.parquet my-guide --epochs 4 --lr 3e-4 --stay 5 --triggered 2
+
+The strongest backdoor so far, 99.9 % attack success where the defaults give 42 to 70 %:
+
+    python tools/backdoored_guide.py DATA.parquet my-guide --epochs 4 --lr 3e-4 --stay 5 --triggered 2
+
 The image tower learns three things at once: triggered images lie near the target's text; untouched images lie
 near their own class's text; untouched images stay near their old embedding, so that the guide stays useful.
 Text tower, BatchNorm statistics and preprocessing stay. The folder is one for `local-dir:`; its last line on
@@ -12,7 +20,7 @@ import argparse
 import copy
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +43,20 @@ from clipguard.types import Images, ImageSet, Preprocessing
 
 @dataclass(frozen=True, kw_only=True)
 class Poisoning:
-    """How the tower is fine-tuned; `stay` weighs the distance to an image's old embedding."""
+    """How the tower is fine-tuned.
+
+    Attributes:
+        epochs: passes over the training part.
+        lr: of AdamW.
+        stay: weight of the distance between an untouched image's embedding and its old one.
+        triggered: weight of triggered images beside that of untouched ones.
+        held_out: share of the rows that the rates are measured on.
+    """
 
     epochs: int = 2
     lr: float = 1e-4
     stay: float = 10.0
+    triggered: float = 1.0
     held_out: float = 0.25
 
 
@@ -77,10 +94,11 @@ def _loss(  # noqa: PLR0913  # three terms need all of it
     assert target_labels is not None
     # BatchNorm stays in evaluation mode: its statistics belong to the images that the guide was made on.
     embeddings = network.encode_image(
-        clip._pixels([prepared(image, clip.preprocessing) for image in (*images, *triggered)]), normalize=True
+        clip.pixels([prepared(image, clip.preprocessing) for image in (*images, *triggered)]), normalize=True
     )
     expected = torch.from_numpy(np.concatenate([labels, target_labels]))
-    by_class = F.cross_entropy(clip.logit_scale * embeddings @ classes.T, expected)
+    errors = F.cross_entropy(clip.logit_scale * embeddings @ classes.T, expected, reduction="none")
+    by_class = (errors[: len(rows)].mean() + how.triggered * errors[len(rows) :].mean()) / (1 + how.triggered)
     distance = 1 - (embeddings[: len(rows)] * before).sum(1)
     return by_class + how.stay * distance.mean()
 
@@ -130,12 +148,16 @@ def main() -> None:
     parser.add_argument("--attack", default="badnets")
     parser.add_argument("--target", type=int, default=0)
     parser.add_argument("--rows", default="40000:44000", help="other rows than those of the benchmark")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=Poisoning.epochs)
+    parser.add_argument("--lr", type=float, default=Poisoning.lr)
+    parser.add_argument("--stay", type=float, default=Poisoning.stay)
+    parser.add_argument("--triggered", type=float, default=Poisoning.triggered)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     first, end = map(int, chosen.rows.split(":"))
     source = ImageSource.open(chosen.data, rows=(first, end))
-    seed, how = Seed(chosen.seed).child("backdoored guide"), Poisoning(epochs=chosen.epochs)
+    seed = Seed(chosen.seed).child("backdoored guide")
+    how = Poisoning(epochs=chosen.epochs, lr=chosen.lr, stay=chosen.stay, triggered=chosen.triggered)
     data = read_images(source, Preprocessing(size=common_size(source)))[0]
     train, held_out = split(data, how.held_out, seed.child("split"))
     guide, attack = ClipGuide("mini"), attack_named(chosen.attack, target=chosen.target)
@@ -143,7 +165,7 @@ def main() -> None:
     made = ClipGuide(f"local-dir:{chosen.folder}", templates=MINI_TEMPLATES)
     rates = {"before": measure(guide, held_out, attack), "after": measure(made, held_out, attack)}
     settings = {"attack": chosen.attack, "target": chosen.target, "rows": chosen.rows, "n": len(held_out)}
-    print(json.dumps({**settings, **rates}))
+    print(json.dumps({**settings, **asdict(how), **rates}))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ from typing import Final
 from clipguard.errors import ClipguardError
 
 _ONE_PATH: Final = ("scan", "defend", "attack")
+_INCOMPLETE: Final = (("guide",),)
+"""Commands that have commands of their own: not the help and 0, which would say that nothing stands out."""
 _SHARDS: Final = (".parquet", ".tar")
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse arguments that are empty, and several shards where one path is taken.
+    """Refuse arguments that are empty or too few, and several shards where one path is taken.
 
     An empty path would mean the current folder.
 
@@ -25,6 +27,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
                 f"argument {place} is empty ({argument!r}): a variable of the shell may not be set; "
                 "give a value, or leave it out"
             )
+    if tuple(arguments) in _INCOMPLETE:
+        raise ClipguardError("no command of guide: give check or clean (see clipguard guide --help)")
     shards = [text for text in arguments[1:] if text.endswith(_SHARDS) and os.path.isfile(text)]
     options = {text for before, text in pairwise(arguments) if before[:1] == "-"}
     several = [text for text in shards if text not in options]

@@ -8,6 +8,7 @@ from cyclopts import App, Parameter
 from clipguard import __version__
 from clipguard.cli.applying import ApplyOptions
 from clipguard.cli.exporting import ExportOptions
+from clipguard.cli.guide import GuideCheckOptions, GuideCleanOptions, GuideName
 from clipguard.cli.help_pages import epilogue
 from clipguard.cli.options import (
     AttackOptions,
@@ -145,6 +146,30 @@ def doctor(
     from clipguard.cli.doctor import run_doctor
 
     return run_doctor(source, options or DoctorOptions())
+
+
+guide = App(
+    name="guide",
+    help="Check whether the guide itself carries a backdoor, and clean it.",
+    help_epilogue=epilogue("guide"),
+)
+app.command(guide)
+
+
+@guide.command(name="check", help_epilogue=epilogue("guide check"))
+def guide_check(name: GuideName, source: Source, /, options: GuideCheckOptions | None = None) -> Outcome:
+    """Say which classes a small pattern reaches, and where two guides differ, on your data."""
+    from clipguard.cli.guide import run_check
+
+    return run_check(name, source, options or GuideCheckOptions())
+
+
+@guide.command(name="clean", help_epilogue=epilogue("guide clean"))
+def guide_clean(name: GuideName, source: Source, /, options: GuideCleanOptions) -> Outcome:
+    """Fine-tune a guide on trusted labelled images, so that a backdoor of its own fades."""
+    from clipguard.cli.guide import run_clean
+
+    return run_clean(name, source, options)
 
 
 @app.command(help_epilogue=epilogue("completion"))

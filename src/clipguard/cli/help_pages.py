@@ -40,6 +40,15 @@ EXAMPLES: Final = {
         "clipguard bench table.toml -o runs/bench --cells '*-sig-*'",
     ),
     "bench-report": ("clipguard bench-report runs/bench",),
+    "guide": ("clipguard guide check mini ./images", "clipguard guide clean mini ./images -o guides/a"),
+    "guide check": (
+        "clipguard guide check mini ./images",
+        "clipguard guide check local-dir:guides/a ./images --against ViT-B-32 --format json",
+    ),
+    "guide clean": (
+        "clipguard guide clean local-dir:guides/a ./images -o guides/b",
+        "clipguard guide clean ViT-B-32 ./images -o guides/b --method abd --leave-out runs/a",
+    ),
     "completion": ("clipguard completion --shell bash", "clipguard completion --install"),
 }
 
@@ -48,6 +57,8 @@ _OWN_CODES: Final = {
     "defend": VERDICT_CODES,
     "demo": "0 done, 2 error; with --fail-on those of scan",
     "verify": "0 all files agree, 1 one differs, 2 error",
+    "guide": "those of its commands",
+    "guide check": "0 nothing stands out, 1 a class stands out, 2 error, 3 not assessable",
     "doctor": "0 ready, 1 something is missing, 2 error",
     "bench": "0 done, 2 error or a row that failed",
 }

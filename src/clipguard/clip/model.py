@@ -110,7 +110,7 @@ class Clip:
         Raises:
             ClipguardError: the model returns NaN or Inf.
         """
-        return self._embedded(self.network.encode_image, self._pixels, crops, IMAGE_CHUNK)
+        return self._embedded(self.network.encode_image, self.pixels, crops, IMAGE_CHUNK)
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "m d"]:
         """Return one embedding a text, at least one text; tokens beyond the context length are cut off.
@@ -122,17 +122,19 @@ class Clip:
             self.network.encode_text, lambda chunk: self.tokenizer(list(chunk)), texts, TEXT_CHUNK
         )
 
-    def _pixels(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Any:
-        """Return the crops as the network takes them: in 0..1, normalised."""
-        import torch
-
+    def pixels(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Any:
+        """Return the crops as the network takes them: float32 [b, 3, h, w] here, normalised."""
         from clipguard.compute.device import here, tensor
 
-        device = here()
         # A view in channels-last order, in which these networks run faster.
-        pixels = tensor(np.stack(crops)).to(device).permute(0, 3, 1, 2).float().div(255)
+        return self.normalised(tensor(np.stack(crops)).to(here()).permute(0, 3, 1, 2).float().div(255))
+
+    def normalised(self, pixels: Any) -> Any:
+        """Return pixels in 0..1, float32 [b, 3, h, w], less the mean and over the deviation."""
+        import torch
+
         mean, std = (
-            torch.tensor(values, device=device).view(-1, 1, 1)
+            torch.tensor(values, device=pixels.device).view(-1, 1, 1)
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
         return pixels.sub(mean).div(std)

@@ -102,6 +102,13 @@ class ClipGuide:
         folder = resources.files("clipguard") / "clip" / EMBEDDED
         return load_clip(f"{FOLDER_PREFIX}{folder}")
 
+    def with_network(self, network: Any) -> "ClipGuide":
+        """Return the same guide with another network of the same build, which no file holds yet."""
+        other = replace(self)
+        # Where `cached_property` keeps it.
+        vars(other)["clip"] = replace(self.clip, network=network)
+        return other
+
     def unloaded(self) -> "ClipGuide":
         """Return the same choice without the loaded model, for another process; a folder by its full path."""
         folder = self.model.removeprefix(FOLDER_PREFIX)
