@@ -6,10 +6,6 @@ The strongest backdoor so far, 99.9 % attack success where the defaults give 42 
 
     python tools/backdoored_guide.py DATA.parquet my-guide --epochs 4 --lr 3e-4 --stay 5 --triggered 2
 
-The strongest backdoor so far, 99.9 % attack success where the defaults give 42 to 70 %:
-
-    python tools/backdoored_guide.py DATA.parquet my-guide --epochs 4 --lr 3e-4 --stay 5 --triggered 2
-
 The image tower learns three things at once: triggered images lie near the target's text; untouched images lie
 near their own class's text; untouched images stay near their old embedding, so that the guide stays useful.
 Text tower, BatchNorm statistics and preprocessing stay. The folder is one for `local-dir:`; its last line on
