@@ -166,7 +166,7 @@ def test_batched_pixels_are_the_same_floats_as_open_clips_preprocessing(
     images = [photos(1, 32, 32)[0], photos(1, 50, 33)[0], photos(1, 7, 200)[0]]
     _, theirs = open_clip.create_model_from_pretrained(f"local-dir:{model.weights.parent}")
     expected = torch.stack([theirs(Image.fromarray(image)) for image in images])
-    assert torch.equal(model._pixels([prepared(image, model.preprocessing) for image in images]), expected)
+    assert torch.equal(model.pixels([prepared(image, model.preprocessing) for image in images]), expected)
 
 
 def test_images_of_any_size_get_one_embedding_of_length_one_in_order(softmax_folder: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_sigmoid_models_logits_are_scale_times_cosine_plus_bias(sigmoid_folder
     images, texts = photos(3), ["cat", "dog"]
     with torch.no_grad():
         expected, _ = model.network.get_logits(
-            model._pixels([prepared(image, model.preprocessing) for image in images]), model.tokenizer(texts)
+            model.pixels([prepared(image, model.preprocessing) for image in images]), model.tokenizer(texts)
         )
     logits = model.logit_scale * model.embed_images(images) @ model.embed_texts(texts).T + model.logit_bias
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)

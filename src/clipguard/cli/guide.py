@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-import numpy as np
 from cyclopts import Parameter
 
 from clipguard.cli.options import (
@@ -225,6 +224,8 @@ def _without_untrusted(source: "ImageSource", run: Path) -> "tuple[ImageSource, 
     Raises:
         ClipguardError: the run is not finished, or is one of other data.
     """
+    import numpy as np
+
     from clipguard.outputs.kept import kept_samples
     from clipguard.runs.reviews import read_reviews, reviews_file
 
