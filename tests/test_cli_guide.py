@@ -75,7 +75,7 @@ def test_clean_writes_a_guide_that_loads_and_says_what_was_done(clipguard, data,
     made = load_clip(f"local-dir:{folder}")
     assert (about["guide_sha256"], about["sha256"]) == (load_clip(name).fingerprint, made.fingerprint)
     assert about["sha256"] != about["guide_sha256"]
-    assert (about["method"], about["seed"], len(about["losses"])) == ("cleanclip", 0, 1)
+    assert (about["method"], about["seed"], len(about["losses"])) == ("abd", 0, 1)
     assert about["fine_tuning"]["epochs"] == 1
     assert clipguard("guide", "clean", *arguments).code == 2  # the folder is full
 

@@ -131,6 +131,7 @@ def test_only_so_many_classes_get_a_pattern_and_steps_are_reported(tmp_path):
     )
     assert len(check.tested) == len(check.reached) == 2
     assert "5 are needed" in check.reasons[0]
-    assert [step for step in steps if step[0].startswith("try")] == [
+    assert [step for step in steps if step[0] == "try a pattern a class"] == [
         ("try a pattern a class", done, 2) for done in range(3)
     ]
+    assert ("try squares of one colour", 320, 320) in steps

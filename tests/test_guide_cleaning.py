@@ -18,6 +18,7 @@ from clipguard.clip.cleaning.captions import captions_by_class, changed_caption
 from clipguard.clip.cleaning.losses import cross_modal_loss, directed_loss, in_modal_loss
 from clipguard.clip.cleaning.packing import ABOUT, config_of
 from clipguard.clip.cleaning.patterns import Pattern, bounded_mask, inverted_pattern, share_at
+from clipguard.clip.cleaning.squares import COLOURS, best_squares, squares
 from clipguard.clip.loading import CONFIG, WEIGHTS, load_clip
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.errors import ClipguardError
@@ -243,3 +244,29 @@ def test_a_killed_write_leaves_no_guide(guide, tmp_path):
     # The same command makes it, over what the kill has left.
     write_guide(guide.clip, guide.clip.network, tmp_path / "made", {})
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_squares_keep_to_their_share_and_lie_at_all_edges():
+    made = squares(0.02)
+    assert len(made) == 5 * 64
+    assert all(0.01 < one.mask.mean() <= 0.02 for one in made)
+    together = np.max([one.mask for one in made], axis=0)
+    assert together[0].any()
+    assert together[-1].any()
+    assert together[:, 0].any()
+    assert together[:, -1].any()
+    assert {tuple(one.colours[0, 0]) for one in made} == set(COLOURS)
+
+
+def test_the_best_square_of_a_class_is_the_one_that_sends_it_most_images(guide):
+    data = coloured_images()
+    classes = guide.class_embeddings(data.class_names)
+    some, reports = data.pixels[:12], []
+    best = best_squares(guide.clip, some, classes, 0.1, lambda done, total: reports.append((done, total)))
+    before = called(guide.clip, some, classes)
+    every = [called(guide.clip, one.apply(some), classes) for one in squares(0.1)]
+    for target, chosen in enumerate(best):
+        gained = [np.sum((after == target) & (before != target)) for after in every]
+        after = called(guide.clip, chosen.apply(some), classes)
+        assert np.sum((after == target) & (before != target)) == max(gained)
+    assert reports[-1] == (320, 320)

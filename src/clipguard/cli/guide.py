@@ -90,15 +90,15 @@ class GuideCleanOptions(GuideDataOptions):
     """What `guide clean` adds.
 
     Attributes:
-        method: CleanCLIP, or ABD.
-        epochs: Passes over the images; default: 10.
-        rate: Highest learning rate; default: 1e-4.
+        method: ABD, or CleanCLIP.
+        epochs: Passes over the images; default: 4.
+        rate: Highest learning rate; default: 3e-4.
         images: Images that are drawn from the data, at most.
         leave_out: Run folder of a scan of the data: nothing is learned from what it flags or sets aside.
     """
 
     out: NewFolder
-    method: Literal["cleanclip", "abd"] = "cleanclip"
+    method: Literal["cleanclip", "abd"] = "abd"
     epochs: int | None = None
     rate: float | None = None
     images: int = 10_000

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float64, Int64
 
 from clipguard.clip.cleaning.methods import Cleaning, cleaned
 from clipguard.clip.cleaning.packing import write_guide
-from clipguard.clip.cleaning.patterns import Inversion, called, inverted_pattern
+from clipguard.clip.cleaning.patterns import Inversion, Pattern, called, inverted_pattern
+from clipguard.clip.cleaning.squares import best_squares
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.lanes import in_lanes, in_turn
 from clipguard.data import ImageSource
@@ -25,7 +26,7 @@ from clipguard.detection.guide_backdoor import (
 )
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
-from clipguard.types import ImageSet, Progress
+from clipguard.types import Images, ImageSet, Progress
 
 Answer = Literal["nothing stands out", "a class stands out", "not assessable"]
 
@@ -43,12 +44,14 @@ class CheckSettings:
     Attributes:
         images: drawn from the data, at most.
         pattern_images: of these, for patterns to be made of, and as many to be tried on.
+        square_images: of those that patterns are made of, for squares to be chosen by.
         most_classes: with a pattern; None for all.
         inversion: how patterns are made.
     """
 
     images: int = 1000
     pattern_images: int = 256
+    square_images: int = 24
     most_classes: int | None = 20
     inversion: Inversion = field(default_factory=Inversion)
 
@@ -182,6 +185,13 @@ def _reached(  # noqa: PLR0913  # what is tried, on what, with which settings
     made_of, tried_on = np.array_split(some, 2)
     done = iter(range(1, len(tested) + 1))
     report = in_turn(lambda: progress("try a pattern a class", next(done), len(tested)))
+    few = data.images[np.sort(made_of[: settings.square_images])]
+    chosen = best_squares(
+        guide.clip, few, classes, settings.inversion.share, partial(progress, "try squares of one colour")
+    )
+
+    def share(images: Images, target: int, pattern: Pattern) -> float:
+        return float(np.mean(called(guide.clip, pattern.apply(images), classes) == target))
 
     def tried(target: int) -> tuple[float, float, int]:
         learned = made_of[data.labels[made_of] != target]
@@ -189,15 +199,13 @@ def _reached(  # noqa: PLR0913  # what is tried, on what, with which settings
         fresh = others[likeliest[others] != target]
         hit = 0.0
         if len(learned) and len(fresh):
-            pattern = inverted_pattern(
-                guide.clip,
-                data.images[learned],
-                classes,
-                target,
-                settings.inversion,
-                seed.child("pattern", target),
+            stream = seed.child("pattern", target)
+            made = inverted_pattern(
+                guide.clip, data.images[learned], classes, target, settings.inversion, stream
             )
-            hit = float(np.mean(called(guide.clip, pattern.apply(data.images[fresh]), classes) == target))
+            # Chosen by what it was made of, so that the other half measures one pattern alone.
+            best = max((made, chosen[target]), key=partial(share, data.images[learned], target))
+            hit = share(data.images[fresh], target, best)
         report()
         return 1 - len(fresh) / max(1, len(others)), hit, len(fresh)
 

@@ -31,10 +31,10 @@ ChangedImages = Callable[[Images, Seed], Images]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FineTuning:
-    """How a guide is fine-tuned; published values of CleanCLIP (Bansal et al., ICCV 2023), but for `lr`.
+    """How a guide is fine-tuned; published values of CleanCLIP (Bansal et al., ICCV 2023), but for two.
 
-    CleanCLIP has a rate of 1e-5 over 15,600 steps. Here are a few hundred: the same rate changes next to
-    nothing.
+    CleanCLIP has a rate of 1e-5 over 15,600 steps, ten passes. Here are a few hundred steps, in which that rate
+    changes next to nothing.
 
     Attributes:
         epochs: passes over the images.
@@ -46,8 +46,8 @@ class FineTuning:
         in_modal: weight of the losses of image against changed image, text against changed text.
     """
 
-    epochs: int = 10
-    lr: float = 1e-4
+    epochs: int = 4
+    lr: float = 3e-4
     batch_size: int = 64
     weight_decay: float = 0.1
     warmup: int = 50

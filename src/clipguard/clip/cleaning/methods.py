@@ -51,7 +51,7 @@ class Cleaning:
         inversion: of ABD's patterns.
     """
 
-    method: Method = "cleanclip"
+    method: Method = "abd"
     fine_tuning: FineTuning = field(default_factory=FineTuning)
     inversion: Inversion = field(default_factory=Inversion)
 
