@@ -33,8 +33,8 @@ ChangedImages = Callable[[Images, Seed], Images]
 class FineTuning:
     """How a guide is fine-tuned; published values of CleanCLIP (Bansal et al., ICCV 2023), but for two.
 
-    CleanCLIP has a rate of 1e-5 over 15,600 steps, ten passes. Here are a few hundred steps: that rate changes
-    next to nothing.
+    CleanCLIP has a rate of 1e-5 over 15,600 steps, ten passes. Here are a few hundred steps: that rate
+    changes next to nothing.
 
     Attributes:
         epochs: passes over the images.
