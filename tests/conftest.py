@@ -10,6 +10,9 @@ from typing import Any
 # because threads that wait for each other on a busy machine make these tiny nets twenty times as slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Tiny nets are trained exactly, so that all machines see the same; `behaviour` has the defaults.
+os.environ.setdefault("CLIPGUARD_PRECISION", "float32")
+
 import pytest
 from hypothesis import Phase, settings
 from jaxtyping import install_import_hook

@@ -51,9 +51,9 @@ def learned(monkeypatch):
     """Return a list that fills with the rows that each small net learns from."""
     rows, fit = [], small_nets.fit
 
-    def recorded(model, images, chosen, *others):
+    def recorded(model, images, chosen, *others, **named):
         rows.append(chosen)
-        return fit(model, images, chosen, *others)
+        return fit(model, images, chosen, *others, **named)
 
     monkeypatch.setattr(small_nets, "fit", recorded)
     return rows

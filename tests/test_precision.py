@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from clipguard.compute.device import CPU, Device, computing_on
+from clipguard.compute.device import PRECISION_VARIABLE, Device, choose_device, computing_on
 from clipguard.compute.precision import gains_by_bfloat16
 from clipguard.compute.recipes import SmallNetConfig
 from clipguard.compute.small_nets import train_small_nets
 from clipguard.compute.training import Recipe, cross_entropy, fit
+from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
 
@@ -80,7 +81,17 @@ def test_small_nets_of_a_scan_are_exact_on_every_processor():
     assert np.array_equal(*logits)
 
 
-def test_this_processor_trains_in_bfloat16_if_it_says_that_it_multiplies_in_it():
+def test_the_processor_trains_in_bfloat16_if_it_multiplies_in_it_and_nobody_wants_it_exact(monkeypatch):
     flags = torch.cpu.get_capabilities()
     native = bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
-    assert CPU.trained_in == ("bfloat16" if native else "float32")
+    for asked, expected in ((None, "bfloat16" if native else "float32"), ("float32", "float32")):
+        monkeypatch.delenv(PRECISION_VARIABLE) if asked is None else monkeypatch.setenv(
+            PRECISION_VARIABLE, asked
+        )
+        assert choose_device("cpu") == Device(trained_in=expected)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": True})
+    monkeypatch.setenv(PRECISION_VARIABLE, "")
+    assert choose_device("cpu").trained_in == "bfloat16"
+    monkeypatch.setenv(PRECISION_VARIABLE, "half")
+    with pytest.raises(ClipguardError, match="CLIPGUARD_PRECISION is 'half': give float32"):
+        choose_device("cpu")

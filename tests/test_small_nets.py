@@ -49,7 +49,7 @@ def record(monkeypatch):
     """Return a list that fills with (rows trained on, rows scored) of each net; nothing is trained."""
     nets, models, images = [], [], noise()
 
-    def no_fit(model, given_images, rows, *_):
+    def no_fit(model, given_images, rows, *_, **named):
         nets.append((set(rows.tolist()), set()))
         models.append(model)
 

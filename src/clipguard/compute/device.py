@@ -21,6 +21,9 @@ from clipguard.errors import ClipguardError, reason_of
 VARIABLE: Final = "CLIPGUARD_DEVICE"
 """In the environment: the device where none is given."""
 
+PRECISION_VARIABLE: Final = "CLIPGUARD_PRECISION"
+"""In the environment: float32 makes all trainings on a processor exact, so that machines agree."""
+
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -83,13 +86,8 @@ class Device:
         return nullcontext() if self.kind == "cpu" else torch.cuda.device(self.index)
 
 
-def _native_precision() -> Precision:
-    """Return what the processor multiplies fast: bfloat16 where it has instructions for it."""
-    there = torch.cpu.get_capabilities()
-    return "bfloat16" if there.get("avx512_bf16") or there.get("amx_bf16") else "float32"
-
-
-CPU: Final = Device(trained_in=_native_precision())
+CPU: Final = Device()
+"""The processor, exact in all that it computes."""
 
 _CURRENT: ContextVar[Device | None] = ContextVar("device", default=None)
 
@@ -156,7 +154,7 @@ def choose_device(name: str | None = None) -> Device:
     """
     name = name or os.environ.get(VARIABLE) or "auto"
     if name == "cpu":
-        return CPU
+        return _processor()
     if name == "auto":
         return _first_that_works()
     number = name.removeprefix("cuda").removeprefix(":") or "0"
@@ -171,6 +169,20 @@ def choose_device(name: str | None = None) -> Device:
     return device
 
 
+def _processor() -> Device:
+    """Return the processor; it trains large nets in bfloat16 where it has instructions for that.
+
+    Raises:
+        ClipguardError: CLIPGUARD_PRECISION says something else than float32.
+    """
+    precision = os.environ.get(PRECISION_VARIABLE)
+    if precision not in (None, "", "float32"):
+        raise ClipguardError(f"{PRECISION_VARIABLE} is {precision!r}: give float32, or leave it out")
+    there = torch.cpu.get_capabilities()
+    native = there.get("avx512_bf16") or there.get("amx_bf16")
+    return replace(CPU, trained_in="bfloat16") if native and not precision else CPU
+
+
 def _first_that_works() -> Device:
     passed_over: tuple[str, ...] = ()
     for index in range(torch.cuda.device_count()):
@@ -179,7 +191,7 @@ def _first_that_works() -> Device:
         if fault is None:
             return replace(device, passed_over=passed_over)
         passed_over += (f"GPU cuda:{index} does not compute and was not used: {fault}",)
-    return replace(CPU, passed_over=passed_over)
+    return replace(_processor(), passed_over=passed_over)
 
 
 def _gpu(index: int) -> Device:
