@@ -23,6 +23,7 @@ from clipguard.clip.loading import CONFIG, WEIGHTS, load_clip
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
+from clipguard.types import image_set
 from test_clip import write_model
 from tiny_guide import NAMES, coloured_images, tiny_guide
 
@@ -183,6 +184,10 @@ def test_a_loss_that_is_not_finite_and_too_few_images_are_refused(guide):
         cleaned(guide, coloured_images(), Cleaning(fine_tuning=replace(QUICK, lr=1e30)), SEED, silent)
     with pytest.raises(ClipguardError, match="1 images are left"):
         cleaned(guide, coloured_images(96).take(np.array([0])), Cleaning(), SEED, silent)
+    # Of each of two classes there is one image: nothing is left to try a pattern on.
+    pair = image_set(coloured_images(96).pixels[:2], np.array([0, 1]), NAMES[:2])
+    with pytest.raises(ClipguardError, match="too few for patterns"):
+        cleaned(guide, pair, Cleaning(), SEED, silent)
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])

@@ -86,8 +86,6 @@ def fine_tune(  # what is learned, from what, and how
     Raises:
         ClipguardError: fewer than two images, or the loss is not finite.
     """
-    if len(data) < 2:
-        raise ClipguardError(f"{len(data)} images are left to clean the guide with: give two or more")
     clip = guide.clip
     network = copy.deepcopy(clip.network).eval().requires_grad_(True)
     batches = math.ceil(len(data) / settings.batch_size)
@@ -169,4 +167,6 @@ def _rate(settings: FineTuning, step: int, total: int) -> float:
 
 def _check_finite(mean: float, epoch: int) -> None:
     if not math.isfinite(mean):
-        raise ClipguardError(f"cleaning diverged in epoch {epoch + 1}: its loss is {mean}; give a lower --lr")
+        raise ClipguardError(
+            f"cleaning diverged in epoch {epoch + 1}: its loss is {mean}; give a lower learning rate"
+        )

@@ -29,6 +29,7 @@ from clipguard.clip.cleaning.fine_tuning import ChangedImages, FineTuned, FineTu
 from clipguard.clip.cleaning.patterns import Inversion, Pattern, called, inverted_pattern
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.lanes import in_lanes
+from clipguard.errors import ClipguardError
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, StepProgress
 
@@ -71,6 +72,8 @@ def cleaned(
     Raises:
         ClipguardError: too few images, or the loss is not finite.
     """
+    if len(data) < 2:
+        raise ClipguardError(f"{len(data)} images are left to clean the guide with: give two or more")
     changed: ChangedImages = autoaugmented
     if settings.method == "abd":
         changed = partial(patterned, *universal_patterns(guide, data, settings.inversion, seed))
@@ -102,12 +105,22 @@ def patterned(
 def universal_patterns(
     guide: ClipGuide, data: ImageSet, settings: Inversion, seed: Seed
 ) -> tuple[tuple[Pattern, ...], Float64[np.ndarray, "p"]]:
-    """Return a pattern for each class, `MOST_PATTERNS` at most, and how often each is to be drawn."""
+    """Return a pattern for each class, `MOST_PATTERNS` at most, and how often each is to be drawn.
+
+    Raises:
+        ClipguardError: no class has images of others to make a pattern of, and to try it on.
+    """
     classes = guide.class_embeddings(data.class_names)
     draw = seed.child("patterns").generator()
     targets = draw.permutation(len(classes))[:MOST_PATTERNS].tolist()
     some = draw.permutation(len(data))[: 2 * MOST_IMAGES]
     halves = [data.take(np.sort(part)) for part in np.array_split(some, 2)]
+
+    targets = [one for one in targets if all((half.labels != one).any() for half in halves)]
+    if not targets:
+        raise ClipguardError(
+            "the images are too few, or of one class, for patterns: give more, or use CleanCLIP"
+        )
 
     def made(target: int) -> tuple[Pattern, float]:
         made_of, tried_on = (half.images[half.labels != target] for half in halves)
