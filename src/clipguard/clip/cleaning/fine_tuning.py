@@ -167,6 +167,4 @@ def _rate(settings: FineTuning, step: int, total: int) -> float:
 
 def _check_finite(mean: float, epoch: int) -> None:
     if not math.isfinite(mean):
-        raise ClipguardError(
-            f"cleaning diverged in epoch {epoch + 1}: its loss is {mean}; give a lower learning rate"
-        )
+        raise ClipguardError(f"cleaning diverged in epoch {epoch + 1}: its loss is {mean}; lower the rate")

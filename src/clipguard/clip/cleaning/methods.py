@@ -118,9 +118,7 @@ def universal_patterns(
 
     targets = [one for one in targets if all((half.labels != one).any() for half in halves)]
     if not targets:
-        raise ClipguardError(
-            "the images are too few, or of one class, for patterns: give more, or use CleanCLIP"
-        )
+        raise ClipguardError(f"{len(data)} images are too few for patterns: give more, or use CleanCLIP")
 
     def made(target: int) -> tuple[Pattern, float]:
         made_of, tried_on = (half.images[half.labels != target] for half in halves)
