@@ -24,6 +24,7 @@ from clipguard.clip.zero_shot import MINI_TEMPLATES, ClipGuide
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size, prepared, read_images
 from clipguard.lab.attacks import attack_named
+from clipguard.lab.benchmark.machine import commit, machine
 from clipguard.pipeline.guide_backdoor import CheckSettings, check_guide
 from clipguard.runs import write_json
 from clipguard.seeds import Seed
@@ -58,7 +59,8 @@ def once(path: Path, compute: Callable[[], dict[str, Any]]) -> None:
     if not path.exists():
         began = time.process_time()
         value = compute()
-        write_json(path, {**value, "cpu_seconds": round(time.process_time() - began)})
+        seconds = round(time.process_time() - began)
+        write_json(path, {**value, "cpu_seconds": seconds, "commit": commit(), "machine": machine()})
     print(path.name, json.dumps(json.loads(path.read_text())), flush=True)
 
 

@@ -74,10 +74,24 @@ def suited_recipe(  # noqa: PLR0913  # what is trained on, how, and what measure
     if not len(gauge.labels):
         return recipe, []
     some = _drawn(rows, STEPS * recipe.batch_size, seed)
+
+    def tried(rate: float) -> TestedRate:
+        # One epoch, at the peak rate as soon as it is warm.
+        short, trial = replace(recipe, lr=rate, epochs=1, constant=True), copy.deepcopy(model)
+        try:
+            fit(trial, images, some, loss, short, seed)
+        except ClipguardError:
+            # It diverged.
+            return TestedRate(rate, 0.0, None)
+        # By BatchNorm's statistics of before, which belong to other activations, every rate would seem to
+        # destroy some nets.
+        after = gauge.read(with_own_statistics(trial, images, some))
+        return TestedRate(rate, after.accuracy, after.followed)
+
     before, trials = gauge.read(model), list[TestedRate]()
     telling = before.followed is not None and before.followed >= TAKES_EFFECT
     for share in sorted(LADDER, reverse=not telling):
-        trials.append(_trial(model, images, some, loss, replace(recipe, lr=recipe.lr * share), gauge, seed))
+        trials.append(tried(recipe.lr * share))
         harmless, followed = trials[-1].accuracy >= KEPT * before.accuracy, trials[-1].followed
         ended = followed is not None and followed <= NO_EFFECT
         if (ended or not harmless) if telling else harmless:
@@ -85,30 +99,6 @@ def suited_recipe(  # noqa: PLR0913  # what is trained on, how, and what measure
     unharmed = [one.rate for one in trials if one.accuracy >= KEPT * before.accuracy]
     rate = max(unharmed) if unharmed else min(one.rate for one in trials)
     return replace(recipe, lr=rate), trials
-
-
-def _trial(  # noqa: PLR0913  # as above
-    model: Normalized,
-    images: Rows,
-    rows: Int64[np.ndarray, "m"],
-    loss: LossFunction,
-    recipe: Recipe,
-    gauge: Gauge,
-    seed: Seed,
-) -> TestedRate:
-    """Return what a copy says after one pass over the rows, at the peak rate as soon as it is warm.
-
-    With BatchNorm's own statistics: those of before belong to other activations, by which every rate would
-    seem to destroy some nets.
-    """
-    trial = copy.deepcopy(model)
-    try:
-        fit(trial, images, rows, loss, replace(recipe, epochs=1, constant=True), seed)
-    except ClipguardError:
-        # It diverged.
-        return TestedRate(recipe.lr, 0.0, None)
-    after = gauge.read(with_own_statistics(trial, images, rows))
-    return TestedRate(recipe.lr, after.accuracy, after.followed)
 
 
 def _drawn(rows: Int64[np.ndarray, "m"], count: int, seed: Seed) -> Int64[np.ndarray, "l"]:

@@ -63,7 +63,7 @@ class FineTuned:
     losses: tuple[float, ...]
 
 
-def fine_tune(  # what is learned, from what, and how
+def fine_tune(
     guide: ClipGuide,
     data: ImageSet,
     changed: ChangedImages,
@@ -84,7 +84,7 @@ def fine_tune(  # what is learned, from what, and how
         progress: called after each step.
 
     Raises:
-        ClipguardError: fewer than two images, or the loss is not finite.
+        ClipguardError: the loss is not finite.
     """
     clip = guide.clip
     network = copy.deepcopy(clip.network).eval().requires_grad_(True)
