@@ -19,7 +19,7 @@ from clipguard.lab.benchmark.goals import (
     least_loss,
 )
 from clipguard.lab.benchmark.report import markdown, spread, verdicts, write_bench_report
-from clipguard.lab.benchmark.results import Row, read_results, write_results
+from clipguard.lab.benchmark.results import Row, read_results, total_seconds, write_results
 
 
 def pairs(lost: int, gained: int, target_n: int = 100, target_lost: int = 0) -> Row:
@@ -290,6 +290,26 @@ def test_a_report_is_made_from_the_parquet_file_alone_with_a_picture_of_what_var
     other = [{**entry, "attack": "gcb", "rate": 0.01} for entry in cell(row("clipguard", 0.75, [0.02]))]
     write_results(cell(row("clipguard", 0.76, [0.01])) + other, one / "results.parquet")
     assert [path.name for path in write_bench_report(one)[0]] == ["results.md", "results.png"]
+
+
+def test_a_defence_takes_its_stages_and_with_a_scan_the_guides_pass():
+    own = row("clipguard", 0.75, [0.01], seconds_embeddings=2.0, seconds_unlearning=5.0)
+    assert total_seconds({**own, "guide_pass_seconds": 30.0}) == 37.0
+    assert total_seconds(row("abl", 0.75, [0.01], seconds_isolation=4.0, guide_pass_seconds=30.0)) == 4.0
+    assert total_seconds(row("none", 0.75, [0.95])) is None
+
+
+def test_time_is_drawn_where_defences_are_compared(tmp_path):
+    def rows(*names: str) -> list[Row]:
+        own = [row(name, 0.7, [0.1], seconds_all=float(n)) for n, name in enumerate(names, start=1)]
+        return [*cell(own[0]), *own[1:]]
+
+    def drawn(*names: str) -> list[str]:
+        write_results(rows(*names), tmp_path / "results.parquet")
+        return [path.name for path in write_bench_report(tmp_path)[0]]
+
+    assert drawn("clipguard", "abl", "ep", "ft") == ["results.md", "results.png", "results-time.png"]
+    assert drawn("clipguard", "abl", "ep") == ["results.md", "results.png"]
 
 
 def test_without_matplotlib_the_table_is_written_and_one_line_says_what_to_install(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Pictures of results.parquet: rates by attack with their spread over seeds, and against what varies.
+"""Pictures of results.parquet: rates by attack with their spread over seeds, by what varies, and by time.
 
 Needs matplotlib, which only the extra `bench` installs.
 """
@@ -21,18 +21,23 @@ from clipguard.lab.benchmark.goals import (
     cell_text,
     varying_axes,
 )
+from clipguard.lab.benchmark.results import total_seconds
 
 _STYLES: Final = (
     *(("x", "tab:red"), ("*", "tab:green"), ("o", "tab:blue"), ("s", "tab:cyan")),
     *(("+", "tab:gray"), ("D", "tab:orange"), ("v", "tab:purple")),
 )
 """Mark and colour of the labels in the order of the rows: no defence, reference, then the defences."""
+_MARKS: Final = ("o", "s", "D")
 _WORDS: Final = {
     UNDEFENDED_ROW: "no defence",
     REFERENCE_ROW: "clean-trained reference",
     "finetune": "fine-tuned on all",
 }
 _PANELS: Final = {"attack_success": "attack success, %", "accuracy": "clean accuracy, %"}
+
+_COMPARED: Final = 4
+"""Defences from which on their time is drawn."""
 
 Place = Callable[[Group], float | None]
 """Where a group lies along the horizontal axis; None leaves it out."""
@@ -41,12 +46,15 @@ Series = list[tuple[dict[str, Any], list[Group]]]
 
 
 def write_pictures(groups: list[Group], run: Path) -> list[Path]:
-    """Return the pictures drawn into `run`: by cell, and against poison rate and guide if they vary."""
+    """Return the pictures drawn into `run`: by cell, poison rate and guide if they vary, and time."""
     drawn = {"results.png": _by_cell(groups)} if groups else {}
     if rates := _varying(groups, "rate"):
         drawn["results-rate.png"] = _against(rates, _poison_rate, "poison rate, %")
     if guided := _varying(groups, "guide", "degrade"):
         drawn["results-guide.png"] = _against(guided, _guide_accuracy(guided), "guide accuracy, %")
+    timed = _timed(groups)
+    if len({group.rows[0]["defense"] for group in timed}) >= _COMPARED:
+        drawn["results-time.png"] = _by_time(timed, _goal_of(groups))
     for name, figure in drawn.items():
         figure.tight_layout(rect=(0, 0, 1, 0.94))
         figure.savefig(run / name, dpi=110)
@@ -114,6 +122,69 @@ def _against(groups: list[Group], place: Place, horizontal: str) -> Figure:
     return figure
 
 
+def _timed(groups: list[Group]) -> list[Group]:
+    """Return the groups of defences whose seconds are known, in the cells whose attack succeeded."""
+    ends = (OTHER_MODEL, STALE_SETTINGS)
+    return [
+        group
+        for group in groups
+        if group.label not in (UNDEFENDED_ROW, REFERENCE_ROW)
+        and not group.label.endswith(ends)
+        and group.rows[0]["attack_succeeded"]
+        and group.values("attack_success")
+        and total_seconds(group.rows[0])
+    ]
+
+
+def _goal_of(groups: list[Group]) -> float:
+    """Return the mean attack success of the clean-trained references of the cells whose attack succeeded."""
+    clean = [group for group in groups if group.label == REFERENCE_ROW and group.rows[0]["attack_succeeded"]]
+    return float(np.mean([np.mean(group.values("attack_success")) for group in clean])) if clean else 0.0
+
+
+def _by_time(groups: list[Group], reference: float) -> Figure:
+    """Return attack success over seconds: a mark a label, a line through the budgets of a defence.
+
+    Both are means over the cells that a label has; the legend says how many those are.
+    """
+    by_label: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        by_label[group.label].append(group)
+    defences: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
+    for alike in by_label.values():
+        seconds = [total_seconds(row) or 0.0 for group in alike for row in group.rows]
+        success = np.mean([np.mean(group.values("attack_success")) for group in alike])
+        defences[alike[0].rows[0]["defense"]].append(
+            (float(np.mean(seconds)), 100 * float(success), len(alike))
+        )
+    figure = Figure(figsize=(8, 5))
+    panel: Axes = figure.add_subplot()
+    for number, (name, points) in enumerate(defences.items()):
+        x, y, cells = zip(*sorted(points), strict=True)
+        counted = " to ".join(map(str, sorted({min(cells), max(cells)})))
+        mark, colour = _MARKS[number // 10 % len(_MARKS)], f"C{number % 10}"
+        size = 11 if name == "clipguard" else 6
+        words = f"{name} ({counted} cells)"
+        panel.plot(x, y, marker=mark, color=colour, linewidth=1, markersize=size, label=words)
+    panel.axhline(100 * reference, color="gray", linestyle="--", linewidth=1, label=_WORDS[REFERENCE_ROW])
+    panel.set_xscale("log")
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter("{x:g}")
+    panel.set_xlabel("seconds of a defence, scan and guide's pass included where it has them")
+    panel.set_ylabel("attack success, %, mean over cells")
+    panel.grid(alpha=0.3)
+    _percent_axis(panel)
+    panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _percent_axis(panel: Axes) -> None:
+    """Scale an axis of attack success: linear below 1 %, so that zero has a place; the goals lie there."""
+    panel.set_yscale("symlog", linthresh=1)
+    panel.set_ylim(-0.2, 130)
+    panel.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+
+
 def _style(label: str, labels: list[str]) -> dict[str, Any]:
     """Return how a label is drawn; a stale row or one of another model is hollow."""
     current = [name.removesuffix(OTHER_MODEL).removesuffix(STALE_SETTINGS) for name in labels]
@@ -141,8 +212,5 @@ def _panels(figure: Figure, shape: tuple[int, int], series: Series, place: Place
         panel.set_ylabel(word)
         panel.grid(alpha=0.3)
         if name == "attack_success":
-            # Linear below 1 %, so that zero has a place; the goals lie there.
-            panel.set_yscale("symlog", linthresh=1)
-            panel.set_ylim(-0.2, 130)
-            panel.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+            _percent_axis(panel)
         yield panel

@@ -81,6 +81,18 @@ def read_results(run: Path) -> list[Row]:
     return rows
 
 
+def total_seconds(row: Row) -> float | None:
+    """Return what a row's defence takes in all, in seconds; None where it names no time.
+
+    The guide's pass counts where a scan is part of the defence: the stage itself finds a cache.
+    """
+    stages = {name: row[name] for name in row if name.startswith("seconds_") and row[name] is not None}
+    if not stages:
+        return None
+    guided = row.get("guide_pass_seconds") if "seconds_embeddings" in stages else None
+    return float(sum(stages.values()) + (guided or 0.0))
+
+
 def _is_of_kind(name: str, row: Row) -> bool:
     if name in ("data", "attack", "guide", "net", "row", "defense"):
         return isinstance(row[name], str)
