@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from clipguard.lab.benchmark.goals import (
     OTHER_MODEL,
@@ -169,6 +170,7 @@ def _by_time(groups: list[Group], reference: float) -> Figure:
     panel.axhline(100 * reference, color="gray", linestyle="--", linewidth=1, label=_WORDS[REFERENCE_ROW])
     panel.set_xscale("log")
     panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     panel.xaxis.set_minor_formatter("{x:g}")
     panel.set_xlabel("seconds of a defence, scan and guide's pass included where it has them")
     panel.set_ylabel("attack success, %, mean over cells")
