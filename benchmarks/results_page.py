@@ -1,0 +1,158 @@
+"""Write the tables of docs/results.md from the rows of the four tables.
+
+    python benchmarks/results_page.py
+
+Only finished rows of the present settings are shown. What stands between the two marks of the page is
+replaced, and nothing else.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+
+from clipguard.lab.benchmark.goals import (
+    ATTACK_FAILED,
+    OTHER_MODEL,
+    REFERENCE_ROW,
+    STALE_SETTINGS,
+    UNDEFENDED_ROW,
+    Group,
+    cell_text,
+    groups,
+)
+from clipguard.lab.benchmark.report import spread, verdicts
+from clipguard.lab.benchmark.results import Row, read_results
+from runners import RESULTS
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
+BEGIN = "<!-- The tables are written by benchmarks/results_page.py. -->"
+END = "<!-- End of the tables. -->"
+DEFENCE = "clipguard"
+TABLES = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB", "cifar100": "CIFAR-100", "tiny": "Tiny-ImageNet"}
+"""Titles of the folders under benchmarks/results, in the order of the page."""
+
+SUMMARY = (
+    "data set",
+    "cells that took",
+    "all goals met",
+    "ASR",
+    "accuracy",
+    "target recall",
+    "mean change of CA",
+    "TPR",
+    "FPR",
+    "AUROC",
+)
+CELL = (
+    "attack",
+    "victim: CA / ASR",
+    "clean-trained: CA / ASR",
+    "after clipguard: CA / ASR",
+    "RA",
+    "target recall, before and after",
+    "TPR / FPR",
+    "goals",
+)
+
+
+def section(results: Path) -> str:
+    """Return the tables of all folders that have rows, the summary first."""
+    tables = {
+        title: _current(read_results(results / folder))
+        for folder, title in TABLES.items()
+        if (results / folder / "results.parquet").is_file()
+    }
+    summary = [_summary(title, rows) for title, rows in tables.items()]
+    lines = [*_table(SUMMARY, summary)] if summary else ["No row is computed yet."]
+    for title, rows in tables.items():
+        lines += ["", f"### {title}", "", *_table(CELL, list(_cells(rows)))]
+    return "\n".join(lines)
+
+
+def _current(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if not row["row"].endswith((STALE_SETTINGS, OTHER_MODEL))]
+
+
+def _cells(rows: list[Row]) -> Iterator[tuple[str, ...]]:
+    """Yield a line for each cell that has a victim: what is not computed yet is a dash."""
+    by_cell: dict[tuple[object, ...], dict[str, Group]] = {}
+    for group in groups(rows):
+        by_cell.setdefault(group.axes, {})[group.label] = group
+    for cell in by_cell.values():
+        victim, own = cell.get(UNDEFENDED_ROW), cell.get(DEFENCE)
+        if victim is None:
+            continue
+        both = [group for group in (victim, own) if group is not None]
+        yield (
+            cell_text(victim.rows[0], ("rate", "variant")),
+            _pair(victim),
+            _pair(cell.get(REFERENCE_ROW)),
+            _pair(own),
+            spread(own.values("robust_accuracy")) if own else "–",
+            " → ".join(spread(group.values("target_recall")) for group in both),
+            _found(own),
+            verdicts(own) if own else "–",
+        )
+
+
+def _pair(group: Group | None) -> str:
+    if group is None:
+        return "–"
+    success = group.values("attack_success")
+    return spread(group.values("accuracy")) + (f" / {spread(success)}" if success else "")
+
+
+def _found(own: Group | None) -> str:
+    """Return which share of the poison is flagged, and of the rest; without poison how many are flagged."""
+    if own is None:
+        return "–"
+    recall, wrong = own.values("detection_flagged_recall"), own.values("detection_false_positive_rate")
+    if recall:
+        return f"{fmean(recall):.3f} / {fmean(wrong):.4f}"
+    return f"{fmean(own.values('notes_flagged')):.0f} flagged"
+
+
+def _summary(title: str, rows: list[Row]) -> tuple[str, ...]:
+    """Return in how many cells of a data set which goal is met, a seed a cell."""
+    scored = [
+        (row, goal)
+        for group in groups(rows)
+        if group.label == DEFENCE
+        for row, goal in zip(group.rows, group.goals, strict=True)
+        if goal not in ("", ATTACK_FAILED) and row["attack_successes"]
+    ]
+    tried = sum(bool(row["attack_successes"]) for row in rows if row["row"] == UNDEFENDED_ROW)
+    if not scored:
+        return (title, f"0 of {tried}", *["–"] * (len(SUMMARY) - 2))
+    goals = [goal for _, goal in scored]
+    met = [sum(word not in goal for goal in goals) for word in ("ASR", "CA", "target recall")]
+    change = fmean((row["paired_gained"] - row["paired_lost"]) / row["paired_n"] for row, _ in scored)
+    means = [
+        fmean(row[f"detection_{name}"] for row, _ in scored)
+        for name in ("flagged_recall", "false_positive_rate", "auroc_suspicion")
+    ]
+    return (
+        *(title, f"{len(scored)} of {tried}", str(goals.count("met")), *map(str, met)),
+        *(f"{100 * change:+.2f}", f"{means[0]:.3f}", f"{means[1]:.4f}", f"{means[2]:.3f}"),
+    )
+
+
+def _table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (head, ("---",) * len(head), *lines)]
+
+
+def written(page: str, tables: str) -> str:
+    """Return a page with other tables between its marks.
+
+    Raises:
+        ValueError: the page lacks a mark.
+    """
+    before, _, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{PAGE.name} lacks {BEGIN!r} or {END!r}: put the marks where the tables belong")
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(), section(RESULTS)))
