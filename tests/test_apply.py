@@ -55,7 +55,8 @@ def run_of(path, source):
         **{name: np.linspace(0, 1, n) for name in ("guide_nll", "early_nll", "guide_rank", "early_rank")},
         "trigger_score": np.linspace(0, 1, n),
     }
-    write_table(path / "samples.parquet", in_table_order(columns))
+    table, order = in_table_order(columns)
+    write_table(path / "samples.parquet", table, order=order)
     return path
 
 

@@ -25,10 +25,14 @@ from clipguard.seeds import Seed
 SEED = Seed(0)
 
 
+def hashes(contents: list[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(contents), np.uint8).reshape(-1, 32)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=30))
 def test_of_equal_bytes_all_but_the_first_are_duplicates_of_it(samples):
     contents, labels = (list(values) for values in zip(*samples, strict=True))
-    first = first_of_equal([hashlib.sha256(bytes([content])).digest() for content in contents])
+    first = first_of_equal(hashes([hashlib.sha256(bytes([content])).digest() for content in contents]))
     assert first.tolist() == [contents.index(content) for content in contents]
     other, same = exact_duplicates(first, np.array(labels))
     assert (other.kind, same.kind) == ("exact_duplicate_other_label", "exact_duplicate")
@@ -39,8 +43,9 @@ def test_of_equal_bytes_all_but_the_first_are_duplicates_of_it(samples):
 
 
 def test_hashes_that_end_in_zeros_are_told_apart():
-    hashes = [bytes(31) + b"\1", bytes(32), b"\1" + bytes(31), b"\1\1" + bytes(30), bytes(32)]
-    assert first_of_equal(hashes).tolist() == [0, 1, 2, 3, 1]
+    contents = [bytes(31) + b"\1", bytes(32), b"\1" + bytes(31), b"\1\1" + bytes(30), bytes(32)]
+    assert first_of_equal(hashes(contents)).tolist() == [0, 1, 2, 3, 1]
+    assert first_of_equal(hashes([])).tolist() == []
 
 
 @pytest.mark.parametrize("spread", [1.0, 0.0])

@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,3 +98,18 @@ def test_missing_and_torn_files_are_one_clear_error(tmp_path):
                 read(file)
             assert "\n" not in str(caught.value)
             file.unlink(missing_ok=True)
+
+
+def test_a_table_in_another_order_is_written_in_parts_of_the_same_types(tmp_path, monkeypatch):
+    monkeypatch.setattr("clipguard.runs.files.GROUP_ROWS", 4)
+    ids = [f"name {number}" for number in range(10)]
+    columns = {"id": ids, "n": np.arange(10), "score": np.array([np.nan] * 4 + [0.5] * 6)}
+    order = np.random.default_rng(0).permutation(10)
+    write_table(tmp_path / "t.parquet", columns, ["score"], {"n": "a number"}, order)
+    back = read_table(tmp_path / "t.parquet")
+    assert back["id"].tolist() == [ids[row] for row in order]
+    assert back["n"].tolist() == order.tolist()
+    assert np.array_equal(back["score"], columns["score"][order], equal_nan=True)
+    with pq.ParquetFile(tmp_path / "t.parquet") as file:
+        assert file.metadata.num_row_groups == 3
+        assert file.schema_arrow.field("n").metadata == {b"description": b"a number"}

@@ -139,7 +139,8 @@ def make_run(path: Path, n: int = 150, *, names=("cat", "dog", "ship"), ids=None
         "reason": [reason for _, reason in states],
         "trigger": np.array([int(reason == "trigger") for _, reason in states]),
     }
-    write_table(path / "samples.parquet", in_table_order(columns), ["trigger_score"], DESCRIPTIONS)
+    table, order = in_table_order(columns)
+    write_table(path / "samples.parquet", table, ["trigger_score"], DESCRIPTIONS, order)
     data = run["data"] | {"n": n, "classes": list(names)}
     write_json(path / "summary.json", run | {"data": data})
     return path

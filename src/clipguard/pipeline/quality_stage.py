@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64, Shaped, UInt8
 
 from clipguard.data.provenance import ROWS, recorded_rows
 from clipguard.pipeline.scan import Scan
@@ -33,7 +33,7 @@ class _Read:
     """Of n readable images: rows in the source, hashes of their bytes, heights and widths."""
 
     rows: Int64[np.ndarray, "n"]
-    sha256: Sequence[bytes]
+    sha256: UInt8[np.ndarray, "n 32"]
     sizes: Int64[np.ndarray, "n 2"]
 
 
@@ -90,15 +90,16 @@ def _label_limits(n: int) -> list[str]:
 
 def _read(folder: Path) -> _Read:
     """Return what the stage `embeddings` has noted of the readable images."""
-    rows, hashes, sizes, start = [], [], [], 0
+    rows, hashes, sizes, start = [], bytearray(), [], 0
     for file in sorted((folder / ROWS).glob("*.parquet")):
         recorded = recorded_rows(file)
         places = recorded.readable
         rows.append(start + places)
-        hashes += [recorded.sha256[place] for place in places]
+        hashes += b"".join(recorded.sha256[place] for place in places)
         sizes.append(recorded.sizes[places])
         start += len(recorded.ids)
-    return _Read(rows=np.concatenate(rows), sha256=hashes, sizes=np.concatenate(sizes))
+    sha256 = np.frombuffer(hashes, np.uint8).reshape(-1, 32)
+    return _Read(rows=np.concatenate(rows), sha256=sha256, sizes=np.concatenate(sizes))
 
 
 def _columns(scan: Scan, source_rows: Int64[np.ndarray, "n"], issues: list[Issues]) -> dict[str, Any]:

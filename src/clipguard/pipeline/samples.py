@@ -43,19 +43,18 @@ def write_samples(scan: Scan, folder: Path, progress: StepProgress) -> None:
         "trigger": partition.trigger + 1,
         **scan.columns,
     }
-    table = in_table_order(columns)
-    write_table(folder / SAMPLES, table, descriptions=DESCRIPTIONS)
-    _write_flagged(table, folder)
+    table, order = in_table_order(columns)
+    write_table(folder / SAMPLES, table, descriptions=DESCRIPTIONS, order=order)
+    # They come first in the table.
+    _write_flagged(table, order[: int(partition.flagged.sum())], folder)
 
 
-def _write_flagged(table: Mapping[str, Any], folder: Path) -> None:
-    """Write the flagged samples, which come first in the table: all that is known, and names alone."""
-    n = int((table["status"] == "flagged").sum())
+def _write_flagged(table: Mapping[str, Any], rows: Int64[np.ndarray, "m"], folder: Path) -> None:
+    """Write the flagged samples, at `rows` of the columns: all that is known, and names alone."""
     header = [name for name in LISTED if name in table]
-    write_csv(
-        folder / FLAGGED_TABLE, header, zip(*(table[name][:n].tolist() for name in header), strict=True)
-    )
-    names = zip(table["path"][:n], table["id"][:n], strict=True)
+    columns = (np.asarray(table[name])[rows].tolist() for name in header)
+    write_csv(folder / FLAGGED_TABLE, header, zip(*columns, strict=True))
+    names = zip(table["path"][rows], table["id"][rows], strict=True)
     write_names(folder / FLAGGED_NAMES, (path or name for path, name in names))
 
 

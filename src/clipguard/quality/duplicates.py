@@ -5,7 +5,6 @@ one and the mirrored other, must correlate. An embedding alone would call any tw
 alike; pixels alone, any two ships below the same sky.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,11 +49,18 @@ class Neighbours:
     ordinary: Float64[np.ndarray, "n"]
 
 
-def first_of_equal(sha256: Sequence[bytes]) -> Int64[np.ndarray, "n"]:
+def first_of_equal(sha256: UInt8[np.ndarray, "n 32"]) -> Int64[np.ndarray, "n"]:
     """Return for each image the first row with the same hash of its bytes: its own where there is none."""
-    hashes = np.frombuffer(b"".join(sha256), dtype="S32")
-    _, first, number = np.unique(hashes, return_index=True, return_inverse=True)
-    return np.asarray(first[number], dtype=np.int64)
+    words = np.ascontiguousarray(sha256).view(np.uint64)
+    # Stable: of equal hashes, the first row comes first.
+    order = np.lexsort(words.T)
+    new = np.zeros(len(order), dtype=bool)
+    new[:1] = True
+    for word in words.T:
+        new[1:] |= word[order[1:]] != word[order[:-1]]
+    first = np.empty(len(order), dtype=np.int64)
+    first[order] = order[np.flatnonzero(new)][np.cumsum(new) - 1]
+    return first
 
 
 def exact_duplicates(first: Int64[np.ndarray, "n"], labels: Int64[np.ndarray, "n"]) -> list[Issues]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Array = Shaped[np.ndarray, "..."]
 
+GROUP_ROWS: Final = 131_072
+"""Rows of a table that are written, and can be read, at a time."""
+
 PART: Final = ".part"
 """Ending of what is no result: a file that is being written, or a folder to resume from. It is swept away."""
 
@@ -145,42 +148,72 @@ def write_table(
     columns: Mapping[str, Array | Sequence[str]],
     optional: Collection[str] = (),
     descriptions: Mapping[str, str] | None = None,
+    order: Int64[np.ndarray, "n"] | None = None,
 ) -> None:
-    """Write `path` (Parquet), all or nothing.
+    """Write `path` (Parquet), all or nothing, some rows after the other: a large table is never there twice.
 
     Args:
         path: the file.
         columns: one entry a column, all of one length.
         optional: columns whose NaN mean "not computed"; they are written as nulls.
         descriptions: of columns, one line each, for the metadata of their fields.
+        order: which row comes first, second and so on; as they are, if not given.
 
     Raises:
         ClipguardError: a value of another column is NaN or Inf, or a text is not Unicode.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    arrays = {}
     for name, values in columns.items():
         if name not in optional and isinstance(values, np.ndarray):
             _refuse_nonfinite(f"column {name} of {path.name}", values)
+    n = len(next(iter(columns.values()), ()))
+    with replacing(path) as part, contextlib.ExitStack() as stack:
+        writer = None
+        for start in range(0, max(1, n), GROUP_ROWS):
+            rows = slice(start, start + GROUP_ROWS) if order is None else order[start : start + GROUP_ROWS]
+            schema = None if writer is None else writer.schema
+            table = _arrow_table(
+                path, {name: _taken(of, rows) for name, of in columns.items()}, optional, schema
+            )
+            if writer is None:
+                schema = _described(table.schema, descriptions or {})
+                writer = stack.enter_context(pq.ParquetWriter(part, schema))
+            writer.write_table(table.cast(writer.schema))
+
+
+def _taken(values: Array | Sequence[str], rows: Any) -> Array | Sequence[str]:
+    """Return the values at a slice or at an array of places."""
+    return values[rows] if isinstance(rows, slice) else np.asarray(values)[rows]
+
+
+def _arrow_table(
+    path: Path,
+    columns: Mapping[str, Array | Sequence[str]],
+    optional: Collection[str],
+    schema: "pa.Schema | None",
+) -> "pa.Table":
+    """Return the columns as a table, of the types of `schema` if one is given."""
+    import pyarrow as pa
+
+    arrays = {}
+    for name, values in columns.items():
+        kind = None if schema is None else schema.field(name).type
         try:
-            arrays[name] = pa.array(values, from_pandas=name in optional)
+            arrays[name] = pa.array(values, kind, from_pandas=name in optional)
         except UnicodeEncodeError as error:
             raise ClipguardError(
                 f"column {name} of {path.name}: {error.object!r} is not Unicode: rename it"
             ) from error
-    with replacing(path) as part:
-        pq.write_table(_described_table(pa.table(arrays), descriptions or {}), part)
+    return pa.table(arrays)
 
 
-def _described_table(table: "pa.Table", descriptions: Mapping[str, str]) -> "pa.Table":
-    """Return the table whose fields say in their metadata what their column means."""
+def _described(schema: "pa.Schema", descriptions: Mapping[str, str]) -> "pa.Schema":
+    """Return the schema whose fields say in their metadata what their column means."""
     import pyarrow as pa
 
     known = {name: {"description": text} for name, text in descriptions.items()}
-    fields = [field.with_metadata(known.get(field.name)) for field in table.schema]
-    return table.cast(pa.schema(fields))
+    return pa.schema([field.with_metadata(known.get(field.name)) for field in schema])
 
 
 def read_table(path: Path, only: Collection[str] | None = None) -> dict[str, Array]:

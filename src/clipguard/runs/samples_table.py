@@ -66,12 +66,15 @@ DESCRIPTIONS: Final = {
 }
 
 
-def in_table_order(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns in the order of `COLUMNS`, rows sorted: the flagged ones first, then by rank."""
+def in_table_order(columns: Mapping[str, Any]) -> tuple[dict[str, Any], Int64[np.ndarray, "n"]]:
+    """Return the columns in the order of `COLUMNS`, and the order of their rows.
+
+    Rows are sorted in the table and not here: the flagged ones come first, then by rank.
+    """
     order = np.lexsort((columns["rank"], np.asarray(columns["status"]) != "flagged"))
     known = [name for name in DESCRIPTIONS if name in columns]
     names = [*known, *(name for name in columns if name not in DESCRIPTIONS)]
-    return {name: np.asarray(columns[name])[order] for name in names}
+    return {name: columns[name] for name in names}, order.astype(np.int64)
 
 
 def source_order(rows: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
