@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Array = Shaped[np.ndarray, "..."]
 
+Column = Array | Sequence[str] | Sequence[bytes]
+"""Of a table."""
+
 GROUP_ROWS: Final = 131_072
 """Rows of a table that are written, and can be read, at a time."""
 
@@ -145,7 +148,7 @@ def read_array(path: Path, *, mmap: bool = False) -> Array:
 
 def write_table(
     path: Path,
-    columns: Mapping[str, Array | Sequence[str]],
+    columns: Mapping[str, Column],
     optional: Collection[str] = (),
     descriptions: Mapping[str, str] | None = None,
     order: Int64[np.ndarray, "n"] | None = None,
@@ -182,14 +185,14 @@ def write_table(
             writer.write_table(table.cast(writer.schema))
 
 
-def _taken(values: Array | Sequence[str], rows: Any) -> Array | Sequence[str]:
+def _taken(values: Column, rows: Any) -> Column:
     """Return the values at a slice or at an array of places."""
     return values[rows] if isinstance(rows, slice) else np.asarray(values)[rows]
 
 
 def _arrow_table(
     path: Path,
-    columns: Mapping[str, Array | Sequence[str]],
+    columns: Mapping[str, Column],
     optional: Collection[str],
     schema: "pa.Schema | None",
 ) -> "pa.Table":
