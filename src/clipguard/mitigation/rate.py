@@ -13,13 +13,13 @@ from clipguard.compute.batch_norm import with_own_statistics
 from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import LossFunction, fit
 from clipguard.errors import ClipguardError
-from clipguard.mitigation.gauge import NO_EFFECT, TAKES_EFFECT, Gauge
+from clipguard.mitigation.gauge import Gauge
 from clipguard.models.spec import Normalized
 from clipguard.seeds import Seed
 from clipguard.types import Rows
 
 LADDER: Final = (1.0, 0.5, 0.25, 0.1)
-"""Rates that are tried, as shares of the highest."""
+"""Rates that are tried until one does no damage, as shares of the highest."""
 
 ADAMW_RATE: Final = 1e-3
 """Highest rate for a net without BatchNorm: what transformers and ConvNeXt are fine-tuned with at most."""
@@ -40,12 +40,10 @@ class TestedRate(NamedTuple):
     Attributes:
         rate: learning rate.
         accuracy: share that is given its label; 0 where the trial diverged.
-        followed: see `GaugeReading`.
     """
 
     rate: float
     accuracy: float
-    followed: float | None
 
 
 def fitting_optimizer(model: nn.Module, recipe: Recipe) -> Recipe:
@@ -64,11 +62,9 @@ def suited_recipe(  # noqa: PLR0913  # what is trained on, how, and what measure
     gauge: Gauge,
     seed: Seed,
 ) -> tuple[Recipe, list[TestedRate]]:
-    """Return the recipe at a rate that does its work without damage, and the trials.
+    """Return the recipe at the highest rate that does no damage, and the trials; the model stays as it is.
 
-    The model stays as it is. Where it follows a reconstructed trigger, the rate is the lowest whose trial
-    ends that, since more only costs accuracy. Where nothing tells, or no rate ends it, the rate is the
-    highest without damage, since a repair at a low one leaves the backdoor where it is. Where every trial
+    A repair at a lower one leaves more of the backdoor, and saves no accuracy on the whole. Where every trial
     does damage, it is the lowest. Without samples to measure on, the recipe stays as it is.
     """
     if not len(gauge.labels):
@@ -82,23 +78,17 @@ def suited_recipe(  # noqa: PLR0913  # what is trained on, how, and what measure
             fit(trial, images, some, loss, short, seed)
         except ClipguardError:
             # It diverged.
-            return TestedRate(rate, 0.0, None)
+            return TestedRate(rate, 0.0)
         # By BatchNorm's statistics of before, which belong to other activations, every rate would seem to
         # destroy some nets.
-        after = gauge.read(with_own_statistics(trial, images, some))
-        return TestedRate(rate, after.accuracy, after.followed)
+        return TestedRate(rate, gauge.read(with_own_statistics(trial, images, some)).accuracy)
 
-    before, trials = gauge.read(model), list[TestedRate]()
-    telling = before.followed is not None and before.followed >= TAKES_EFFECT
-    for share in sorted(LADDER, reverse=not telling):
+    least, trials = KEPT * gauge.read(model).accuracy, list[TestedRate]()
+    for share in LADDER:
         trials.append(tried(recipe.lr * share))
-        harmless, followed = trials[-1].accuracy >= KEPT * before.accuracy, trials[-1].followed
-        ended = followed is not None and followed <= NO_EFFECT
-        if (ended or not harmless) if telling else harmless:
+        if trials[-1].accuracy >= least:
             break
-    unharmed = [one.rate for one in trials if one.accuracy >= KEPT * before.accuracy]
-    rate = max(unharmed) if unharmed else min(one.rate for one in trials)
-    return replace(recipe, lr=rate), trials
+    return replace(recipe, lr=trials[-1].rate), trials
 
 
 def _drawn(rows: Int64[np.ndarray, "m"], count: int, seed: Seed) -> Int64[np.ndarray, "l"]:

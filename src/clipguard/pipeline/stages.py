@@ -238,7 +238,7 @@ FEATURE_SEPARATION: Final = Stage[Repair](
 
 UNLEARNING: Final = Stage[Repair](
     name="unlearning",
-    version=4,
+    version=5,
     title="unlearn the flagged samples",
     config=lambda given: {
         "unlearning": asdict(given.scan.context.config.unlearning),
