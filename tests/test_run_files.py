@@ -102,7 +102,7 @@ def test_missing_and_torn_files_are_one_clear_error(tmp_path):
 
 def test_a_table_in_another_order_is_written_in_parts_of_the_same_types(tmp_path, monkeypatch):
     monkeypatch.setattr("clipguard.runs.files.GROUP_ROWS", 4)
-    ids = [f"name {number}" for number in range(10)]
+    ids = [f"name {number}\0" for number in range(10)]
     columns = {"id": ids, "n": np.arange(10), "score": np.array([np.nan] * 4 + [0.5] * 6)}
     order = np.random.default_rng(0).permutation(10)
     write_table(tmp_path / "t.parquet", columns, ["score"], {"n": "a number"}, order)

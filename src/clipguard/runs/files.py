@@ -175,19 +175,23 @@ def write_table(
         writer = None
         for start in range(0, max(1, n), GROUP_ROWS):
             rows = slice(start, start + GROUP_ROWS) if order is None else order[start : start + GROUP_ROWS]
-            schema = None if writer is None else writer.schema
-            table = _arrow_table(
-                path, {name: _taken(of, rows) for name, of in columns.items()}, optional, schema
-            )
+            taken = {name: _taken(values, rows) for name, values in columns.items()}
+            table = _arrow_table(path, taken, optional, None if writer is None else writer.schema)
             if writer is None:
                 schema = _described(table.schema, descriptions or {})
                 writer = stack.enter_context(pq.ParquetWriter(part, schema))
             writer.write_table(table.cast(writer.schema))
 
 
-def _taken(values: Column, rows: Any) -> Column:
+def _taken(values: Column, rows: slice | Int64[np.ndarray, "m"]) -> Column:
     """Return the values at a slice or at an array of places."""
-    return values[rows] if isinstance(rows, slice) else np.asarray(values)[rows]
+    if isinstance(values, np.ndarray):
+        array: Array = values[rows]
+        return array
+    if isinstance(rows, slice):
+        return values[rows]
+    # Arrays of text would drop zeros at its end.
+    return [values[row] for row in rows]
 
 
 def _arrow_table(

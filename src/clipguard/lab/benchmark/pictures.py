@@ -30,6 +30,7 @@ _STYLES: Final = (
 )
 """Mark and colour of the labels in the order of the rows: no defence, reference, then the defences."""
 _MARKS: Final = ("o", "s", "D")
+"""Of defences over time: ten colours each."""
 _WORDS: Final = {
     UNDEFENDED_ROW: "no defence",
     REFERENCE_ROW: "clean-trained reference",
@@ -55,7 +56,7 @@ def write_pictures(groups: list[Group], run: Path) -> list[Path]:
         drawn["results-guide.png"] = _against(guided, _guide_accuracy(guided), "guide accuracy, %")
     timed = _timed(groups)
     if len({group.rows[0]["defense"] for group in timed}) >= _COMPARED:
-        drawn["results-time.png"] = _by_time(timed, _goal_of(groups))
+        drawn["results-time.png"] = _by_time(timed, _clean_success(groups))
     for name, figure in drawn.items():
         figure.tight_layout(rect=(0, 0, 1, 0.94))
         figure.savefig(run / name, dpi=110)
@@ -137,7 +138,7 @@ def _timed(groups: list[Group]) -> list[Group]:
     ]
 
 
-def _goal_of(groups: list[Group]) -> float:
+def _clean_success(groups: list[Group]) -> float:
     """Return the mean attack success of the clean-trained references of the cells whose attack succeeded."""
     clean = [group for group in groups if group.label == REFERENCE_ROW and group.rows[0]["attack_succeeded"]]
     return float(np.mean([np.mean(group.values("attack_success")) for group in clean])) if clean else 0.0
