@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 Array = Shaped[np.ndarray, "..."]
 
-Column = Array | Sequence[str] | Sequence[bytes]
-"""Of a table."""
+Column = Array | Sequence[Any]
+"""Of a table: numbers, or texts or bytes, None among them where there is none."""
 
 GROUP_ROWS: Final = 131_072
 """Rows of a table that are written, and can be read, at a time."""
