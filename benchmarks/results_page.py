@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean
 
 from clipguard.lab.benchmark.goals import (
-    ATTACK_FAILED,
     OTHER_MODEL,
     REFERENCE_ROW,
     STALE_SETTINGS,
@@ -20,7 +19,7 @@ from clipguard.lab.benchmark.goals import (
     cell_text,
     groups,
 )
-from clipguard.lab.benchmark.report import spread, verdicts
+from clipguard.lab.benchmark.report import spread, summary, table, verdicts
 from clipguard.lab.benchmark.results import Row, read_results
 from runners import RESULTS
 
@@ -31,18 +30,6 @@ DEFENCE = "clipguard"
 TABLES = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB", "cifar100": "CIFAR-100", "tiny": "Tiny-ImageNet"}
 """Titles of the folders under benchmarks/results, in the order of the page."""
 
-SUMMARY = (
-    "data set",
-    "cells that took",
-    "all goals met",
-    "ASR",
-    "accuracy",
-    "target recall",
-    "mean change of CA",
-    "TPR",
-    "FPR",
-    "AUROC",
-)
 CELL = (
     "attack",
     "victim: CA / ASR",
@@ -56,16 +43,17 @@ CELL = (
 
 
 def section(results: Path) -> str:
-    """Return the tables of all folders that have rows, the summary first."""
+    """Return the tables of all folders that have rows, in how many cells which goal is met first."""
     tables = {
-        title: _current(read_results(results / folder))
+        title: groups(_current(read_results(results / folder)))
         for folder, title in TABLES.items()
         if (results / folder / "results.parquet").is_file()
     }
-    summary = [_summary(title, rows) for title, rows in tables.items()]
-    lines = [*_table(SUMMARY, summary)] if summary else ["No row is computed yet."]
-    for title, rows in tables.items():
-        lines += ["", f"### {title}", "", *_table(CELL, list(_cells(rows)))]
+    if not tables:
+        return "No row is computed yet."
+    lines = summary([group for cells in tables.values() for group in cells if group.label == DEFENCE])
+    for title, cells in tables.items():
+        lines += ["", f"### {title}", "", *table([list(CELL), *_lines(cells)])]
     return "\n".join(lines)
 
 
@@ -73,17 +61,17 @@ def _current(rows: list[Row]) -> list[Row]:
     return [row for row in rows if not row["row"].endswith((STALE_SETTINGS, OTHER_MODEL))]
 
 
-def _cells(rows: list[Row]) -> Iterator[tuple[str, ...]]:
+def _lines(cells: list[Group]) -> Iterator[list[str]]:
     """Yield a line for each cell that has a victim: what is not computed yet is a dash."""
     by_cell: dict[tuple[object, ...], dict[str, Group]] = {}
-    for group in groups(rows):
+    for group in cells:
         by_cell.setdefault(group.axes, {})[group.label] = group
     for cell in by_cell.values():
         victim, own = cell.get(UNDEFENDED_ROW), cell.get(DEFENCE)
         if victim is None:
             continue
         both = [group for group in (victim, own) if group is not None]
-        yield (
+        yield [
             cell_text(victim.rows[0], ("rate", "variant")),
             _pair(victim),
             _pair(cell.get(REFERENCE_ROW)),
@@ -92,7 +80,7 @@ def _cells(rows: list[Row]) -> Iterator[tuple[str, ...]]:
             " → ".join(spread(group.values("target_recall")) for group in both),
             _found(own),
             verdicts(own) if own else "–",
-        )
+        ]
 
 
 def _pair(group: Group | None) -> str:
@@ -110,35 +98,6 @@ def _found(own: Group | None) -> str:
     if recall:
         return f"{fmean(recall):.3f} / {fmean(wrong):.4f}"
     return f"{fmean(own.values('notes_flagged')):.0f} flagged"
-
-
-def _summary(title: str, rows: list[Row]) -> tuple[str, ...]:
-    """Return in how many cells of a data set which goal is met, a seed a cell."""
-    scored = [
-        (row, goal)
-        for group in groups(rows)
-        if group.label == DEFENCE
-        for row, goal in zip(group.rows, group.goals, strict=True)
-        if goal not in ("", ATTACK_FAILED) and row["attack_successes"]
-    ]
-    tried = sum(bool(row["attack_successes"]) for row in rows if row["row"] == UNDEFENDED_ROW)
-    if not scored:
-        return (title, f"0 of {tried}", *["–"] * (len(SUMMARY) - 2))
-    goals = [goal for _, goal in scored]
-    met = [sum(word not in goal for goal in goals) for word in ("ASR", "CA", "target recall")]
-    change = fmean((row["paired_gained"] - row["paired_lost"]) / row["paired_n"] for row, _ in scored)
-    means = [
-        fmean(row[f"detection_{name}"] for row, _ in scored)
-        for name in ("flagged_recall", "false_positive_rate", "auroc_suspicion")
-    ]
-    return (
-        *(title, f"{len(scored)} of {tried}", str(goals.count("met")), *map(str, met)),
-        *(f"{100 * change:+.2f}", f"{means[0]:.3f}", f"{means[1]:.4f}", f"{means[2]:.3f}"),
-    )
-
-
-def _table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (head, ("---",) * len(head), *lines)]
 
 
 def written(page: str, tables: str) -> str:

@@ -77,8 +77,7 @@ def _pixels(
     """Return the images as one array, or as a list where they may differ in size."""
     many = isinstance(images, (list, tuple))
     if many or (isinstance(images, np.ndarray) and images.dtype == object and images.ndim == 1):
-        # A list, a tuple or an array of objects can be iterated; mypy does not follow the condition that far.
-        items = [item if isinstance(item, (bytes, Image)) else np.asarray(item) for item in images]  # type: ignore[attr-defined]  # see above
+        items = [item if isinstance(item, (bytes, Image)) else np.asarray(item) for item in images]  # type: ignore[attr-defined]  # iterable by the condition
         for row, item in enumerate(items):
             if isinstance(item, np.ndarray):
                 _check_shape(item, item.shape, f"image {row} of {location}", "")

@@ -22,7 +22,7 @@ from clipguard.lab.benchmark.goals import (
     cell_text,
     varying_axes,
 )
-from clipguard.lab.benchmark.results import total_seconds
+from clipguard.lab.benchmark.results import Row, total_seconds
 
 _STYLES: Final = (
     *(("x", "tab:red"), ("*", "tab:green"), ("o", "tab:blue"), ("s", "tab:cyan")),
@@ -55,7 +55,7 @@ def write_pictures(groups: list[Group], run: Path) -> list[Path]:
     if guided := _varying(groups, "guide", "degrade"):
         drawn["results-guide.png"] = _against(guided, _guide_accuracy(guided), "guide accuracy, %")
     timed = _timed(groups)
-    if len({group.rows[0]["defense"] for group in timed}) >= _COMPARED:
+    if len({rows[0]["defense"] for rows in timed.values()}) >= _COMPARED:
         drawn["results-time.png"] = _by_time(timed, _clean_success(groups))
     for name, figure in drawn.items():
         figure.tight_layout(rect=(0, 0, 1, 0.94))
@@ -124,49 +124,46 @@ def _against(groups: list[Group], place: Place, horizontal: str) -> Figure:
     return figure
 
 
-def _timed(groups: list[Group]) -> list[Group]:
-    """Return the groups of defences whose seconds are known, in the cells whose attack succeeded."""
+def _timed(groups: list[Group]) -> dict[str, list[Row]]:
+    """Return the rows of each defence whose seconds are known, where the attack succeeded."""
     ends = (OTHER_MODEL, STALE_SETTINGS)
-    return [
-        group
-        for group in groups
-        if group.label not in (UNDEFENDED_ROW, REFERENCE_ROW)
-        and not group.label.endswith(ends)
-        and group.rows[0]["attack_succeeded"]
-        and group.values("attack_success")
-        and total_seconds(group.rows[0])
-    ]
+    timed: dict[str, list[Row]] = defaultdict(list)
+    for group in groups:
+        if group.label not in (UNDEFENDED_ROW, REFERENCE_ROW) and not group.label.endswith(ends):
+            for row in _succeeded(group):
+                if total_seconds(row):
+                    timed[group.label].append(row)
+    return timed
+
+
+def _succeeded(group: Group) -> list[Row]:
+    return [row for row in group.rows if row["attack_succeeded"] and row["attack_success"] is not None]
 
 
 def _clean_success(groups: list[Group]) -> float:
-    """Return the mean attack success of the clean-trained references of the cells whose attack succeeded."""
-    clean = [group for group in groups if group.label == REFERENCE_ROW and group.rows[0]["attack_succeeded"]]
-    return float(np.mean([np.mean(group.values("attack_success")) for group in clean])) if clean else 0.0
+    """Return the mean attack success of the clean-trained references where the attack succeeded."""
+    clean = [row for group in groups if group.label == REFERENCE_ROW for row in _succeeded(group)]
+    return float(np.mean([row["attack_success"] for row in clean])) if clean else 0.0
 
 
-def _by_time(groups: list[Group], reference: float) -> Figure:
+def _by_time(timed: dict[str, list[Row]], reference: float) -> Figure:
     """Return attack success over seconds: a mark a label, a line through the budgets of a defence.
 
-    Both are means over the cells that a label has; the legend says how many those are.
+    Both are means over the rows that a label has; the legend says how many those are.
     """
-    by_label: dict[str, list[Group]] = defaultdict(list)
-    for group in groups:
-        by_label[group.label].append(group)
     defences: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
-    for alike in by_label.values():
-        seconds = [total_seconds(row) or 0.0 for group in alike for row in group.rows]
-        success = np.mean([np.mean(group.values("attack_success")) for group in alike])
-        defences[alike[0].rows[0]["defense"]].append(
-            (float(np.mean(seconds)), 100 * float(success), len(alike))
-        )
+    for rows in timed.values():
+        seconds = float(np.mean([total_seconds(row) or 0.0 for row in rows]))
+        success = 100 * float(np.mean([row["attack_success"] for row in rows]))
+        defences[rows[0]["defense"]].append((seconds, success, len(rows)))
     figure = Figure(figsize=(8, 5))
     panel: Axes = figure.add_subplot()
     for number, (name, points) in enumerate(defences.items()):
-        x, y, cells = zip(*sorted(points), strict=True)
-        counted = " to ".join(map(str, sorted({min(cells), max(cells)})))
+        x, y, counts = zip(*sorted(points), strict=True)
+        counted = " to ".join(map(str, sorted({min(counts), max(counts)})))
         mark, colour = _MARKS[number // 10 % len(_MARKS)], f"C{number % 10}"
         size = 11 if name == "clipguard" else 6
-        words = f"{name} ({counted} cells)"
+        words = f"{name} (n = {counted})"
         panel.plot(x, y, marker=mark, color=colour, linewidth=1, markersize=size, label=words)
     panel.axhline(100 * reference, color="gray", linestyle="--", linewidth=1, label=_WORDS[REFERENCE_ROW])
     panel.set_xscale("log")
@@ -174,7 +171,7 @@ def _by_time(groups: list[Group], reference: float) -> Figure:
     panel.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     panel.xaxis.set_minor_formatter("{x:g}")
     panel.set_xlabel("seconds of a defence, scan and guide's pass included where it has them")
-    panel.set_ylabel("attack success, %, mean over cells")
+    panel.set_ylabel("attack success, %, mean over cells and seeds")
     panel.grid(alpha=0.3)
     _percent_axis(panel)
     panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -61,13 +61,13 @@ def write_bench_report(run: Path) -> tuple[list[Path], str | None]:
         ClipguardError: there is no such file, or it is damaged.
     """
     rows = read_results(run)
-    table = run / "results.md"
-    write_text(table, markdown(rows))
+    page = run / "results.md"
+    write_text(page, markdown(rows))
     try:
         from clipguard.lab.benchmark.pictures import write_pictures
     except ImportError:
-        return [table], 'pictures of a benchmark need matplotlib: pip install "clipguard[bench]"'
-    return [table, *write_pictures(groups(rows), run)], None
+        return [page], 'pictures of a benchmark need matplotlib: pip install "clipguard[bench]"'
+    return [page, *write_pictures(groups(rows), run)], None
 
 
 def markdown(rows: list[Row]) -> str:
@@ -75,7 +75,7 @@ def markdown(rows: list[Row]) -> str:
     all_groups = groups(rows)
     axes = varying_axes([group.rows[0] for group in all_groups])
     lines = ["# Results", "", f"Goal: {GOALS}.", "", *_provenance(rows), ""]
-    head, rule, *scored = _summary(all_groups)
+    head, rule, *scored = summary(all_groups)
     lines += ["## In one view", "", _ABOUT_SUMMARY, "", head, rule, *scored, ""] if scored else []
     lines += ["## Rates", "", _ABOUT_RATES, "", *_rates(all_groups, axes), ""]
     lines += ["## Detection and time", "", _TIME, "", *_detections(all_groups, axes), ""]
@@ -128,7 +128,7 @@ def _provenance(rows: list[Row]) -> list[str]:
     ]
 
 
-def _summary(all_groups: list[Group]) -> list[str]:
+def summary(all_groups: list[Group]) -> list[str]:
     """Return a line for each data set, net and scored row: in how many cells which goal is met."""
     lines = [
         ["data", "net", "row", "cells", "all goals", "ASR", "CA", "target recall", "TPR", "FPR", "AUROC"]
@@ -155,7 +155,7 @@ def _summary(all_groups: list[Group]) -> list[str]:
                 *(_mean_of(rows, f"detection_{name}") for name in _SUMMARISED),
             ]
         )
-    return _table(lines)
+    return table(lines)
 
 
 _SUMMARISED: Final = ("flagged_recall", "false_positive_rate", "auroc_suspicion")
@@ -175,7 +175,7 @@ def _rates(all_groups: list[Group], axes: Sequence[str]) -> list[str]:
         sizes = ", ".join(sorted({_size(row) for row in group.rows}))
         cell = cell_text(group.rows[0], axes)
         lines.append([cell, group.label, *rates, str(len(group.rows)), sizes, verdicts(group)])
-    return _table(lines)
+    return table(lines)
 
 
 def _size(row: Row) -> str:
@@ -195,7 +195,7 @@ def _detections(all_groups: list[Group], axes: Sequence[str]) -> list[str]:
             left = spread(group.values("detection_poison_in_clean"), _PLAIN)
             figures += [_worst_class(group), f"{left} of {spread(poisoned, _PLAIN)}", _seconds(group)]
             lines.append([cell_text(group.rows[0], axes), group.label, *figures])
-    return _table(lines)
+    return table(lines)
 
 
 def _worst_class(group: Group) -> str:
@@ -215,7 +215,8 @@ def _seconds(group: Group) -> str:
     return ", ".join(f"{name} {fmean(values):.0f}" for name, values in seconds.items() if values)
 
 
-def _table(lines: list[list[str]]) -> list[str]:
+def table(lines: list[list[str]]) -> list[str]:
+    """Return a Markdown table; its first line is the head."""
     head, *rows = (f"| {' | '.join(map(_escaped, line))} |" for line in lines)
     return [head, "|" + "---|" * len(lines[0]), *rows]
 
