@@ -13,7 +13,7 @@ from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.classifiers import ClassifierConfig, cached_classifier, train_classifier
 from clipguard.compute.training import Recipe
 from clipguard.defenses import DEFENSES, Case, Defense, Repaired, controls, defense_factory, foreign_defense
-from clipguard.defenses.clipguard import Clipguard, fitted
+from clipguard.defenses.clipguard import Clipguard, fitted, scanned
 from clipguard.defenses.controls import Finetune, NoDefense, Retrain
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized
@@ -84,7 +84,11 @@ def test_clipguard_and_retrain_give_the_same_partition_from_one_scan(case):
     assert tuple(one.seconds) == (*scan, "unlearning")
     assert tuple(other.seconds) == (*scan, "retraining")
     assert {name: one.seconds[name] for name in scan} == {name: other.seconds[name] for name in scan}
-    assert one.notes == {"flagged": one.partition.flagged.sum()}
+    found = scanned(case, CONFIG).verdict_.findings
+    assert one.notes["flagged"] == one.partition.flagged.sum()
+    assert one.notes["suspicious_classes"] == len(found)
+    assert one.notes.get("suspicious_class") == (found[0].label if found else None)
+    assert one.notes.get("at_least") == (found[0].at_least if found else None)
     dropped = one.partition.has(State.TRIGGER, State.LABEL, State.EXCLUDED)
     assert other.notes == {"dropped": dropped.sum()}
     assert dropped.any()

@@ -81,15 +81,23 @@ def test_small_nets_of_a_scan_are_exact_on_every_processor():
     assert np.array_equal(*logits)
 
 
-def test_the_processor_trains_in_bfloat16_if_it_multiplies_in_it_and_nobody_wants_it_exact(monkeypatch):
-    flags = torch.cpu.get_capabilities()
-    native = bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
-    for asked, expected in (("", "bfloat16" if native else "float32"), ("float32", "float32")):
+@pytest.mark.parametrize(
+    ("flags", "trained_in"),
+    [
+        ({"cpu_name": "AMD EPYC 9R14", "avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bfloat16"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "float32"),
+        ({"cpu_name": "AMD EPYC 7763", "avx512_bf16": False, "amx_bf16": False}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_the_processor_trains_in_bfloat16_where_that_is_faster_and_nobody_wants_it_exact(
+    flags, trained_in, monkeypatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    for asked, expected in (("", trained_in), ("float32", "float32")):
         monkeypatch.setenv(PRECISION_VARIABLE, asked)
         assert choose_device("cpu") == Device(trained_in=expected)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": True})
-    monkeypatch.delenv(PRECISION_VARIABLE)
-    assert choose_device("cpu").trained_in == "bfloat16"
     monkeypatch.setenv(PRECISION_VARIABLE, "half")
     with pytest.raises(ClipguardError, match="CLIPGUARD_PRECISION is 'half': give float32"):
         choose_device("cpu")

@@ -170,7 +170,10 @@ def choose_device(name: str | None = None) -> Device:
 
 
 def _processor() -> Device:
-    """Return the processor; it trains large nets in bfloat16 where it has instructions for that.
+    """Return the processor; it trains large nets in bfloat16 where that is faster.
+
+    AMX multiplies in it many times as fast. AMD's AVX-512 instructions do, too; Intel's take 1.3 to 1.4 times
+    as long as float32 (see `precision`).
 
     Raises:
         ClipguardError: CLIPGUARD_PRECISION says something else than float32.
@@ -179,8 +182,9 @@ def _processor() -> Device:
     if precision not in (None, "", "float32"):
         raise ClipguardError(f"{PRECISION_VARIABLE} is {precision!r}: give float32, or leave it out")
     there = torch.cpu.get_capabilities()
-    native = there.get("avx512_bf16") or there.get("amx_bf16")
-    return replace(CPU, trained_in="bfloat16") if native and not precision else CPU
+    amd = str(there.get("cpu_name", "")).startswith("AMD")
+    faster = there.get("amx_bf16") or (amd and there.get("avx512_bf16"))
+    return replace(CPU, trained_in="bfloat16") if faster and not precision else CPU
 
 
 def _first_that_works() -> Device:

@@ -30,7 +30,11 @@ class Clipguard:
             seconds=stage_seconds(defender),
             entropy_map=defender.scan_.entropy,
             partition=defender.partition_,
-            notes={"flagged": int(defender.partition_.flagged.sum()), **_by_features(defender)},
+            notes={
+                "flagged": int(defender.partition_.flagged.sum()),
+                **_by_features(defender),
+                **_of_verdict(defender),
+            },
         )
 
 
@@ -84,3 +88,14 @@ def _by_features(defender: Defender) -> dict[str, int]:
         return {}
     status = read_table(stage.path / FEATURES_FILE)["status"]
     return {f"{name}_by_features": int((status == name).sum()) for name in ("flagged", "trusted")}
+
+
+def _of_verdict(defender: Defender) -> dict[str, int]:
+    """Return the number of suspicious classes, and of the first one its number and what it holds at least."""
+    findings = defender.verdict_.findings
+    notes = {"suspicious_classes": len(findings)}
+    if findings:
+        notes["suspicious_class"] = findings[0].label
+        if findings[0].at_least is not None:
+            notes["at_least"] = findings[0].at_least
+    return notes
