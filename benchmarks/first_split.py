@@ -16,7 +16,7 @@ from clipguard.compute.threads import granted_threads
 from clipguard.detection.competence import second_axis
 from clipguard.detection.early_model import early_losses
 from clipguard.detection.entropy_map import entropy_map, first_partition, opinion
-from clipguard.detection.label_exchange import probed_labels
+from clipguard.detection.probed_labels import probed_labels
 from clipguard.lab.benchmark.machine import commit, machine
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.seeds import Seed, Stream
@@ -39,7 +39,7 @@ def splits(draw: Draw) -> tuple[dict[str, Partition], np.ndarray]:
     scores = guide.logits(embeddings, data.class_names)
     nll, likeliest = opinion(scores, data.labels)
     losses = early_losses(data, scores, config.early_model, seed.child(Stream.EARLY_MODEL))
-    probe, _ = probed_labels(embeddings, data.labels, k, seed.child("labels"))
+    probe, *_ = probed_labels(embeddings, data.labels, k, seed.child("labels"))
     entropy = entropy_map(nll, losses.early)
     axis = second_axis(data.labels, likeliest, probe.loss, probe.likeliest)
     two = first_partition(entropy, data.labels, k, config.entropy_map)

@@ -17,13 +17,13 @@ import numpy as np
 
 from clipguard.detection.class_evidence import class_evidence, with_evidence
 from clipguard.detection.entropy_map import entropy_map, first_partition
-from clipguard.detection.label_exchange import probed_labels
 from clipguard.detection.label_flow import (
     LabelView,
     label_only_poison,
     refitted_label_flow,
 )
 from clipguard.detection.linear_probe import Probe
+from clipguard.detection.probed_labels import probed_labels
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.detection.trigger_detector import refine
 from clipguard.lab.benchmark.machine import commit, machine
@@ -49,14 +49,14 @@ class Scored:
 
 
 def scored(draw: Draw) -> Scored:
-    """Return what is kept of a draw; label exchange is computed anew, by the code of today."""
+    """Return what is kept of a draw; both tests of labels are computed anew, by the code of today."""
     scores, arrays = read_scores(file_of(draw))
     embeddings = arrays["embeddings"].astype(np.float32)
     seed = Seed(draw.seed).child("labels")
-    probe, exchange = probed_labels(embeddings, scores.labels, scores.num_classes, seed)
+    probe, exchange, one_way = probed_labels(embeddings, scores.labels, scores.num_classes, seed)
     return Scored(
         draw=draw,
-        scores=replace(scores, exchange=exchange),
+        scores=replace(scores, exchange=exchange, one_way=one_way),
         probe=probe,
         embeddings=embeddings,
         poisoned=arrays["poisoned"],

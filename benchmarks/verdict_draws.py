@@ -25,6 +25,7 @@ from clipguard.compute.threads import granted_threads, one_thread
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size, read_images
 from clipguard.detection.label_exchange import LabelExchange
+from clipguard.detection.one_way_labels import OneWayLabels
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.lab.attacks import attack_named
 from clipguard.lab.benchmark.config import GuideChoice
@@ -69,6 +70,8 @@ class Draw:
         condition: what is done to the data before: `as is`, `long tail`, `noise RATE`, `duplicates`, `ids`,
             or `guide SHARE`, a guide whose embeddings are that far noise.
         seed: of attack, condition and scan.
+        fit_seed: of what the attack learns from the data first; None is `seed`. Draws of the same rows share
+            one, since it takes up to ten minutes.
     """
 
     data: str
@@ -77,6 +80,7 @@ class Draw:
     options: dict[str, Any] = field(default_factory=dict)
     condition: str = "as is"
     seed: int = 0
+    fit_seed: int | None = None
 
     @property
     def name(self) -> str:
@@ -136,7 +140,8 @@ def made(draw: Draw) -> tuple[ImageSet, PoisonTruth]:
     if "count" in options:
         options["rate"] = options.pop("count") / len(data)
     attack = attack_named(draw.attack, **options)
-    fitted = attack.fit(data, seed.child("fit"), CACHE / "attacks", lambda step, done, total: None)
+    fit_seed = seed if draw.fit_seed is None else Seed(draw.fit_seed)
+    fitted = attack.fit(data, fit_seed.child("fit"), CACHE / "attacks", lambda step, done, total: None)
     return fitted.poison(data, seed.child("attack"))
 
 
@@ -260,23 +265,27 @@ def scored(draw: Draw) -> None:
     print(f"{draw.name}: {embedded - began:.0f} s to make and embed, {seconds:.0f} s to score", flush=True)
 
 
+TESTS: dict[str, Any] = {"exchange": LabelExchange, "one_way": OneWayLabels}
+"""Tests of labels among the scores, by name."""
+
+
 def plain(scores: SampleScores) -> dict[str, Any]:
-    """Return scores as arrays by name; those of label exchange begin with `exchange_`."""
+    """Return scores as arrays by name; those of tests of labels begin with `exchange_` and `one_way_`."""
     values = asdict(scores)
-    exchange = values.pop("exchange")
-    return {**values, **{f"exchange_{name}": value for name, value in exchange.items()}}
+    of_tests = {test: values.pop(test) for test in TESTS}
+    return values | {f"{test}_{name}": value for test in TESTS for name, value in of_tests[test].items()}
 
 
 def read_scores(path: Path) -> tuple[SampleScores, dict[str, np.ndarray]]:
     """Return the scores that a file holds, and all its arrays."""
     arrays = dict(np.load(path))
-    exchange = {one.name: arrays[f"exchange_{one.name}"] for one in fields(LabelExchange)}
-    names = [one.name for one in fields(SampleScores) if one.name not in ("exchange", "num_classes")]
-    return SampleScores(
-        **{name: arrays[name] for name in names},
-        num_classes=int(arrays["num_classes"]),
-        exchange=LabelExchange(**exchange),
-    ), arrays
+    tests: dict[str, Any] = {
+        test: kind(**{one.name: arrays[f"{test}_{one.name}"] for one in fields(kind)})
+        for test, kind in TESTS.items()
+    }
+    names = [one.name for one in fields(SampleScores) if one.name not in (*TESTS, "num_classes")]
+    values = {name: arrays[name] for name in names}
+    return SampleScores(**values, **tests, num_classes=int(arrays["num_classes"])), arrays
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ family on development rows.
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -97,6 +97,7 @@ def poisoned() -> Iterator[Draw]:
                     attack=attack,
                     options={"count": few, "target": target},
                     seed=4000 + 10 * seed + target,
+                    fit_seed=4000 + target,
                 )
 
 
@@ -174,41 +175,64 @@ def scanned(draw: Draw, kind: str) -> None:
     print(f"{draw.name}: {verdict.answer} {found} {round(time.monotonic() - began)} s", flush=True)
 
 
+HEAD = (
+    "draws",
+    "data",
+    "n",
+    "clean",
+    "suspicious",
+    "undecided",
+    "right class alone",
+    "bound holds",
+    "bound / truth",
+)
+HEAD += ("flagged", "of them poisoned", "poisoned left in clean")
+
+
 def table() -> str:
-    """Return a line for each kind of draw and data set: how often each answer was given."""
-    lines = ["| draws | data | n | clean | suspicious | undecided | right class | bound holds | flagged |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    """Return a line for each kind of draw, and attack or condition, and data set: how often what was said.
+
+    The last four columns are medians; that of the bound is over the draws that give one for the right class.
+    """
+    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
     for kind in LISTS:
-        results = [json.loads(file.read_text()) for file in sorted((OUT / kind).glob("*.json"))]
-        by_data: dict[str, list[dict[str, Any]]] = {one["draw"]["data"]: [] for one in results}
-        for one in results:
-            by_data[one["draw"]["data"]].append(one)
-        lines += [_line(kind, data, some) for data, some in by_data.items()]
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for file in sorted((OUT / kind).glob("*.json")):
+            one = json.loads(file.read_text())
+            of = one["draw"]["attack"] if kind == "poisoned" else one["draw"]["condition"]
+            name = kind if of == "as is" else f"{kind}: {of}"
+            groups.setdefault((name, one["draw"]["data"]), []).append(one)
+        lines += [_line(*names, some) for names, some in groups.items()]
     return "\n".join(lines)
 
 
-def _line(kind: str, data: str, results: list[dict[str, Any]]) -> str:
+def _line(name: str, data: str, results: list[dict[str, Any]]) -> str:
     answers = [one["verdict"]["answer"] for one in results]
-    counts = [answers.count(answer) for answer in ("clean", "suspicious", "undecided")]
-    right = [
-        {found["class_name"] for found in one["verdict"]["findings"]} == {one["target"]} for one in results
-    ]
+    cells: list[object] = [name, data, len(results)]
+    cells += [answers.count(answer) for answer in ("clean", "suspicious", "undecided")]
+    if results[0]["target"] is None:
+        cells += ["", "", "", _median(one["flagged"] for one in results), "", ""]
+        return "| " + " | ".join(map(str, cells)) + " |"
+    named = [{found["class_name"] for found in one["verdict"]["findings"]} for one in results]
     bounds = [
-        found["at_least"] <= one["poisoned"]
+        (found["at_least"], one["poisoned"])
         for one in results
         for found in one["verdict"]["findings"]
         if found.get("at_least") is not None and found["class_name"] == one["target"]
     ]
-    poisoned = results[0]["target"] is not None
-    cells = [
-        kind,
-        data,
-        len(results),
-        *counts,
-        sum(right) if poisoned else "",
-        f"{sum(bounds)}/{len(bounds)}",
+    cells += [
+        sum(names == {one["target"]} for names, one in zip(named, results, strict=True)),
+        f"{sum(least <= truth for least, truth in bounds)} of {len(bounds)}",
+        _median(round(least / truth, 2) for least, truth in bounds),
+        *(_median(one[key] for one in results) for key in ("flagged", "flagged_and_poisoned")),
+        _median(one["poisoned_and_clean"] for one in results),
     ]
-    return "| " + " | ".join(map(str, [*cells, int(np.median([one["flagged"] for one in results]))])) + " |"
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _median(values: Iterable[float]) -> str:
+    known = list(values)
+    return f"{float(np.median(known)):g}" if known else ""
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from scipy.stats import binom
 from clipguard.detection import class_evidence as class_evidence_module
 from clipguard.detection.class_evidence import (
     ALPHA,
+    FEWEST_SAMPLES,
     LEAST_STRENGTH,
     class_evidence,
     sides_of,
@@ -16,9 +17,11 @@ from clipguard.detection.class_evidence import (
 )
 from clipguard.detection.entropy_map import EntropyMapConfig
 from clipguard.detection.label_exchange import LabelExchange
+from clipguard.detection.one_way_labels import OneWayLabels
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.detection.trigger_detector import HANDFUL, TriggerDetectorConfig
 from clipguard.types import State, partition_of
+from tiny_labels import no_one_way
 
 K, TARGET = 5, 1
 MAP, DETECTOR = EntropyMapConfig(), TriggerDetectorConfig()
@@ -73,6 +76,7 @@ def scores_of(seed=0, n=3000, *, triggered=0, wrong=True, by_detector=True, earl
         first_round=score,
         trigger_score=score,
         exchange=exchange_of(np.ones(K)),
+        one_way=no_one_way(K),
     )
     return scores, rows
 
@@ -212,7 +216,7 @@ def test_sides_differ_in_the_content_alone_and_no_sample_is_on_both():
     assert not guide.trusted[rank < MAP.clean - 0.01].any()
 
 
-@pytest.mark.parametrize(("p_value", "suspected"), [(ALPHA / 4 - 1e-6, True), (ALPHA / 4 + 1e-6, False)])
+@pytest.mark.parametrize(("p_value", "suspected"), [(ALPHA / 5 - 1e-6, True), (ALPHA / 5 + 1e-6, False)])
 def test_labels_alone_betray_a_class_that_has_no_trigger(p_value, suspected):
     scores, _ = scores_of(1, triggered=90)
     low = np.ones(K)
@@ -229,6 +233,20 @@ def test_labels_alone_betray_a_class_only_if_they_are_a_thousandth_of_the_data(e
     scores, _ = scores_of(n=3000)
     scores = replace(scores, exchange=exchange_of([1, 1, 1, 1, ALPHA / 5], excess))
     assert judged(scores).wrong_labels.nonzero()[0].tolist() == [4] * suspected
+
+
+@pytest.mark.parametrize(
+    ("n", "p_value", "suspected"),
+    [(3000, ALPHA / 20, True), (3000, ALPHA / 19, False), (FEWEST_SAMPLES - 1, 0.0, False)],
+)
+def test_labels_from_deep_inside_another_class_betray_a_class(n, p_value, suspected):
+    scores, _ = scores_of(n=n)
+    one_way = OneWayLabels(
+        p_value=np.array([1, 1, 1, p_value, 1]), source=np.array([-1, -1, -1, 0, -1]), share=np.zeros(K)
+    )
+    evidence = judged(replace(scores, one_way=one_way))
+    assert evidence.one_way.nonzero()[0].tolist() == [3] * suspected
+    assert evidence.suspected.nonzero()[0].tolist() == [3] * suspected
 
 
 def test_bounds_of_both_axes_hold_in_nearly_all_draws():

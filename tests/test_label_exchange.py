@@ -17,24 +17,9 @@ from clipguard.detection.certain_labels import (
     recalibrated,
 )
 from clipguard.detection.label_exchange import LEVEL, MARGIN, label_exchange
-from clipguard.detection.linear_probe import FOLDS, NO_LOG_PROB, FittedProbe, fitted_probe
+from clipguard.detection.linear_probe import NO_LOG_PROB, fitted_probe
 from clipguard.seeds import Seed
-from tiny_labels import K, blobs, nobody, relabelled
-
-
-class Stub:
-    """A discriminant whose embeddings are the log-probabilities of its classes."""
-
-    def __init__(self, classes):
-        self.classes_ = classes
-
-    def predict_log_proba(self, log_probs):
-        return log_probs[:, self.classes_]
-
-
-def stub_probe(n, k, classes=None):
-    classes = np.arange(k) if classes is None else classes
-    return FittedProbe(fold=np.arange(n) % FOLDS, discriminants=(Stub(classes),) * FOLDS, num_classes=k)
+from tiny_labels import K, blobs, nobody, relabelled, stub_probe
 
 
 def posteriors(n, k, seed=0, sharpness=3.0):

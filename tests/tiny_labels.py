@@ -5,7 +5,8 @@ from scipy.special import softmax
 
 from clipguard.detection.label_exchange import LabelExchange
 from clipguard.detection.label_flow import LabelFlow, LabelFlowConfig, LabelView
-from clipguard.detection.linear_probe import NO_LOG_PROB, Probe, linear_probe
+from clipguard.detection.linear_probe import FOLDS, NO_LOG_PROB, FittedProbe, Probe, linear_probe
+from clipguard.detection.one_way_labels import OneWayLabels
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.seeds import Seed
 
@@ -27,13 +28,18 @@ def no_exchange(k):
     )
 
 
+def no_one_way(k):
+    """Return one-way labels without anything to say of k classes."""
+    return OneWayLabels(p_value=np.ones(k), source=np.full(k, -1), share=np.zeros(k))
+
+
 def scores_of(labels, num_classes, **known):
     """Return scores that say nothing of any sample, but for what is known."""
     zero = np.zeros(len(labels))
     losses = ("guide_nll", "early_nll", "late_nll", "probe_loss", "first_round", "trigger_score")
     values = dict.fromkeys(losses, zero) | {"guide_class": labels, "probe_class": labels} | known
-    exchange = no_exchange(num_classes)
-    return SampleScores(labels=labels, num_classes=num_classes, exchange=exchange, **values)
+    tests = {"exchange": no_exchange(num_classes), "one_way": no_one_way(num_classes)}
+    return SampleScores(labels=labels, num_classes=num_classes, **values | tests)
 
 
 def nobody(labels):
@@ -46,6 +52,21 @@ def blobs(sizes=(300,) * K, spread=1.0, seed=0):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     centres = 3 * np.eye(len(sizes), 12)
     return (centres[labels] + spread * draw.normal(size=(len(labels), 12))).astype(np.float32), labels
+
+
+class Stub:
+    """A discriminant whose embeddings are the log-probabilities of its classes."""
+
+    def __init__(self, classes):
+        self.classes_ = classes
+
+    def predict_log_proba(self, log_probs):
+        return log_probs[:, self.classes_]
+
+
+def stub_probe(n, k, classes=None):
+    classes = np.arange(k) if classes is None else classes
+    return FittedProbe(fold=np.arange(n) % FOLDS, discriminants=(Stub(classes),) * FOLDS, num_classes=k)
 
 
 def view_of(labels, guide_nll=None, unexplained=None, k=None):

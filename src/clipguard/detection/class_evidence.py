@@ -4,7 +4,7 @@ Two axes are independent of each other. The *pixel axis* asks whether the trigge
 candidates of the entropy map more often than their content explains (`sensitivity`). The *dirty-label axis*
 asks whether labels that the guide finds improbable are believed early (`early_belief`). A class is suspected
 of a trigger where either axis rejects it. Flags outside suspected classes are released: a small data set has
-them by chance. Labels alone may betray a class, too (`label_exchange`).
+them by chance. Labels alone may betray a class, too (`label_exchange`, `one_way_labels`).
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,14 @@ from clipguard.types import Partition, State
 ALPHA: Final = 0.05
 """Probability that an unpoisoned data set is called suspicious, as far as the nulls hold.
 
-The customary value. The pixel axis has a half of it, the dirty-label axis and label exchange a quarter each.
+The customary value. The pixel axis has a half of it, the dirty-label axis a quarter, label exchange a fifth
+and one-way labels, whose p-values are extreme if anything, a twentieth.
 """
 
 PIXEL_ALPHA: Final = ALPHA / 2
 EARLY_ALPHA: Final = ALPHA / 4
-LABEL_ALPHA: Final = ALPHA / 4
+LABEL_ALPHA: Final = ALPHA / 5
+ONE_WAY_ALPHA: Final = ALPHA / 20
 
 LEAST_STRENGTH: Final = 4.0
 """Strength on the pixel axis from which a class is suspected.
@@ -58,7 +60,8 @@ class ClassEvidence:
         pixel_strength: largest odds ratio at which the pixel axis rejects the class.
         early: what the dirty-label axis says.
         triggered: classes that either axis rejects.
-        wrong_labels: classes that label exchange rejects, by enough labels to matter.
+        one_way: classes that hold labels of one other class from deep inside it.
+        wrong_labels: these, and classes that label exchange rejects by enough labels to matter.
         flagged: samples of these classes that are flagged for a trigger.
         at_least: lower bound of the samples of each of them with a trigger, at `ALPHA` over all classes.
         q_value: estimated share of samples without a trigger among those of the same class that are at least
@@ -68,6 +71,7 @@ class ClassEvidence:
     pixel_strength: Float64[np.ndarray, "k"]
     early: EarlyBelief
     triggered: Bool[np.ndarray, "k"]
+    one_way: Bool[np.ndarray, "k"]
     wrong_labels: Bool[np.ndarray, "k"]
     flagged: Bool[np.ndarray, "n"]
     at_least: Int64[np.ndarray, "k"]
@@ -90,7 +94,8 @@ def class_evidence(
     early = early_belief(
         scores.guide_nll, scores.late_nll, scores.labels, scores.num_classes, enough * EARLY_ALPHA
     )
-    by_labels = scores.exchange.excess >= LEAST_EXCESS * len(scores)
+    one_way = enough & (scores.one_way.p_value <= ONE_WAY_ALPHA)
+    matters = scores.exchange.excess >= LEAST_EXCESS * len(scores)
     by_detector = sides[0].positive & by_pixels[scores.labels]
     # Where the detector has identified a trigger, its judgement is the finer one.
     by_early = early.flagged & ~by_pixels[scores.labels]
@@ -102,7 +107,8 @@ def class_evidence(
         pixel_strength=strength,
         early=early,
         triggered=triggered,
-        wrong_labels=by_labels & (scores.exchange.p_value <= enough * LABEL_ALPHA),
+        one_way=one_way,
+        wrong_labels=one_way | (matters & (scores.exchange.p_value <= enough * LABEL_ALPHA)),
         flagged=by_detector | by_early,
         at_least=np.maximum(np.where(by_pixels, bounds, 0), early.at_least),
         q_value=q_value,

@@ -14,11 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 from scipy.stats import chi2, poisson
 
-from clipguard.compute.cross_validation import Groups
-from clipguard.detection.certain_labels import CertainLabels, certain_labels
-from clipguard.detection.linear_probe import Probe, fitted_probe, scored_labels
+from clipguard.detection.certain_labels import CertainLabels
 from clipguard.seeds import Seed
-from clipguard.types import Rows
 
 MARGIN: Final = 2.0
 """Factor by which expected counts may be too small without an alarm.
@@ -95,24 +92,6 @@ def label_exchange(labels: CertainLabels, seed: Seed, redraws: int = 999) -> Lab
         excess=_excess(given, nulls),
         wrong_labels=_wrong_labels(labels),
     )
-
-
-def probed_labels(
-    embeddings: Rows,
-    labels: Int64[np.ndarray, "n"],
-    num_classes: int,
-    seed: Seed,
-    groups: Groups | None = None,
-) -> tuple[Probe, LabelExchange]:
-    """Return what a linear probe of the embeddings [n, d] says of every label, and label exchange of a class.
-
-    Both ask the same probe. There are no soft labels: no class is suspected yet.
-    """
-    nobody, no_class = np.zeros(len(labels), dtype=bool), np.zeros(num_classes, dtype=bool)
-    fitted = fitted_probe(embeddings, labels, num_classes, nobody, seed, groups)
-    certain = certain_labels(embeddings, labels, ~nobody, fitted, seed.child("recalibration"))
-    exchange = label_exchange(certain, seed.child("exchange"))
-    return scored_labels(fitted, embeddings, labels, no_class), exchange
 
 
 def _null(labels: CertainLabels, depth: int) -> _Null:

@@ -8,6 +8,7 @@ from jaxtyping import Float64, Int64
 from clipguard.detection.competence import second_axis
 from clipguard.detection.entropy_map import EntropyMapConfig, entropy_map, first_partition
 from clipguard.detection.label_exchange import LabelExchange
+from clipguard.detection.one_way_labels import OneWayLabels
 from clipguard.types import Partition
 
 
@@ -27,6 +28,7 @@ class SampleScores:
         first_round: the trigger detector's probability of a trigger after its first round, out of fold.
         trigger_score: the same after its last round.
         exchange: what label exchange says of each class.
+        one_way: what one-way labels say of it.
     """
 
     labels: Int64[np.ndarray, "n"]
@@ -40,6 +42,7 @@ class SampleScores:
     first_round: Float64[np.ndarray, "n"]
     trigger_score: Float64[np.ndarray, "n"]
     exchange: LabelExchange
+    one_way: OneWayLabels
 
     def __len__(self) -> int:
         """Return n."""

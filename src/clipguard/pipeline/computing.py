@@ -21,7 +21,6 @@ from clipguard.data.provenance import recorded_source
 from clipguard.detection.drawn_rows import MOST_ROWS
 from clipguard.detection.early_model import early_losses
 from clipguard.detection.feature_separation import separated_by_features
-from clipguard.detection.label_exchange import probed_labels
 from clipguard.detection.label_flow import (
     LabelFlow,
     LabelView,
@@ -31,6 +30,7 @@ from clipguard.detection.label_flow import (
 )
 from clipguard.detection.linear_probe import FOLDS, Probe
 from clipguard.detection.net_configs import LATER
+from clipguard.detection.probed_labels import probed_labels
 from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.detection.trigger_inversion import FEWEST as FEWEST_TO_INVERT
 from clipguard.detection.trigger_inversion import invert_triggers
@@ -186,12 +186,13 @@ def detect_triggers(scan: Scan, folder: Path, progress: StepProgress) -> None:
 
 
 def follow_labels(scan: Scan, folder: Path, progress: StepProgress) -> None:
-    """Write what the linear probe says of every label, and label exchange of every class."""
+    """Write what the linear probe says of every label, and both tests of labels of every class."""
     embeddings, seed = scan.context.embeddings, scan.context.seed("labels")
-    probe, exchange = probed_labels(embeddings, scan.data.labels, scan.num_classes, seed, scan.data.groups)
-    for name, values in probe._asdict().items():
+    probed = probed_labels(embeddings, scan.data.labels, scan.num_classes, seed, scan.data.groups)
+    for name, values in probed.probe._asdict().items():
         write_array(folder / f"{name}.npy", values)
-    write_table(folder / "exchange.parquet", asdict(exchange))
+    write_table(folder / "exchange.parquet", asdict(probed.exchange))
+    write_table(folder / "one_way.parquet", asdict(probed.one_way))
     if len(scan.data) * (FOLDS - 1) // FOLDS > MOST_ROWS:
         write_notes(
             folder, [f"each linear probe has learned from {MOST_ROWS:,} of {len(scan.data):,} samples"]

@@ -16,6 +16,7 @@ from clipguard.detection.label_exchange import LabelExchange
 from clipguard.detection.label_flow import LabelView, label_only_poison
 from clipguard.detection.linear_probe import Probe
 from clipguard.detection.net_configs import LATER
+from clipguard.detection.one_way_labels import OneWayLabels
 from clipguard.detection.removal import Belief, beliefs, trusted_samples
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.pipeline.power import CanaryOutcome, Scanned, canary_sets, originals, power
@@ -29,7 +30,7 @@ CANARIES: Final = "canaries.json"
 
 def scores_of(scan: Scan) -> SampleScores:
     """Return what the finished stages of a scan say of every sample."""
-    array = scan.context.array
+    array, labels = scan.context.array, scan.context.finished["label_flow"].path
     return SampleScores(
         labels=scan.data.labels,
         num_classes=scan.num_classes,
@@ -41,7 +42,8 @@ def scores_of(scan: Scan) -> SampleScores:
         probe_class=array("label_flow", "likeliest.npy"),
         first_round=array("trigger_detector", "first_round.npy"),
         trigger_score=array("trigger_detector", "probability.npy"),
-        exchange=LabelExchange(**read_table(scan.context.finished["label_flow"].path / "exchange.parquet")),
+        exchange=LabelExchange(**read_table(labels / "exchange.parquet")),
+        one_way=OneWayLabels(**read_table(labels / "one_way.parquet")),
     )
 
 

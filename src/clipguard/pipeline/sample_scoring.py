@@ -4,7 +4,7 @@ from clipguard.compute.training import EpochHook
 from clipguard.detection.competence import second_axis
 from clipguard.detection.early_model import early_losses
 from clipguard.detection.entropy_map import entropy_map, first_partition, opinion
-from clipguard.detection.label_exchange import probed_labels
+from clipguard.detection.probed_labels import probed_labels
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.pipeline.config import DefenseConfig
@@ -34,7 +34,7 @@ def sample_scores(
     seed, k = Seed(config.seed), len(data.class_names)
     guide_nll, guide_class = opinion(guide, data.labels)
     losses = early_losses(data, guide, config.early_model, seed.child(Stream.EARLY_MODEL), on_epoch)
-    probe, exchange = probed_labels(embeddings, data.labels, k, seed.child("labels"), data.groups)
+    probe, exchange, one_way = probed_labels(embeddings, data.labels, k, seed.child("labels"), data.groups)
     axis = second_axis(data.labels, guide_class, probe.loss, probe.likeliest)
     partition = first_partition(
         entropy_map(guide_nll, losses.early), data.labels, k, config.entropy_map, axis
@@ -54,4 +54,5 @@ def sample_scores(
         first_round=triggers.first_round,
         trigger_score=triggers.probability,
         exchange=exchange,
+        one_way=one_way,
     )

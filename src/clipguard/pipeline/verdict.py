@@ -69,15 +69,17 @@ def _causes(scan: Scan) -> dict[int, tuple[Belief, Cause]]:
 
 
 def _finding(scan: Scan, tests: ClassEvidence, label: int, kind: Kind) -> Finding:
-    names, exchange = scan.data.class_names, scores_of(scan).exchange
+    names, scores = scan.data.class_names, scores_of(scan)
+    exchange, one_way = scores.exchange, scores.one_way
     belief = _causes(scan).get(label, (None, None))[0]
     by_trigger = kind != "label-only poison"
     by_pixels = bool(tests.pixel_strength[label] > tests.early.strength[label])
     strengths = (
         (tests.pixel_strength if by_pixels else tests.early.strength) if by_trigger else exchange.strength
     )
-    p_values = tests.early.p_value if by_trigger else exchange.p_value
-    source = int(exchange.source[label])
+    p_values = tests.early.p_value if by_trigger else np.minimum(exchange.p_value, one_way.p_value)
+    from_one = tests.one_way[label] or exchange.one_source[label]
+    source = int((one_way if tests.one_way[label] else exchange).source[label])
     return Finding(
         class_name=names[label],
         label=label,
@@ -86,7 +88,7 @@ def _finding(scan: Scan, tests: ClassEvidence, label: int, kind: Kind) -> Findin
         at_least=int(tests.at_least[label]) if kind == "trigger" else None,
         strength=float(strengths[label]),
         p_value=None if by_trigger and by_pixels else float(p_values[label]),
-        from_class=names[source] if not by_trigger and source >= 0 and exchange.one_source[label] else None,
+        from_class=names[source] if not by_trigger and source >= 0 and from_one else None,
         believed_with=belief.group_with if belief and by_trigger else None,
         believed_without=belief.group_without if belief and by_trigger else None,
     )
