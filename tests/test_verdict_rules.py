@@ -38,6 +38,7 @@ def evidence_of(triggered, wrong_labels):
         pixel_strength=np.zeros(k),
         early=early,
         triggered=np.array(triggered),
+        one_way=np.zeros(k, dtype=bool),
         wrong_labels=np.array(wrong_labels),
         flagged=np.zeros(4, dtype=bool),
         at_least=np.zeros(k, dtype=np.int64),
