@@ -4,7 +4,7 @@
 
 Random rows of CIFAR-10 40,000-49,999, some of one class labelled as another; then the draws without poison of
 `label_only_poison.py`, and more long tails. Guide `mini`, and the same with embeddings that are half noise.
-For each draw: the classes that label exchange, label flow and one-way labels suspect. A finished draw is kept.
+For each draw: the classes that label exchange, label flow and one-way labels suspect. A draw is made once.
 """
 
 import json

@@ -1,6 +1,7 @@
 """The verdict on draws whose truth is known: each is scanned as a user would scan it, and its answer kept.
 
     python benchmarks/verdict_scans.py LIST [PART OF A NAME]...    a list of `LISTS`
+    python benchmarks/verdict_scans.py recheck     whether one-way labels change any of the answers
     python benchmarks/verdict_scans.py table
 
 Each draw is one JSON file under benchmarks/results/verdict; a command goes on where an earlier one ended. No
@@ -21,9 +22,13 @@ import numpy as np
 
 from adaptive_draws import ADAPTIVE
 from clipguard.data import ImageSource
+from clipguard.detection.class_evidence import LABEL_ALPHA, ONE_WAY_ALPHA
+from clipguard.detection.probed_labels import probed_labels
 from clipguard.lab.benchmark.machine import commit, machine
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
+from clipguard.seeds import Seed
+from clipguard.types import chunks
 from runners import CACHE, RESULTS
 from verdict_draws import Draw, guide_for, made
 
@@ -127,6 +132,11 @@ def adaptive() -> Iterator[Draw]:
         yield Draw(data="cifar10", rows=(40_000, 50_000), attack=attack, options=options, seed=7000)
 
 
+BEFORE = ("a1bf188", "2bb5188", "5683b3e", "7f52dae")
+"""Commits of scans without one-way labels."""
+
+EARLIER_LABEL_ALPHA = 0.0125
+
 LISTS = {
     "adaptive": adaptive,
     "unpoisoned": unpoisoned,
@@ -189,6 +199,43 @@ HEAD = (
 HEAD += ("flagged", "of them poisoned", "poisoned left in clean")
 
 
+def recheck() -> None:
+    """Write what both tests of labels say of each draw that an earlier version has scanned.
+
+    One-way labels came with commit c91f07e, and the level of label exchange fell from 0.0125 to 0.01. Where
+    neither changes which classes are suspected, the answer is what it was: nothing else has changed.
+    """
+    path = OUT / "recheck.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for kind, draws in LISTS.items():
+        for draw in draws():
+            file = OUT / kind / f"{draw.name}.json"
+            if draw.name in known or not file.exists():
+                continue
+            values = json.loads(file.read_text())
+            if values["commit"] not in BEFORE:
+                continue
+            data, _ = made(draw)
+            images = data.pixels
+            embeddings = np.concatenate(
+                [guide_for(draw).clip.embed_images(images[part]) for part in chunks(len(images))]
+            )
+            k, seed = len(data.class_names), Seed(draw.seed).child("labels")
+            _, exchange, one_way = probed_labels(embeddings, data.labels, k, seed)
+            least = int(one_way.p_value.argmin())
+            between = (exchange.p_value > LABEL_ALPHA) & (exchange.p_value <= EARLIER_LABEL_ALPHA)
+            known[draw.name] = {
+                "one_way": np.flatnonzero(one_way.p_value <= ONE_WAY_ALPHA).tolist(),
+                "one_way_p_value": float(one_way.p_value[least]),
+                "one_way_pair": [least, int(one_way.source[least])],
+                "one_way_share": float(one_way.share[least]),
+                "exchange_between_levels": np.flatnonzero(between).tolist(),
+                "found": [one["label"] for one in values["verdict"]["findings"]],
+            }
+            path.write_text(json.dumps(known, indent=1) + "\n")
+            print(draw.name, known[draw.name], flush=True)
+
+
 def table() -> str:
     """Return a line for each kind of draw, and attack or condition, and data set: how often what was said.
 
@@ -238,8 +285,8 @@ def _median(values: Iterable[float]) -> str:
 def main() -> None:
     """Scan the draws of a list whose names hold all the words given, or print the table."""
     kind, *words = sys.argv[1:]
-    if kind == "table":
-        print(table())
+    if kind in ("table", "recheck"):
+        print(table()) if kind == "table" else recheck()
         return
     for draw in LISTS[kind]():
         if all(word in draw.name for word in words):
