@@ -7,7 +7,14 @@ from scipy.stats import binom, binomtest
 from clipguard.detection import one_way_labels as module
 from clipguard.detection.class_evidence import ONE_WAY_ALPHA
 from clipguard.detection.linear_probe import fitted_probe
-from clipguard.detection.one_way_labels import FEWEST, LARGEST_RATIO, MARGIN, ODDS, one_way_labels
+from clipguard.detection.one_way_labels import (
+    FEWEST,
+    FEWEST_SHARE,
+    LARGEST_RATIO,
+    MARGIN,
+    ODDS,
+    one_way_labels,
+)
 from clipguard.detection.probed_labels import probed_labels
 from clipguard.seeds import Seed
 from tiny_labels import K, blobs, nobody, stub_probe
@@ -42,8 +49,11 @@ def by_loops(log_probs, labels, noise):
         best = (1.0, -1, 0.0)
         for s in range(k):
             ratio = (content == t).sum() / max(1, (content == s).sum())
-            looked_at = max(counts[t, s][2], counts[s, t][2]) >= FEWEST and s != t
-            if not looked_at:
+            enough = (
+                counts[t, s][2] >= max(FEWEST, FEWEST_SHARE * own[s]),
+                counts[s, t][2] >= max(FEWEST, FEWEST_SHARE * own[t]),
+            )
+            if s == t or not any(enough):
                 continue
             size = own[t] / max(1, own[s])
             back = max(1, size) ** 2 * (counts[s, t][0] + 0.5) / (counts[s, t][1] + 0.5)

@@ -42,6 +42,9 @@ A few of many lie anywhere: of a rare class, most of the content may be theirs.
 FEWEST: Final = 5
 """Labels of a target in a source below which the pair is not looked at."""
 
+FEWEST_SHARE: Final = 0.05
+"""The same as a share of the source's own labels there: fewer are never one in ten of the deeper half."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneWayLabels:
@@ -117,11 +120,13 @@ def _counted(
     fitted: FittedProbe,
     rows: Int64[np.ndarray, "m"],
 ) -> _Pairs:
-    """Return the pairs with `FEWEST` labels in either direction, and the labels in the deeper half."""
+    """Return the pairs with enough labels in either direction, and the labels in the deeper half."""
     k = fitted.num_classes
     other = rows[labels[rows] != likeliest[rows]]
     cells, count = np.unique(labels[other] * k + likeliest[other], return_counts=True)
-    target, source = np.divmod(cells[count >= FEWEST], k)
+    own = np.bincount(labels[rows][labels[rows] == likeliest[rows]], minlength=k)
+    enough = np.maximum(FEWEST, FEWEST_SHARE * own[cells % k])
+    target, source = np.divmod(cells[count >= enough], k)
     cells = np.unique(np.concatenate((target * k + source, source * k + target)))
     target, source = np.divmod(cells, k)
     pair, sample = _members(target, source, labels, likeliest, rows)
