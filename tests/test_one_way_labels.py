@@ -141,3 +141,24 @@ def test_without_pairs_nothing_is_said():
     one = judged(log_probs, np.arange(30) % 3)
     assert one.p_value.tolist() == [1.0, 1.0, 1.0]
     assert one.source.tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("sizes", [(150, 150, 9, 9), (9, 9, 9, 9)])
+def test_nothing_is_said_of_classes_that_the_probe_does_not_know(sizes):
+    embeddings, labels = blobs(sizes)
+    one = probed_labels(embeddings, labels, K, Seed(0)).one_way
+    assert (one.p_value == 1).all()
+    assert (one.source[[size == 9 for size in sizes]] == -1).all()
+
+
+def test_a_class_that_is_a_single_group_is_no_error():
+    embeddings, labels = blobs((100, 100, 100, 30))
+    groups = np.where(labels == 3, 9999, np.arange(len(labels)))
+    probed = probed_labels(embeddings, labels, K, Seed(0), groups)
+    assert (probed.probe.loss[labels == 3] == 0).all()
+    assert (probed.probe.loss[labels != 3] > 0).all()
+    assert (probed.one_way.p_value == 1).all()
+    assert probed.exchange.p_value[3] == 1
+    embeddings, labels = blobs((100, 100))
+    groups = np.where(labels == 1, 9999, np.arange(len(labels)))
+    assert not probed_labels(embeddings, labels, 2, Seed(0), groups).probe.loss.any()

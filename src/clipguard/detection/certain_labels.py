@@ -109,8 +109,7 @@ def certain_labels(
     k, depths = fitted.num_classes, len(CERTAIN)
     observed, expected = np.zeros((depths, k, k), dtype=np.int64), np.zeros((depths, k, k))
     samples, own_share, noise = np.zeros((depths, k), dtype=np.int64), np.ones(k), 0.0
-    known = np.unique([discriminant.classes_ for discriminant in fitted.discriminants])
-    rows = np.flatnonzero(unexplained & np.isin(labels, known))
+    rows = np.flatnonzero(unexplained & np.isin(labels, fitted.known))
     if len(rows):
         recalibration = _fitted_recalibration(embeddings, labels, rows, fitted, seed)
         noise = recalibration.noise

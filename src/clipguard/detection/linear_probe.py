@@ -1,6 +1,7 @@
 """A linear probe of embeddings: what it says of every label, fitted without it."""
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -44,13 +45,20 @@ class FittedProbe:
 
     Attributes:
         fold: number of each sample's fold.
-        discriminants: one a fold; none where no two classes have enough samples.
+        discriminants: one a fold; none where not each of them can learn two classes.
         num_classes: k, empty classes included.
     """
 
     fold: Int64[np.ndarray, "n"]
     discriminants: "tuple[LinearDiscriminantAnalysis, ...]"
     num_classes: int
+
+    @property
+    def known(self) -> Int64[np.ndarray, "c"]:
+        """Classes that every discriminant knows: none that is a single group, which one fold alone has."""
+        if not self.discriminants:
+            return np.zeros(0, dtype=np.int64)
+        return reduce(np.intersect1d, (one.classes_ for one in self.discriminants))
 
     def log_probs(
         self, embeddings: Rows, fold: int, rows: Int64[np.ndarray, "m"]
@@ -79,7 +87,7 @@ def linear_probe(
     is exact, takes seconds, and a few per cent of wrong labels hardly move a class mean. It learns from at
     most `MOST_ROWS` samples, of each class its share. Samples that are `left_out` are scored but not learnt.
     Soft labels are given for the samples of the `softened` classes. Of a class with fewer than two samples a
-    fold the probe has no opinion, and of none where no two classes are left.
+    fold the probe has no opinion, nor of one that is a single group, and of none where a fold has not two.
     """
     fitted = fitted_probe(embeddings, labels, len(softened), left_out, seed, groups)
     return scored_labels(fitted, embeddings, labels, softened)
@@ -96,12 +104,15 @@ def fitted_probe(
     """Return the probe that `linear_probe` asks."""
     folds = fold_numbers(len(labels), FOLDS, seed.generator(), groups)
     classes = np.flatnonzero(np.bincount(labels[~left_out], minlength=num_classes) >= 2 * FOLDS)
-    discriminants, usable = [], ~left_out & np.isin(labels, classes)
-    for fold in range(FOLDS if len(classes) > 1 else 0):
-        rows = np.flatnonzero(usable & (folds != fold))
-        learned = drawn_by_class(labels, rows, MOST_ROWS, seed.child("rows", fold))
-        discriminants.append(_fitted(embeddings, labels, learned))
-    return FittedProbe(fold=folds, discriminants=tuple(discriminants), num_classes=num_classes)
+    usable = ~left_out & np.isin(labels, classes)
+    rows = [np.flatnonzero(usable & (folds != fold)) for fold in range(FOLDS)]
+    if any(len(np.unique(labels[some])) < 2 for some in rows):
+        return FittedProbe(fold=folds, discriminants=(), num_classes=num_classes)
+    learned = (
+        drawn_by_class(labels, some, MOST_ROWS, seed.child("rows", fold)) for fold, some in enumerate(rows)
+    )
+    discriminants = tuple(_fitted(embeddings, labels, some) for some in learned)
+    return FittedProbe(fold=folds, discriminants=discriminants, num_classes=num_classes)
 
 
 def scored_labels(

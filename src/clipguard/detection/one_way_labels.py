@@ -27,7 +27,8 @@ from clipguard.types import Rows, chunks
 ODDS: Final = 1 / 9
 """Odds of another class's label deep inside a class, without an alarm: one in ten of both.
 
-Of cats and dogs, the most confused classes of CIFAR-10 for the guide `mini`, they are 0.04 to 0.19.
+Of dogs among cats, the most confused classes of CIFAR-10 for the guide `mini`, the share is 0.05 to 0.19 in
+3,000 samples, and 0.07 to 0.09 in 10,000.
 """
 
 MARGIN: Final = 2.0
@@ -71,7 +72,7 @@ class _Pairs:
     kept: Int64[np.ndarray, "p"]
 
 
-def one_way_labels(  # what a fitted probe was fitted to, and what is known of it
+def one_way_labels(
     embeddings: Rows,
     labels: Int64[np.ndarray, "n"],
     likeliest: Int64[np.ndarray, "n"],
@@ -80,6 +81,8 @@ def one_way_labels(  # what a fitted probe was fitted to, and what is known of i
     seed: Seed,
 ) -> OneWayLabels:
     """Return which classes hold labels that belong deep inside another class.
+
+    Nothing is said of classes that the probe does not know: it finds all their samples likelier elsewhere.
 
     Args:
         embeddings: of the samples [n, d].
@@ -90,7 +93,7 @@ def one_way_labels(  # what a fitted probe was fitted to, and what is known of i
         seed: of the rows that are looked at, where there are more than `MOST_ROWS`.
     """
     k = fitted.num_classes
-    rows = drawn_by_class(labels, np.arange(len(labels)), MOST_ROWS, seed)
+    rows = drawn_by_class(labels, np.flatnonzero(np.isin(labels, fitted.known)), MOST_ROWS, seed)
     content = np.bincount(likeliest[rows], minlength=k)
     own = np.bincount(labels[rows][labels[rows] == likeliest[rows]], minlength=k)
     pairs = _counted(embeddings, labels, likeliest, fitted, rows)

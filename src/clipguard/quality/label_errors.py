@@ -60,13 +60,11 @@ def label_errors(
         seed: of the folds.
     """
     fitted = fitted_probe(embeddings, labels, num_classes, left_out, seed)
-    known = np.zeros(num_classes, dtype=bool)
-    for discriminant in fitted.discriminants:
-        known[discriminant.classes_] = True
-    rows = np.flatnonzero(~left_out & known[labels])
-    if not len(rows) or known.sum() < 2:
+    known = fitted.known
+    rows = np.flatnonzero(~left_out & np.isin(labels, known))
+    if not len(rows) or len(known) < 2:
         return []
-    probe = _Scored(fitted=fitted, embeddings=embeddings, labels=labels, known=np.flatnonzero(known))
+    probe = _Scored(fitted=fitted, embeddings=embeddings, labels=labels, known=known)
     odds = probe.recalibration(rows, seed.child("recalibration"))
     candidates, likeliest, own = probe.inspected(rows, odds)
     wrong = odds.noise / len(probe.known)

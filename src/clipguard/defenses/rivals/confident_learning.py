@@ -48,7 +48,7 @@ class ConfidentLearning:
         scores, flagged = np.full(n, np.nan), np.zeros(n, dtype=bool)
         if fitted.discriminants:
             inspector = inspector_of(
-                num_class=len(_known(fitted)), store_results=False, verbose=False, n_jobs=1
+                num_class=len(fitted.known), store_results=False, verbose=False, n_jobs=1
             )
             for _, labels, probabilities in out_of_fold(fitted, embeddings, data.labels):
                 inspector.update_confident_thresholds(labels, probabilities)
@@ -66,7 +66,7 @@ def embeddings_of(guide: ClipGuide, images: Rows) -> Float32[np.ndarray, "n d"]:
 
 def out_of_fold(fitted: FittedProbe, embeddings: Rows, labels: Int64[np.ndarray, "n"]) -> Iterator[Batch]:
     """Yield what the probe says of the samples of the classes that it knows, some of a fold at a time."""
-    known = _known(fitted)
+    known = fitted.known
     place = np.full(fitted.num_classes, -1)
     place[known] = np.arange(len(known))
     for fold in range(len(fitted.discriminants)):
@@ -75,11 +75,6 @@ def out_of_fold(fitted: FittedProbe, embeddings: Rows, labels: Int64[np.ndarray,
             rows = inside[part]
             probabilities = np.exp(fitted.log_probs(embeddings, fold, rows)[:, known])
             yield rows, place[labels[rows]], probabilities
-
-
-def _known(fitted: FittedProbe) -> Int64[np.ndarray, "c"]:
-    """Return the classes that any fold's probe has learned."""
-    return np.unique(np.concatenate([one.classes_ for one in fitted.discriminants]))
 
 
 def _inspector() -> Any:
