@@ -4,7 +4,8 @@
 
 Random rows of CIFAR-10 40,000-49,999, some of one class labelled as another; then the draws without poison of
 `label_only_poison.py`, and more long tails. Guide `mini`, and the same with embeddings that are half noise.
-For each draw: the classes that label exchange, label flow and one-way labels suspect. A draw is made once.
+For each draw: the classes that label exchange, label flow and one-way labels suspect. A draw is made once for
+each version of the stage `label_flow`.
 """
 
 import json
@@ -23,6 +24,7 @@ from clipguard.detection.probed_labels import probed_labels
 from clipguard.lab.benchmark.config import GuideChoice
 from clipguard.lab.benchmark.guides import guide_of
 from clipguard.lab.benchmark.machine import commit, machine
+from clipguard.pipeline.stages import versions
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet, Preprocessing
 from label_only_poison import HALF, Draw, untouched
@@ -96,7 +98,9 @@ def measured(draw: Draw, embeddings: np.ndarray, guide_log_probs: np.ndarray) ->
 def main() -> None:
     """Make the missing draws and print a line a kind of draw."""
     about = {"command": "python benchmarks/one_class_labels.py", "machine": machine()}
-    results = json.loads(FILE.read_text())["draws"] if FILE.exists() else {}
+    about["label_flow"] = str(versions()["label_flow"])
+    earlier = json.loads(FILE.read_text()) if FILE.exists() else {}
+    results = earlier["draws"] if earlier.get("label_flow") == about["label_flow"] else {}
     FILE.parent.mkdir(parents=True, exist_ok=True)
     cifar10 = "cifar10/train.parquet", (40_000, 50_000), (from_one_class, untouched, long_tails)
     cifar100 = "cifar100-12k/development.parquet", (0, 6000), (untouched,)
@@ -121,7 +125,8 @@ def show(results: dict[str, dict[str, Any]]) -> None:
     """Print how often each rule suspects the target, and any class where there is none."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for name, row in results.items():
-        kinds.setdefault(name.rsplit(", ", 1)[0].split("_")[0], []).append(row)
+        kind = name if name.endswith("as they are") else name.rsplit(", ", 1)[0]
+        kinds.setdefault(kind, []).append(row)
     for kind, rows in kinds.items():
         hits = {rule: 0 for rule in ("exchange", "flow", "one_way", "any")}
         others = 0

@@ -27,6 +27,7 @@ from clipguard.detection.probed_labels import probed_labels
 from clipguard.lab.benchmark.machine import commit, machine
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.defender import Defender
+from clipguard.pipeline.stages import versions
 from clipguard.seeds import Seed
 from clipguard.types import chunks
 from runners import CACHE, RESULTS
@@ -205,15 +206,16 @@ def recheck() -> None:
     One-way labels came with commit c91f07e, and the level of label exchange fell from 0.0125 to 0.01. Where
     neither changes which classes are suspected, the answer is what it was: nothing else has changed.
     """
-    path = OUT / "recheck.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    path, version = OUT / "recheck.json", versions()["label_flow"]
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    known = earlier["draws"] if earlier.get("label_flow") == version else {}
     for kind, draws in LISTS.items():
         for draw in draws():
             file = OUT / kind / f"{draw.name}.json"
             if draw.name in known or not file.exists():
                 continue
-            values = json.loads(file.read_text())
-            if values["commit"] not in BEFORE:
+            before = json.loads(file.read_text())
+            if before["commit"] not in BEFORE:
                 continue
             data, _ = made(draw)
             images = data.pixels
@@ -230,9 +232,10 @@ def recheck() -> None:
                 "one_way_pair": [least, int(one_way.source[least])],
                 "one_way_share": float(one_way.share[least]),
                 "exchange_between_levels": np.flatnonzero(between).tolist(),
-                "found": [one["label"] for one in values["verdict"]["findings"]],
+                "found": [one["label"] for one in before["verdict"]["findings"]],
             }
-            path.write_text(json.dumps(known, indent=1) + "\n")
+            values = {"label_flow": version, "commit": commit(), "machine": machine(), "draws": known}
+            path.write_text(json.dumps(values, indent=1) + "\n")
             print(draw.name, known[draw.name], flush=True)
 
 

@@ -25,8 +25,8 @@ def partition(states, triggers):
     return replace(whole, trigger=np.array(triggers, np.int64) - 1)
 
 
-def finding(kind, label):
-    return Finding(class_name=f"class {label}", label=label, kind=kind, flagged=1)
+def finding(kind, label, **known):
+    return Finding(class_name=f"class {label}", label=label, kind=kind, flagged=1, **known)
 
 
 def test_a_finding_takes_its_class_and_those_of_other_classes_that_share_its_trigger():
@@ -100,6 +100,9 @@ def test_figures_are_said_in_words_and_what_is_no_number_is_left_out():
     ]
     assert detection_words(None) == []
     assert strength_words(finding("trigger", 0)) == ""
+    assert strength_words(finding("label-only poison", 0, deep_share=0.27)) == (
+        "Deep inside the class they come from, 27.0 % carry this label."
+    )
 
 
 @pytest.mark.parametrize("limit", [200_000, 60_000, 20_000, 100])

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from clipguard.detection.class_evidence import FEWEST_SAMPLES
+from clipguard.detection.one_way_labels import OneWayLabels
 from clipguard.detection.removal import Belief
+from clipguard.pipeline import verdict as verdict_module
+from clipguard.pipeline.judging import scores_of
 from clipguard.pipeline.power import CanaryOutcome
 from clipguard.pipeline.verdict import verdict
 from clipguard.types import State
@@ -76,6 +79,45 @@ def test_flagged_labels_without_a_trigger_are_label_only_poison(unsuspicious):
     assert (finding.kind, finding.class_name, finding.flagged) == ("label-only poison", "dog", 30)
     assert (finding.at_least, finding.believed_with) == (None, None)
     assert made.reasons == ["class dog holds labels that belong to others: 30 samples are flagged"]
+
+
+def labelled_wrongly(scan, monkeypatch, *, one_way, exchange):
+    """Return the verdict on a scan whose class dog is suspected by these tests of labels."""
+    scores = scores_of(scan)
+    p_values, sources = np.array([1, 0.001, 1]), np.array([-1, 2, -1])
+    told = replace(
+        scores,
+        one_way=OneWayLabels(p_value=p_values, source=sources, share=np.array([0, 0.25, 0])),
+        exchange=replace(
+            scores.exchange,
+            p_value=p_values,
+            source=np.array([-1, 0, -1]),
+            one_source=sources >= 0,
+            strength=np.array([0, 3.0, 0]),
+        ),
+    )
+    monkeypatch.setattr(verdict_module, "scores_of", lambda _: told)
+    dog, state = np.arange(3) == 1, scan.partition.state.copy()
+    state[np.flatnonzero(scan.data.labels == 1)[:30]] = State.LABEL
+    tests = replace(scan.tests, one_way=dog & one_way, wrong_labels=dog & (one_way or exchange))
+    (found,) = verdict(replace(scan, tests=tests, partition=replace(scan.partition, state=state))).findings
+    return found.strength, found.p_value, found.from_class, found.deep_share
+
+
+@pytest.mark.parametrize(
+    ("one_way", "exchange", "said"),
+    [
+        (True, True, (None, 0.001, "frog", 0.25)),
+        (True, False, (None, 0.001, "frog", 0.25)),
+        (False, True, (3.0, 0.001, "cat", None)),
+        # Label flow alone has thresholds and no level.
+        (False, False, (None, None, "cat", None)),
+    ],
+)
+def test_wrong_labels_are_told_by_the_test_that_suspects_the_class(
+    unsuspicious, monkeypatch, one_way, exchange, said
+):
+    assert labelled_wrongly(unsuspicious, monkeypatch, one_way=one_way, exchange=exchange) == said
 
 
 def test_clean_is_what_all_canaries_were_identified_in(unsuspicious):

@@ -79,6 +79,7 @@ VERDICT = {
             "flagged": 1045,
             "p_value": 0.003,
             "from_class": "cat",
+            "deep_share": 0.27,
         },
         {"class_name": "cat", "label": 0, "kind": "shortcut", "flagged": 40, "strength": 3.0},
     ],

@@ -172,8 +172,8 @@ def choose_device(name: str | None = None) -> Device:
 def _processor() -> Device:
     """Return the processor; it trains large nets in bfloat16 where that is faster.
 
-    AMX multiplies in it many times as fast. AMD's AVX-512 instructions do, too; Intel's take 1.3 to 1.4 times
-    as long as float32 (see `precision`).
+    AMX is made for it, and AMD's AVX-512 instructions are faster than float32. Intel's took 1.3 to 1.4 times
+    as long (see `gains_by_bfloat16`).
 
     Raises:
         ClipguardError: CLIPGUARD_PRECISION says something else than float32.

@@ -88,8 +88,10 @@ def power_words(power: Power | None) -> list[str]:
 
 
 def strength_words(finding: Finding) -> str:
-    """Return how much else could explain the class, as a sentence; empty where it was not computed."""
+    """Return how much else could explain the class, in sentences; empty where it was not computed."""
     words = []
+    if finding.deep_share is not None:
+        words.append(f"Deep inside the class they come from, {percent(finding.deep_share)} carry this label.")
     if finding.strength is not None:
         words.append(
             f"A harmless cause would have to raise the odds of being flagged {finding.strength:.1f}-fold "

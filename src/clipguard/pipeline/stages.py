@@ -103,7 +103,7 @@ TRIGGER_DETECTOR: Final = Stage[Scan](
 
 LABEL_FLOW: Final = Stage[Scan](
     name="label_flow",
-    version=6,
+    version=7,
     title="compare labels with a linear probe",
     config=lambda scan: {"seed": scan.context.config.seed},
     inputs=lambda scan: scan.context.key("embeddings"),

@@ -1,6 +1,6 @@
 """The verdict of a scan, in words: what stands out, what was tested, and what could not have been seen."""
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -69,29 +69,43 @@ def _causes(scan: Scan) -> dict[int, tuple[Belief, Cause]]:
 
 
 def _finding(scan: Scan, tests: ClassEvidence, label: int, kind: Kind) -> Finding:
-    names, scores = scan.data.class_names, scores_of(scan)
-    exchange, one_way = scores.exchange, scores.one_way
-    belief = _causes(scan).get(label, (None, None))[0]
-    by_trigger = kind != "label-only poison"
-    by_pixels = bool(tests.pixel_strength[label] > tests.early.strength[label])
-    strengths = (
-        (tests.pixel_strength if by_pixels else tests.early.strength) if by_trigger else exchange.strength
-    )
-    p_values = tests.early.p_value if by_trigger else np.minimum(exchange.p_value, one_way.p_value)
-    from_one = tests.one_way[label] or exchange.one_source[label]
-    source = int((one_way if tests.one_way[label] else exchange).source[label])
+    belief = _causes(scan).get(label, (None, None))[0] if kind != "label-only poison" else None
+    evidence = _of_labels if kind == "label-only poison" else _of_trigger
     return Finding(
-        class_name=names[label],
+        class_name=scan.data.class_names[label],
         label=label,
         kind=kind,
         flagged=int((scan.partition.flagged & (scan.data.labels == label)).sum()),
         at_least=int(tests.at_least[label]) if kind == "trigger" else None,
-        strength=float(strengths[label]),
-        p_value=None if by_trigger and by_pixels else float(p_values[label]),
-        from_class=names[source] if not by_trigger and source >= 0 and from_one else None,
-        believed_with=belief.group_with if belief and by_trigger else None,
-        believed_without=belief.group_without if belief and by_trigger else None,
+        believed_with=belief.group_with if belief else None,
+        believed_without=belief.group_without if belief else None,
+        **evidence(scan, tests, label),
     )
+
+
+def _of_trigger(scan: Scan, tests: ClassEvidence, label: int) -> dict[str, Any]:
+    """Return the strength of the axis that says more, and its p-value if that is early belief."""
+    if tests.pixel_strength[label] > tests.early.strength[label]:
+        return {"strength": float(tests.pixel_strength[label])}
+    return {"strength": float(tests.early.strength[label]), "p_value": float(tests.early.p_value[label])}
+
+
+def _of_labels(scan: Scan, tests: ClassEvidence, label: int) -> dict[str, Any]:
+    """Return what the test of labels says that suspects the class; label flow has thresholds and no level."""
+    names, scores = scan.data.class_names, scores_of(scan)
+    if tests.one_way[label]:
+        one_way = scores.one_way
+        return {
+            "p_value": float(one_way.p_value[label]),
+            "from_class": names[one_way.source[label]],
+            "deep_share": float(one_way.share[label]),
+        }
+    exchange = scores.exchange
+    one_source = exchange.one_source[label] and exchange.source[label] >= 0
+    source = {"from_class": names[exchange.source[label]]} if one_source else {}
+    if not tests.wrong_labels[label]:
+        return source
+    return source | {"strength": float(exchange.strength[label]), "p_value": float(exchange.p_value[label])}
 
 
 def _suspicions(findings: list[Finding]) -> list[str]:

@@ -37,6 +37,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             (Rosenbaum 2002, sensitivity analysis).
         p_value: of the class without such a cause.
         from_class: where most of the changed labels come from; of label-only poison.
+        deep_share: of the samples deep inside that class with its label or this one, those with this one
+            (`clipguard.detection.one_way_labels`).
         believed_with: mean probability of the given label by an early-training model that has learned from
             other samples of the group.
         believed_without: the same by one that has met none of the group.
@@ -50,6 +52,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     strength: float | None = None
     p_value: float | None = None
     from_class: str | None = None
+    deep_share: float | None = None
     believed_with: float | None = None
     believed_without: float | None = None
 
