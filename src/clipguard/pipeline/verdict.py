@@ -70,7 +70,7 @@ def _causes(scan: Scan) -> dict[int, tuple[Belief, Cause]]:
 
 def _finding(scan: Scan, tests: ClassEvidence, label: int, kind: Kind) -> Finding:
     belief = _causes(scan).get(label, (None, None))[0] if kind != "label-only poison" else None
-    evidence = _of_labels if kind == "label-only poison" else _of_trigger
+    of_kind = _of_labels if kind == "label-only poison" else _of_trigger
     return Finding(
         class_name=scan.data.class_names[label],
         label=label,
@@ -79,7 +79,7 @@ def _finding(scan: Scan, tests: ClassEvidence, label: int, kind: Kind) -> Findin
         at_least=int(tests.at_least[label]) if kind == "trigger" else None,
         believed_with=belief.group_with if belief else None,
         believed_without=belief.group_without if belief else None,
-        **evidence(scan, tests, label),
+        **of_kind(scan, tests, label),
     )
 
 
@@ -91,7 +91,7 @@ def _of_trigger(scan: Scan, tests: ClassEvidence, label: int) -> dict[str, Any]:
 
 
 def _of_labels(scan: Scan, tests: ClassEvidence, label: int) -> dict[str, Any]:
-    """Return what the test of labels says that suspects the class; label flow has thresholds and no level."""
+    """Return what the test of labels says that rejects the class; label flow has thresholds and no level."""
     names, scores = scan.data.class_names, scores_of(scan)
     if tests.one_way[label]:
         one_way = scores.one_way
