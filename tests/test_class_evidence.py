@@ -193,6 +193,21 @@ def test_the_dirty_label_axis_asks_the_model_that_has_gone_on_learning():
     assert not judged(unlearned).triggered[TARGET]
 
 
+def test_a_class_of_which_early_belief_flags_nothing_is_not_suspected():
+    # Improbable labels are believed rather early, but none of them among the very first.
+    scores, rows = scores_of(3, triggered=30, by_detector=False, early=False)
+    late = scores.late_nll.copy()
+    late[rows] = np.linspace(0.1, 0.2, 30)
+    evidence = judged(replace(scores, late_nll=late))
+    assert evidence.early.suspected.nonzero()[0].tolist() == [TARGET]
+    assert not evidence.flagged.any()
+    assert not evidence.suspected.any()
+    late[rows] = np.linspace(0, 0.03, 30)
+    evidence = judged(replace(scores, late_nll=late))
+    assert evidence.triggered.nonzero()[0].tolist() == [TARGET]
+    assert evidence.flagged[rows].any()
+
+
 def test_fewer_positive_samples_than_a_handful_are_none():
     scores, _ = scores_of(positive=0.0)
     for number in (HANDFUL - 1, HANDFUL):

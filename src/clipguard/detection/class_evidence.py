@@ -3,8 +3,9 @@
 Two axes are independent of each other. The *pixel axis* asks whether the trigger detector's samples are
 candidates of the entropy map more often than their content explains (`sensitivity`). The *dirty-label axis*
 asks whether labels that the guide finds improbable are believed early (`early_belief`). A class is suspected
-of a trigger where either axis rejects it. Flags outside suspected classes are released: a small data set has
-them by chance. Labels alone may betray a class, too (`label_exchange`, `one_way_labels`).
+of a trigger where either axis rejects it and flags samples: without any, nobody could look at them, and no
+cause could be tested. Flags outside suspected classes are released: a small data set has them by chance.
+Labels alone may betray a class, too (`label_exchange`, `one_way_labels`).
 """
 
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class ClassEvidence:
     Attributes:
         pixel_strength: largest odds ratio at which the pixel axis rejects the class.
         early: what the dirty-label axis says.
-        triggered: classes that either axis rejects.
+        triggered: classes that either axis rejects and in which samples are flagged.
         one_way: classes that hold labels of one other class from deep inside it.
         wrong_labels: these, and classes that label exchange rejects by enough labels to matter.
         flagged: samples of these classes that are flagged for a trigger.
@@ -99,17 +100,17 @@ def class_evidence(
     by_detector = sides[0].positive & by_pixels[scores.labels]
     # Where the detector has identified a trigger, its judgement is the finer one.
     by_early = early.flagged & ~by_pixels[scores.labels]
-    triggered = by_pixels | early.suspected
+    flagged = by_detector | by_early
     bounds = np.minimum(*(at_least(some, PIXEL_ALPHA) for some in sides))
     shares = np.maximum(*(false_shares(some, scores.trigger_score) for some in sides))
     q_value = np.where(by_pixels[scores.labels], shares, np.where(by_early, early.false_share, 1.0))
     return ClassEvidence(
         pixel_strength=strength,
         early=early,
-        triggered=triggered,
+        triggered=np.bincount(scores.labels[flagged], minlength=scores.num_classes) > 0,
         one_way=one_way,
         wrong_labels=one_way | (matters & (scores.exchange.p_value <= enough * LABEL_ALPHA)),
-        flagged=by_detector | by_early,
+        flagged=flagged,
         at_least=np.maximum(np.where(by_pixels, bounds, 0), early.at_least),
         q_value=q_value,
     )
