@@ -9,7 +9,13 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from clipguard.compute.cross_validation import fold_numbers
 from clipguard.detection import label_flow
 from clipguard.detection import linear_probe as probing
-from clipguard.detection.label_flow import GUIDE_LOSS, SURPLUS_Z, label_flow_z, label_only_poison
+from clipguard.detection.label_flow import (
+    GUIDE_LOSS,
+    SURPLUS_Z,
+    has_learned_trigger,
+    label_flow_z,
+    label_only_poison,
+)
 from clipguard.detection.linear_probe import FOLDS, NO_LOG_PROB, Probe, linear_probe
 from clipguard.seeds import Seed
 from tiny_labels import CONFIG, K, blobs, nobody, probe_from, probe_of, relabelled, view_of
@@ -147,15 +153,34 @@ def test_where_a_trigger_explains_the_wrong_labels_no_more_are_flagged():
     assert not flagged_labels(embeddings, changed, unexplained=~explained).any()
 
 
-def test_a_class_in_which_a_trigger_explains_more_than_would_be_flagged_is_left_alone():
-    embeddings, labels = blobs()
-    changed, poisoned = relabelled(labels, 60)
-    flagged = flagged_labels(embeddings, changed)
-    others = np.flatnonzero((changed == 0) & ~poisoned & ~flagged)
-    as_many = np.isin(np.arange(len(labels)), others[: flagged.sum()])
-    assert flagged_labels(embeddings, changed, unexplained=~as_many).any()
-    more = np.isin(np.arange(len(labels)), others[: flagged.sum() + 5])
-    assert not flagged_labels(embeddings, changed, unexplained=~more).any()
+@pytest.mark.parametrize(("explained", "left_alone"), [(60, False), (61, True)])
+def test_a_class_in_which_a_trigger_explains_more_than_would_be_flagged_is_left_alone(explained, left_alone):
+    labels, wrong, view = half_explained(explained)
+    flow = label_only_poison(
+        view, sure_probe(np.where(wrong, 1 + np.arange(4000) % 9, labels), labels, 10), CONFIG
+    )
+    assert np.array_equal(flow.flagged, wrong & view.unexplained & (not left_alone))
+
+
+def half_explained(explained):
+    """Return labels, the wrong ones of class 0, and a view in which a trigger explains some of these."""
+    labels = np.arange(4000) % 10
+    rows = np.flatnonzero(labels == 0)[:120]
+    wrong, unexplained = np.zeros(4000, dtype=bool), np.ones(4000, dtype=bool)
+    wrong[rows], unexplained[rows[:explained]] = True, False
+    return labels, wrong, view_of(labels, unexplained=unexplained)
+
+
+@pytest.mark.parametrize(("believed", "left_alone"), [(49, False), (50, True)])
+def test_a_class_whose_trigger_the_probe_has_learned_is_left_alone(believed, left_alone):
+    # Of the 400 labels of the class, 60 are explained; of the other 340 the probe believes 280.
+    labels, wrong, view = half_explained(60)
+    likeliest = np.where(wrong, 1 + np.arange(4000) % 9, labels)
+    likeliest[np.flatnonzero(~view.unexplained)[:believed]] = 0
+    probe = sure_probe(likeliest, labels, 10)
+    assert has_learned_trigger(view, probe).tolist() == [left_alone] + [False] * 9
+    flow = label_only_poison(view, probe, CONFIG)
+    assert np.array_equal(flow.flagged, wrong & view.unexplained & (not left_alone))
 
 
 def test_a_sample_is_scored_by_a_probe_that_was_fitted_without_it():

@@ -104,7 +104,8 @@ def label_only_poison(
 
     Only unexplained samples count: where a trigger accounts for the wrong labels of a class, what is left in
     it are ordinary errors, and unlearning those would cost its recall. For the same reason a class is left
-    alone in which a trigger explains more samples than are flagged here.
+    alone in which a trigger explains more samples than are flagged here, or in which the probe has learned
+    the trigger (`has_learned_trigger`).
 
     Other evidence may name further `targets`.
 
@@ -117,9 +118,25 @@ def label_only_poison(
     flow = _of_classes(suspected, view, probe, config.flag_loss, config.exclude_loss)
     explained = np.bincount(view.labels[~view.unexplained], minlength=view.num_classes)
     flagged = np.bincount(view.labels[flow.flagged], minlength=view.num_classes)
-    suspected &= (flagged > 0) & (explained <= flagged)
+    suspected &= (flagged > 0) & (explained <= flagged) & ~has_learned_trigger(view, probe)
     inside = suspected[view.labels]
     return flow._replace(flagged=flow.flagged & inside, excluded=flow.excluded & inside)
+
+
+def has_learned_trigger(view: LabelView, probe: Probe) -> Bool[np.ndarray, "k"]:
+    """Return the classes in which the probe finds explained labels likeliest at least as often as the others.
+
+    There the guide's embeddings show the trigger, as they show a blended image, and the probe has taken it
+    for the class. Its doubts are about the samples without the trigger.
+    """
+    believed, k = probe.likeliest == view.labels, view.num_classes
+
+    def share(rows: Bool[np.ndarray, "n"]) -> Float64[np.ndarray, "k"]:
+        total = np.bincount(view.labels[rows], minlength=k)
+        return np.bincount(view.labels[rows & believed], minlength=k) / np.maximum(total, 1)
+
+    explained = np.bincount(view.labels[~view.unexplained], minlength=k) > 0
+    return np.asarray(explained & (share(~view.unexplained) >= share(view.unexplained)))
 
 
 def refitted_label_flow(

@@ -156,13 +156,16 @@ def trusted_samples(
     """Return the samples that the second net learns from.
 
     None is likelier than not to carry a trigger, after the first round or the last: poison that refinements
-    have lost keeps its first score. In suspected classes, none is a candidate for its guide rank: wrong
-    labels that the detector has missed are among these. What is a candidate for an early loss alone is
-    trusted: otherwise the net would not know what an easy class looks like.
+    have lost keeps its first score. In suspected classes, none is a candidate for its guide rank, or for the
+    linear probe's where the guide is weak: wrong labels that the detector has missed are among these. What is
+    a candidate for an early loss alone is trusted: otherwise the net would not know what an easy class looks
+    like.
     """
     low = np.maximum(scores.first_round, scores.trigger_score) <= detector.clean
     in_suspected = np.isin(scores.labels, scores.labels[flagged])
     improbable = rank(scores.guide_nll) > 1 - entropy_map.candidate
+    if scores.second_axis is not None:
+        improbable |= rank(scores.second_axis) > 1 - entropy_map.candidate
     trusted: Bool[np.ndarray, n] = low & ~flagged & ~(in_suspected & improbable)
     return trusted
 

@@ -48,8 +48,12 @@ class SampleScores:
         """Return n."""
         return len(self.labels)
 
+    @property
+    def second_axis(self) -> Float64[np.ndarray, "n"] | None:
+        """The linear probe's losses where the guide is weak, see `competence.second_axis`."""
+        return second_axis(self.labels, self.guide_class, self.probe_loss, self.probe_class)
+
     def first_partition(self, config: EntropyMapConfig) -> Partition:
         """Return the partition by the entropy map alone: clean samples, and candidates in state TRIGGER."""
         entropy = entropy_map(self.guide_nll, self.early_nll)
-        axis = second_axis(self.labels, self.guide_class, self.probe_loss, self.probe_class)
-        return first_partition(entropy, self.labels, self.num_classes, config, axis)
+        return first_partition(entropy, self.labels, self.num_classes, config, self.second_axis)

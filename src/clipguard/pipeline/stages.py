@@ -115,8 +115,12 @@ REMOVAL: Final = Stage[Scan](
     name="removal",
     version=1,
     title="train with and without the flagged samples",
-    # Groups came later than the rest: without any, results are what they were.
-    config=lambda scan: _nets(scan.context.config) | ({} if scan.data.groups is None else {"groups": True}),
+    # Groups and the second axis came later than the rest: without any, results are what they were.
+    config=lambda scan: {
+        **_nets(scan.context.config),
+        **({} if scan.data.groups is None else {"groups": True}),
+        **({} if judging.scores_of(scan).second_axis is None else {"second_axis": True}),
+    },
     inputs=lambda scan: [
         scan.images_key,
         *scan.context.key("early_model", "trigger_detector", "label_flow"),
@@ -128,7 +132,7 @@ REMOVAL: Final = Stage[Scan](
 
 POWER: Final = Stage[Scan](
     name="power",
-    version=2,
+    version=3,
     title="scan a copy with known triggers",
     config=lambda scan: {
         **_nets(scan.context.config),
@@ -149,7 +153,7 @@ POWER: Final = Stage[Scan](
 
 LABEL_FLOW_REFIT: Final = Stage[Scan](
     name="label_flow_refit",
-    version=2,
+    version=3,
     title="compare labels with a probe that has not learnt the flagged ones",
     config=lambda scan: asdict(scan.context.config.label_flow),
     inputs=lambda scan: [
