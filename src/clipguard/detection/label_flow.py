@@ -127,7 +127,7 @@ def has_learned_trigger(view: LabelView, probe: Probe) -> Bool[np.ndarray, "k"]:
     """Return the classes in which the probe finds explained labels likeliest at least as often as the others.
 
     There the guide's embeddings show the trigger, as they show a blended image, and the probe has taken it
-    for the class. Its doubts are about the samples without the trigger.
+    for the class. What it finds improbable are the labels of samples without the trigger.
     """
     believed, k = probe.likeliest == view.labels, view.num_classes
 
