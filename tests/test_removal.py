@@ -133,6 +133,14 @@ def test_of_too_many_samples_the_flagged_ones_are_kept(monkeypatch):
     assert not (without & flagged).any()
 
 
+def test_without_a_trusted_sample_nothing_is_trained_and_nothing_said(monkeypatch):
+    learned = recorded(monkeypatch)
+    data, _ = poisoned_set(90)
+    flagged = np.arange(90) < 30
+    assert beliefs(data, np.zeros(90, dtype=bool), flagged, NET, Seed(0)) == ()
+    assert not learned
+
+
 def test_a_class_without_trusted_samples_has_no_belief_about_them(monkeypatch):
     recorded(monkeypatch)
     data, _ = poisoned_set(90)

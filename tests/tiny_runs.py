@@ -41,7 +41,7 @@ CONFIG = DefenseConfig(
     unlearning=UnlearningConfig(recipe=QUICK),
     # Canaries cost a scan each.
     power=0,
-    seed=2,
+    seed=7,
 )
 GUIDE = ClipGuide("mini")
 
@@ -53,7 +53,7 @@ def add_trigger(images: np.ndarray) -> np.ndarray:
     return out
 
 
-def poisoned_set(n: int = 240, share: float = 0.1, seed: int = 1) -> tuple[ImageSet, np.ndarray]:
+def poisoned_set(n: int = 240, share: float = 0.06, seed: int = 0) -> tuple[ImageSet, np.ndarray]:
     """Return n images of three classes, each dark but for one bright third, and which carry the trigger.
 
     Those are labelled 0 whatever they show.

@@ -263,7 +263,7 @@ def beliefs(  # what a scan knows, and how a small net is trained
     other half for it. A net that has learned from `trusted_samples` alone does not. Samples that are flagged
     because their class is easy are believed by both, since others of the class look alike.
 
-    Without a flagged sample, nothing is trained.
+    Without a flagged sample, or without a trusted one that is not scored, nothing is trained or returned.
     Both nets are one run of the early-training model, with the same first weights. Of more than `MOST_ROWS`
     samples so many are drawn, all flagged ones among them as far as these are no more than half of that.
 
@@ -278,6 +278,8 @@ def beliefs(  # what a scan knows, and how a small net is trained
     if not flagged.any():
         return ()
     split = removal(data.labels, trusted, flagged, seed, data.groups)
+    if not split.without_group.any():
+        return ()
     rows = np.flatnonzero(split.group | split.trusted)
     one = replace(config, runs=1, folds=1)
 

@@ -20,7 +20,7 @@ from clipguard.detection.one_way_labels import OneWayLabels
 from clipguard.detection.removal import Belief, beliefs, trusted_samples
 from clipguard.detection.sample_scores import SampleScores
 from clipguard.pipeline.power import CanaryOutcome, Scanned, canary_sets, originals, power
-from clipguard.pipeline.scan import EpochProgress, Scan
+from clipguard.pipeline.scan import EpochProgress, Scan, write_notes
 from clipguard.runs import read_json, read_table, write_json
 from clipguard.types import State, StepProgress
 
@@ -62,6 +62,8 @@ def compare_beliefs(scan: Scan, folder: Path, progress: StepProgress) -> None:
     results = beliefs(scan.data, trusted, flagged, config.early_model, seed, counter)
     counter.finish()
     write_json(folder / BELIEFS, [asdict(one) for one in results])
+    if not results:
+        write_notes(folder, ["why flagged samples are believed was not tested: no trusted sample is left"])
 
 
 def read_beliefs(folder: Path) -> tuple[Belief, ...]:
