@@ -80,9 +80,8 @@ def judge_triggers(scan: Scan) -> Scan:
     context = scan.context
     tests = evidence_of(scan, scores := scores_of(scan))
     scan = replace(scan, tests=tests, partition=with_evidence(scan.partition, tests))
-    q_value, both = tests.q_value, ()
-    if tests.flagged.any():
-        both = read_beliefs(context.finish(REMOVAL, scan).path)
+    both = read_beliefs(context.finish(REMOVAL, scan).path) if tests.flagged.any() else ()
+    q_value = tests.q_value
     if both:
         scan = replace(scan, beliefs=both, causes=causes(both, agreements(scores, tests.flagged)))
         natural = [one.label for one, cause in zip(both, scan.causes, strict=True) if cause == "natural"]
