@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,11 @@ def test_the_keyboard_alone_reaches_pictures_dialog_and_marks(window):
     assert page.locator("#marks").inner_text().startswith("1 keep, 1 drop")
 
 
+def one_digit(value):
+    """Return a number as a browser's toFixed(1) writes it: halves are rounded up."""
+    return Decimal(float(value)).quantize(Decimal("0.1"), ROUND_HALF_UP)
+
+
 def test_the_dialog_says_scores_in_words(window, run):
     window.page.locator("#flagged button").first.click()
     words = window.page.locator("#words").inner_text()
@@ -158,8 +164,8 @@ def test_the_dialog_says_scores_in_words(window, run):
     row = table["rank"].tolist().index(int(flagged_ranks(run)[0]))
     for part in (
         f"rank {table['rank'][row]} of 240 samples",
-        f"worse than {100 * table['guide_rank'][row]:.1f} % of all labels fit theirs",
-        f"learned the label sooner than {100 - 100 * table['early_rank'][row]:.1f} % of all samples",
+        f"worse than {one_digit(100 * table['guide_rank'][row])} % of all labels fit theirs",
+        f"learned the label sooner than {one_digit(100 - 100 * table['early_rank'][row])} % of all samples",
     ):
         assert part in words
 
