@@ -238,21 +238,12 @@ def test_trusted_are_those_whom_no_round_suspects_and_whose_label_in_a_suspected
 
 def test_where_the_guide_is_weak_labels_that_the_probe_finds_improbable_are_not_trusted():
     labels, flagged = np.repeat([0, 1], 10), np.arange(20) == 0
-    probe_loss, nothing = np.zeros(20), np.zeros(20)
+    probe_loss = np.zeros(20)
     # The two highest losses are a tenth; class 1 is not suspected.
     probe_loss[[4, 14]] = 9.0
     for agreeing, expected in ((4, [0, 4]), (14, [0])):
         guide_class = np.where(np.arange(20) < agreeing, labels, 1 - labels)
-        scores = scores_of(
-            labels,
-            2,
-            first_round=nothing,
-            trigger_score=nothing,
-            guide_nll=nothing,
-            guide_class=guide_class,
-            probe_loss=probe_loss,
-            probe_class=labels,
-        )
+        scores = scores_of(labels, 2, guide_class=guide_class, probe_loss=probe_loss)
         trusted = trusted_samples(scores, flagged, EntropyMapConfig(), TriggerDetectorConfig())
         assert np.flatnonzero(~trusted).tolist() == expected
 

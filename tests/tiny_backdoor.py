@@ -34,6 +34,7 @@ def backdoored(folder: Path, architecture: str = "shallow-8") -> Case:
         spec=spec,
         recipe=RECIPE,
         guide=ClipGuide("mini"),
+        # The thresholds of its tests are of this seed.
         seed=2,
         run_dir=folder,
         clean=given,

@@ -41,6 +41,7 @@ CONFIG = DefenseConfig(
     unlearning=UnlearningConfig(recipe=QUICK),
     # Canaries cost a scan each.
     power=0,
+    # Of 14 samples with a trigger, not every draw of the nets learns it: with this seed they do.
     seed=7,
 )
 GUIDE = ClipGuide("mini")
