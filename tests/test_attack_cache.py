@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks.cache import cached, key_of, restore, state_of
+from clipguard.lab.attacks.cache import VERSION, cached, key_of, restore, state_of, version_of
 from clipguard.seeds import Seed
 from tiny_attacks import tiny_set
 
@@ -92,3 +92,14 @@ def test_states_of_several_nets_go_back_to_their_own_net():
 def test_replacing_the_recipe_by_an_equal_one_keeps_the_key():
     data = tiny_set(6)
     assert key_of(Recipe(), data, Seed(0)) == key_of(replace(Recipe(), epochs=3), data, Seed(0))
+
+
+def test_a_new_version_of_one_attack_leaves_the_fits_of_the_others():
+    class Newer(Recipe):
+        fit_version = 1
+
+    assert version_of(Recipe()) == VERSION
+    assert version_of(Newer()) == f"{VERSION}.1"
+    data = tiny_set(6)
+    Newer.__name__ = Recipe.__name__
+    assert key_of(Newer(), data, Seed(0)) != key_of(Recipe(), data, Seed(0))

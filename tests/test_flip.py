@@ -1,4 +1,4 @@
-"""lab.attacks.flip, .differentiable_sgd: steps as torch takes them, labels that lower the matching loss."""
+"""lab.attacks.flip, .step_matching: steps as torch takes them, labels that lower the matching loss."""
 
 from dataclasses import replace
 
@@ -9,8 +9,8 @@ import torch
 from clipguard.compute.training import Recipe
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks import fit_attack, flip
-from clipguard.lab.attacks.differentiable_sgd import beginning, matching_loss, sgd_step
 from clipguard.lab.attacks.flip import FLIP
+from clipguard.lab.attacks.step_matching import beginning, label_slope, matching_loss, sgd_step
 from clipguard.models.spec import ModelSpec, build
 from clipguard.seeds import Seed
 from clipguard.types import image_set
@@ -70,35 +70,39 @@ def test_the_matching_loss_is_the_squared_distance_missed_over_that_moved():
 
 
 def test_the_slope_in_the_labels_is_that_of_small_differences():
-    model = net()
+    model = net().double()
     start = beginning(model)
     expert = sgd_step(model, start, batch(seed=1), torch.eye(3)[torch.zeros(12, dtype=int)], STEPS).detached()
+    labels = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(3), 12))
 
-    def loss(labels):
-        student = sgd_step(model, start, batch(), labels.softmax(1), STEPS)
-        return matching_loss(start.weights, student.weights, expert.weights)
+    def stepped(labels):
+        return sgd_step(model, start, batch(), labels, STEPS).detached().weights
 
-    labels = torch.zeros(12, 3, requires_grad=True)
-    (slope,) = torch.autograd.grad(loss(labels), [labels])
-    towards = torch.sign(slope)
-    width = 0.05
-    more, less = (float(loss((labels + sign * width * towards).detach()).detach()) for sign in (1, -1))
-    assert (more - less) / (2 * width) == pytest.approx(float((slope * towards).sum()), rel=0.05)
+    slope = label_slope(model, start, batch(), stepped(labels), expert.weights, STEPS)
+    width = 1e-4
+    for row, label in np.ndindex(12, 3):
+        towards = torch.zeros(12, 3, dtype=torch.float64)
+        towards[row, label] = width
+        more, less = (
+            float(matching_loss(start.weights, stepped(labels + sign * towards), expert.weights).detach())
+            for sign in (1, -1)
+        )
+        assert (more - less) / (2 * width) == pytest.approx(float(slope[row, label]), rel=1e-5, abs=1e-8)
 
 
 def test_matching_lowers_the_loss_and_moves_labels_towards_the_target(monkeypatch):
     losses = []
 
-    def noted(*weights):
-        losses.append(matching_loss(*weights))
-        return losses[-1]
+    def noted(model, start, images, student, expert, recipe):
+        losses.append(float(matching_loss(start.weights, student, expert).detach()))
+        return label_slope(model, start, images, student, expert, recipe)
 
-    monkeypatch.setattr(flip, "matching_loss", noted)
+    monkeypatch.setattr(flip, "label_slope", noted)
     data = tiny_set(96)
     recipe = replace(TRAINED["flip"], passes=4, every=50, label_lr=20.0, poison_share=0.3)
     attack = fit_attack(recipe, data, Seed(0))
     # One recorded state only, the expert's end: the passes differ in their labels alone.
-    first, *_, last = np.array([float(loss.detach()) for loss in losses]).reshape(4, -1).mean(1)
+    first, *_, last = np.array(losses).reshape(4, -1).mean(1)
     assert last < first
     margins, leanings = attack.margins(data)
     of_source = data.labels == 2

@@ -123,7 +123,7 @@ def _pass(
             logits = model(batch)
         value = step.loss(logits.float(), tensor(chosen), batch)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(value).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        scaler.scale(value).backward()
         scaler.step(optimizer)
         scaler.update()
         # Read once, at the end: a GPU would be waited for.

@@ -101,7 +101,7 @@ def fine_tune(
                 go_on()
                 value = pairs.loss(rows, settings, seed.child("pairs", epoch, number))
                 optimizer.zero_grad(set_to_none=True)
-                value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                value.backward()
                 optimizer.step()
                 schedule.step()
                 values.append(float(value.detach()))

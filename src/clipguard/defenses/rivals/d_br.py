@@ -168,7 +168,7 @@ def centroid_loss(labels: Int64[np.ndarray, "n"], inputs: list[Tensor]) -> LossF
 def centroid_similarity(values: Float[Tensor, "b d"], labels: Tensor) -> Float[Tensor, ""]:
     """Return the mean of the matrix of cosines between a batch's class centroids, its diagonal zero."""
     # Anything but classes of the batch would be a centroid of nothing.
-    classes, place = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    classes, place = labels.unique(return_inverse=True)
     sums = F.one_hot(place, len(classes)).to(values.dtype).T @ values
     # A sum points where the mean does.
     directions = F.normalize(sums, dim=1)

@@ -94,7 +94,7 @@ class MixMatch:
                 go_on()
                 loss = self._loss(chosen[:size], batch, weight, draw, crops)
                 self.optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                scaler.scale(loss).backward()
                 scaler.step(self.optimizer)
                 scaler.update()
                 total += loss.detach()

@@ -115,7 +115,7 @@ class NeuronPruning(CleanDataSettings):
                 model.train()
                 value = self._loss(model, masks, batch, labels, seed)
                 optimizer.zero_grad()
-                value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                value.backward()
                 model.eval()
                 optimizer.step()
                 for mask in masks.values():

@@ -21,7 +21,13 @@ from clipguard.types import ImageSet
 Tensors = dict[str, Tensor]
 
 VERSION: Final = 2
-"""To be raised whenever the training of an attack changes, so that no fit of older code is read."""
+"""To be raised whenever the training of every attack changes, so that no fit of older code is read."""
+
+
+def version_of(attack: Any) -> int | str:
+    """Return the version of the code that fits an attack: `VERSION` and the attack's own, if it has one."""
+    own = getattr(attack, "fit_version", 0)
+    return f"{VERSION}.{own}" if own else VERSION
 
 
 def key_of(attack: Any, data: ImageSet, seed: Seed, without: Collection[str] = ("rate",)) -> str:
@@ -36,7 +42,7 @@ def key_of(attack: Any, data: ImageSet, seed: Seed, without: Collection[str] = (
     name = type(attack).__name__
     own = [field.name for field in fields(attack) if field.compare and field.name not in without]
     parts = {
-        "version": VERSION,
+        "version": version_of(attack),
         "attack": name,
         "settings": {setting: getattr(attack, setting) for setting in own},
         "data": data.fingerprint,

@@ -15,11 +15,11 @@ from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import augment
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.cache import Tensors
-from clipguard.lab.attacks.differentiable_sgd import SgdState, beginning, matching_loss, sgd_step
 from clipguard.lab.attacks.learned import FITTING, LearnedAttack, required
 from clipguard.lab.attacks.poisoning import rebuilt, truth_of
 from clipguard.lab.attacks.protocol import Labels
 from clipguard.lab.attacks.row_choice import highest, places_of
+from clipguard.lab.attacks.step_matching import SgdState, beginning, label_slope, sgd_step
 from clipguard.lab.attacks.tensors import batches
 from clipguard.lab.ground_truth import PoisonTruth
 from clipguard.models.spec import ModelSpec, Normalized, build
@@ -34,7 +34,7 @@ class FLIP(LearnedAttack):
 
     Faithful: an expert is trained on the data and on copies with the trigger that carry the target's label.
     Its weights are recorded on the way. Soft labels of the clean images (logits, one-hot times 5) are then
-    optimised through one differentiable SGD step: the student's step is to match the expert's from the same
+    optimised through one SGD step: the student's step is to match the expert's from the same
     weights. The samples with the largest margins are flipped, each to the wrong class that its soft label
     leans to. The trigger is a sinusoid of strength 6 and frequency 16, for images of one class. Momentum,
     weight decay and augmentation are the same in both steps. Reduced: one expert (published: up to 50) of an
@@ -85,6 +85,7 @@ class FLIP(LearnedAttack):
     soft_labels: Float32[np.ndarray, "n k"] | None = field(default=None, compare=False, repr=False)
 
     not_learned: ClassVar = ("rate", "test_strength")
+    fit_version: ClassVar = 1
 
     def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
         """Return logits of every sample's soft label."""
@@ -233,10 +234,11 @@ def _matched(
         start = trajectory[int(stream.child("start").generator().integers(len(trajectory)))]
         for batch in pairs.batches(attack.recipe, stream):
             expert = sgd_step(model, start, batch.expert, batch.expert_labels, attack.recipe).detached()
-            student = sgd_step(model, start, batch.student, labels[batch.rows].softmax(1), attack.recipe)
-            loss = matching_loss(start.weights, student.weights, expert.weights)
+            soft = labels[batch.rows].softmax(1)
+            student = sgd_step(model, start, batch.student, soft.detach(), attack.recipe).detached()
+            slope = label_slope(model, start, batch.student, student.weights, expert.weights, attack.recipe)
             optimizer.zero_grad(set_to_none=True)
-            (labels.grad,) = torch.autograd.grad(loss, [labels])
+            soft.backward(slope)
             optimizer.step()
         progress(FITTING, attack.epochs + number + 1, attack.epochs + attack.passes)
     return labels.detach()

@@ -37,6 +37,8 @@ class LearnedAttack(TargetedAttack):
     fitted_to: ImageSet | None = field(default=None, compare=False, repr=False)
     not_learned: ClassVar[tuple[str, ...]] = ("rate",)
     """Settings on which what is learned does not depend, so that they share one fit."""
+    fit_version: ClassVar[int] = 0
+    """Raised with this attack's own training, so that the fits of the others stay."""
 
     def fit(self, data: ImageSet, seed: Seed, cache: Path | None, progress: Progress) -> "LearnedAttack":
         """Return the same attack with what it learned from `data`, or from an earlier fit in `cache`.

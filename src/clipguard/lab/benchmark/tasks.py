@@ -66,7 +66,12 @@ def tasks_of(config: BenchConfig) -> Iterator[Task]:
 
 def row_settings(cell: Cell, task: Task) -> dict[str, Any]:
     """Return all that a row's figures depend on, but for the machine, as JSON values."""
-    code = {"benchmark": VERSION, "attack cache": cache.VERSION, "classifier cache": classifiers.VERSION}
+    attack = attack_of(cell)
+    code = {
+        "benchmark": VERSION,
+        "attack cache": cache.version_of(attack),
+        "classifier cache": classifiers.VERSION,
+    }
     # A new version of a stage leaves the rows of the victim and of the reference as they are.
     if task.defended:
         code |= {f"stage {name}": version for name, version in stages.versions().items()}
@@ -75,7 +80,7 @@ def row_settings(cell: Cell, task: Task) -> dict[str, Any]:
         "code": code,
         **arithmetic(),
         "cell": json_of(cell, "cell"),
-        "attack": json_of(attack_of(cell), f"attack {cell.attack.name}"),
+        "attack": json_of(attack, f"attack {cell.attack.name}"),
         "row": {"label": task.label, "defense": task.defense, "settings": task.settings},
     }
 
