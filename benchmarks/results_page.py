@@ -2,30 +2,20 @@
 
     python benchmarks/results_page.py
 
-Only finished rows of the present settings are shown. What stands between the two marks of the page is
-replaced, and nothing else.
+Only finished rows of the present settings are shown.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-from clipguard.lab.benchmark.goals import (
-    OTHER_MODEL,
-    REFERENCE_ROW,
-    STALE_SETTINGS,
-    UNDEFENDED_ROW,
-    Group,
-    cell_text,
-    groups,
-)
+from clipguard.lab.benchmark.goals import REFERENCE_ROW, UNDEFENDED_ROW, Group, cell_text, groups
 from clipguard.lab.benchmark.report import spread, summary, table, verdicts
-from clipguard.lab.benchmark.results import Row, read_results
+from marked_page import DOCS, NO_ROW, begin, current_rows, written
 from runners import RESULTS
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
-BEGIN = "<!-- The tables are written by benchmarks/results_page.py. -->"
-END = "<!-- End of the tables. -->"
+PAGE = DOCS / "results.md"
+BEGIN = begin(__file__)
 DEFENCE = "clipguard"
 TABLES = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB", "cifar100": "CIFAR-100", "tiny": "Tiny-ImageNet"}
 """Titles of the folders under benchmarks/results, in the order of the page."""
@@ -44,21 +34,14 @@ CELL = (
 
 def section(results: Path) -> str:
     """Return the tables of all folders that have rows, in how many cells which goal is met first."""
-    tables = {
-        title: groups(_current(read_results(results / folder)))
-        for folder, title in TABLES.items()
-        if (results / folder / "results.parquet").is_file()
-    }
+    tables = {title: groups(current_rows(results / folder)) for folder, title in TABLES.items()}
+    tables = {title: cells for title, cells in tables.items() if cells}
     if not tables:
-        return "No row is computed yet."
+        return NO_ROW
     lines = summary([group for cells in tables.values() for group in cells if group.label == DEFENCE])
     for title, cells in tables.items():
         lines += ["", f"### {title}", "", *table([list(CELL), *_lines(cells)])]
     return "\n".join(lines)
-
-
-def _current(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if not row["row"].endswith((STALE_SETTINGS, OTHER_MODEL))]
 
 
 def _lines(cells: list[Group]) -> Iterator[list[str]]:
@@ -100,18 +83,5 @@ def _found(own: Group | None) -> str:
     return f"{fmean(own.values('notes_flagged')):.0f} flagged"
 
 
-def written(page: str, tables: str) -> str:
-    """Return a page with other tables between its marks.
-
-    Raises:
-        ValueError: the page lacks a mark.
-    """
-    before, _, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"{PAGE.name} lacks {BEGIN!r} or {END!r}: put the marks where the tables belong")
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
-
-
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text(), section(RESULTS)))
+    PAGE.write_text(written(PAGE.read_text(), BEGIN, section(RESULTS)))

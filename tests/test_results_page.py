@@ -11,14 +11,21 @@ from test_benchmark_results import cell, row
 
 
 @pytest.fixture
-def tool(monkeypatch):
+def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    return importlib.import_module("results_page")
+    return importlib.import_module
 
 
-def test_the_page_has_the_tables_of_the_committed_rows(tool):
+@pytest.fixture
+def tool(scripts):
+    return scripts("results_page")
+
+
+@pytest.mark.parametrize("name", ["results_page", "comparison_page"])
+def test_a_page_has_the_tables_of_the_committed_rows(scripts, name):
+    tool = scripts(name)
     page = tool.PAGE.read_text()
-    assert tool.written(page, tool.section(tool.RESULTS)) == page, "run benchmarks/results_page.py"
+    assert tool.written(page, tool.BEGIN, tool.section(tool.RESULTS)) == page, f"run benchmarks/{name}.py"
 
 
 def test_the_tables_count_goals_and_leave_a_dash_where_nothing_is_computed(tool, tmp_path):
@@ -41,7 +48,68 @@ def test_the_tables_count_goals_and_leave_a_dash_where_nothing_is_computed(tool,
 
 
 def test_only_what_stands_between_the_marks_is_replaced(tool):
-    page = f"a\n{tool.BEGIN}\nold\n{tool.END}\nb\n"
-    assert tool.written(page, "new") == f"a\n{tool.BEGIN}\n\nnew\n\n{tool.END}\nb\n"
+    page = f"a\n{tool.BEGIN}\nold\n<!-- End of the tables. -->\nb\n"
+    new = f"a\n{tool.BEGIN}\n\nnew\n\n<!-- End of the tables. -->\nb\n"
+    assert tool.written(page, tool.BEGIN, "new") == new
     with pytest.raises(ValueError, match="lacks"):
-        tool.written(f"a {tool.BEGIN} b", "new")
+        tool.written(f"a {tool.BEGIN} b", tool.BEGIN, "new")
+
+
+def with_settings(label, accuracy, success, attack, **settings):
+    more = {"attack": attack, "settings": {"row": {"settings": settings}}, "peak_memory_mb": 800.0}
+    return row(label, accuracy, [success], **more, seconds={"unlearning": 60.0})
+
+
+def test_detectors_are_ordered_by_their_mean_over_the_attacks_that_took(scripts, tmp_path):
+    rows = [
+        {**with_settings(label, 0.7, 0.9, attack), "accuracy": None, "detection_auroc_suspicion": area}
+        | {"detection_found_at_1_percent": found, "attack_succeeded": attack != "weak"}
+        for label, attack, area, found in [
+            ("worse", "badnets", 0.8, 0.5),
+            ("worse", "sig", 0.7, 0.4),
+            ("worse", "weak", 0.1, 0.0),
+            ("better", "badnets", 0.9, 0.6),
+            ("better", "sig", 0.98, 0.8),
+        ]
+    ]
+    (tmp_path / "detectors").mkdir()
+    write_results(rows, tmp_path / "detectors" / "results.parquet")
+    lines = scripts("comparison_page").section(tmp_path).splitlines()
+    assert lines[2] == "| detector | mean AUROC | mean TPR at 1 % FPR, % | badnets | sig |"
+    assert lines[4:6] == [
+        "| better | 0.940 | 70.0 | 0.900 | 0.980 |",
+        "| worse | 0.750 | 45.0 | 0.800 | 0.700 |",
+    ]
+
+
+def test_each_budget_has_its_own_table_and_no_mean_over_fewer_attacks(scripts, tmp_path):
+    rows = [
+        with_settings("clipguard", 0.76, 0.01, "badnets"),
+        with_settings("clipguard", 0.74, 0.03, "sig"),
+        with_settings("abl 1x", 0.6, 0.5, "badnets", budget=1),
+        with_settings("abl 3x", 0.7, 0.4, "badnets", budget=3),
+        with_settings("abl 3x", 0.5, 0.2, "sig", budget=3),
+    ]
+    (tmp_path / "rivals").mkdir()
+    write_results(rows, tmp_path / "rivals" / "results.parquet")
+    text = scripts("comparison_page").section(tmp_path)
+    once, three = text.split("**3 times clipguard's own seconds**")
+    own = "| clipguard | 75.0 | 2.0 | 50.0 | 80.0 | 60 | 800 | 76.0 / 1.0 | 74.0 / 3.0 |"
+    assert "| abl | – | – | – | – | – | 800 | 60.0 / 50.0 | – |" in once
+    assert "| abl | 60.0 | 30.0 | 50.0 | 80.0 | 60 | 800 | 70.0 / 40.0 | 50.0 / 20.0 |" in three
+    assert own in once
+    assert own in three
+    assert "10 times" not in text
+
+
+def test_clean_samples_of_both_origins_stand_side_by_side(scripts, tmp_path):
+    rows = [
+        with_settings("clipguard", 0.76, 0.01, "badnets"),
+        with_settings("ft split", 0.71, 0.2, "badnets", origin="split"),
+        with_settings("ft given", 0.72, 0.1, "badnets", origin="given"),
+    ]
+    (tmp_path / "split-clean").mkdir()
+    write_results(rows, tmp_path / "split-clean" / "results.parquet")
+    *_, head, _, line = scripts("comparison_page").section(tmp_path).splitlines()
+    assert head == "| defence: CA / ASR | badnets, clipguard's clean part | badnets, clean slice |"
+    assert line == "| ft | 71.0 / 20.0 | 72.0 / 10.0 |"
