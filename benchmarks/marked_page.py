@@ -1,5 +1,6 @@
 """Pages of `docs` with tables that a script writes: only what stands between two marks is replaced."""
 
+import os
 from pathlib import Path
 
 from clipguard.lab.benchmark.goals import OTHER_MODEL, STALE_SETTINGS
@@ -26,6 +27,11 @@ def written(page: str, mark: str, tables: str) -> str:
     if not end:
         raise ValueError(f"the page lacks {mark!r} or {END!r}: put the marks where the tables belong")
     return f"{before}{mark}\n\n{tables}\n\n{END}{after}"
+
+
+def picture(file: Path, words: str) -> list[str]:
+    """Return the lines that show a picture of a benchmark on a page of `docs`, if it was drawn."""
+    return ["", f"![{words}]({Path(os.path.relpath(file, DOCS)).as_posix()})"] if file.is_file() else []
 
 
 def current_rows(folder: Path) -> list[Row]:

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from clipguard.lab.benchmark.goals import REFERENCE_ROW, UNDEFENDED_ROW, Group, cell_text, groups
 from clipguard.lab.benchmark.report import spread, summary, table, verdicts
-from marked_page import DOCS, NO_ROW, begin, current_rows, written
+from marked_page import DOCS, NO_ROW, begin, current_rows, picture, written
 from runners import RESULTS
 
 PAGE = DOCS / "results.md"
@@ -34,13 +34,15 @@ CELL = (
 
 def section(results: Path) -> str:
     """Return the tables of all folders that have rows, in how many cells which goal is met first."""
-    tables = {title: groups(current_rows(results / folder)) for folder, title in TABLES.items()}
-    tables = {title: cells for title, cells in tables.items() if cells}
+    tables = {folder: groups(current_rows(results / folder)) for folder in TABLES}
+    tables = {folder: cells for folder, cells in tables.items() if cells}
     if not tables:
         return NO_ROW
     lines = summary([group for cells in tables.values() for group in cells if group.label == DEFENCE])
-    for title, cells in tables.items():
+    for folder, cells in tables.items():
+        title = TABLES[folder]
         lines += ["", f"### {title}", "", *table([list(CELL), *_lines(cells)])]
+        lines += picture(results / folder / "results.png", f"Attack success and clean accuracy on {title}")
     return "\n".join(lines)
 
 

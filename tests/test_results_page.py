@@ -38,11 +38,17 @@ def test_the_tables_count_goals_and_leave_a_dash_where_nothing_is_computed(tool,
     write_results(rows, tmp_path / "gtsrb" / "results.parquet")
     lines = tool.section(tmp_path).splitlines()
     numbers = "2 | 1 | 1 | +0.00, 0 below | 2 | 0.9000 | 0.0010 | 0.9800 |"
+    assert "![" not in "".join(lines)
     assert lines[2] == f"| cifar10 | preactresnet18-16 | clipguard | {numbers}"
     badnets, sig = lines[-2:]
     assert "| 76.00 ± 0.00 / 15.50 ± 20.51 |" in badnets
     assert "missed by 1 of 2: seed 1: ASR 30.00 > 2.50" in badnets
     assert sig.startswith("| sig, 5 % | 70.00 / 90.00 | – | – |")
+    (tmp_path / "gtsrb" / "results.png").touch()
+    words = "![Attack success and clean accuracy on GTSRB]"
+    *_, last = tool.section(tmp_path).splitlines()
+    assert last.startswith(words)
+    assert (tool.DOCS / last.removeprefix(f"{words}(").removesuffix(")")).resolve().is_file()
     shutil.rmtree(tmp_path / "gtsrb")
     assert tool.section(tmp_path) == "No row is computed yet."
 
