@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from clipguard.lab.benchmark.goals import REFERENCE_ROW, UNDEFENDED_ROW
 from clipguard.lab.benchmark.report import table
@@ -48,24 +48,19 @@ def detectors(rows: list[Row]) -> list[str]:
     The line of clipguard is its scan's.
     """
     by_label = _by_label(row for row in _took(rows) if row.get("detection_auroc_suspicion") is not None)
+    attacks = _attacks(by_label)
     lines = []
     for label, cells in by_label.items():
-        areas = {attack: row["detection_auroc_suspicion"] for attack, row in cells.items()}
+        areas = [row["detection_auroc_suspicion"] for row in cells.values()]
         found = [row["detection_found_at_1_percent"] for row in cells.values()]
-        lines.append((fmean(areas.values()), label, areas, fmean(found)))
-    attacks = _attacks(by_label)
-    shown = [
-        [
-            label,
-            f"{mean:.3f}",
-            f"{100 * found:.1f}",
-            *(_cell(areas, attack, "{:.3f}".format) for attack in attacks),
-        ]
-        for mean, label, areas, found in sorted(lines, key=lambda line: -line[0])
-    ]
-    return (
-        table([["detector", "mean AUROC", "mean TPR at 1 % FPR, %", *attacks], *shown]) if shown else [NO_ROW]
-    )
+        # A mean over fewer attacks cannot be held against the others.
+        means = (
+            [f"{fmean(areas):.3f}", f"{100 * fmean(found):.1f}"] if len(cells) == len(attacks) else ["–"] * 2
+        )
+        lines.append([label, *means, *(_cell(cells, attack, _area) for attack in attacks)])
+    lines.sort(key=lambda line: (line[1] != "–", line[1]), reverse=True)
+    head = ["detector", "mean AUROC", "mean TPR at 1 % FPR, %", *attacks]
+    return table([head, *lines]) if lines else [NO_ROW]
 
 
 def defences(rows: list[Row]) -> list[str]:
@@ -75,16 +70,9 @@ def defences(rows: list[Row]) -> list[str]:
         return [NO_ROW]
     lines: list[str] = []
     for budget in BUDGETS:
-        chosen = [row for row in took if _setting(row, "budget") in (None, budget)]
-        if any(_setting(row, "budget") == budget for row in chosen):
-            times = "clipguard's own seconds" if budget == 1 else f"{budget} times clipguard's own seconds"
-            lines += [
-                f"**{times[0].upper()}{times[1:]}**",
-                "",
-                *_rates(_by_label(chosen, suffix=f" {budget}x")),
-                "",
-            ]
-    return lines[:-1] if lines else _rates(_by_label(took))
+        times = "clipguard's own seconds" if budget == 1 else f"{budget} times clipguard's own seconds"
+        lines += [f"**{times[0].upper()}{times[1:]}**", "", *_rates(_within(took, budget)), ""]
+    return lines[:-1]
 
 
 def origins(rows: list[Row]) -> list[str]:
@@ -120,11 +108,27 @@ def _by_label(rows: Iterable[Row], suffix: str = "") -> Rows:
     return found
 
 
+def _within(rows: list[Row], budget: int) -> Rows:
+    """Return the rows of a budget; a schedule that a smaller one has paid for whole is the same in this."""
+    found: Rows = {}
+    for row in sorted(rows, key=lambda row: _setting(row, "budget") or 0):
+        own = _setting(row, "budget")
+        if own in (None, budget) or (own < budget and row.get("notes_schedule_share") == 1):
+            found.setdefault(_unbudgeted(row), {})[row["attack"]] = row
+    return {
+        label: found[label] for label in dict.fromkeys(_unbudgeted(row) for row in rows) if label in found
+    }
+
+
 def _attacks(rows: Rows) -> list[str]:
     return list(dict.fromkeys(attack for cells in rows.values() for attack in cells))
 
 
-def _setting(row: Row, name: str) -> object:
+def _unbudgeted(row: Row) -> str:
+    return str(row["row"].removesuffix(f" {_setting(row, 'budget')}x"))
+
+
+def _setting(row: Row, name: str) -> Any:
     settings = json.loads(row["settings"])["row"]["settings"]
     return settings.get(name)
 
@@ -165,6 +169,10 @@ def _rates(rows: Rows) -> list[str]:
 def _mean(cells: dict[str, Row], name: str) -> str:
     values = [row[name] for row in cells.values() if row[name] is not None]
     return f"{100 * fmean(values):.1f}" if values else "–"
+
+
+def _area(row: Row) -> str:
+    return f"{row['detection_auroc_suspicion']:.3f}"
 
 
 def _pair(row: Row) -> str:

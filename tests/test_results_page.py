@@ -76,36 +76,44 @@ def test_detectors_are_ordered_by_their_mean_over_the_attacks_that_took(scripts,
             ("worse", "weak", 0.1, 0.0),
             ("better", "badnets", 0.9, 0.6),
             ("better", "sig", 0.98, 0.8),
+            ("started", "sig", 0.99, 0.9),
         ]
     ]
     (tmp_path / "detectors").mkdir()
     write_results(rows, tmp_path / "detectors" / "results.parquet")
     lines = scripts("comparison_page").section(tmp_path).splitlines()
     assert lines[2] == "| detector | mean AUROC | mean TPR at 1 % FPR, % | badnets | sig |"
-    assert lines[4:6] == [
+    assert lines[4:7] == [
         "| better | 0.940 | 70.0 | 0.900 | 0.980 |",
         "| worse | 0.750 | 45.0 | 0.800 | 0.700 |",
+        "| started | – | – | – | 0.990 |",
     ]
 
 
 def test_each_budget_has_its_own_table_and_no_mean_over_fewer_attacks(scripts, tmp_path):
+    whole = {"notes": {"schedule_share": 1}}
     rows = [
         with_settings("clipguard", 0.76, 0.01, "badnets"),
         with_settings("clipguard", 0.74, 0.03, "sig"),
-        with_settings("abl 1x", 0.6, 0.5, "badnets", budget=1),
-        with_settings("abl 3x", 0.7, 0.4, "badnets", budget=3),
-        with_settings("abl 3x", 0.5, 0.2, "sig", budget=3),
+        with_settings("abl 1x", 0.6, 0.5, "badnets", budget=1) | {"notes": {"schedule_share": 0.3}},
+        with_settings("ft 1x", 0.8, 0.9, "badnets", budget=1) | whole,
+        with_settings("ft 1x", 0.7, 0.8, "sig", budget=1) | whole,
+        with_settings("abl 3x", 0.7, 0.4, "badnets", budget=3) | {"notes": {"schedule_share": 0.9}},
+        with_settings("abl 3x", 0.5, 0.2, "sig", budget=3) | whole,
     ]
     (tmp_path / "rivals").mkdir()
     write_results(rows, tmp_path / "rivals" / "results.parquet")
     text = scripts("comparison_page").section(tmp_path)
-    once, three = text.split("**3 times clipguard's own seconds**")
+    once, more = text.split("**3 times clipguard's own seconds**")
+    three, ten = more.split("**10 times clipguard's own seconds**")
     own = "| clipguard | 75.0 | 2.0 | 50.0 | 80.0 | 60 | 800 | 76.0 / 1.0 | 74.0 / 3.0 |"
+    tuned = "| ft | 75.0 | 85.0 | 50.0 | 80.0 | 60 | 800 | 80.0 / 90.0 | 70.0 / 80.0 |"
+    for table in (once, three, ten):
+        assert own in table
+        assert tuned in table
     assert "| abl | – | – | – | – | – | 800 | 60.0 / 50.0 | – |" in once
     assert "| abl | 60.0 | 30.0 | 50.0 | 80.0 | 60 | 800 | 70.0 / 40.0 | 50.0 / 20.0 |" in three
-    assert own in once
-    assert own in three
-    assert "10 times" not in text
+    assert "| abl | – | – | – | – | – | 800 | – | 50.0 / 20.0 |" in ten
 
 
 def test_clean_samples_of_both_origins_stand_side_by_side(scripts, tmp_path):
