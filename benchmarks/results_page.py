@@ -6,6 +6,7 @@ Only finished rows of the present settings are shown.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -59,13 +60,18 @@ def _lines(cells: list[Group]) -> Iterator[list[str]]:
         yield [
             cell_text(victim.rows[0], ("rate", "variant")),
             _pair(victim),
-            _pair(cell.get(REFERENCE_ROW)),
+            _reference(cell.get(REFERENCE_ROW)),
             _pair(own),
             spread(own.values("robust_accuracy")) if own else "–",
-            " → ".join(spread(group.values("target_recall")) for group in both),
+            " → ".join(spread(values) for group in both if (values := group.values("target_recall"))) or "–",
             _found(own),
             verdicts(own) if own else "–",
         ]
+
+
+def _reference(group: Group | None) -> str:
+    # All seeds of a cell are held against the same trainings: no spread over seeds.
+    return _pair(group and replace(group, rows=group.rows[:1]))
 
 
 def _pair(group: Group | None) -> str:
