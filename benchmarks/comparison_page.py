@@ -7,6 +7,7 @@ Only finished rows of the present settings are shown. Rows are those of `detecto
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
@@ -94,7 +95,13 @@ def origins(rows: list[Row]) -> list[str]:
 
 
 def _finished(folder: Path) -> list[Row]:
-    return [row for row in current_rows(folder) if row["error"] is None]
+    rows = [row for row in current_rows(folder) if row["error"] is None]
+    cells = Counter((row["row"], row["attack"]) for row in rows)
+    if twice := [cell for cell, count in cells.items() if count > 1]:
+        raise ValueError(
+            f"{folder.name} has several rows of {', '.join(twice[0])}: its tables take one of each"
+        )
+    return rows
 
 
 def _took(rows: list[Row]) -> list[Row]:
@@ -157,7 +164,7 @@ def _rates(rows: Rows) -> list[str]:
         figures = [*means, f"{fmean(seconds):.0f}" if seconds else "–"] if whole else ["–"] * 5
         lines.append(
             [
-                label,
+                "no defence" if label == UNDEFENDED_ROW else label,
                 *figures,
                 f"{max(memory):.0f}" if memory else "–",
                 *(_cell(cells, one, _pair) for one in attacks),

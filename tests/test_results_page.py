@@ -93,6 +93,8 @@ def test_detectors_are_ordered_by_their_mean_over_the_attacks_that_took(scripts,
 def test_each_budget_has_its_own_table_and_no_mean_over_fewer_attacks(scripts, tmp_path):
     whole = {"notes": {"schedule_share": 1}}
     rows = [
+        with_settings("none", 0.75, 0.95, "badnets") | {"peak_memory_mb": None},
+        with_settings("none", 0.75, 0.9, "sig") | {"peak_memory_mb": None},
         with_settings("clipguard", 0.76, 0.01, "badnets"),
         with_settings("clipguard", 0.74, 0.03, "sig"),
         with_settings("abl 1x", 0.6, 0.5, "badnets", budget=1) | {"notes": {"schedule_share": 0.3}},
@@ -104,6 +106,7 @@ def test_each_budget_has_its_own_table_and_no_mean_over_fewer_attacks(scripts, t
     (tmp_path / "rivals").mkdir()
     write_results(rows, tmp_path / "rivals" / "results.parquet")
     text = scripts("comparison_page").section(tmp_path)
+    assert "| no defence | 75.0 | 92.5 | 50.0 | 80.0 | – | – | 75.0 / 95.0 | 75.0 / 90.0 |" in text
     once, more = text.split("**3 times clipguard's own seconds**")
     three, ten = more.split("**10 times clipguard's own seconds**")
     own = "| clipguard | 75.0 | 2.0 | 50.0 | 80.0 | 60 | 800 | 76.0 / 1.0 | 74.0 / 3.0 |"
@@ -127,3 +130,11 @@ def test_clean_samples_of_both_origins_stand_side_by_side(scripts, tmp_path):
     *_, head, _, line = scripts("comparison_page").section(tmp_path).splitlines()
     assert head == "| defence: CA / ASR | badnets, clipguard's clean part | badnets, clean slice |"
     assert line == "| ft | 71.0 / 20.0 | 72.0 / 10.0 |"
+
+
+def test_two_rows_for_one_place_of_a_table_are_refused(scripts, tmp_path):
+    rows = [{**with_settings("psbd", 0.7, 0.9, "sig"), "seed": seed} for seed in (0, 1)]
+    (tmp_path / "detectors").mkdir()
+    write_results(rows, tmp_path / "detectors" / "results.parquet")
+    with pytest.raises(ValueError, match="detectors has several rows of psbd, sig"):
+        scripts("comparison_page").section(tmp_path)
