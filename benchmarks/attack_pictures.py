@@ -47,7 +47,7 @@ def block(clean: Images, triggered: Images) -> np.ndarray:
 
 def main() -> None:
     """Write the picture."""
-    seed_0 = [runner for runner in runners("table") if runner.cell.seed == 0]
+    seed_0 = [runner for runner in runners("table-cifar10") if runner.cell.seed == 0]
     by_attack = {one.cell.attack.name: one for one in seed_0 if not one.cell.attack.options}
     first = by_attack["badnets"]
     clean = first.sets[1].images[:IMAGES]

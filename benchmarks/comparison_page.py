@@ -132,7 +132,9 @@ def _attacks(rows: Rows) -> list[str]:
 
 
 def _unbudgeted(row: Row) -> str:
-    return str(row["row"].removesuffix(f" {_setting(row, 'budget')}x"))
+    budget = _setting(row, "budget")
+    # A budget is a float in the settings, whatever the file says.
+    return str(row["row"] if budget is None else row["row"].removesuffix(f" {budget:g}x"))
 
 
 def _setting(row: Row, name: str) -> Any:

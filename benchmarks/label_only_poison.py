@@ -22,6 +22,7 @@ from clipguard.compute.threads import one_thread
 from clipguard.data import ImageSource
 from clipguard.data.decode import read_images
 from clipguard.detection.certain_labels import certain_labels
+from clipguard.detection.class_evidence import LABEL_ALPHA
 from clipguard.detection.label_exchange import label_exchange
 from clipguard.detection.label_flow import (
     LabelFlowConfig,
@@ -33,13 +34,13 @@ from clipguard.detection.linear_probe import fitted_probe, scored_labels
 from clipguard.lab.benchmark.config import GuideChoice
 from clipguard.lab.benchmark.guides import guide_of
 from clipguard.lab.benchmark.machine import commit, machine
+from clipguard.pipeline.stages import versions
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet, Preprocessing
 from runners import CACHE, HERE, RESULTS, SHARED
 
 FILE = RESULTS / "ablation" / "label-only-poison.json"
 DRAWS = 2
-ALPHA = 0.0125
 HALF = 0.5
 """Share of noise in the embeddings of the degraded guide."""
 
@@ -161,9 +162,11 @@ def measured(draw: Draw, embeddings: np.ndarray, guide_log_probs: np.ndarray) ->
 def main() -> None:
     """Make the missing draws and print a line a kind of draw."""
     command = "python benchmarks/label_only_poison.py"
-    about = {"config": asdict(CONFIG), "command": command, "machine": machine()}
+    settings = {"config": asdict(CONFIG), "version": versions()["label_flow"]}
+    about = {**settings, "command": command, "machine": machine()}
     earlier = json.loads(FILE.read_text()) if FILE.exists() else {}
-    results = earlier["draws"] if earlier.get("config") == about["config"] else {}
+    known = all(earlier.get(name) == value for name, value in settings.items())
+    results = earlier["draws"] if known else {}
     FILE.parent.mkdir(parents=True, exist_ok=True)
     cifar10 = "cifar10/train.parquet", (40_000, 50_000)
     cifar100 = "cifar100-12k/development.parquet", (0, 6000)
@@ -201,8 +204,8 @@ def show(results: dict[str, dict[str, Any]]) -> None:
         sums = ", ".join(f"{key} {sum(row[key] for row in rows)}" for key in keys)
         print(f"{kind}: {len(rows)} draws, target suspected in {hits}, {others} other classes; {sums}")
         p_values = np.sort([row["p_value"] for row in rows])
-        others = sum(row["p_value_of_others"] <= ALPHA for row in rows)
-        alarms = f"{(p_values <= ALPHA).sum()} at most {ALPHA}, other classes in {others}"
+        others = sum(row["p_value_of_others"] <= LABEL_ALPHA for row in rows)
+        alarms = f"{(p_values <= LABEL_ALPHA).sum()} at most {LABEL_ALPHA}, other classes in {others}"
         print(f"    exchange: p-value {alarms}, smallest {p_values[:3].round(4).tolist()}")
 
 

@@ -20,7 +20,7 @@ MARKED = 150
 def main() -> None:
     """Write the picture of the cell named on the command line."""
     attack, seed = sys.argv[1], int(sys.argv[2])
-    runner = next(r for r in runners("table") if (r.cell.attack.name, r.cell.seed) == (attack, seed))
+    runner = next(r for r in runners("table-cifar10") if (r.cell.attack.name, r.cell.seed) == (attack, seed))
     _, truth = runner.poisoned
     samples, partition = read_samples(
         next(runner.case().run_dir.rglob("samples.parquet")).parent, order="source"

@@ -24,7 +24,7 @@ def main() -> None:
     """Measure the attacks of these names, or all, and write their times beside earlier rows."""
     file = RESULTS / "poisoning.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else {}
-    for runner in runners("table"):
+    for runner in runners("table-cifar10"):
         name = runner.cell.attack.name
         if runner.cell.seed or (sys.argv[1:] and name not in sys.argv[1:]):
             continue

@@ -46,7 +46,7 @@ def main() -> None:
     """Make, repair and measure one victim."""
     options = _options()
     rows = options.rows.replace(":", "-")
-    name = f"{options.net}_{options.size}_{options.data}_{rows}_s{options.seed}"
+    name = f"{options.net}_{options.size}_{options.data}_{rows}_s{options.seed}_{_digest(options)}"
     folder = options.out / name
     folder.mkdir(parents=True, exist_ok=True)
     seed = Seed(options.seed)
@@ -97,9 +97,19 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _digest(options: argparse.Namespace) -> str:
+    """Return a short name of all that a victim is made from: another rate or attack makes another one."""
+    given = {key: str(value) for key, value in vars(options).items() if key not in ("out", "weights")}
+    given["weights"] = "" if options.weights is None else _sha256(options.weights)
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def _about(options: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:
-    file = options.weights
-    digest = None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = None if options.weights is None else _sha256(options.weights)
     return {"spec": asdict(spec), "weights_sha256": digest, "commit": commit(), "machine": machine()}
 
 

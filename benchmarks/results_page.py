@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from clipguard.lab.benchmark.goals import REFERENCE_ROW, UNDEFENDED_ROW, Group, cell_text, groups
+from clipguard.lab.benchmark.goals import REFERENCE_ROW, UNDEFENDED_ROW, Group, cell_text, groups, percent
 from clipguard.lab.benchmark.report import spread, summary, table, verdicts
 from marked_page import DOCS, NO_ROW, begin, current_rows, picture, written
 from runners import RESULTS
@@ -70,8 +70,12 @@ def _lines(cells: list[Group]) -> Iterator[list[str]]:
 
 
 def _reference(group: Group | None) -> str:
+    if group is None:
+        return "–"
     # All seeds of a cell are held against the same trainings: no spread over seeds.
-    return _pair(group and replace(group, rows=group.rows[:1]))
+    row = group.rows[0]
+    pair, least_and_most = _pair(replace(group, rows=[row])), row.get("attack_success_range")
+    return pair if not least_and_most else f"{pair} ({' to '.join(map(percent, least_and_most))})"
 
 
 def _pair(group: Group | None) -> str:

@@ -15,5 +15,5 @@ CACHE = cache_folder()
 def runners(name: str) -> list[CellRunner]:
     """Return the cells of `NAME.toml`; victims and fitted attacks are those of `clipguard bench`."""
     config = read_config(HERE / f"{name}.toml")
-    paths = BenchmarkPaths(run=RESULTS / name, cache=CACHE, data=SHARED, beside=HERE)
+    paths = BenchmarkPaths(run=RESULTS / name.removeprefix("table-"), cache=CACHE, data=SHARED, beside=HERE)
     return [CellRunner(cell, paths, config.reference_seeds) for cell in cells(config)]

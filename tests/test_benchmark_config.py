@@ -184,6 +184,16 @@ def test_an_attacks_own_recipe_goes_before_the_nets_and_makes_no_other_cell(tmp_
         ('data = [{name = "x", imbalance = 0.5}]', r"Expected `float` >= 1.0 - at `\$.data\[0\].imbalance`"),
         ('defenses = ["clipguard", "clipguard"]', "two rows would be 'clipguard': give each a label"),
         ('defenses = [{name = "clipguard", label = "reference"}]', "two rows would be 'reference'"),
+        (
+            'defenses = [{name = "nad", label = "nad 1x"}, {name = "nad", label = "nad-1x"}]',
+            "two rows would be 'nad 1x' and 'nad-1x' in one file: give each a label",
+        ),
+        ('defenses = [{name = "nad", label = "nad.failed"}]', "ends as the files of failed rows do"),
+        (
+            'attacks = ["badnets", {name = "badnets", seeds = [1, 0]}]',
+            "attack 'badnets' at rate 0.05 with seed 0 is there twice",
+        ),
+        ('attacks = ["sig", {name = "sig", rate = 0.05}]', "attack 'sig' at rate 0.05 with seed 0"),
         ('defenses = ["magic"]', "unknown defence 'magic'"),
         ('defenses = [{name = "clipguard", options = {config = {sise = 3}}}]', "unknown key 'sise'"),
         ('nets = [{name = "x", victim = {epoch = 3}}]', "net x, attack badnets: unknown key 'epoch'"),

@@ -1,11 +1,17 @@
 """lab.benchmark.machine: which code a figure was made with."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
+import clipguard
 from clipguard.lab.benchmark import machine
 from clipguard.lab.benchmark.machine import commit
+
+
+def test_the_code_of_a_figure_is_the_whole_package():
+    assert Path(clipguard.__file__).parent == machine._CODE
 
 
 def git(folder, *arguments):

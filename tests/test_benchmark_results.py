@@ -144,7 +144,7 @@ def test_nothing_is_scored_before_its_controls_are_there(missing):
     none, clean, own = cell(row("clipguard", 0.75, [0.0]))
     there = {"none": none, "reference": clean}
     del there[missing]
-    assert goal(own, there) == "undefended model or reference missing"
+    assert goal(own, there) == "undefended model or reference missing: not scored"
 
 
 @pytest.mark.parametrize("label", ["none", "reference", "finetune"])
@@ -180,6 +180,23 @@ def test_a_group_of_failed_attacks_says_so_once(tmp_path):
         rows += [{**entry, "attack_succeeded": False} for entry in cell(own, victim=0.5, seed=seed)]
     (group,) = (group for group in groups(read_back(rows, tmp_path)) if group.label == "clipguard")
     assert verdicts(group) == ATTACK_FAILED
+
+
+def test_what_is_not_scored_counts_neither_as_met_nor_as_missed(tmp_path):
+    took = cell(row("clipguard", 0.75, [0.0])) + cell(row("clipguard", 0.75, [0.5], 1), seed=1)
+    failed = cell(row("clipguard", 0.75, [0.0], 2, attack_succeeded=False), victim=0.5, seed=2)
+    older = cell(row("clipguard", 0.75, [0.0], 3, paired_n=None), seed=3)
+    alone = [row("none", 0.75, [0.95], 4), row("clipguard", 0.75, [0.0], 4)]
+    rows = read_back(took + failed + older + alone, tmp_path)
+    (group,) = (group for group in groups(rows) if group.label == "clipguard")
+    assert verdicts(group).startswith("missed by 1 of 2: seed 1: ASR")
+    assert "seed 2: attack did not succeed: not scored / seed 3: of an older version" in verdicts(group)
+    assert "| clipguard | 2 | 1 | 1 | +0.00, 0 below | 2 |" in markdown(rows)
+
+    (group,) = (
+        group for group in groups(read_back(took[:3] + failed, tmp_path)) if group.label == "clipguard"
+    )
+    assert verdicts(group) == "met (1 of 1): seed 2: attack did not succeed: not scored"
 
 
 def test_data_that_nobody_has_poisoned_have_no_rate(tmp_path):

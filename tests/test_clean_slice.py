@@ -26,16 +26,17 @@ def images(some):
 def test_the_slice_is_of_what_a_scan_trusts_and_is_the_same_for_every_defence(case):  # noqa: F811
     defender, source = unfitted(case, CONFIG)
     trusted = DATA.take(np.flatnonzero(defender.scan(source).partition_.clean))
-    first, second = (clean_slice(case, "split", CONFIG) for _ in range(2))
+    first, second = (clean_slice(case, "split", CONFIG).samples for _ in range(2))
     assert len(first) == COUNT
     assert images(first) <= images(trusted)
     assert images(first) == images(second)
-    assert images(clean_slice(replace(case, seed=case.seed + 1), "split", CONFIG)) != images(first)
+    other = clean_slice(replace(case, seed=case.seed + 1), "split", CONFIG)
+    assert images(other.samples) != images(first)
 
 
 def test_given_samples_are_taken_as_they_are_and_missing_ones_are_refused(case):  # noqa: F811
     given, _ = poisoned_set(60, share=0, seed=7)
-    some = clean_slice(replace(case, clean=given), "given", CONFIG)
+    some = clean_slice(replace(case, clean=given), "given", CONFIG).samples
     assert len(some) == COUNT
     assert images(some) <= images(given)
     with pytest.raises(ClipguardError, match="no clean samples were given: name clean_rows"):

@@ -111,6 +111,9 @@ def test_a_batch_is_suspicious_where_new_samples_are_part_of_a_finding():
     verdict = _of_batch(SUSPICIOUS, [ClassChange(class_name="cat", flagged=9, new=2)])
     assert (verdict.answer, verdict.findings, verdict.complete) == ("suspicious", [FINDING], False)
     assert verdict.reasons == ["2 of 9 flagged samples of class cat are new"]
+    # A reviewer has dropped eleven samples beyond what the finding counts.
+    verdict = _of_batch(SUSPICIOUS, [ClassChange(class_name="cat", flagged=20, new=13)])
+    assert verdict.reasons == ["13 of 20 flagged samples of class cat are new"]
 
 
 @pytest.mark.parametrize(("name", "new"), [("cat", 0), ("dog", 3)])

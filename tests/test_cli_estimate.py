@@ -4,6 +4,7 @@ import itertools
 import math
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from clipguard.outputs.steps import Step, Timetable, rough_range, rough_time
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.stages import STAGES
 from tiny_data import image_folder
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 WORK = Workload(n=4000, classes=10, pixels=784, view=(28, 28), guide="mini")
 DEMONSTRATION = {"embeddings": 5.65, "early_model": 16.0, "trigger_detector": 13.3, "power": 31.5}
@@ -229,6 +232,8 @@ def test_doctor_says_what_there_is_and_what_data_take(clipguard, tmp_path):
     ran = clipguard("doctor", source, "--guide", "mini", "--device", "cpu", "--json")
     assert (ran.code, ran.json["problems"]) == (0, [])
     assert {"clipguard", "python", "torch"} <= ran.json["versions"].keys()
+    extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+    assert set(ran.json["extras"]) == extras.keys() - {"dev", "docs", "mutation"}
     assert (ran.json["guide"]["at_hand"], ran.json["device"]["name"]) == (True, "cpu")
     assert (ran.json["estimate"]["n"], ran.json["estimate"]["view"]) == (20, [16, 16])
     assert math.isfinite(ran.json["estimate"]["seconds"])

@@ -124,6 +124,17 @@ def test_fiftyone_is_refused_where_there_are_no_files(clipguard, run):
     assert not (run / "fiftyone.json").exists()
 
 
+def test_fiftyone_is_refused_where_two_images_differ_in_their_ending_alone(clipguard, run):
+    table = read_table(run / "samples.parquet")
+    path = table["path"].copy()
+    path[1] = str(Path(path[0]).with_suffix(".other"))
+    write_table(run / "samples.parquet", table | {"path": path}, ["trigger_score"])
+    ran = clipguard("export", run, "--to", "fiftyone")
+    assert ran.code == 2
+    assert "differ only in their ending" in ran.err
+    assert not (run / "fiftyone.json").exists()
+
+
 def test_sarif_follows_its_rules_and_names_every_flagged_sample(exported, run):
     log = json.loads(exported("sarif").read_text())
     jsonschema.validate(log, SARIF)

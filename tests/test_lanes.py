@@ -11,7 +11,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from clipguard.clip.zero_shot import ClipGuide
-from clipguard.compute import threads
+from clipguard.compute.cores import cores, quota
 from clipguard.compute.device import CPU, computing_on, current_device
 from clipguard.compute.lanes import AbandonedError, go_on, in_lanes, in_turn, lanes_here, ordered_map
 from clipguard.compute.small_nets import SmallNetConfig, train_small_nets
@@ -216,13 +216,13 @@ def test_threads_come_from_the_caller_then_the_environment_then_the_cores(monkey
         assert available_threads() == 3
     for unset in ("", "many", "0"):
         monkeypatch.setenv("OMP_NUM_THREADS", unset)
-        assert available_threads() == threads._cores() >= 1
+        assert available_threads() == cores() >= 1
     with pytest.raises(ClipguardError, match="0 threads: give 1 or more"), granted_threads(0):
         pass
 
 
 @pytest.mark.parametrize(
-    ("files", "cores"),
+    ("files", "expected"),
     [
         ({"cpu.max": "150000 100000\n"}, 2),
         ({"cpu.max": "50000 100000\n"}, 1),
@@ -233,11 +233,11 @@ def test_threads_come_from_the_caller_then_the_environment_then_the_cores(monkey
         ({}, None),
     ],
 )
-def test_a_containers_quota_counts(tmp_path, files, cores):
+def test_a_containers_quota_counts(tmp_path, files, expected):
     (tmp_path / "cpu").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert threads._quota(tmp_path) == cores
+    assert quota(tmp_path) == expected
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from clipguard.data import ImageSource
 from clipguard.data.decode import prepared
+from clipguard.errors import ClipguardError
 from clipguard.pipeline import power as power_module
 from clipguard.pipeline.power import (
     SHARE,
@@ -27,6 +28,7 @@ from clipguard.seeds import Seed
 from clipguard.triggers.affine import AffineTrigger
 from clipguard.triggers.canaries import FAMILIES
 from clipguard.types import Preprocessing, image_set
+from tiny_data import image_folder
 from tiny_labels import scores_of
 from tiny_runs import CONFIG, GUIDE, poisoned_set
 
@@ -198,6 +200,15 @@ def test_originals_come_at_their_size_or_at_the_largest_one(monkeypatch):
     assert np.array_equal(originals(source, (40, 20))(rows), images[rows])
     monkeypatch.setattr(power_module, "LARGEST_SIDE", 20)
     assert originals(source, (40, 20))(rows).shape == (2, 20, 10, 3)
+
+
+def test_an_image_that_vanished_since_it_was_read_ends_the_scan_in_one_line(tmp_path):
+    source = ImageSource.open(image_folder(tmp_path / "data", n=20))
+    read = originals(source, (16, 16))
+    assert len(read(np.arange(20))) == 20
+    next((tmp_path / "data").rglob("*.png")).unlink()
+    with pytest.raises(ClipguardError, match="can no longer be read: the data changed"):
+        read(np.arange(20))
 
 
 THRESHOLD = CONFIG.trigger_detector.flagged

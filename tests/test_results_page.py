@@ -97,11 +97,11 @@ def test_each_budget_has_its_own_table_and_no_mean_over_fewer_attacks(scripts, t
         with_settings("none", 0.75, 0.9, "sig") | {"peak_memory_mb": None},
         with_settings("clipguard", 0.76, 0.01, "badnets"),
         with_settings("clipguard", 0.74, 0.03, "sig"),
-        with_settings("abl 1x", 0.6, 0.5, "badnets", budget=1) | {"notes": {"schedule_share": 0.3}},
-        with_settings("ft 1x", 0.8, 0.9, "badnets", budget=1) | whole,
-        with_settings("ft 1x", 0.7, 0.8, "sig", budget=1) | whole,
-        with_settings("abl 3x", 0.7, 0.4, "badnets", budget=3) | {"notes": {"schedule_share": 0.9}},
-        with_settings("abl 3x", 0.5, 0.2, "sig", budget=3) | whole,
+        with_settings("abl 1x", 0.6, 0.5, "badnets", budget=1.0) | {"notes": {"schedule_share": 0.3}},
+        with_settings("ft 1x", 0.8, 0.9, "badnets", budget=1.0) | whole,
+        with_settings("ft 1x", 0.7, 0.8, "sig", budget=1.0) | whole,
+        with_settings("abl 3x", 0.7, 0.4, "badnets", budget=3.0) | {"notes": {"schedule_share": 0.9}},
+        with_settings("abl 3x", 0.5, 0.2, "sig", budget=3.0) | whole,
     ]
     (tmp_path / "rivals").mkdir()
     write_results(rows, tmp_path / "rivals" / "results.parquet")

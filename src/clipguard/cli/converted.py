@@ -16,7 +16,6 @@ from clipguard.cli.poisoned import (
     TEST,
     TRAIN,
     TRIGGERED,
-    refuse_full,
     show_attack,
     write_attack,
 )
@@ -26,6 +25,7 @@ from clipguard.errors import ClipguardError, one_line
 from clipguard.lab.backdoorbench import Record, poisoned_by, read_record, triggered_by
 from clipguard.models.nets import NORMALISATIONS
 from clipguard.outputs.progress import working
+from clipguard.runs.files import refuse_full
 from clipguard.types import ImageSet, Preprocessing, StepProgress
 
 if TYPE_CHECKING:

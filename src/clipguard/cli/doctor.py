@@ -21,12 +21,19 @@ if TYPE_CHECKING:
 
 MISSING: Final = 1
 PACKAGES: Final = ("numpy", "torch", "torchvision", "open_clip_torch", "timm", "pyarrow", "pillow")
-EXTRAS: Final = {"demo": "mlxtend", "bench": "matplotlib", "ray": "ray"}
+EXTRAS: Final = {
+    "demo": "mlxtend",
+    "bench": "matplotlib",
+    "onnx": "onnxscript",
+    "quality": "cleanlab",
+    "ray": "ray",
+    "rivals": "art",
+}
 """Packages that an extra brings: what tells whether it is installed."""
 
 
 def run_doctor(source: Path | None, options: DoctorOptions) -> Outcome:
-    """Return what there is; the exit code is 1 where a scan by this guide could not start.
+    """Return what there is; the exit code is 1 where a problem is named.
 
     Raises:
         ClipguardError: the source cannot be opened, or no such device computes.

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from clipguard.compute.cores import cores, threads_of_environment
 from clipguard.compute.recipes import DEFAULT_RECIPE
 from clipguard.data.decode import sampled_sizes
 from clipguard.data.source import ImageSource
@@ -238,14 +239,12 @@ def measured_slowness() -> float:
 
 def usable_cores(threads: int | None) -> tuple[int, float]:
     """Return the cores that compute, and how many others of the machine keep busy."""
-    named = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    chosen = threads or (int(named) if named.isdecimal() else 0)
+    there, chosen = cores(), threads or threads_of_environment()
     try:
-        there = len(os.sched_getaffinity(0))
         busy = os.getloadavg()[0]
     except (AttributeError, OSError):  # elsewhere than on Linux
-        there, busy = os.cpu_count() or 1, 0.0
-    return max(1, min(chosen or there, there)), max(0.0, busy - max(0, there - (chosen or there)))
+        busy = 0.0
+    return min(chosen or there, there), max(0.0, busy - max(0, there - (chosen or there)))
 
 
 def rough_size(count: int | float) -> str:

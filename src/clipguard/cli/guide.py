@@ -144,7 +144,7 @@ def run_clean(name: str, path: Path, options: GuideCleanOptions) -> Outcome:
     Raises:
         ClipguardError: bad input, a folder that is not empty, or a guide that cannot be loaded or written.
     """
-    from clipguard.cli.poisoned import refuse_full
+    from clipguard.runs.files import refuse_full
 
     refuse_full(options.out)
     _check_ranges(options, "images", "epochs", "rate")

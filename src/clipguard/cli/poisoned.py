@@ -1,8 +1,6 @@
 """Folders that `clipguard attack` writes: a poisoned training set, its truth, and test sets."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +22,7 @@ from clipguard.lab.benchmark.places import cache_folder
 from clipguard.lab.ground_truth import PoisonTruth, read_truth, write_truth
 from clipguard.outputs.progress import warn, working
 from clipguard.runs import read_json, write_json
+from clipguard.runs.files import new_folder, refuse_full
 from clipguard.seeds import Seed, Stream
 from clipguard.types import ImageSet, Preprocessing, Progress, image_set
 
@@ -147,7 +146,7 @@ def write_attack(
         "size": list(train.images.shape[1:3]),
         "counts": {"train": len(train), "poisoned": poisoned, "cover": cover, **counts},
     }
-    with _appearing(out) as part:
+    with new_folder(out) as part:
         for name, data in written.items():
             write_parquet(data, part / name)
         write_truth(truth, part / TRUTH)
@@ -192,30 +191,6 @@ def _read(path: Path, options: AttackOptions, progress: Progress) -> tuple[Image
 def _triggered(attack: Attack, test: ImageSet) -> ImageSet | None:
     images = with_trigger(attack, np.asarray(test.images))
     return None if images is None else image_set(images, test.labels, test.class_names, test.ids)
-
-
-def refuse_full(folder: Path) -> None:
-    """Refuse to write into `folder` unless it is new or empty.
-
-    Raises:
-        ClipguardError: it is neither.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ClipguardError(f"{folder} exists and is not an empty folder: give a new one")
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `folder` at the end of the block, or is removed if that fails."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def show_attack(value: dict[str, Any], console: "Console") -> None:

@@ -12,18 +12,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Final
 
 import torch
 from threadpoolctl import threadpool_limits
 
+from clipguard.compute.cores import cores, threads_of_environment
 from clipguard.errors import ClipguardError
 
 MOST_FOR_ONE_TRAINING: Final = 4
 """Threads of one training at most: more only wait for each other, in nets as narrow as these."""
-
-_GROUPS: Final = Path("/sys/fs/cgroup")
 
 _GRANTED: ContextVar[int | None] = ContextVar("granted", default=None)
 
@@ -33,7 +31,7 @@ def available_threads() -> int:
 
     What `granted_threads` says, else OMP_NUM_THREADS, else the cores that this process may use.
     """
-    return _chosen_threads() or _cores()
+    return _chosen_threads() or cores()
 
 
 def threads_are_chosen() -> bool:
@@ -44,11 +42,7 @@ def threads_are_chosen() -> bool:
 def _chosen_threads() -> int | None:
     """Return the number that somebody has chosen, None if nobody has."""
     granted = _GRANTED.get()
-    if granted is not None:
-        return granted
-    # OpenMP takes a list, one number for each level of nesting.
-    named = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(named) if named.isdecimal() and int(named) > 0 else None
+    return threads_of_environment() if granted is None else granted
 
 
 @contextmanager
@@ -84,7 +78,7 @@ def idle_training_threads() -> int:
         busy = round(os.getloadavg()[0])
     except (OSError, AttributeError):  # the system does not say
         busy = 0
-    return max(1, min(_cores() - busy, MOST_FOR_ONE_TRAINING))
+    return max(1, min(cores() - busy, MOST_FOR_ONE_TRAINING))
 
 
 @contextmanager
@@ -128,27 +122,3 @@ class _OneBlasThread:
 
 
 one_blas_thread: Final = _OneBlasThread()
-
-
-def _cores() -> int:
-    """Return the cores that this process may use, by affinity and by its group's quota."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # elsewhere than on Linux
-        cores = os.cpu_count() or 1
-    return max(1, min(cores, _quota(_GROUPS) or cores))
-
-
-def _quota(groups: Path) -> int | None:
-    """Return the cores that a container's quota pays for, rounded up, if it can be read and there is one."""
-    try:
-        if (groups / "cpu.max").exists():
-            quota, period = (groups / "cpu.max").read_text().split()
-        else:
-            quota, period = (
-                (groups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
-            )
-        cores = -(-int(quota) // int(period))
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-    return cores if cores > 0 else None

@@ -1,6 +1,5 @@
 """Controls that a defence is compared with: nothing, retraining without the flagged, mere fine-tuning."""
 
-import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,7 +58,7 @@ class Finetune:
     def defend(self, case: Case) -> Repaired:
         """Return the fine-tuned victim."""
         defender = fitted(case, self.config)
-        model, seed = copy.deepcopy(case.victim), Seed(case.seed).child("control")
+        model, seed = case.victim, Seed(case.seed).child("control")
         if not defender.history_:
             return Repaired(model=model, seconds={"finetune": 0.0})
         sizes = (defender.history_["clean"] + defender.history_["flagged"]).astype(int)

@@ -163,7 +163,7 @@ def _unlearning_loss(sets: _Sets, targets: _Targets, config: UnlearningConfig) -
             total = total - RELABEL_WEIGHT[config.loss] * (soft * wrong.log_softmax(1)).sum()
             if guide_weight > 0:
                 scores = targets.guide.scale * tensor(targets.guide.logits[array(rows[flagged])])
-                posterior = (scores / TEMPERATURE).softmax(1)
+                posterior = (scores / TEMPERATURE).softmax(1).to(device)
                 gap = F.kl_div((wrong / TEMPERATURE).log_softmax(1), posterior, reduction="none").sum()
                 total = total + guide_weight * TEMPERATURE * TEMPERATURE * gap
         return total / len(rows)

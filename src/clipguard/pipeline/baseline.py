@@ -106,13 +106,14 @@ def _of_batch(whole: Verdict, classes: list[ClassChange]) -> Verdict:
     """
     if whole.answer != "suspicious":
         return Verdict(answer=whole.answer, reasons=whole.reasons, complete=whole.complete)
-    new = {change.class_name: change.new for change in classes if change.new}
-    findings = [finding for finding in whole.findings if finding.class_name in new]
+    changes = {change.class_name: change for change in classes if change.new}
+    findings = [finding for finding in whole.findings if finding.class_name in changes]
     if not findings:
         reason = "no new sample is flagged in a class that stands out: the baseline had what is suspicious"
         return Verdict(answer="undecided", reasons=[reason], complete=whole.complete)
+    # Review marks count in both numbers, as they do not in a finding.
     reasons = [
-        f"{new[one.class_name]:,} of {one.flagged:,} flagged samples of class {one.class_name} are new"
-        for one in findings
+        f"{one.new:,} of {one.flagged:,} flagged samples of class {one.class_name} are new"
+        for one in (changes[finding.class_name] for finding in findings)
     ]
     return Verdict(answer="suspicious", reasons=reasons, findings=findings, complete=whole.complete)

@@ -47,6 +47,10 @@ from clipguard.seeds import Seed
 from clipguard.types import Partition, Preprocessing, Progress, State
 
 UNTOUCHED: Final = "nothing is flagged: the model is left as it is"
+CLEARED: Final = (
+    "no flagged sample is left to unlearn: the model's features cleared them, or it never learned them; the "
+    "model is left as it is"
+)
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -220,7 +224,7 @@ class Defender:
             self.model_, self.history_ = self.before_, {}
             with run.publishing("model.safetensors") as path:
                 save(self.model_, self.spec_, path, self.scan_.data.class_names)
-            return [UNTOUCHED]
+            return [CLEARED if self.partition_.flagged.any() else UNTOUCHED]
         self.history_ = read_table(stage.path / "history.parquet")
         run.publish(stage.path / "model.safetensors", "model.safetensors")
         return notes_of(stage)

@@ -14,6 +14,7 @@ from clipguard.data import ImageSource
 from clipguard.data.decode import prepared, read_images
 from clipguard.detection.drawn_rows import MOST_ROWS
 from clipguard.detection.sample_scores import SampleScores
+from clipguard.errors import ClipguardError
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.sample_scoring import sample_scores
 from clipguard.runs.summary import Family
@@ -148,7 +149,17 @@ def originals(source: ImageSource, size: tuple[int, int]) -> Callable[[Int64[np.
     """
     shrink = min(1.0, LARGEST_SIDE / max(size))
     whole = Preprocessing(size=(max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))))
-    return lambda rows: read_images(source.take(rows), whole)[0].pixels
+
+    def read(rows: Int64[np.ndarray, "m"]) -> Images:
+        images, unreadable = read_images(source.take(rows), whole)
+        if unreadable:
+            raise ClipguardError(
+                f"{unreadable[0].id} can no longer be read: the data changed while they were scanned; scan "
+                "them again"
+            )
+        return images.pixels
+
+    return read
 
 
 def canary_sets(n: int) -> tuple[dict[Family, int], ...]:

@@ -46,6 +46,16 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def refuse_full(folder: Path) -> None:
+    """Refuse a folder that is to be written unless it is new or empty.
+
+    Raises:
+        ClipguardError: it is neither.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ClipguardError(f"{folder} exists and is not an empty folder: give a new one")
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `path` at the end of the block, or is removed if that fails.
@@ -53,8 +63,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         ClipguardError: `path` is there and is not an empty folder.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ClipguardError(f"{path} exists and is not an empty folder: give a new one")
+    refuse_full(path)
     part = path.with_name(f".{path.name}{PART}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

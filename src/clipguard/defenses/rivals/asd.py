@@ -122,20 +122,18 @@ class AdaptiveSplitting:
             return Schedule(passes=self.passes, steps=self.steps)
         scoring = inference_seconds(model, case.data.images)
         # The meta-split is made before a quarter of the passes.
-        steps = self.steps * self._step_seconds(model, case.data)
-        steps += training_seconds(model, case.data, _META, Seed(0)) / 4
-        share = affordable(self.passes * (steps + scoring), allowed)
+        training = self.steps * self._step_seconds(model, case.data)
+        training += training_seconds(model, case.data, _META, Seed(0)) / 4
+        share = affordable(self.passes * (training + scoring), allowed)
         passes = max(min(_FEWEST, self.passes), round(share * self.passes))
         # Scoring takes its time however few steps follow it.
-        part = min(1.0, max(0.0, allowed - passes * scoring) / (passes * steps))
+        part = min(1.0, max(0.0, allowed - passes * scoring) / (passes * training))
         return Schedule(passes=passes, steps=cut(self.steps, part), part=part)
 
     def _step_seconds(self, model: Normalized, data: ImageSet) -> float:
         some = data.take(np.arange(min(len(data), 2 * self.mixmatch.batch_size)))
-        trial, rows = (
-            MixMatch(copy.deepcopy(model), some.images, some.labels, self.mixmatch),
-            np.arange(len(some)),
-        )
+        trial = MixMatch(copy.deepcopy(model), some.images, some.labels, self.mixmatch)
+        rows = np.arange(len(some))
         return step_seconds(lambda: trial.train(rows, rows, [self.unlabelled], Seed(0)))
 
     def _pool(

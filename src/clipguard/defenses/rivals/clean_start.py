@@ -1,6 +1,5 @@
 """What every defence that needs clean samples starts from: its settings, its samples, its time."""
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,6 @@ from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import LossFunction, fit
 from clipguard.defenses.budget import seconds_left, step_seconds
 from clipguard.defenses.clean_slice import Origin, clean_slice, learned_and_held_out
-from clipguard.defenses.clipguard import scanned, stage_seconds
 from clipguard.defenses.protocol import Case
 from clipguard.defenses.rivals.schedule import share_of_schedule
 from clipguard.models.spec import Normalized
@@ -71,15 +69,14 @@ def clean_start(case: Case, settings: CleanDataSettings, name: str) -> CleanStar
     """
     seed = Seed(case.seed).child(name)
     clean = clean_slice(case, settings.origin, settings.config)
-    learned, held_out = learned_and_held_out(clean, seed.child("held out"))
-    scan = stage_seconds(scanned(case, settings.config)) if settings.origin == "split" else {}
+    learned, held_out = learned_and_held_out(clean.samples, seed.child("held out"))
     return CleanStart(
-        model=copy.deepcopy(case.victim),
+        model=case.victim,
         learned=learned,
         held_out=held_out,
         seed=seed,
-        scan=scan,
-        seconds_left=seconds_left(case, settings.config, settings.budget, scan),
+        scan=clean.scan,
+        seconds_left=seconds_left(case, settings.config, settings.budget, clean.scan),
     )
 
 

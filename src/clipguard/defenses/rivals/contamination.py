@@ -25,9 +25,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from clipguard.defenses.clean_slice import Origin
+from clipguard.defenses.clean_slice import Origin, clean_slice
 from clipguard.defenses.protocol import Case, Detected
-from clipguard.defenses.rivals.known_clean import clean_and_seconds
 from clipguard.defenses.rivals.laps import Laps
 from clipguard.defenses.rivals.victim_features import features_of, rows_by_class
 from clipguard.pipeline.config import DefenseConfig
@@ -77,7 +76,8 @@ class ContaminationAnalyzer:
         Raises:
             ClipguardError: there are too few clean samples.
         """
-        clean, scan_seconds = clean_and_seconds(case, self.origin, self.config)
+        known_clean = clean_slice(case, self.origin, self.config)
+        clean, scan_seconds = known_clean.samples, sum(known_clean.scan.values())
         victim, laps, labels = case.victim, Laps(), case.data.labels
         features, known = features_of(victim, case.data), features_of(victim, clean)
         laps.end("features")

@@ -97,24 +97,25 @@ class DistinguishAndRemove:
         return passes * a_pass + 2 * inference_seconds(model, data.images)
 
     def _separate(self, model: Normalized, case: Case, share: float) -> float:
-        data, every = case.data, np.arange(len(case.data))
-        head = head_of(model, planes(data.images[:1]))
+        head, labels = head_of(model, planes(case.data.images[:1])), case.data.labels
+        seconds = self._taught(model, case, "labels", self.label_passes, cross_entropy(labels), share)
         collecting: AbstractContextManager[list[Tensor]] = (
             nullcontext([]) if head is None else inputs_of(head)
         )
-        seconds = 0.0
         with collecting as inputs:
-            phases = (
-                ("labels", self.label_passes, cross_entropy(data.labels)),
-                ("centroids", self.centroid_passes, centroid_loss(data.labels, inputs)),
-            )
-            for name, passes, loss in phases:
-                seed, parts = Seed(case.seed).child("d-br", name), portions(passes, share)
-                rows, recipe = rows_of_passes(every, parts, seed), replace(_PLAIN, epochs=len(parts))
-                report = reporting(case, "D-BR: separate", len(parts))
-                seconds += fit(model, data.images, rows, loss, recipe, seed, report).seconds
-                inputs.clear()
-        return seconds
+            loss = centroid_loss(labels, inputs)
+            return seconds + self._taught(model, case, "centroids", self.centroid_passes, loss, share)
+
+    def _taught(
+        self, model: Normalized, case: Case, phase: str, passes: int, loss: LossFunction, share: float
+    ) -> float:
+        seed, parts = Seed(case.seed).child("d-br", phase), portions(passes, share)
+        rows, recipe = (
+            rows_of_passes(np.arange(len(case.data)), parts, seed),
+            replace(_PLAIN, epochs=len(parts)),
+        )
+        report = reporting(case, "D-BR: separate", len(parts))
+        return fit(model, case.data.images, rows, loss, recipe, seed, report).seconds
 
     def _remove(
         self,

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +16,6 @@ from clipguard.compute.inference import classifier_logits
 from clipguard.defenses.protocol import Case, Repaired
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import Normalized
-from clipguard.pipeline.config import DefenseConfig
 from clipguard.seeds import Seed
 from clipguard.types import Images
 
@@ -36,17 +35,13 @@ class EntropyPruning:
     are pruned: their scale becomes 0.
 
     Published are all values. Left open and chosen here: a channel that gives every image the same value has
-    no distribution, and takes no part. One batch cannot be cut, so that a budget changes nothing.
+    no distribution, and takes no part. One batch cannot be cut, so that it has no budget.
 
     Attributes:
-        budget: times clipguard's own seconds on the case.
-        config: clipguard's settings.
         samples: size of the batch, drawn from the data at random.
         deviations: how many standard deviations below its layer's mean a pruned channel's entropy lies.
     """
 
-    budget: float | None = None
-    config: DefenseConfig = field(default_factory=DefenseConfig)
     samples: int = 500
     deviations: float = 3.0
 

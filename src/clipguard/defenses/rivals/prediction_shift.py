@@ -24,10 +24,9 @@ from scipy.special import softmax
 
 from clipguard.compute.device import device_for
 from clipguard.compute.inference import classifier_logits, planes
-from clipguard.defenses.clean_slice import Origin
+from clipguard.defenses.clean_slice import Origin, clean_slice
 from clipguard.defenses.protocol import Case, Detected
 from clipguard.defenses.rivals.dropout import Dropout, has_residual_sums
-from clipguard.defenses.rivals.known_clean import clean_and_seconds
 from clipguard.defenses.rivals.laps import Laps
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import Normalized
@@ -65,7 +64,8 @@ class PredictionShift:
         Raises:
             ClipguardError: there are too few clean samples, or the net has no place for dropout.
         """
-        clean, scan_seconds = clean_and_seconds(case, self.origin, self.config)
+        known_clean = clean_slice(case, self.origin, self.config)
+        clean, scan_seconds = known_clean.samples, sum(known_clean.scan.values())
         victim, laps, seed = case.victim, Laps(), Seed(case.seed).child("prediction shift")
         passes_at = partial(dropped_out, victim, clean.images, passes=self.passes)
         before = probabilities(victim, clean.images)

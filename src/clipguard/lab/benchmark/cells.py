@@ -262,7 +262,7 @@ def preflight(cells: Sequence[Cell], paths: BenchmarkPaths, guided: bool) -> Non
         if cell.data not in classes:
             classes[cell.data] = len(sources(cell.data, paths)[0].class_names)
         _check_target(cell, classes[cell.data])
-    for cell in {cell.net: cell for cell in cells}.values():
+    for cell in {(cell.net, cell.weights, cell.data): cell for cell in cells}.values():
         model = build(_spec(cell.net, classes[cell.data], cell.data.size or (32, 32)), Seed(0))
         if (start := _start(cell, paths)) is not None:
             take_body(model, start, Seed(0))

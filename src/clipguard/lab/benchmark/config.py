@@ -1,8 +1,9 @@
 """What is compared: a TOML file to data sets x attacks x rates x guides x nets x seeds, and the defences."""
 
 import math
+import re
 import tomllib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from itertools import product
@@ -38,6 +39,9 @@ Pixels = Annotated[int, Meta(ge=1)]
 AnySeed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """Of 64 bits, as tables hold it."""
 NOT_EMPTY: Final = Meta(min_length=1)
+
+FAILED: Final = ".failed"
+"""Ends the name of the file that says why a row could not be computed."""
 
 UNTOUCHED: Final = "none"
 """The attack that changes nothing, at whatever rate."""
@@ -223,6 +227,7 @@ def config_from(values: Mapping[str, Any], where: str) -> BenchConfig:
     for fault in _faults(config):
         raise ClipguardError(f"{where}, {fault}")
     _check_attacks(config, where)
+    _check_cells(config, where)
     for choice in config.defenses:
         defense_of(config, choice, f"{where}, key defenses, {choice.label}")
     return config
@@ -254,20 +259,34 @@ def _spelled_out(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **named}
 
 
+def file_stem(label: str) -> str:
+    """Return the name of a row's file, without its ending."""
+    return re.sub(r"[^a-zA-Z0-9.-]+", "-", label)
+
+
 def _faults(config: BenchConfig) -> Iterator[str]:
     for axis in ("data", "attacks", "rates", "guides", "nets", "seeds", "reference_seeds"):
         entries = getattr(config, axis)
         for number, entry in enumerate(entries):
             if entry in entries[:number]:
                 yield f"key {axis}: the list holds {entry!r} twice: remove one"
-    labels = [REFERENCE_ROW, *(choice.label for choice in config.defenses)]
-    for label, count in Counter(labels).items():
-        if count > 1:
-            yield f"key defenses: two rows would be {label!r}: give each a label"
+    yield from _faults_of_labels([REFERENCE_ROW, *(choice.label for choice in config.defenses)])
     if config.defense_config.seed != DefenseConfig().seed:
         yield "key defense_config: the seed is each cell's: remove it"
     if config.defense_config.by != DefenseConfig().by:
         yield "key defense_config: retraining is a row of its own: remove the key by"
+
+
+def _faults_of_labels(labels: list[str]) -> Iterator[str]:
+    by_file = defaultdict[str, list[str]](list)
+    for label in labels:
+        by_file[file_stem(label)].append(label)
+    for name, alike in by_file.items():
+        if len(alike) > 1:
+            words = " and ".join(map(repr, dict.fromkeys(alike))) + " in one file" * (len(set(alike)) > 1)
+            yield f"key defenses: two rows would be {words}: give each a label"
+        if name.endswith(FAILED):
+            yield f"key defenses: {alike[0]!r} ends as the files of failed rows do: give another label"
 
 
 def _check_attacks(config: BenchConfig, origin: str) -> None:
@@ -285,6 +304,18 @@ def _check_attacks(config: BenchConfig, origin: str) -> None:
             raise ClipguardError(
                 f"{where}: epochs, batch_size and lr of victim must be positive: correct them"
             )
+
+
+def _check_cells(config: BenchConfig, origin: str) -> None:
+    """Refuse a cell that is asked for twice, in whatever words: it would count twice in every mean."""
+    earlier = set[str]()
+    for cell in cells(config):
+        if (text := repr(cell)) in earlier:
+            raise ClipguardError(
+                f"{origin}, key attacks: attack {cell.attack.name!r} at rate {cell.rate:g} with seed "
+                f"{cell.seed} is there twice: remove one entry, or one of its seeds"
+            )
+        earlier.add(text)
 
 
 def defense_of(config: BenchConfig, choice: DefenseChoice, where: str = "defence") -> Defense:

@@ -39,6 +39,10 @@ OTHER_MODEL: Final = " (other model)"
 """Follows the label of a row of another poisoned set or victim, for instance from another machine."""
 
 ATTACK_FAILED: Final = "attack did not succeed: not scored"
+_ALONE: Final = "undefended model or reference missing: not scored"
+_OUTDATED: Final = "of an older version, not scored: run the benchmark again"
+UNSCORED: Final = ("", ATTACK_FAILED, _ALONE, _OUTDATED)
+"""What `goal` says of a row that neither meets nor misses anything."""
 
 AXES: Final = ("data", "attack", "rate", "guide", "degrade", "net", "epochs", "variant")
 """What tells cells apart, beside their seed; `variant` holds what none of the others says."""
@@ -89,11 +93,11 @@ def goal(row: Row, cell: dict[str, Row]) -> str:
         return ""
     before, reference = cell.get(UNDEFENDED_ROW), cell.get(REFERENCE_ROW)
     if before is None or reference is None:
-        return "undefended model or reference missing"
+        return _ALONE
     if before["attack_successes"] and not row["attack_succeeded"]:
         return ATTACK_FAILED
     if row.get("paired_n") is None:
-        return "of an older version: run the benchmark again"
+        return _OUTDATED
     return "; ".join([*_success_misses(row, reference), *_loss_misses(row)]) or "met"
 
 

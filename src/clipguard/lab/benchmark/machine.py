@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,10 @@ import torch
 
 from clipguard.compute.device import arithmetic
 
-_CODE: Final = Path(__file__).parents[1]
+_CODE: Final = Path(__file__).parents[2]
+"""The folder of the package: any change of it may change a figure."""
+
+_SELF: Final = Path("/proc/self")
 
 
 def machine() -> str:
@@ -58,8 +62,20 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def forget_peak_memory() -> None:
+    """Let `peak_memory` count from here on, where the system can; elsewhere it counts from the start."""
+    with suppress(OSError):
+        (_SELF / "clear_refs").write_text("5")
+
+
 def peak_memory() -> float:
-    """Return the most memory that this process has held so far, in MB."""
+    """Return the most memory that this process has held since `forget_peak_memory`, in MB."""
+    try:
+        peak = re.search(r"^VmHWM:\s*(\d+) kB$", (_SELF / "status").read_text(), re.MULTILINE)
+    except OSError:
+        peak = None
+    if peak is not None:
+        return int(peak[1]) * 1024 / 1e6
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -23,6 +23,7 @@ from clipguard.lab.benchmark.goals import (
     varying_axes,
 )
 from clipguard.lab.benchmark.results import Row, total_seconds
+from clipguard.runs.files import replacing
 
 _STYLES: Final = (
     *(("x", "tab:red"), ("*", "tab:green"), ("o", "tab:blue"), ("s", "tab:cyan")),
@@ -59,7 +60,8 @@ def write_pictures(groups: list[Group], run: Path) -> list[Path]:
         drawn["results-time.png"] = _by_time(timed, _clean_success(groups))
     for name, figure in drawn.items():
         figure.tight_layout(rect=(0, 0, 1, 0.94))
-        figure.savefig(run / name, dpi=110)
+        with replacing(run / name) as part:
+            figure.savefig(part, dpi=110, format="png")
     return [run / name for name in drawn]
 
 

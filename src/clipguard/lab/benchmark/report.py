@@ -10,10 +10,10 @@ from statistics import fmean, stdev
 from typing import Final
 
 from clipguard.lab.benchmark.goals import (
-    ATTACK_FAILED,
     AXES,
     GOALS,
     LOSS,
+    UNSCORED,
     Group,
     axis_word,
     cell_text,
@@ -88,17 +88,15 @@ def markdown(rows: list[Row]) -> str:
 
 
 def verdicts(group: Group) -> str:
-    """Return the goal of a group in one line: how many seeds met it, and what the others missed."""
-    scored = [text for text in group.goals if text]
+    """Return the goal of a group in one line: how many scored seeds met it, and what others say."""
+    scored = [text for text in group.goals if text not in UNSCORED]
     if not scored:
-        return ""
-    if set(scored) == {ATTACK_FAILED}:
-        return ATTACK_FAILED
+        return " / ".join(dict.fromkeys(text for text in group.goals if text))
     pairs = zip(group.rows, group.goals, strict=True)
-    misses = [f"seed {row['seed']}: {text}" for row, text in pairs if text not in ("met", "")]
-    if not misses:
-        return f"met ({len(scored)} of {len(scored)})"
-    return f"missed by {len(misses)} of {len(scored)}: " + " / ".join(misses)
+    remarks = [f"seed {row['seed']}: {text}" for row, text in pairs if text not in ("met", "")]
+    misses = len(scored) - scored.count("met")
+    result = f"missed by {misses} of {len(scored)}" if misses else f"met ({len(scored)} of {len(scored)})"
+    return f"{result}: {' / '.join(remarks)}" if remarks else result
 
 
 def spread(values: Sequence[float], text: Callable[[float], str] = percent) -> str:
@@ -137,7 +135,7 @@ def summary(all_groups: list[Group]) -> list[str]:
     for group in all_groups:
         for row, goal in zip(group.rows, group.goals, strict=True):
             # Without an attack there is neither a success nor poison to find.
-            if goal not in ("", ATTACK_FAILED) and row["attack_successes"]:
+            if goal not in UNSCORED and row["attack_successes"]:
                 scored[(row["data"], row["net"], group.label)].append((row, goal))
     for names, pairs in scored.items():
         goals = [goal for _, goal in pairs]

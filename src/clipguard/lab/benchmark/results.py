@@ -12,7 +12,7 @@ from clipguard.runs.summary import METRICS
 Row = dict[str, Any]
 """Figures and settings of one cell and defence, by name."""
 
-_TEXTS: Final = ("settings", "versions")
+_TEXTS: Final = ("settings", "contents", "versions")
 """Kept as JSON: their contents differ from row to row."""
 
 _FIRST: Final = (

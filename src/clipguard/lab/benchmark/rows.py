@@ -6,7 +6,6 @@ RUN/defences/<cell>/                  the defences' own files
 RUN/results.parquet                   all rows of the benchmark's cells, written anew after every row
 """
 
-import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +17,10 @@ from pathlib import Path
 
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.lab.benchmark.cells import CellRunner, cell_name, preflight
-from clipguard.lab.benchmark.config import BenchConfig, Cell, cells, variants
+from clipguard.lab.benchmark.config import FAILED, BenchConfig, Cell, cells, file_stem, variants
+from clipguard.lab.benchmark.contents import contents_of
 from clipguard.lab.benchmark.goals import OTHER_MODEL, STALE_SETTINGS, UNDEFENDED_ROW, percent
-from clipguard.lab.benchmark.machine import commit, machine, peak_memory
+from clipguard.lab.benchmark.machine import commit, forget_peak_memory, machine, peak_memory
 from clipguard.lab.benchmark.places import BenchmarkPaths
 from clipguard.lab.benchmark.rates import attack_succeeded
 from clipguard.lab.benchmark.results import Row, write_results
@@ -77,7 +77,7 @@ def run_bench(
             damaged.
     """
     chosen, tasks = _cells(config, pattern), _tasks(config, only)
-    missing = [(cell, task) for cell in chosen for task in tasks if not _is_present(cell, task, paths.run)]
+    missing = [(cell, task) for cell in chosen for task in tasks if not _is_present(cell, task, paths)]
     preflight([cell for cell, _ in missing], paths, guided=any(task.defended for _, task in missing))
     paths.run.mkdir(parents=True, exist_ok=True)
     computed = busy = 0
@@ -88,7 +88,7 @@ def run_bench(
                 computed += _CellRows(runner, config, command, log).compute(tasks)
             else:
                 busy += 1
-    finished, failed = gather(config, paths.run)
+    finished, failed = gather(config, paths)
     return BenchmarkSummary(rows=finished, computed=computed, failed=failed, busy=busy)
 
 
@@ -121,14 +121,14 @@ class _CellRows:
 
     def compute(self, tasks: list[Task]) -> int:
         """Compute the missing rows and return how many were computed."""
-        computed, run = 0, self.runner.paths.run
+        computed, paths = 0, self.runner.paths
         for task in tasks:
-            if _is_present(self.runner.cell, task, run):
+            if _is_present(self.runner.cell, task, paths):
                 continue
             done = self._computed(task)
             if done:
                 computed += 1 + self._refresh_controls()
-            gather(self.config, run)
+            gather(self.config, paths)
             if not done and task.label == UNDEFENDED_ROW:
                 break
         return computed
@@ -138,6 +138,7 @@ class _CellRows:
         file = _file(self.runner.cell, task.label, self.runner.paths.run)
         failed, about = _failed(file), _about(self.runner, task, self.command)
         began = time.monotonic()
+        forget_peak_memory()
         try:
             figures = task.compute(self.runner)
         except (Exception, SystemExit) as error:  # Foreign code may run here: it costs its row, not the run.
@@ -172,38 +173,45 @@ class _CellRows:
         return refreshed
 
 
-def gather(config: BenchConfig, run: Path) -> tuple[int, int]:
+def gather(config: BenchConfig, paths: BenchmarkPaths) -> tuple[int, int]:
     """Write results.parquet from the rows on disk; return how many are current, and how many failed."""
     finished, failed = list[Row](), list[Row]()
-    with locked(run / ".results.lock"):
+    with locked(paths.run / ".results.lock"):
         for cell, variant in variants(config):
-            for row in _rows_of(cell, config, run):
+            for row in _rows_of(cell, config, paths):
                 row |= {"epochs": cell.recipe.epochs, "variant": variant}
                 (failed if "error" in row else finished).append(row)
-        write_results(finished + failed, run / "results.parquet")
+        write_results(finished + failed, paths.run / "results.parquet")
     return sum(not row["row"].endswith((STALE_SETTINGS, OTHER_MODEL)) for row in finished), len(failed)
 
 
-def _rows_of(cell: Cell, config: BenchConfig, run: Path) -> Iterator[Row]:
+def _rows_of(cell: Cell, config: BenchConfig, paths: BenchmarkPaths) -> Iterator[Row]:
     """Yield the rows of a cell; the label marks stale settings and other models."""
     undefended, succeeded = Row(), None
     for task in tasks_of(config):
-        file = _file(cell, task.label, run)
+        file = _file(cell, task.label, paths.run)
         row, failure = _read(file), _read(_failed(file))
-        mark = "" if _is_current(row, cell, task) else STALE_SETTINGS
+        mark = "" if _is_current(row, cell, task, paths.beside) else STALE_SETTINGS
         if task.label == UNDEFENDED_ROW and not mark:
             undefended, succeeded = row, attack_succeeded(row["attack_successes"])
         mark += OTHER_MODEL if _is_of_other_model(row, undefended) else ""
         if row:
             yield {**row, "row": task.label + mark, "attack_succeeded": succeeded}
         # Of a row that was computed again in vain, the failure is a row, too.
-        if mark and _is_current(failure, cell, task):
+        if mark and _is_current(failure, cell, task, paths.beside):
             yield failure
 
 
-def _is_current(row: Row, cell: Cell, task: Task) -> bool:
-    """Return whether a row was computed with the present settings and code."""
-    return bool(row.get("key") == key_of(row_settings(cell, task)))
+def _is_current(row: Row, cell: Cell, task: Task, beside: Path) -> bool:
+    """Return whether a row was computed with the present settings, code and files.
+
+    A file that is not there any more, or of which the row says nothing, speaks for no change.
+    """
+    if row.get("key") != key_of(row_settings(cell, task)):
+        return False
+    noted: dict[str, str] = row.get("contents", {})
+    present = contents_of(cell, beside, guided=task.defended) if noted else {}
+    return all(present.get(name, digest) == digest for name, digest in noted.items())
 
 
 def _is_of_other_model(row: Row, undefended: Row) -> bool:
@@ -212,10 +220,10 @@ def _is_of_other_model(row: Row, undefended: Row) -> bool:
     return any(row[name] != undefended[name] for name in known)
 
 
-def _is_present(cell: Cell, task: Task, run: Path) -> bool:
+def _is_present(cell: Cell, task: Task, paths: BenchmarkPaths) -> bool:
     """Return whether a row is on disk, current, and of the same model as the undefended row."""
-    row, undefended = (_read(_file(cell, label, run)) for label in (task.label, UNDEFENDED_ROW))
-    return _is_current(row, cell, task) and not _is_of_other_model(row, undefended)
+    row, undefended = (_read(_file(cell, label, paths.run)) for label in (task.label, UNDEFENDED_ROW))
+    return _is_current(row, cell, task, paths.beside) and not _is_of_other_model(row, undefended)
 
 
 def _about(runner: CellRunner, task: Task, command: str) -> Row:
@@ -235,6 +243,7 @@ def _about(runner: CellRunner, task: Task, command: str) -> Row:
         "cell": runner.name,
         "key": key_of(settings),
         "settings": settings,
+        "contents": contents_of(cell, runner.paths.beside, guided=task.defended),
         "command": command,
         "commit": commit(),
         "machine": machine(),
@@ -258,11 +267,11 @@ def _folder(cell: Cell, run: Path) -> Path:
 
 
 def _file(cell: Cell, label: str, run: Path) -> Path:
-    return _folder(cell, run) / f"{re.sub(r'[^a-zA-Z0-9.-]+', '-', label)}.json"
+    return _folder(cell, run) / f"{file_stem(label)}.json"
 
 
 def _failed(file: Path) -> Path:
-    return file.with_suffix(".failed.json")
+    return file.with_suffix(f"{FAILED}.json")
 
 
 def _read(file: Path) -> Row:

@@ -65,7 +65,7 @@ def tasks_of(config: BenchConfig) -> Iterator[Task]:
 
 
 def row_settings(cell: Cell, task: Task) -> dict[str, Any]:
-    """Return all that a row's figures depend on, but for the machine, as JSON values."""
+    """Return what a row is made by, as JSON values; machine and contents of files come on top."""
     attack = attack_of(cell)
     code = {
         "benchmark": VERSION,

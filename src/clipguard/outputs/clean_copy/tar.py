@@ -23,8 +23,11 @@ def copy_tar(listing: Listing, rows: Int64[np.ndarray, "m"], part: Path, limits:
     """
     reader = listing.reader
     assert isinstance(reader, TarReader)
+    shards, offsets = reader.places[rows, 0], reader.places[rows, 1]
+    order = np.argsort(shards, kind="stable")
+    cuts = np.searchsorted(shards[order], np.arange(len(reader.files) + 1))
     for number, file in enumerate(reader.files):
-        images = {int(offset) for shard, offset in reader.places[rows, :2] if shard == number}
+        images = set(offsets[order[cuts[number] : cuts[number + 1]]].tolist())
         with opened_regular(file) as opened, tarfile.open(part / file.name, "w") as archive:
             for member in _members_of(file, images, limits):
                 info = tarfile.TarInfo(member.name)

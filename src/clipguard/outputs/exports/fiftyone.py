@@ -17,7 +17,7 @@ def write_fiftyone(run: Path, file: Path) -> None:
     """Write the labels of a `FiftyOneImageClassificationDataset`, findings as attributes of each label.
 
     Raises:
-        ClipguardError: the samples have no files of their own, which FiftyOne needs.
+        ClipguardError: the samples have no files of their own, which FiftyOne needs, or two have one name.
     """
     column_names(run)
     labels: dict[str, Any] = {}
@@ -27,7 +27,13 @@ def write_fiftyone(run: Path, file: Path) -> None:
             raise ClipguardError(
                 f"run {run} is of data without image files, which FiftyOne needs: scan an image folder"
             )
-        labels[str(PurePosixPath(path).with_suffix(""))] = {
+        key = str(PurePosixPath(path).with_suffix(""))
+        if key in labels:
+            raise ClipguardError(
+                f"run {run} has several images {key!r} that differ only in their ending, and FiftyOne knows "
+                "images without it: export --to jsonl"
+            )
+        labels[key] = {
             "label": row["given_label"],
             "attributes": {name: row[name] for name in ATTRIBUTES},
         }

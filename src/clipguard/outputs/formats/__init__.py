@@ -10,6 +10,7 @@ from clipguard.outputs.formats.junit import junit
 from clipguard.outputs.formats.markdown import markdown
 from clipguard.outputs.formats.sarif import sarif
 from clipguard.outputs.samples import read_samples
+from clipguard.runs.files import write_text
 from clipguard.runs.summary import RunSummary, read_summary
 
 Writer = Callable[[RunSummary, Sequence[FlaggedSample]], str]
@@ -30,7 +31,7 @@ def write_format(name: FileFormat, run: Path, file: Path) -> None:
         ClipguardError: a run that is not finished or damaged.
     """
     read_samples(run, order="table")  # whether the table makes sense
-    file.write_text(FILES[name][1](read_summary(run), read_flagged(run)), encoding="utf-8")
+    write_text(file, FILES[name][1](read_summary(run), read_flagged(run)))
 
 
 __all__ = [
