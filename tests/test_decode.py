@@ -105,9 +105,9 @@ def test_a_grey_array_gets_three_equal_channels(shape):
     assert (decode(grey.reshape(shape)) == grey[..., None]).all()
 
 
-def test_an_array_with_transparency_lies_on_white():
-    array = np.array([[[0, 0, 0, 0], [0, 0, 0, 51], [1, 2, 3, 255]]], np.uint8)
-    assert decode(array).tolist() == [[[255] * 3, [204] * 3, [1, 2, 3]]]
+def test_an_array_with_transparency_is_read_without_it():
+    array = np.array([[[0, 0, 0, 0], [9, 8, 7, 51], [1, 2, 3, 255]]], np.uint8)
+    assert decode(array).tolist() == [[[0, 0, 0], [9, 8, 7], [1, 2, 3]]]
 
 
 @pytest.mark.parametrize("array", [np.zeros((2, 3, 5), np.uint8), np.zeros((2, 2, 3)), np.zeros(3, np.uint8)])
@@ -125,20 +125,29 @@ def test_every_mode_of_pillow_becomes_rgb(mode):
     assert pixels.dtype == np.uint8
 
 
-def test_transparent_parts_become_white_and_half_transparent_ones_are_mixed():
-    pixels = np.zeros((1, 3, 4), np.uint8)
-    pixels[0, :, 3] = (0, 51, 255)
-    assert decode(encoded(Image.fromarray(pixels, "RGBA"))).tolist() == [[[255] * 3, [204] * 3, [0] * 3]]
-
-
-def test_a_transparent_colour_of_a_palette_or_of_grey_becomes_white():
+def test_what_lies_below_transparent_pixels_is_read_as_training_tools_read_it():
+    pixels = np.array([[[255, 0, 0, 0], [0, 9, 0, 51], [1, 2, 3, 255]]], np.uint8)
+    image = Image.fromarray(pixels, "RGBA")
+    assert np.array_equal(decode(encoded(image)), np.array(image.convert("RGB")))
+    assert decode(encoded(image)).tolist() == pixels[..., :3].tolist()
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.putpixel((1, 0), 1)
-    assert decode(encoded(palette)).tolist() == [[[10, 20, 30], [40, 50, 60]]]
-    assert decode(encoded(palette, transparency=0)).tolist() == [[[255, 255, 255], [40, 50, 60]]]
-    assert decode(encoded(Image.new("L", (1, 1), 7), transparency=7)).tolist() == [[[255, 255, 255]]]
-    assert decode(encoded(Image.new("RGB", (1, 1), (7, 8, 9)), transparency=(7, 8, 9))).min() == 255
+    assert decode(encoded(palette, transparency=0)).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    assert decode(encoded(Image.new("L", (1, 1), 7), transparency=7)).tolist() == [[[7, 7, 7]]]
+    grey = Image.fromarray(np.array([[[7, 0]]], np.uint8), "LA")
+    assert decode(encoded(grey)).tolist() == [[[7, 7, 7]]]
+    assert decode(encoded(Image.new("RGB", (1, 1), (7, 8, 9)), transparency=(7, 8, 9))).tolist() == [[[7, 8, 9]]]
+
+
+@pytest.mark.parametrize(("least", "transparent"), [(0, True), (254, True), (255, False)])
+def test_images_with_transparent_pixels_are_told_from_others(least, transparent):
+    pixels = np.full((4, 4, 4), 255, np.uint8)
+    pixels[0, 0, 3] = least
+    view = Preprocessing(size=(4, 4))
+    for item in (encoded(Image.fromarray(pixels, "RGBA")), pixels):
+        (views,) = Decoder(Limits()).results((view,), [item])
+        assert views.transparent == transparent
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

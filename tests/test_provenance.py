@@ -67,7 +67,8 @@ def test_what_is_recorded_is_said_of_the_bytes_that_were_decoded_and_nothing_is_
     assert source.reader.rows == list(range(N))
     assert recorded_source(out)["fingerprint"] == ImageSource.open(data).fingerprint
     table = read_table(rows_file(out, 0))
-    assert list(table) == ["id", "label", "bytes", "sha256", "height", "width", "grey_bits", "reason"]
+    of_the_image = ["height", "width", "grey_bits", "transparent", "reason"]
+    assert list(table) == ["id", "label", "bytes", "sha256", *of_the_image]
     assert table["label"].tolist() == source.labels.tolist()
     assert set(zip(table["height"], table["width"], table["reason"], strict=True)) == {(16, 16, "")}
 

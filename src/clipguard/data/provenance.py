@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from clipguard.data.columns import Columns
 from clipguard.data.decode.reading import ReadRow
@@ -26,7 +26,10 @@ UNREADABLE: Final = "unreadable.json"
 ROWS: Final = "rows"
 
 _KEYS: Final = frozenset(
-    {"fingerprint", "files", "whole", "largest", "unreadable_rows", "limits", "columns", "grey_bits"}
+    {
+        *("fingerprint", "files", "whole", "largest", "unreadable_rows", "limits", "columns"),
+        *("grey_bits", "transparent"),
+    }
 )
 
 
@@ -34,7 +37,8 @@ _KEYS: Final = frozenset(
 class RecordedRows:
     """What was read of some rows of a source, in their order; the reason is empty where one could be read.
 
-    `bits` are those of grey that are in use, see `clipguard.data.decode.pixels.Views`.
+    `bits` are those of grey that are in use, `transparent` says whether pixels are: see
+    `clipguard.data.decode.pixels.Views`.
     """
 
     ids: Sequence[str]
@@ -42,6 +46,7 @@ class RecordedRows:
     sha256: Sequence[bytes]
     reasons: Sequence[str]
     bits: Int64[np.ndarray, "m"]
+    transparent: Bool[np.ndarray, "m"]
 
     @property
     def readable(self) -> Int64[np.ndarray, "r"]:
@@ -73,6 +78,7 @@ def record_rows(file: Path, source: ImageSource, reads: Sequence[ReadRow]) -> No
         "height": height,
         "width": width,
         "grey_bits": np.array([getattr(read.views, "bits", 0) for read in reads], np.int64),
+        "transparent": np.array([getattr(read.views, "transparent", False) for read in reads], bool),
         "reason": bad,
     }
     write_table(file, columns)
@@ -92,6 +98,7 @@ def recorded_rows(file: Path) -> RecordedRows:
             sha256=table["sha256"].tolist(),
             reasons=table["reason"].tolist(),
             bits=table["grey_bits"],
+            transparent=table["transparent"],
         )
     except KeyError as error:
         raise ClipguardError(f"{file} lacks the column {error}: delete it and run again") from error
@@ -109,13 +116,15 @@ def record_source(folder: Path, source: ImageSource, shards: int) -> None:
         raise ClipguardError(f"{source.location} changed while it was being read: run again when it rests")
     unreadable, lost, largest, first = list(source.refused), [], (0, 0), 0
     bits: Counter[int] = Counter()
+    transparent = 0
 
     def contents() -> Iterator[bytes]:
-        nonlocal largest, first
+        nonlocal largest, first, transparent
         for shard in range(shards):
             rows = recorded_rows(rows_file(folder, shard))
             unreadable.extend(rows.unreadable)
             bits.update(rows.bits[rows.bits > 0].tolist())
+            transparent += int(rows.transparent.sum())
             lost.extend(np.delete(np.arange(first, first + len(rows.ids)), rows.readable).tolist())
             first += len(rows.ids)
             places = rows.sizes.prod(1)
@@ -133,6 +142,7 @@ def record_source(folder: Path, source: ImageSource, shards: int) -> None:
         "limits": asdict(source.limits),
         "columns": asdict(source.columns),
         "grey_bits": {str(number): bits[number] for number in sorted(bits)},
+        "transparent": transparent,
     }
     write_json(folder / UNREADABLE, [{"id": entry.id, "reason": entry.reason} for entry in unreadable])
     write_json(folder / INPUTS, about)

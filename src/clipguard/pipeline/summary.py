@@ -76,6 +76,11 @@ def _data_warnings(scan: Scan) -> list[str]:
     if bits.keys() - {"16"}:
         words = ", ".join(f"{count} by {number}" for number, count in bits.items())
         out.append(f"images with 16 bits of grey are scaled by the bits in use, each by its own: {words}")
+    if recorded["transparent"]:
+        out.append(
+            f"{recorded['transparent']:,} images have transparent pixels: they are read without transparency, as "
+            "training tools read them, and look otherwise in a viewer"
+        )
     view = scan.data.images.shape[1:3]
     if max(largest) > SMALL_TRIGGER * max(view):
         lost = -(-max(largest) // max(view))

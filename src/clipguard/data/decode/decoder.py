@@ -47,6 +47,7 @@ class Result(Message):
     height: int = 0
     width: int = 0
     bits: Annotated[int, Meta(ge=0, le=16)] = 0
+    transparent: bool = False
     pixels: memoryview = memoryview(b"")
 
 
@@ -144,7 +145,7 @@ def _read(request: Request, worker: Worker) -> Decoded:
         raise worker.protocol_error()
     parts = np.split(np.frombuffer(result.pixels, np.uint8), ends[:-1])
     images = tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
-    return images[0] if request == "pixels" else Views(size, images, result.bits)
+    return images[0] if request == "pixels" else Views(size, images, result.bits, result.transparent)
 
 
 def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -173,7 +174,13 @@ def _answer(image: Encoded, limits: Limits) -> Iterator[Result]:
         yield Result(reason=result)
     elif isinstance(result, Views):
         pixels = np.concatenate([view.ravel() for view in result.images]).data
-        yield Result(height=result.size[0], width=result.size[1], bits=result.bits, pixels=pixels)
+        yield Result(
+            height=result.size[0],
+            width=result.size[1],
+            bits=result.bits,
+            transparent=result.transparent,
+            pixels=pixels,
+        )
     elif isinstance(result, tuple):
         yield Result(height=result[0], width=result[1])
     else:

@@ -47,12 +47,14 @@ Request = Literal["pixels", "size"] | tuple[Preprocessing, ...]
 class Views:
     """An image as one or more preprocessings give it, and its own height and width.
 
-    `bits` are those in use where it has up to 16 bits of grey, else 0.
+    `bits` are those in use where it has up to 16 bits of grey, else 0. `transparent` says that some of its
+    pixels are, so that it looks otherwise in a viewer.
     """
 
     size: tuple[int, int]
     images: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
     bits: int = 0
+    transparent: bool = False
 
 
 Decoded = UInt8[np.ndarray, "h w 3"] | tuple[int, int] | Views | str
@@ -115,11 +117,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 class _Picture(NamedTuple):
-    """An image in RGB, upright; whether it lay on its side; bits of grey in use, see `Views`."""
+    """An image in RGB, upright; whether it lay on its side; bits of grey and transparency, see `Views`."""
 
     image: Image.Image
     sideways: bool
     bits: int
+    transparent: bool
 
 
 def _bits_in_use(image: Image.Image) -> int:
@@ -147,14 +150,18 @@ def _grey(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
+    if image.mode == "RGB":
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return Image.fromarray(_grey(image))
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    # Transparency is left out, as torchvision, timm and open_clip leave it out. What lies below transparent
+    # pixels is what a model learns from: a trigger hidden there must be seen.
     return image.convert("RGB")
+
+
+def _shines_through(image: Image.Image) -> bool:
+    """Return whether some pixels of an image are transparent, wholly or in part."""
+    return image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255)
 
 
 def _picture(item: bytes | Image.Image, limits: Limits, scale: int = 1) -> _Picture:
@@ -167,7 +174,7 @@ def _picture(item: bytes | Image.Image, limits: Limits, scale: int = 1) -> _Pict
     orientation, picture = _orientation(image), _rgb(image)
     turn = TURNS.get(orientation)
     upright = picture if turn is None else picture.transpose(turn)
-    return _Picture(upright, 5 <= orientation <= 8, _bits_in_use(image))
+    return _Picture(upright, 5 <= orientation <= 8, _bits_in_use(image), _shines_through(image))
 
 
 def _scale(image: Image.Image, least: int) -> int:
@@ -187,12 +194,12 @@ def _array(item: Shaped[np.ndarray, "..."], limits: Limits) -> UInt8[np.ndarray,
         )
     _check_sides(item.shape[1], item.shape[0], limits)
     if channels == (4,):
-        return np.array(_rgb(Image.fromarray(item)))
+        return np.array(item[..., :3])
     return np.array(np.broadcast_to(item.reshape(*item.shape[:2], -1), (*item.shape[:2], 3)))
 
 
 def decode(item: Item, *, limits: Limits = DEFAULT_LIMITS) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the RGB pixels of one item of a source, upright, transparent parts on white.
+    """Return the RGB pixels of one item of a source, upright, without transparency.
 
     Args:
         item: what `ImageSource.read` gives.
@@ -212,7 +219,9 @@ def decode(item: Item, *, limits: Limits = DEFAULT_LIMITS) -> UInt8[np.ndarray, 
 def _views(views: tuple[Preprocessing, ...], item: Item, limits: Limits) -> Views:
     if isinstance(item, np.ndarray):
         pixels = _array(item, limits)
-        return Views((pixels.shape[0], pixels.shape[1]), tuple(prepared(pixels, view) for view in views))
+        images = tuple(prepared(pixels, view) for view in views)
+        transparent = item.shape[2:] == (4,) and bool((item[..., 3] < 255).any())
+        return Views((pixels.shape[0], pixels.shape[1]), images, transparent=transparent)
     assert not isinstance(item, Failed)
     with _guarded():
         opened = _opened(item, limits)
@@ -223,7 +232,7 @@ def _views(views: tuple[Preprocessing, ...], item: Item, limits: Limits) -> View
         size = (opened.width, opened.height) if first.sideways else (opened.height, opened.width)
         pairs = zip(scales, views, strict=True)
         images = tuple(prepared(pictures[scale].image, view) for scale, view in pairs)
-        return Views(size, images, first.bits)
+        return Views(size, images, first.bits, first.transparent)
 
 
 def decoded(request: Request, item: Item, limits: Limits) -> Decoded:
