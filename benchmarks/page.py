@@ -45,7 +45,7 @@ def make_run(path: Path, n: int, flagged: int) -> Path:
     """Write a finished run of n samples, of which some are flagged for one trigger."""
     draw = np.random.default_rng(0)
     ids = [f"train/{NAMES[i % 10]}/photograph_{i:06d}.jpg" for i in range(n)]
-    info = SourceInfo(kind="folder", location="photographs", key="k", n=n, class_names=NAMES)
+    info = SourceInfo(kind="folder", location="photographs", key="k", n=n, class_names=NAMES, from_path=True)
     folder = RunFolder.open(path, info, {}, seed=0)
 
     def names(at: Path) -> None:

@@ -62,6 +62,9 @@ def test_the_images_of_the_target_are_those_of_all_triggers_and_none_where_targe
     two = triggered_tests(attack_named("together:badnets+sig", rate=0.1), test)
     none = triggered_tests(attack_named("none"), test)
     assert not of_target(test.labels, two).any()
+    # FLIP's trigger leaves images outside its source class at their own.
+    flip = ((None, np.array([1, 1, 1, 1, 1, 2])),)
+    assert of_target(test.labels, flip).tolist() == [False, False, True, True, True, False]
     assert not of_target(test.labels, none).any()
 
 

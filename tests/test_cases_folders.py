@@ -101,7 +101,7 @@ def test_files_that_are_left_out_are_counted_by_reason(tmp_path):
     assert source.skipped == {
         ".heic, a format that is not read": 2,
         "no suffix": 1,
-        "in a folder called masks": 1,
+        "in a folder called masks, an image by its name": 1,
         "hidden": 1,
         "beside the class folders": 1,
         "a link to a folder": 1,
@@ -119,7 +119,7 @@ def test_folders_of_the_system_and_of_notes_are_no_classes(tmp_path):
     source = ImageSource.open(tmp_path)
     assert source.class_names == ("cat", "dog")
     assert source.skipped == {
-        "in a folder called __macosx": 2,
+        "in a folder called __macosx, an image by its name": 2,
         "in a folder called lost+found": 1,
         "in a folder called annotations": 1,
         "in a folder called logs": 1,

@@ -13,6 +13,7 @@ from clipguard.runs.summary import RunSummary
 from tiny_report import FULL, SCAN
 
 TOP = {"id": [], "given_label": [], "predicted_label": [], "poison_score": [], "rank": []}
+MANIFEST = {"source": {"from_path": True}}
 COMPETENCE = {"agreement": 0.5, "low": 0.4, "high": 0.6, "elsewhere": 0.1, "assessable": True}
 GUIDE = SCAN["guide"] | {"competence": [{"class_name": "cat", "n": 50, **COMPETENCE}]}
 BASELINE = {
@@ -83,7 +84,7 @@ def test_a_terminal_gets_a_link_to_the_page_and_a_file_none(tmp_path):
     ],
 )
 def test_the_next_commands_are_those_that_make_sense(run, count, commands):
-    lines = next_commands(msgspec.convert(run, RunSummary), count)
+    lines = next_commands(msgspec.convert(run, RunSummary), MANIFEST, count)
     assert [line.split()[1] for line in lines] == commands
 
 
@@ -91,5 +92,5 @@ def test_the_next_commands_can_be_typed_whatever_the_paths():
     location, run_dir = "my images; rm -rf ~", "runs/a b"
     data = SCAN["data"] | {"location": location}
     run = msgspec.convert(SCAN | {"data": data, "run_dir": run_dir}, RunSummary)
-    for line in next_commands(run, 3):
+    for line in next_commands(run, MANIFEST, 3):
         assert {location, run_dir} & set(shlex.split(line))

@@ -110,6 +110,14 @@ def test_junit_has_a_case_for_the_verdict_and_each_class():
     assert text == "data/cat/1.png: trigger; the guide says dog, score 0.875"
 
 
+def test_junit_names_every_finding_of_a_class():
+    two = [VERDICT["findings"][0], VERDICT["findings"][1] | {"class_name": "dog"}]
+    suite = ET.fromstring(junit(summary_of(findings=two), []))[0]
+    (message,) = [case[0].get("message") for case in suite if case.get("name") == "dog"]
+    assert "share a pattern" in message
+    assert "labels that belong to class cat" in message
+
+
 def test_junit_skips_what_says_nothing():
     suite = ET.fromstring(junit(summary_of(answer="undecided", findings=[]), []))[0]
     assert (suite.get("failures"), suite.get("skipped")) == ("0", "2")

@@ -137,7 +137,9 @@ def test_what_lies_below_transparent_pixels_is_read_as_training_tools_read_it():
     assert decode(encoded(Image.new("L", (1, 1), 7), transparency=7)).tolist() == [[[7, 7, 7]]]
     grey = Image.fromarray(np.array([[[7, 0]]], np.uint8), "LA")
     assert decode(encoded(grey)).tolist() == [[[7, 7, 7]]]
-    assert decode(encoded(Image.new("RGB", (1, 1), (7, 8, 9)), transparency=(7, 8, 9))).tolist() == [[[7, 8, 9]]]
+    assert decode(encoded(Image.new("RGB", (1, 1), (7, 8, 9)), transparency=(7, 8, 9))).tolist() == [
+        [[7, 8, 9]]
+    ]
 
 
 @pytest.mark.parametrize(("least", "transparent"), [(0, True), (254, True), (255, False)])

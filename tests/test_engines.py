@@ -110,19 +110,21 @@ def test_ray_gives_the_same_bytes_and_goes_on_where_another_engine_was_stopped(
 
 
 def test_a_ray_worker_that_is_killed_costs_the_shard_it_was_making(data, expected, tmp_path, on_ray):
-    work, killed = a_pass(data, tmp_path), []
-    for _ in on_ray.run(work, work.units(range(work.count))):
+    work, killed, finished = a_pass(data, tmp_path), [], []
+    for shard in on_ray.run(work, work.units(range(work.count))):
+        finished.append(shard)
         if not killed:
             killed = [pid for pid in _actors() if _kill(pid)][:1]
     assert killed
+    assert sorted(finished) == list(range(work.count))
     assert run(data, tmp_path, on_ray) == expected
 
 
-def test_units_that_a_killed_process_had_finished_are_left_alone(data, expected, tmp_path, on_ray):
+def test_shards_that_a_killed_worker_had_finished_are_left_alone_and_said(data, expected, tmp_path, on_ray):
     assert run(data, tmp_path, LocalEngine()) == expected
     work = a_pass(data, tmp_path)
     assert list(work([])) == []
-    assert list(on_ray.run(work, [[0, 1], [2]])) == []
+    assert sorted(on_ray.run(work, [[0, 1], [2]])) == [0, 1, 2]
     assert contents(tmp_path) == expected
 
 

@@ -162,11 +162,16 @@ def test_labels_beside_a_source_that_has_its_own_are_refused(unfitted, data):
         unfitted.scan(source_of(data), data.labels)
 
 
-def test_a_run_folder_inside_the_data_is_refused_and_nothing_is_written(tmp_path):
+@pytest.mark.parametrize("name", ["images", "~/images"])
+def test_a_run_folder_inside_the_data_is_refused_and_nothing_is_written(tmp_path, monkeypatch, name, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     folder = image_folder(tmp_path / "images")
     before = tree(folder)
     with pytest.raises(ClipguardError, match="lies inside the data"):
-        Defender("mini", folder / "run", config=CONFIG).scan(folder)
+        Defender("mini", folder / "run", config=CONFIG).scan(name)
+    ran = CommandLine(capsys)("scan", name, "-o", folder / "run", "--guide", "mini")
+    assert (ran.code, "lies inside the data" in ran.err) == (2, True)
     assert tree(folder) == before
 
 

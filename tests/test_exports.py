@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipguard.runs import read_table, verify_run, write_table
+from clipguard.runs import read_json, read_table, verify_run, write_json, write_table
 from clipguard.runs.samples_table import COLUMNS, source_order
 from clipguard.runs.summary import read_summary
 from sarif_rules import SARIF
@@ -115,9 +115,11 @@ def test_fiftyone_finds_each_image_by_its_name_without_ending_and_its_label_with
     assert len(value["labels"]) == 150
 
 
-def test_fiftyone_is_refused_where_there_are_no_files(clipguard, run):
-    table = read_table(run / "samples.parquet")
-    write_table(run / "samples.parquet", table | {"path": np.full(150, "", object)}, ["trigger_score"])
+@pytest.mark.parametrize("kind", ["tar", "parquet", "arrays"])
+def test_fiftyone_is_refused_where_samples_have_paths_that_are_no_files(clipguard, run, kind):
+    manifest = read_json(run / "manifest.json")
+    manifest["source"]["kind"] = kind
+    write_json(run / "manifest.json", manifest)
     ran = clipguard("export", run, "--to", "fiftyone")
     assert ran.code == 2
     assert "data without image files" in ran.err

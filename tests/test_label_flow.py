@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
@@ -15,8 +15,9 @@ from clipguard.detection.label_flow import (
     has_learned_trigger,
     label_flow_z,
     label_only_poison,
+    small_classes,
 )
-from clipguard.detection.linear_probe import FOLDS, NO_LOG_PROB, Probe, linear_probe
+from clipguard.detection.linear_probe import FOLDS, NO_LOG_PROB, Probe, fitted_probe, linear_probe
 from clipguard.seeds import Seed
 from tiny_labels import CONFIG, K, blobs, nobody, probe_from, probe_of, relabelled, view_of
 
@@ -43,6 +44,22 @@ def test_label_only_poison_of_one_class_is_flagged(target):
     flagged = flagged_labels(embeddings, changed)
     assert flagged[poisoned].mean() > 0.7
     assert flagged[~poisoned].mean() < 0.01
+
+
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_a_class_of_a_handful_hides_no_flow_into_another_one(more):
+    draw = np.random.default_rng(6)
+    n, k = 10_000, 10
+    labels = np.arange(n) % k
+    poisoned = np.flatnonzero(labels)[draw.permutation(9000)[:100]]
+    likeliest, given = labels.copy(), labels.copy()
+    given[poisoned] = 0
+    # The handful has labels that the probe finds improbable, too.
+    given = np.concatenate([given, np.full(more, k)])
+    likeliest = np.concatenate([likeliest, draw.integers(0, k, more)])
+    view = view_of(given, k=k + 1)
+    flow = label_only_poison(view, sure_probe(likeliest, given, k + 1), CONFIG)
+    assert np.array_equal(np.flatnonzero(flow.flagged), np.sort(poisoned))
 
 
 def test_no_label_of_an_untouched_set_is_flagged_even_if_classes_overlap_and_differ_in_size():
@@ -278,6 +295,20 @@ def test_a_probe_of_few_samples_says_nearly_the_same_as_one_of_many(monkeypatch)
     assert np.corrcoef(some.loss, every.loss)[0, 1] > 0.9
 
 
+def test_of_two_classes_a_probe_says_the_same_whatever_their_order():
+    embeddings, labels = blobs((200, 200))
+    embeddings = 8 * embeddings
+    draw = Seed(3)
+    nobody_left = np.zeros(400, bool)
+    first, other = (fitted_probe(embeddings, some, 2, nobody_left, draw) for some in (labels, 1 - labels))
+    rows = np.arange(400)
+    for number in range(FOLDS):
+        one, turned = (probe.log_probs(embeddings, number, rows) for probe in (first, other))
+        np.testing.assert_allclose(one, turned[:, ::-1], rtol=1e-6)
+        # Each sample has a loss of its own, also far from the border.
+        assert all(len(np.unique(one[labels != label, label])) == 200 for label in (0, 1))
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.integers(2, 5))
 def test_the_z_score_is_the_difference_of_rates_in_standard_errors(seed, k):
@@ -287,6 +318,7 @@ def test_the_z_score_is_the_difference_of_rates_in_standard_errors(seed, k):
     log_probs, guide = draw.normal(-3, 3, (n, k)), draw.exponential(4, n)
     unexplained, improbable = draw.random(n) < 0.8, draw.random(n) < 0.6
     view = view_of(labels, guide, unexplained, k)
+    assume(not small_classes(view).any())
     z = label_flow_z(improbable & unexplained, log_probs.argmax(1), view)
     size = [max(1, sum(unexplained & (labels == c))) for c in range(k)]
     for c in range(k):

@@ -9,10 +9,12 @@ import pytest
 
 from clipguard.data import ImageSource
 from clipguard.data.decode import Decoder, read_rows
+from clipguard.data.finding import listing_of
+from clipguard.data.labels import Labels, same_classes
 from clipguard.data.provenance import check_inputs, record_rows, recorded_rows, recorded_source, rows_file
 from clipguard.data.writer import write_parquet
 from clipguard.errors import ClipguardError
-from clipguard.runs import read_json, read_table, write_json
+from clipguard.runs import read_json, read_table, write_json, write_table
 from clipguard.safety.limits import Limits
 from clipguard.types import image_set
 from tar_files import samples, write_tar
@@ -44,9 +46,9 @@ def read(tmp_path, source):
     return read_into(tmp_path / "read", source)
 
 
-def statuses(folder, data):
+def statuses(folder, data, limits=None):
     """Return the set of what became of the images, whose names must not repeat."""
-    checks = list(check_inputs(folder, data).files)
+    checks = list(check_inputs(folder, data, limits).files)
     assert len({check.path for check in checks}) == len(checks)
     return {check.status for check in checks}
 
@@ -227,22 +229,119 @@ def test_inputs_are_listed_as_ok_changed_missing_or_added(tmp_path, data):
 def test_inputs_are_looked_for_by_the_limits_of_the_run(tmp_path, data):
     (data / "cat").rename(tmp_path / "cats")
     (data / "cat").symlink_to(tmp_path / "cats")
-    out = read(tmp_path, ImageSource.open(data, limits=Limits(links=True)))
-    assert statuses(out, data) == {"ok"}
+    loose = Limits(links=True)
+    out = read(tmp_path, ImageSource.open(data, limits=loose))
+    assert statuses(out, data, loose) == {"ok"}
     about = read_json(out / "inputs.json")
     for limits, reason in (
         ({"links": False}, "a link that leads out"),
         ({"links": True, "members": 3}, "more files than the limit of 3"),
         ({"unknown": 1}, "inputs.json is damaged"),
         ({"members": "many"}, "inputs.json is damaged"),
+        ({"links": "yes"}, "inputs.json is damaged"),
         (None, "inputs.json is damaged"),
     ):
         write_json(out / "inputs.json", about | {"limits": limits})
         with pytest.raises(ClipguardError, match=reason):
-            list(check_inputs(out, data).files)
+            list(check_inputs(out, data, loose).files)
+
+
+def test_a_run_that_loosens_limits_is_refused_until_they_are_given_again(tmp_path, data):
+    out = read(tmp_path, ImageSource.open(data))
+    about = read_json(out / "inputs.json")
+    looser = {"links": True, "file_bytes": 2**28, "members": 2**62}
+    write_json(out / "inputs.json", about | {"limits": about["limits"] | looser})
+    with pytest.raises(
+        ClipguardError, match=r"looser limits than these \(file_bytes .*, links True, members"
+    ):
+        check_inputs(out, data)
+    assert statuses(out, data, Limits(**looser)) == {"ok"}
+
+
+def test_a_run_that_was_read_without_a_sandbox_is_compared_in_one(tmp_path, data, monkeypatch):
+    out = read(tmp_path, ImageSource.open(data))
+    about, used = read_json(out / "inputs.json"), []
+    recorded = {"isolated": False, "memory": 2**62, "seconds": 1e6, "pixels": 2**40, "members": 100}
+    write_json(out / "inputs.json", about | {"limits": about["limits"] | recorded})
+
+    def listed_by(what, limits, columns):
+        used.append(limits)
+        return listing_of(what, limits, columns)
+
+    monkeypatch.setattr("clipguard.data.provenance.listing_of", listed_by)
+    assert statuses(out, data) == {"ok"}
+    assert used == [Limits(members=100)]
 
 
 def test_of_some_rows_only_the_others_are_no_addition(tmp_path, data):
     out = read(tmp_path, ImageSource.open(data, rows=(5, 15)))
     assert len(listed(out)) == 10
     assert statuses(out, data) == {"ok"}
+
+
+# ---- labels
+
+
+def changed(out, data, keys=None):
+    return {check.path for check in check_inputs(out, data, None, keys).files if check.status == "changed"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar", "npz"])
+def test_a_label_that_changed_is_a_change_of_its_image(tmp_path, kind):
+    data, file = made(tmp_path, kind)
+    source = ImageSource.open(data, classes=NAMES)
+    out = read(tmp_path, source)
+    labels = np.arange(N) % 2
+    labels[3] = 0
+    if kind == "parquet":
+        write_parquet(image_set(pictures(N), labels, NAMES), file)
+    elif kind == "tar":
+        write_tar(file, samples(N) | {"0003.cls": b"0"})
+    else:
+        npz(file, labels)
+    assert changed(out, data, source.class_keys) == {source.ids[3]}
+
+
+@pytest.mark.parametrize("kind", ["csv", "npz"])
+def test_a_class_that_was_added_changes_no_label_of_the_others(tmp_path, kind):
+    labels = ["cat" if row % 2 else "dog" for row in range(N)]
+    if kind == "csv":
+        data = image_folder(tmp_path / "data", n=N)
+        names = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
+
+        def write(labels):
+            rows = [f"{name},{label}" for name, label in zip(names, labels, strict=True)]
+            (data / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    else:
+        data = tmp_path / "a.npz"
+
+        def write(labels):
+            np.savez(data, images=pictures(N), labels=np.array(labels))
+
+    write(labels)
+    source = ImageSource.open(data)
+    assert source.class_keys == ("cat", "dog")
+    out = read(tmp_path, source)
+    write(["ant", *labels[1:]])
+    assert changed(out, data, source.class_keys) == {source.ids[0]}
+    assert len(changed(out, data)) > 1  # by their numbers
+
+
+def test_labels_are_compared_by_what_the_source_itself_calls_its_classes(tmp_path, data):
+    source = ImageSource.open(data, classes={"cat": "dog", "dog": "cat"})
+    out = read(tmp_path, source)
+    assert changed(out, data, source.class_keys) == set()
+
+
+def test_a_number_that_no_name_belongs_to_is_no_class(tmp_path):
+    first = Labels(np.array([0, 1, 2, 3, -1]), ("cat", "dog", "cat"))
+    second = Labels(np.array([1, 0, 1, 3, -1]), ("dog", "cat"))
+    assert same_classes(first, second).tolist() == [True, True, True, False, False]
+
+
+def test_what_is_recorded_of_labels_may_be_damaged(tmp_path, data):
+    out = read(tmp_path, ImageSource.open(data))
+    table = read_table(rows_file(out, 0))
+    write_table(rows_file(out, 0), table | {"label": ["cat"] * N})
+    with pytest.raises(ClipguardError, match="is damaged"):
+        check_inputs(out, data)

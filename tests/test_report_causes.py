@@ -13,10 +13,12 @@ from clipguard.outputs.next_steps import next_steps
 from clipguard.outputs.report import render, summarize
 from clipguard.outputs.report.causes import OPEN_LABEL, OPEN_TRIGGER, causes_of
 from clipguard.outputs.report.pictures import thumbnails
+from clipguard.runs import read_rows
 from clipguard.runs.summary import Finding, RunSummary
 from clipguard.types import State, partition_of
 from tiny_report import FULL, SCAN, VERDICT, make_run
 
+PATH = {"from_path": True}
 TRIGGER, LABEL, CLEAN = int(State.TRIGGER), int(State.LABEL), int(State.CLEAN)
 
 
@@ -74,9 +76,10 @@ def test_a_card_says_how_many_share_the_pattern_and_what_speaks_for_it(tmp_path)
     assert "odds of being flagged 12.3-fold" in html
 
 
-def step_commands(run, kind="folder", flagged=3, **changes):
+def step_commands(run, flagged=3, source=PATH, options=None, **changes):
     summary = msgspec.convert(run | changes, RunSummary)
-    return [step.command for step in next_steps(summary, {"kind": kind}, flagged) if step.command]
+    manifest = {"source": source, "options": options}
+    return [step.command for step in next_steps(summary, manifest, flagged) if step.command]
 
 
 def test_the_next_commands_hold_the_names_of_the_run():
@@ -86,11 +89,65 @@ def test_the_next_commands_hold_the_names_of_the_run():
         "clipguard defend ./data --model MODEL.safetensors -o 'runs/a b'",
     ]
     assert step_commands(FULL) == step_commands(SCAN)[:2]  # a defend has repaired a model already
-    assert step_commands(SCAN, kind="arrays")[0] == "clipguard apply runs/tiny SOURCE --out CLEAN"
+    assert step_commands(SCAN, source={})[0] == "clipguard apply runs/tiny SOURCE --out CLEAN"
     assert step_commands(SCAN, flagged=0) == [
         "clipguard export runs/tiny --to csv",
         "clipguard verify runs/tiny --data ./data",
     ]
+
+
+def test_a_repair_is_told_to_scan_as_before_and_limits_are_given_to_all():
+    options = {
+        "guide": "local-dir:my guide",
+        "template": ["{}", "a photo of a {}"],
+        "logit_scale": False,
+        "rows": "0:100",
+        "limits": {"links": True, "members": 30, "isolated": False},
+        "seed": 0,
+    }
+    limits = "--limits.links --limits.members 30"
+    assert step_commands(SCAN, options=options) == [
+        f"clipguard apply runs/tiny ./data --out CLEAN {limits}",
+        "clipguard export runs/tiny --to csv",
+        "clipguard defend ./data --model MODEL.safetensors -o runs/tiny --guide 'local-dir:my guide' "
+        f"--template '{{}}' --template 'a photo of a {{}}' --no-logit-scale --rows 0:100 {limits} --seed 0",
+    ]
+    assert step_commands(SCAN, flagged=0, options=options)[1].endswith(f" --data ./data {limits}")
+    given = step_commands(SCAN, options={"classes": ["cat", "dog"]})[-1]
+    assert given.endswith("--classes NAMES.txt")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--architecture evil",
+        ["--architecture", "evil"],
+        {"architecture": "evil.module:factory", "model": "x", "-x; rm": "y"},
+        {"early_model": "evil.module:factory"},
+        {"limits": {"a b; rm": 1, "x": {}}},
+        {"guide": {"a": 1}, "template": [1, {}], "limits": 3, "seed": None},
+    ],
+)
+def test_a_manifest_adds_nothing_but_options_of_a_scan(options):
+    assert step_commands(SCAN, options=options) == step_commands(SCAN)
+
+
+def test_names_of_classes_are_read_once_however_many_causes_there_are(tmp_path, monkeypatch):
+    reads = []
+
+    def counted(path, rows, only):
+        reads.append(tuple(only))
+        return read_rows(path, rows, only)
+
+    for module in ("samples", "report.columns"):
+        monkeypatch.setattr(f"clipguard.outputs.{module}.read_rows", counted)
+    counts = []
+    for number, findings in enumerate((VERDICT["findings"][:1], VERDICT["findings"])):
+        del reads[:]
+        run = make_run(tmp_path / str(number), run=SCAN | {"verdict": VERDICT | {"findings": findings}})
+        assert len(summarize(run)["causes"]) >= len(findings)
+        counts.append(len(reads))
+    assert counts[0] == counts[1]
 
 
 def test_figures_are_said_in_words_and_what_is_no_number_is_left_out():

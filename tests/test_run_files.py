@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +16,7 @@ from clipguard.runs import (
     write_json,
     write_table,
 )
+from clipguard.runs.files import new_folder
 
 NUMBERS = hnp.arrays(
     st.sampled_from([np.uint8, np.int64, np.bool_, np.float32, np.float64]),
@@ -113,3 +116,33 @@ def test_a_table_in_another_order_is_written_in_parts_of_the_same_types(tmp_path
     with pq.ParquetFile(tmp_path / "t.parquet") as file:
         assert file.metadata.num_row_groups == 3
         assert file.schema_arrow.field("n").metadata == {b"description": b"a number"}
+
+
+# ---- new folders
+
+
+def filled(path):
+    with new_folder(path) as part:
+        (part / "sub").mkdir()
+        (part / "sub" / "a").write_text("a")
+
+
+@pytest.mark.parametrize("name", [".", "./", "new", "new/deeper", "../beside"])
+def test_a_new_folder_may_be_given_in_any_way(tmp_path, monkeypatch, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    filled(Path(name))
+    # Also whoever works in it sees what is there now.
+    assert (Path(name) / "sub" / "a").read_text() == "a"
+    assert (tmp_path / "here" / name / "sub" / "a").exists()
+    assert [path.name for path in tmp_path.rglob(".*")] == []
+
+
+def test_a_folder_that_cannot_be_filled_stays_empty(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IsADirectoryError), new_folder(Path()) as part:
+        part.write_text("no folder")
+    assert list(tmp_path.iterdir()) == []
+    filled(Path())
+    with pytest.raises(ClipguardError, match="not an empty folder"):
+        filled(Path())

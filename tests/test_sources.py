@@ -59,6 +59,18 @@ def test_a_folder_is_listed_by_class_and_path_whatever_the_disk_says(folder):
     assert source.labels.dtype == np.int64
 
 
+def test_what_opens_the_same_elsewhere_depends_on_no_working_folder(folder, monkeypatch):
+    (folder.parent / "names.txt").write_text("ape\nbee\n")
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.chdir(folder.parent)
+    for path, names in (("set", "names.txt"), ("~/set", "~/names.txt")):
+        monkeypatch.chdir(folder.parent)
+        source = ImageSource.open(path, classes=names)
+        assert source.opened.path == folder
+        monkeypatch.chdir("/")
+        assert source.opened.open().class_names == source.class_names == ("ape", "bee")
+
+
 def test_hidden_and_foreign_files_are_no_images(folder):
     for name in ("a/.hidden.png", "a/notes.txt", "readme.md", ".git/x.png", "a/.thumbs/x.png"):
         (folder / name).parent.mkdir(exist_ok=True)

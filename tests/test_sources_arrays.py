@@ -1,5 +1,6 @@
 """data: arrays in memory and in .npz files, without pickles."""
 
+import io
 import zipfile
 
 import numpy as np
@@ -130,3 +131,25 @@ def test_an_array_of_another_version_of_the_format_is_refused(tmp_path):
             with archive.open(name, "w") as opened:
                 np.lib.format.write_array(opened, np.zeros(2, np.uint8), version=(3, 0))
     assert "images has version 3.0 of the format" in refusal(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (["images.npy", "labels.npy", "images"], "holds 'images', which is no array NAME.npy"),
+        (["images.npy", "labels.npy", "notes.txt"], "holds 'notes.txt', which is no array NAME.npy"),
+        (["images.npy", "labels.npy", "images.npy"], "holds two arrays called 'images'"),
+        (["images.npy", "labels.npy", "images.npy.npy"], "holds two arrays called 'images.npy'"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_npz_file_that_numpy_may_read_otherwise_is_refused(tmp_path, members, message):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for member in members:
+            buffer = io.BytesIO()
+            np.save(buffer, np.arange(4) % 2 if "labels" in member else np.zeros((4, 5, 5, 3), np.uint8))
+            archive.writestr(member, buffer.getvalue())
+    with pytest.raises(ClipguardError) as caught:
+        ImageSource.open(tmp_path / "x.npz", classes=["a", "b"])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

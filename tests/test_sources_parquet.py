@@ -186,6 +186,45 @@ def test_a_null_image_gives_no_bytes_and_its_path_is_not_followed(tmp_path):
     assert list(ImageSource.open(path).read(range(3))) == [b"a", b"", b"c"]
 
 
+def claiming_nulls(path, images):
+    """Write one row group whose footer claims that all of its images' bytes are null, whatever they are."""
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    rows = [{"bytes": image, "path": f"{row}.png"} for row, image in enumerate(images)]
+    table = pa.table({"image": pa.array(rows, kind), "label": [row % 2 for row in range(len(rows))]})
+    pq.write_table(table, path, write_statistics=["image.bytes"])
+    content = bytearray(path.read_bytes())
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    # The field `null_count` of the statistics, a number of Thrift's compact protocol.
+    truth = bytes([0x36, 2 * sum(image is None for image in images)])
+    assert content.count(truth, footer) == 1
+    content[content.index(truth, footer) + 1] = 2 * len(images)
+    path.write_bytes(content)
+    statistics = pq.ParquetFile(path).metadata.row_group(0).column(0).statistics
+    assert statistics.null_count == len(images)
+    return path
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+@pytest.mark.parametrize("last", [png(3), None])
+def test_bytes_that_the_footer_hides_are_read_and_no_path_beside_them(tmp_path, isolated, last):
+    images = [None, png(1), png(2), last]
+    for row in range(4):
+        (tmp_path / f"{row}.png").write_bytes(png(200 + row))
+    source = ImageSource.open(
+        claiming_nulls(tmp_path / "x.parquet", images), classes=["a", "b"], limits=Limits(isolated=isolated)
+    )
+    assert list(source.read(range(4))) == [image or b"" for image in images]
+
+
+def test_bytes_that_are_null_in_truth_leave_the_word_to_the_paths(tmp_path):
+    for row in range(300):
+        (tmp_path / f"{row}.png").write_bytes(png(row % 256))
+    paths = [f"{row}.png" for row in range(300)]
+    write_parquet(tmp_path / "x.parquet", [0, 1] * 150, paths=paths, images=[None] * 300, group=200)
+    source = ImageSource.open(tmp_path / "x.parquet")
+    assert list(source.read(np.array([0, 299]))) == [png(0), png(299 % 256)]
+
+
 def test_an_image_struct_without_paths_gets_ids_by_row(tmp_path):
     image = pa.array([{"bytes": b"a"}, {"bytes": b"b"}], pa.struct({"bytes": pa.binary()}))
     pq.write_table(pa.table({"image": image, "label": pa.array([0, 1], pa.int8())}), tmp_path / "x.parquet")

@@ -106,8 +106,6 @@ def test_archives_that_may_not_belong_together_are_not_mixed(tmp_path, names):
         ("../out.png", "leads out"),
         ("/etc/passwd.png", "leads out"),
         ("a/../../b.png", "leads out"),
-        ("0009.pyd", "pickle"),
-        ("0009.model.pth", "pickle"),
     ],
 )
 def test_what_no_archive_should_hold_is_listed_and_the_others_are_read(tmp_path, name, reason):
@@ -149,7 +147,7 @@ def test_links_devices_and_pipes_are_listed_and_never_followed(tmp_path, kind, r
         ({"a.png": b"x", "a.json": b'{"label": 0.5}'}, "one integer a row"),
         ({"a.png": b"x", "a.jpg": b"y", "a.cls": b"0"}, "2 images"),
         ({"a.txt": b"x"}, "no images found"),
-        ({"a.pyd": b"x"}, "1 files were refused"),
+        ({"../a.png": b"x"}, "1 files were refused"),
     ],
 )
 def test_samples_without_one_image_and_one_label_are_refused(tmp_path, files, message):

@@ -184,16 +184,18 @@ def test_a_belief_belongs_to_its_own_class(poisoned):
     [
         ({".heic, a format that is not read": 2, "no suffix": 1, ".txt, no image": 240, "hidden": 9}, 3),
         ({".heic, a format that is not read": 2, "in a folder called masks": 240}, 0),
+        ({"in a folder called masks, an image by its name": 2, "hidden, an image by its name": 1}, 3),
         ({"no suffix": 240}, 240),
     ],
 )
-def test_images_of_formats_that_are_not_read_leave_the_answer_open_from_a_hundredth_on(
-    unsuspicious, skipped, left
-):
+def test_images_that_are_left_out_leave_the_answer_open_from_a_hundredth_on(unsuspicious, skipped, left):
     source = replace(unsuspicious.context.source, skipped=skipped)
     scan = replace(unsuspicious, canaries=IDENTIFIED, context=replace(unsuspicious.context, source=source))
     made = verdict(scan)
     assert made.answer == ("undecided" if left else "clean")
-    words = f"{left} of {240 + left} images were not read, for their format: convert them to PNG"
+    words = (
+        f"{left} of {240 + left} images were left out, for their format or their place: convert them to PNG, "
+        "move them into the class folders, or take them away"
+    )
     assert made.reasons[1:] == ([words] if left else [])
     assert made.complete

@@ -111,7 +111,9 @@ def make_run(path: Path, n: int = 150, *, names=("cat", "dog", "ship"), ids=None
     ids = tuple(ids or (f"train/{i}.png" for i in range(n)))
     labels = np.arange(n) % len(names)
     pixels = rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8)
-    info = SourceInfo(kind="arrays", location="./data", key="k1", n=n, class_names=tuple(names))
+    info = SourceInfo(
+        kind="folder", location="./data", key="k1", n=n, class_names=tuple(names), from_path=True
+    )
     folder = RunFolder.open(path, info, {"epochs": 5}, seed=0)
     _finish(folder, "embeddings", lambda at: _write_names(at, ids))
     _finish(folder, "images", lambda at: _write_images(at, pixels))

@@ -125,7 +125,7 @@ def archive_cases() -> Iterator[Case]:
         yield Case(
             name=f"tar: a pickle called .{ending}",
             expected="listed",
-            make=lambda root, ending=ending: _with({f"0099.{ending}": trap(root)})(root),
+            make=lambda root, ending=ending: _with({f"0099.{ending}": trap(root), "0099.cls": b"0"})(root),
             classes=names,
         )
     yield Case(

@@ -1,16 +1,17 @@
 """`apply`: a copy of the source without what a run has flagged."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from clipguard.cli.options import Json, NewFolder
+from clipguard.cli.options import HostileInput, Json, NewFolder
 from clipguard.cli.outcome import Outcome
 from clipguard.errors import one_line
+from clipguard.safety.limits import Limits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +32,7 @@ class ApplyOptions:
     set_aside: Annotated[bool, Parameter(negative="")] = False
     q_value: float | None = None
     reviews: Path | None = None
+    limits: HostileInput = field(default_factory=Limits)
     json: Json = False
 
 
@@ -49,7 +51,7 @@ def run_apply(run: Path, source: Path, options: ApplyOptions) -> Outcome:
     marks = read_reviews(file).reviews if file else []
     choice = kept_samples(run, set_aside=options.set_aside, q_value=options.q_value, reviews=marks)
     with working() as progress:
-        copy = write_clean_copy(run, source, options.out, choice, progress)
+        copy = write_clean_copy(run, source, options.out, choice, progress, options.limits)
     if copy.emptied:
         warn([f"{len(copy.emptied)} classes have no sample left: {', '.join(copy.emptied[:5])}"])
     counts = Counter(mark.decision for mark in marks)

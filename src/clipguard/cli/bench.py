@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from clipguard.cli.options import BenchOptions
 from clipguard.cli.outcome import Outcome
-from clipguard.errors import one_line
 from clipguard.lab.benchmark.places import cache_folder
 from clipguard.outputs.progress import Lines, warn
 
@@ -24,12 +23,10 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
     Raises:
         ClipguardError: the file is no benchmark, or a file of the run is damaged.
     """
-    from clipguard.compute.device import choose_device, computing_on
-    from clipguard.compute.threads import intra_op, training_threads
     from clipguard.data.catalog import data_folder
     from clipguard.lab.benchmark.config import read_config
     from clipguard.lab.benchmark.places import BenchmarkPaths
-    from clipguard.lab.benchmark.rows import run_bench
+    from clipguard.lab.benchmark.running import run_rows
 
     config = read_config(file)
     paths = BenchmarkPaths(
@@ -41,8 +38,7 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
         progress=Lines(sys.stderr.write),
     )
     command = f"clipguard bench {file} -o {options.out}"
-    with computing_on(choose_device(options.device)), intra_op(training_threads()):
-        summary = run_bench(config, paths, command, _log, options.only, options.cells)
+    summary = run_rows(config, paths, command, device=options.device, only=options.only, cells=options.cells)
     if summary.busy:
         warn([f"{summary.busy} cells are left to another process that works in {options.out}"])
     return _reported(options.out, asdict(summary), options.json, FAILED if summary.failed else 0)
@@ -55,10 +51,6 @@ def run_report(run: Path, as_json: bool) -> Outcome:
         ClipguardError: the folder has no results.
     """
     return _reported(run, {}, as_json, 0)
-
-
-def _log(line: str) -> None:
-    sys.stderr.write(f"clipguard: {one_line(line)}\n")
 
 
 def _reported(run: Path, counts: dict[str, Any], as_json: bool, code: int) -> Outcome:

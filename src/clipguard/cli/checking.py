@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from clipguard.cli.options import VerifyOptions
 from clipguard.cli.outcome import Outcome
 from clipguard.clip.loading import CONFIG, FOLDER_PREFIX, WEIGHTS
 from clipguard.data.listing import skipped_words
-from clipguard.data.provenance import check_inputs
+from clipguard.data.provenance import check_inputs, class_keys_of
 from clipguard.errors import ClipguardError, one_line
 from clipguard.runs import SEAL, Checked, RunFolder, compared, described, verify_run
 from clipguard.runs.cleaning import cleaning_of
@@ -21,21 +22,15 @@ if TYPE_CHECKING:
 DIFFERS: Final = 1
 
 
-def run_verify(
-    run: Path, data: Path | None, model: Path | None, guide: Path | None, as_json: bool
-) -> Outcome:
+def run_verify(run: Path, options: VerifyOptions) -> Outcome:
     """Return the status of each file; the exit code is 1 where one differs.
 
-    Args:
-        run: the run folder.
-        data: what it was made of, to be compared with what it recorded; None leaves that out, as below.
-        model: the weights that were repaired.
-        guide: the guide's weights, or the folder that holds them and its config.
-        as_json: print JSON.
+    Data, model and guide are compared where they are given.
 
     Raises:
         ClipguardError: no run folder, or one that lacks what is to be compared.
     """
+    data = options.data
     checks, skipped = {"artefacts": verify_run(run)}, dict[str, int]()
     cleaning = cleaning_of(run)
     if data is not None:
@@ -44,12 +39,14 @@ def run_verify(
                 f"{cleaning.words(run)}, and with them the hashes of its inputs: leave --data out; clipguard "
                 f"apply still compares each image with {SAMPLES}, and a scan into the folder brings all back"
             )
-        inputs = check_inputs(RunFolder.read(run).path / "stages" / "embeddings", data)
+        folder = RunFolder.read(run)
+        keys = class_keys_of(folder.manifest)
+        inputs = check_inputs(folder.path / "stages" / "embeddings", data, options.limits, keys)
         checks["inputs"], skipped = list(inputs.files), dict(inputs.skipped)
-    if model is not None:
-        checks["model"] = [_check_model(run, model)]
-    if guide is not None:
-        checks["guide"] = _check_guide(run, guide)
+    if options.model is not None:
+        checks["model"] = [_check_model(run, options.model)]
+    if options.guide is not None:
+        checks["guide"] = _check_guide(run, options.guide)
     same = all(check.status == "ok" for part in checks.values() for check in part)
     value = {
         "run": str(run),
@@ -60,7 +57,7 @@ def run_verify(
         "cleaned": None if cleaning is None else {"at": cleaning.at, "stages": [*cleaning.stages]},
         "files": [{"part": part, **asdict(check)} for part, listed in checks.items() for check in listed],
     }
-    return Outcome(value=value, show=partial(_show, value), as_json=as_json, code=0 if same else DIFFERS)
+    return Outcome(value=value, show=partial(_show, value), as_json=options.json, code=0 if same else DIFFERS)
 
 
 def _recorded(run: Path, part: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from clipguard.cli.options import (
     DoctorOptions,
     Json,
     ScanOptions,
+    VerifyOptions,
 )
 from clipguard.cli.outcome import Outcome
 
@@ -119,21 +120,11 @@ def clean(run: Run, /, *, json: Json = False) -> Outcome:
 
 
 @app.command(help_epilogue=epilogue("verify"))
-def verify(
-    run: Run,
-    /,
-    *,
-    data: Annotated[Path | None, Parameter(help="The data that the run was made of.")] = None,
-    model: Annotated[Path | None, Parameter(help="The weights that were given to defend.")] = None,
-    guide: Annotated[
-        Path | None, Parameter(help="The guide's weights, or the folder that holds them.")
-    ] = None,
-    json: Json = False,
-) -> Outcome:
+def verify(run: Run, /, options: VerifyOptions | None = None) -> Outcome:
     """Compare the files of a run with their recorded hashes: exit code 0 if all agree, 1 if one differs."""
     from clipguard.cli.checking import run_verify
 
-    return run_verify(run, data, model, guide, json)
+    return run_verify(run, options or VerifyOptions())
 
 
 @app.command(help_epilogue=epilogue("doctor"))

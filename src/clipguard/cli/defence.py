@@ -255,7 +255,8 @@ def _outcome(
         # The runner reads both; with JSON, stdout holds one object and nothing else.
         (sys.stderr if as_json else sys.stdout).write(github(summary, flagged))
     detail: Detail = "quiet" if options.quiet else "verbose" if options.verbose else "normal"
-    show = partial(show_run, summary, most_suspicious(run), flagged=flagged, detail=detail)
+    manifest = defender.scan_.context.run.manifest
+    show = partial(show_run, summary, most_suspicious(run), flagged=flagged, detail=detail, manifest=manifest)
     judged_by = summary.verdict if summary.baseline is None else summary.baseline.verdict
     return Outcome(
         value=plain(summary), show=show, as_json=as_json, code=exit_code(judged_by, options.fail_on)

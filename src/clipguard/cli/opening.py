@@ -64,7 +64,8 @@ def opened_source(path: Path, options: ScanOptions) -> ImageSource:
         path, classes=options.classes, rows=rows, limits=options.limits, columns=options.columns.named()
     )
     # The run would be one more class of the folder the next time.
-    if source.kind == "folder" and options.out.resolve().is_relative_to(path.resolve()):
+    data = source.opened and source.opened.path.resolve()
+    if source.kind == "folder" and data and options.out.resolve().is_relative_to(data):
         raise ClipguardError(f"run folder {options.out} lies inside the data {path}: give one outside")
     return source
 

@@ -98,6 +98,7 @@ Reviews = Annotated[
         "reviews.json of the run folder, or of the baseline's, if there."
     ),
 ]
+HostileInput = Annotated[Limits, Parameter(group=Group("Limits on hostile input", sort_key=1))]
 Repeated = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 Out = Annotated[Path, Parameter(name=("--out", "-o"))]
 RunFolder = Annotated[Out, Parameter(help="Run folder, created if needed; the same data resume there.")]
@@ -170,9 +171,7 @@ class ScanOptions:
     size: str | None = None
     early_model: str = "shallow"
     rank_within: Literal["class", "all"] = "all"
-    limits: Annotated[Limits, Parameter(group=Group("Limits on hostile input", sort_key=1))] = field(
-        default_factory=Limits
-    )
+    limits: HostileInput = field(default_factory=Limits)
     embeddings: Path | None = None
     quality: bool = True
     engine: Literal["local", "ray"] = "local"
@@ -254,6 +253,24 @@ class DemoOptions:
 
 
 @Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """What `verify` takes.
+
+    Attributes:
+        data: The data that the run was made of.
+        model: The weights that were given to defend.
+        guide: The guide's weights, or the folder that holds them.
+    """
+
+    data: Path | None = None
+    model: Path | None = None
+    guide: Path | None = None
+    limits: HostileInput = field(default_factory=Limits)
+    json: Json = False
+
+
+@Parameter(name="*")
 @unwrapped
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorOptions:
@@ -270,9 +287,7 @@ class DoctorOptions:
     classes: Classes = None
     columns: ColumnOptions = field(default_factory=ColumnOptions)
     power: Power = 1
-    limits: Annotated[Limits, Parameter(group=Group("Limits on hostile input", sort_key=1))] = field(
-        default_factory=Limits
-    )
+    limits: HostileInput = field(default_factory=Limits)
     device: Device = None
     threads: Threads = None
     json: Json = False

@@ -31,6 +31,8 @@ _COLOURS: Final = {"good": "green", "bad": "red", "open": "yellow", "": ""}
 Detail = Literal["quiet", "normal", "verbose"]
 """How much is printed."""
 
+NO_MANIFEST: Final[Mapping[str, Any]] = {}
+
 _CLASSES: Final = 10
 """Classes with flagged samples that are listed."""
 
@@ -44,6 +46,7 @@ def show_run(
     console: Console,
     flagged: Sequence[FlaggedSample] = (),
     detail: Detail = "normal",
+    manifest: Mapping[str, Any] = NO_MANIFEST,
 ) -> None:
     """Print the summary of a run, its `TOP` most suspicious samples, and what to do next."""
     data, answer = summary.data, VERDICTS[summary.verdict.answer].title
@@ -72,16 +75,15 @@ def show_run(
         console.print(place, soft_wrap=True)
     _show_times(summary, console, detail)
     console.print()
-    for number, line in enumerate(next_commands(summary, len(flagged))):
+    for number, line in enumerate(next_commands(summary, manifest, len(flagged))):
         console.print(_plain(f"{'' if number else 'Next':8} {line}"), soft_wrap=True)
 
 
-def next_commands(summary: RunSummary, flagged: int) -> list[str]:
+def next_commands(summary: RunSummary, manifest: Mapping[str, Any], flagged: int) -> list[str]:
     """Return the commands that make sense after a run, ready to be typed."""
     if summary.command == "demo":
         return ["clipguard scan FOLDER -o runs/a    (your own data: one sub-folder a class)"]
-    # What a command line has scanned is a path.
-    return [step.command for step in next_steps(summary, {"kind": "folder"}, flagged) if step.command]
+    return [step.command for step in next_steps(summary, manifest, flagged) if step.command]
 
 
 def _show_guides(summary: RunSummary, console: Console) -> None:

@@ -4,6 +4,7 @@ A unit of shards is one row of a Ray data set, so that Ray carries numbers and n
 the data through clipguard's own sandboxed readers and write into the run folder, which all nodes share.
 """
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ class RayEngine:
     gpus: float = 0.0
 
     def run(self, work: ShardWork, units: Sequence[Sequence[int]]) -> Iterator[int]:
-        """Return the numbers as they are finished, in any order.
+        """Return all numbers of the units as they are finished, in any order.
 
         A worker that dies is replaced, and its unfinished shards are done again.
 
@@ -87,7 +88,12 @@ class _Actor:
     def _finished(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         self.work = work = self.work or self.make()
         for unit in batch["shards"]:
-            for shard in work([int(shard) for shard in unit if not work.has(int(shard))]):
+            shards = [int(shard) for shard in unit]
+            # What a worker that died had finished comes first, as it did then: the rows of a unit that is
+            # tried again stand for those of the first try.
+            there = [shard for shard in shards if work.has(shard)]
+            missing = [shard for shard in shards if shard not in there]
+            for shard in itertools.chain(there, work(missing)):
                 yield {"shard": [shard], "error": [""]}
 
 

@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def list_npz(path: Path, limits: Limits, columns: Columns) -> Listing:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            there = sorted(member.removesuffix(".npy") for member in archive.namelist())
+            there = _names(archive.namelist(), path)
             image, label = (column_of(role, columns, there, str(path)) for role in ("image", "label"))
             group = group_column(columns, there, str(path))
             images = _array(archive, image, "image", limits)
@@ -120,6 +121,21 @@ def list_npz(path: Path, limits: Limits, columns: Columns) -> Listing:
         raise ClipguardError(f"class_names of {path} must be a list of unicode text, not {list(names.shape)}")
     listed = None if names is None else tuple(names.tolist())
     return list_arrays(images, labels, listed, str(path), None if groups is None else groups.ravel().tolist())
+
+
+def _names(members: Sequence[str], path: Path) -> list[str]:
+    """Return the names of the arrays.
+
+    Raises:
+        ClipguardError: a member is no array or two have one name: numpy may read another than is read here.
+    """
+    names = sorted(member.removesuffix(".npy") for member in members)
+    if odd := [member for member in members if not member.endswith(".npy")]:
+        raise ClipguardError(f"{path} holds {odd[0]!r}, which is no array NAME.npy: remove it")
+    counts = Counter((*names, *set(members)))
+    if twice := [name for name in names if counts[name] > 1]:
+        raise ClipguardError(f"{path} holds two arrays called {twice[0]!r}: rename or remove one")
+    return names
 
 
 def _array(

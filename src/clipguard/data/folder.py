@@ -1,7 +1,6 @@
 """Image folders: one sub-folder a class, or a table `metadata.csv` or `metadata.jsonl` with the labels."""
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,16 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipguard.data.columns import Columns, no_columns
-from clipguard.data.folder_layout import below, class_folders, is_image, leaves, reason_of_name, skip
+from clipguard.data.folder_layout import (
+    LeftOut,
+    below,
+    class_folders,
+    is_image,
+    leaves,
+    reason_of_name,
+    skip,
+    without_images,
+)
 from clipguard.data.listing import Failed, FileState, Item, Listing, fault, file_state, printable, unique_ids
 from clipguard.data.metadata import Metadata, read_metadata
 from clipguard.errors import ClipguardError
@@ -23,13 +31,14 @@ OUTSIDE = "a link that leads out of the folder: allow it with --limits.links (in
 class FolderReader:
     """Reads files; what has gone, may not be read or is no file inside the folder becomes `Failed`.
 
-    `table` is the file in the folder that holds the labels, if any does.
+    `table` is the file in the folder that names images, if any does, and `column` that of their paths.
     """
 
     root: Path
     paths: tuple[str, ...]
     limits: Limits
     table: str | None = None
+    column: str | None = None
 
     def read(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Item]:
         """Return the files' bytes."""
@@ -78,7 +87,7 @@ def _by_folders(root: Path, table: Metadata | None, limits: Limits) -> Listing:
     """Return class i as the i-th sub-folder by name or number, its images sorted by path."""
     paths: list[str] = []
     labels: list[int] = []
-    skipped: Counter[str] = Counter()
+    skipped = LeftOut()
     folders = class_folders(root, limits, skipped)
     for label, folder in enumerate(folders):
         images = _images(root, folder, len(paths), limits.members, skipped)
@@ -97,14 +106,14 @@ def _by_folders(root: Path, table: Metadata | None, limits: Limits) -> Listing:
         ids=unique_ids(paths),
         keys=keys,
         names=tuple(name.replace("_", " ") for name in keys),
-        reader=FolderReader(root, tuple(paths), limits, None if table is None else table.name),
+        reader=FolderReader(root, tuple(paths), limits, *((table.name, table.column) if table else ())),
         skipped=dict(skipped),
         notes=tuple(_notes(root, folders, paths)),
         groups=None if table is None else table.groups_of(paths),
     )
 
 
-def _images(root: Path, name: str, before: int, most: int, skipped: Counter[str]) -> list[str]:
+def _images(root: Path, name: str, before: int, most: int, skipped: LeftOut) -> list[str]:
     """Return the images of the class folder `name`, relative to `root`, in order."""
     images: list[str] = []
     start = len(os.fspath(root / name))
@@ -132,7 +141,7 @@ def _notes(root: Path, folders: Sequence[str], paths: Sequence[str]) -> Iterator
 def _by_table(root: Path, table: Metadata, limits: Limits) -> Listing:
     """Return the images that the table names, in its order; others are counted."""
     assert table.labels is not None
-    skipped: Counter[str] = Counter()
+    skipped = LeftOut()
     listed = {table.name, *table.paths}
     for entry in below(root, skipped):
         name = os.path.relpath(entry.path, root).replace(os.sep, "/")
@@ -151,9 +160,9 @@ def _by_table(root: Path, table: Metadata, limits: Limits) -> Listing:
         ids=unique_ids(table.paths),
         keys=names,
         names=None if names is None else tuple(name.replace("_", " ") for name in names),
-        reader=FolderReader(root, table.paths, limits, table.name),
+        reader=FolderReader(root, table.paths, limits, table.name, table.column),
         refused=table.refused,
-        skipped=dict(skipped),
+        skipped=without_images(skipped),
         notes=tuple(notes),
         groups=table.groups,
     )

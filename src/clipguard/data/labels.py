@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Bool, Int64, Shaped
 
 from clipguard.errors import ClipguardError, reason_of
 
@@ -24,6 +24,29 @@ class Labels:
 
     numbers: Int64[np.ndarray, "n"]
     names: tuple[str, ...] | None = None
+
+
+def same_classes(first: Labels, second: Labels) -> Bool[np.ndarray, "n"]:
+    """Tell of each sample whether two lists of labels give it the same class.
+
+    Classes are compared by name where both lists have names: a class that was added in front moves the
+    numbers of all others. A number without a name is no class.
+    """
+    one, other = first.numbers, second.numbers
+    if first.names is not None and second.names is not None:
+        places = {name: place for place, name in enumerate(dict.fromkeys((*first.names, *second.names)))}
+        one, other = (_places(labels, places) for labels in (first, second))
+    same: Bool[np.ndarray, ...] = (one == other) & (one >= 0)
+    return same
+
+
+def _places(labels: Labels, places: dict[str, int]) -> Int64[np.ndarray, "n"]:
+    """Return the place of each label's name; -1 for a number without a name."""
+    # One more at the end, where -1 and all that is too large leads.
+    known = np.array([*(places[name] for name in labels.names or ()), -1], np.int64)
+    inside = (labels.numbers >= 0) & (labels.numbers < len(known))
+    places_of_labels: Int64[np.ndarray, ...] = known[np.where(inside, labels.numbers, -1)]
+    return places_of_labels
 
 
 def numbers_of(names: Sequence[str]) -> list[int] | None:

@@ -102,6 +102,12 @@ class Listing:
     notes: tuple[str, ...] = ()
     groups: Int64[np.ndarray, "n"] | None = None
 
+    @property
+    def class_keys(self) -> tuple[str, ...] | None:
+        """What the source itself calls its classes, as UTF-8 can hold it; None where it does not say."""
+        names = self.keys or self.names
+        return None if names is None else tuple(map(printable, names))
+
 
 def skipped_words(skipped: Mapping[str, int]) -> str:
     """Return in words how many files were left out and why, the commonest reason first; empty for none."""

@@ -112,9 +112,12 @@ def _check_paths(path: Path, shard: Shard, limits: Limits) -> None:
 def _labels(shards: list[Shard], location: Path) -> Labels:
     """Return the labels of all shards, by one rule for all.
 
+    Shards without rows, as a clean copy may have, hold neither.
+
     Raises:
         ClipguardError: numbers in one shard and texts in another.
     """
+    shards = [shard for shard in shards if len(shard.labels)] or shards
     if all(shard.texts is None for shard in shards):
         return Labels(np.concatenate([shard.labels for shard in shards]))
     if any(shard.texts is None for shard in shards):
@@ -142,8 +145,10 @@ def _shards(files: list[Path], limits: Limits, columns: Columns) -> list[Shard]:
             raise ClipguardError(f"{path} goes above the limit of {limits.members} rows: open a part of it")
         if shard.names != shards[0].names:
             raise ClipguardError(f"{path} and {files[0]} name their classes differently: open them apart")
-        if shard.outside != shards[0].outside:
-            raise ClipguardError(f"{path} holds images otherwise than {files[0]}: open them apart")
+    filled = [(shard, path) for shard, path in zip(shards, files, strict=True) if len(shard.labels)]
+    for shard, path in filled:
+        if shard.outside != filled[0][0].outside:
+            raise ClipguardError(f"{path} holds images otherwise than {filled[0][1]}: open them apart")
     return shards
 
 
@@ -173,7 +178,7 @@ def list_parquet(files: list[Path], location: Path, limits: Limits, columns: Col
             np.concatenate(starts),
             limits,
             columns,
-            tuple(paths) if shards[0].outside else None,
+            tuple(paths) if any(shard.outside for shard in shards if len(shard.labels)) else None,
         ),
         groups=group_numbers(groups, str(location)) if columns.group is not None else None,
     )

@@ -1,16 +1,21 @@
 """Which columns of a Parquet file are read, and in which of three forms its images are."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from clipguard.data.columns import Columns, column_of, group_column
 from clipguard.errors import ClipguardError
+from clipguard.safety.limits import MIB
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
 Form = Literal["struct", "bytes", "paths"]
+
+# Few enough that a batch of large photographs stays far below Arrow's 2 GiB for one array of bytes.
+BATCH_ROWS: Final = 128
+BATCH_BYTES: Final = 256 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +53,7 @@ def layout_of(opened: "pq.ParquetFile", name: str, columns: Columns) -> Layout:
     label = column_of("label", columns, [one for one in schema.names if one != image], name)
     group = group_column(columns, schema.names, name)
     form, path = _form(schema.field(image).type, image, name)
-    if form == "struct" and path is not None and _all_null(opened, f"{image}.bytes"):
+    if form == "struct" and path is not None and _all_null(opened, image):
         form = "paths"
     if not _is_label(schema.field(label).type):
         raise ClipguardError(
@@ -90,7 +95,36 @@ def _is_label(kind: "pa.DataType") -> bool:
     return _is_text(kind) or any(test(kind) for test in plain)
 
 
-def _all_null(opened: "pq.ParquetFile", column: str) -> bool:
+def batch_rows(group: "pq.RowGroupMetaData") -> int:
+    """Return how many rows of a row group are read at once: few where its cells are huge."""
+    size, rows = int(group.total_byte_size), int(group.num_rows)
+    mean = max(1, size // max(1, rows))
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // mean))
+
+
+def _all_null(opened: "pq.ParquetFile", image: str) -> bool:
+    """Tell whether a column's bytes are all null.
+
+    The file's own statistics are asked first, which costs nothing; where they say so, all cells are read,
+    since whoever wrote the file wrote its statistics, too.
+    """
+    import pyarrow.compute as pc
+
+    column = f"{image}.bytes"
+    if not _said_to_be_null(opened, column):
+        return False
+    nulls = 0
+    for group in range(opened.num_row_groups):
+        most = batch_rows(opened.metadata.row_group(group))
+        for batch in opened.iter_batches(most, row_groups=[group], columns=[column]):
+            cells = pc.struct_field(batch.column(image), "bytes")
+            if cells.null_count < len(cells):
+                return False
+            nulls += len(cells)
+    return bool(nulls == opened.metadata.num_rows)
+
+
+def _said_to_be_null(opened: "pq.ParquetFile", column: str) -> bool:
     """Tell whether the file's own statistics say that a column holds nothing but nulls."""
     metadata = opened.metadata
     if not metadata.num_rows:

@@ -15,17 +15,14 @@ from jaxtyping import Int64
 from clipguard.data.columns import NO_COLUMNS, Columns
 from clipguard.data.labels import group_numbers, label_values
 from clipguard.data.listing import Failed, printable
-from clipguard.data.parquet_columns import Layout, layout_of
+from clipguard.data.parquet_columns import Layout, batch_rows, layout_of
 from clipguard.errors import ClipguardError, reason_of
-from clipguard.safety.limits import MIB, Limits, parse_json
+from clipguard.safety.limits import Limits, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-# Few enough that a batch of large photographs stays far below Arrow's 2 GiB for one array of bytes.
-BATCH_ROWS = 128
-BATCH_BYTES = 256 * MIB
 # Arrow's own defaults for the text and the entries of a footer; written here, so that they stay.
 FOOTER_BYTES = 100_000_000
 FOOTER_ENTRIES = 1_000_000
@@ -109,20 +106,13 @@ def _read_shard(
         start = stop
 
 
-def _batch_rows(group: "pq.RowGroupMetaData") -> int:
-    """Return how many rows of a row group are read at once: few where its cells are huge."""
-    size, rows = int(group.total_byte_size), int(group.num_rows)
-    mean = max(1, size // max(1, rows))
-    return max(1, min(BATCH_ROWS, BATCH_BYTES // mean))
-
-
 def _read_group(
     opened: "pq.ParquetFile", layout: Layout, group: int, rows: Int64[np.ndarray, "m"]
 ) -> Iterator[bytes | None]:
     import pyarrow.compute as pc
 
     start = 0
-    most = _batch_rows(opened.metadata.row_group(group))
+    most = batch_rows(opened.metadata.row_group(group))
     for batch in opened.iter_batches(most, row_groups=[group], columns=[layout.cells]):
         stop = start + batch.num_rows
         low, high = np.searchsorted(rows, (start, stop))

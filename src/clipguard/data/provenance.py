@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +13,10 @@ from clipguard.data.columns import Columns
 from clipguard.data.decode.reading import ReadRow
 from clipguard.data.finding import listing_of
 from clipguard.data.folder import FolderReader
+from clipguard.data.labels import Labels, same_classes
 from clipguard.data.listing import Listing, Unreadable
 from clipguard.data.source import ImageSource, contents_of
-from clipguard.errors import ClipguardError
+from clipguard.errors import ClipguardError, reason_of
 from clipguard.runs import Checked, read_json, read_table, write_json, write_table
 from clipguard.safety.limits import Limits
 
@@ -24,6 +25,11 @@ INPUTS: Final = "inputs.json"
 
 UNREADABLE: Final = "unreadable.json"
 ROWS: Final = "rows"
+
+DECIDING: Final = (
+    *("file_bytes", "links", "members", "name_length", "classes", "json_bytes", "array_bytes"),
+)
+"""Limits that decide which samples a source has, and which of them can be fetched."""
 
 _KEYS: Final = frozenset(
     {
@@ -42,6 +48,7 @@ class RecordedRows:
     """
 
     ids: Sequence[str]
+    labels: Int64[np.ndarray, "m"]
     sizes: Int64[np.ndarray, "m 2"]
     sha256: Sequence[bytes]
     reasons: Sequence[str]
@@ -94,6 +101,7 @@ def recorded_rows(file: Path) -> RecordedRows:
     try:
         return RecordedRows(
             ids=table["id"].tolist(),
+            labels=table["label"].astype(np.int64),
             sizes=np.stack([table["height"], table["width"]], 1),
             sha256=table["sha256"].tolist(),
             reasons=table["reason"].tolist(),
@@ -102,6 +110,8 @@ def recorded_rows(file: Path) -> RecordedRows:
         )
     except KeyError as error:
         raise ClipguardError(f"{file} lacks the column {error}: delete it and run again") from error
+    except (TypeError, ValueError) as error:
+        raise ClipguardError(f"{file} is damaged ({reason_of(error)}): delete it and run again") from error
 
 
 def record_source(folder: Path, source: ImageSource, shards: int) -> None:
@@ -160,6 +170,40 @@ def recorded_source(folder: Path) -> dict[str, Any]:
     return about
 
 
+def limits_as_recorded(file: Path, recorded: object, given: Limits) -> Limits:
+    """Return the limits by which the source of a run is listed once more, as it was listed then.
+
+    A run folder may be anybody's. So the run decides only which samples there are, and nothing that it says
+    loosens a limit: that is for whoever compares.
+
+    Args:
+        file: what holds them.
+        recorded: the limits of the run, by name.
+        given: those of whoever compares.
+
+    Raises:
+        ClipguardError: they are damaged, or looser than those given.
+    """
+    try:
+        limits = Limits(**recorded)  # type: ignore[arg-type]  # anything else is a TypeError
+        looser = [name for name in DECIDING if getattr(limits, name) > getattr(given, name)]
+    except TypeError as error:
+        raise ClipguardError(f"{file} is damaged: run again in a new folder") from error
+    if looser:
+        named = ", ".join(f"{name} {getattr(limits, name)}" for name in looser)
+        raise ClipguardError(
+            f"the run was read with looser limits than these ({named}): if you trust run and data, repeat "
+            "them, such as --limits.links (in Python: Limits)"
+        )
+    return replace(given, **{name: getattr(limits, name) for name in DECIDING})
+
+
+def class_keys_of(manifest: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return what the source of a run itself calls its classes; None where the manifest does not say."""
+    keys = manifest["source"].get("class_keys")
+    return tuple(map(str, keys)) if isinstance(keys, list) else None
+
+
 @dataclass(frozen=True, slots=True)
 class CheckedInputs:
     """What became of each image that was read, and the files that are no part of the data, by reason."""
@@ -168,50 +212,78 @@ class CheckedInputs:
     skipped: Mapping[str, int]
 
 
-def check_inputs(folder: Path, data: Path) -> CheckedInputs:
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """The rows of all shards together."""
+
+    ids: Sequence[str]
+    sha256: Sequence[bytes]
+    labels: Labels
+
+
+def check_inputs(
+    folder: Path, data: Path, limits: Limits | None = None, class_keys: tuple[str, ...] | None = None
+) -> CheckedInputs:
     """Return what became of each image that a finished reading stage read, now looked for in or at `data`.
+
+    An image is changed where its bytes are others, and where its label is.
 
     Args:
         folder: of the stage.
-        data: what is said to be the same data; it is listed by the limits of the run.
+        data: what is said to be the same data; it is listed as the run listed it.
+        limits: bounds on what `data` and the run may cost; see `limits_as_recorded`.
+        class_keys: what the source itself called its classes then; without, labels are compared as numbers.
 
     Raises:
-        ClipguardError: the stage is missing or damaged, was read from no file, or `data` cannot be listed.
+        ClipguardError: the stage is missing or damaged, was read from no file or with looser limits, or
+            `data` cannot be listed.
     """
     files = sorted((folder / ROWS).glob("*.parquet"))
     if not files or not (folder / INPUTS).is_file():
         raise ClipguardError(f"stage {folder} has no list of its inputs: its scan is not finished")
     about = recorded_source(folder)
-    try:
-        whole, limits = bool(about["whole"]), Limits(**about["limits"])
-        columns = Columns(**about["columns"])
-    except TypeError as error:
-        raise ClipguardError(f"{folder / INPUTS} is damaged: run again in a new folder") from error
+    bounds = limits_as_recorded(folder / INPUTS, about["limits"], limits or Limits())
+    columns = columns_as_recorded(folder / INPUTS, about["columns"])
     if not about["files"]:
         raise ClipguardError(f"the run was read from no file: there is nothing to compare {data} with")
     if not data.exists():
         raise ClipguardError(f"{data} does not exist: give the data that the run was made of")
-    recorded: dict[str, bytes] = {}
-    for file in files:
-        rows = recorded_rows(file)
-        recorded.update(zip(rows.ids, rows.sha256, strict=True))
-    listing = listing_of(data, limits, columns)
-    rows_there = np.arange(len(listing.ids)) if whole else _known(listing.ids, recorded)
-    return CheckedInputs(_compared(listing, rows_there, recorded), listing.skipped)
+    parts = [recorded_rows(file) for file in files]
+    recorded = _Recorded(
+        [name for part in parts for name in part.ids],
+        [one for part in parts for one in part.sha256],
+        Labels(np.concatenate([part.labels for part in parts]), class_keys),
+    )
+    listing = listing_of(data, bounds, columns)
+    return CheckedInputs(_compared(listing, recorded, whole=bool(about["whole"])), listing.skipped)
 
 
-def _compared(
-    listing: Listing, rows_there: Int64[np.ndarray, "m"], recorded: dict[str, bytes]
-) -> Iterator[Checked]:
-    for row, item in zip(rows_there.tolist(), listing.reader.read(rows_there), strict=True):
-        name = listing.ids[row]
-        if name not in recorded:
+def columns_as_recorded(file: Path, recorded: object) -> Columns:
+    """Return the columns that a source was read with.
+
+    Raises:
+        ClipguardError: they are damaged.
+    """
+    try:
+        return Columns(**recorded)  # type: ignore[arg-type]  # anything else is a TypeError
+    except TypeError as error:
+        raise ClipguardError(f"{file} is damaged: run again in a new folder") from error
+
+
+def _compared(listing: Listing, recorded: _Recorded, *, whole: bool) -> Iterator[Checked]:
+    """Return what became of each image; without `whole`, those that were not read then are no addition."""
+    place_of = {name: place for place, name in enumerate(recorded.ids)}
+    places = np.array([place_of.get(name, -1) for name in listing.ids], np.int64)
+    rows = np.arange(len(places)) if whole else np.flatnonzero(places >= 0)
+    known = rows[places[rows] >= 0]
+    then = Labels(recorded.labels.numbers[places[known]], recorded.labels.names)
+    same_label = np.zeros(len(places), bool)
+    same_label[known] = same_classes(Labels(listing.labels[known], listing.class_keys), then)
+    for row, item in zip(rows.tolist(), listing.reader.read(rows), strict=True):
+        name, place = listing.ids[row], places[row]
+        if place < 0:
             yield Checked(path=name, status="added")
         else:
-            same = recorded.pop(name) == contents_of(item).sha256
+            same = same_label[row] and recorded.sha256[place] == contents_of(item).sha256
             yield Checked(path=name, status="ok" if same else "changed")
-    yield from (Checked(path=name, status="missing") for name in sorted(recorded))
-
-
-def _known(ids: Sequence[str], recorded: dict[str, bytes]) -> Int64[np.ndarray, "m"]:
-    return np.flatnonzero([name in recorded for name in ids])
+    yield from (Checked(path=name, status="missing") for name in sorted(place_of.keys() - set(listing.ids)))

@@ -6,7 +6,9 @@ from typing import Final
 
 from clipguard.errors import ClipguardError
 
-PARQUET_SHARD: Final = re.compile(r"(?P<split>.+)-\d+-of-(?P<total>\d+)\.parquet")
+NUMBERED_SHARD: Final = re.compile(
+    r"(?P<split>.+)-(?P<number>\d{1,9})-of-(?P<total>\d{1,9})(?P<suffix>\.parquet|\.tar)"
+)
 TAR_SHARD: Final = re.compile(r"(?P<split>.*?)\d+\.tar")
 BRACES: Final = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 MOST_SHARDS: Final = 100_000
@@ -15,8 +17,8 @@ KINDS: Final = (".parquet", ".tar")
 
 def _common(name: str) -> tuple[str, ...] | None:
     """Return what the shards of one split have in common; None for a name that is no shard's."""
-    if match := PARQUET_SHARD.fullmatch(name):
-        return match.group("split", "total")
+    if match := NUMBERED_SHARD.fullmatch(name):
+        return match.group("split", "total", "suffix")
     match = TAR_SHARD.fullmatch(name)
     return (match["split"], ".tar") if match else None
 
@@ -40,7 +42,7 @@ def choose_files(folder: Path) -> list[Path]:
     """Return the Parquet or tar files of `folder` that belong together, by name.
 
     Raises:
-        ClipguardError: several files that are not the shards of one split.
+        ClipguardError: several files that are not the shards of one split, or not all of them.
     """
     files = _shards_in(folder)
     shards = {_common(file.name): file for file in reversed(files)}
@@ -55,7 +57,34 @@ def choose_files(folder: Path) -> list[Path]:
             f"{folder} holds {len(files)} {kind} files that may not belong together: choose one of {names}"
             f"{_patterns(folder, shards)}"
         )
+    _check_whole(files)
     return files
+
+
+def _check_whole(files: list[Path]) -> None:
+    """Refuse shards that are numbered as 00000-of-00003 if some are missing.
+
+    Raises:
+        ClipguardError: which is the first, and how to open a part.
+    """
+    sets: dict[tuple[str, ...], dict[int, Path]] = {}
+    for file in files:
+        if match := NUMBERED_SHARD.fullmatch(file.name):
+            common = match.group("split", "total", "suffix")
+            sets.setdefault(common, {})[int(match["number"])] = file
+    for (split, total, suffix), shards in sets.items():
+        missing = next((number for number in range(int(total)) if number not in shards), None)
+        if missing is None:
+            continue
+        first = last = min(shards)
+        while last + 1 in shards:
+            last += 1
+        width, end = len(total), f"-of-{total}{suffix}"
+        part = f"{first:0{width}d}" if first == last else f"{{{first:0{width}d}..{last:0{width}d}}}"
+        raise ClipguardError(
+            f"{files[0].parent} lacks {split}-{missing:0{width}d}{end}: get it, or open a part, such as "
+            f"'{split}-{part}{end}'"
+        )
 
 
 def _patterns(folder: Path, shards: dict[tuple[str, ...] | None, Path]) -> str:
@@ -70,14 +99,17 @@ def files_like(path: Path) -> list[Path]:
     """Return the files of a pattern, `data-{000..009}.tar` or `train-*.parquet`; empty for another path.
 
     Raises:
-        ClipguardError: a range that runs backwards or is too long, or a file that is missing.
+        ClipguardError: a range that runs backwards or is too long, or a file that is missing; of a pattern
+            with a star, a shard that is missing.
     """
     match = BRACES.search(path.name)
     if match is not None:
         return _in_range(path, match)
     if not any(mark in path.name for mark in "*?[") or not path.parent.is_dir():
         return []
-    return sorted(file for file in path.parent.glob(path.name) if file.name[0] != ".")
+    files = sorted(file for file in path.parent.glob(path.name) if file.name[0] != ".")
+    _check_whole(files)
+    return files
 
 
 def _in_range(path: Path, match: re.Match[str]) -> list[Path]:

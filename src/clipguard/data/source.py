@@ -41,6 +41,7 @@ class ImageSource:
         notes: what the user should know of how the source was read, one sentence each.
         groups: number of each sample's group, which cross-validation never tears apart; None without any.
         columns: as they were given.
+        class_keys: what the source itself calls its classes, whatever names were given; None without any.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class ImageSource:
     notes: tuple[str, ...] = field(default=(), repr=False)
     groups: Int64[np.ndarray, "n"] | None = field(default=None, repr=False)
     columns: Columns = field(default=NO_COLUMNS, repr=False)
+    class_keys: tuple[str, ...] | None = field(default=None, repr=False)
 
     @staticmethod
     def open(
@@ -83,6 +85,9 @@ class ImageSource:
             ClipguardError: what is wrong with the input, in one line.
         """
         bounds, chosen = limits or Limits(), columns or NO_COLUMNS
+        if isinstance(classes, (str, Path)):
+            # Another process may work elsewhere.
+            classes = Path(classes).expanduser().absolute()
         listing = listing_of(what, bounds, chosen)
         start, stop = rows if rows is not None else (0, len(listing.labels))
         if not 0 <= start < stop <= len(listing.labels):
@@ -101,13 +106,14 @@ class ImageSource:
             reader=listing.reader,
             rows=np.arange(start, stop),
             listed=len(listing.labels),
-            opened=Opened(Path(what).absolute(), classes, rows, bounds, chosen)
+            opened=Opened(Path(what).expanduser().absolute(), classes, rows, bounds, chosen)
             if isinstance(what, (str, Path))
             else None,
             skipped=listing.skipped,
             notes=tuple(map(one_line, (*listing.notes, *naming_note(listing, classes, names)))),
             groups=None if listing.groups is None else listing.groups[start:stop],
             columns=chosen,
+            class_keys=listing.class_keys,
         )
         _check_labels(source)
         return source

@@ -5,9 +5,8 @@ The archives are indexed once and then read by offset: nothing is extracted, not
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +15,7 @@ from jaxtyping import Int64
 
 from clipguard.data.columns import NO_COLUMNS, USUAL, Columns
 from clipguard.data.folder_layout import IMAGE_SUFFIXES, reason_of_name, skip
-from clipguard.data.labels import group_numbers, labels_of
+from clipguard.data.labels import NUMERAL, group_numbers, labels_of
 from clipguard.data.listing import (
     Failed,
     FileState,
@@ -28,14 +27,15 @@ from clipguard.data.listing import (
     printable,
     unique_ids,
 )
-from clipguard.data.tar_index import Member, members
+from clipguard.data.tar_groups import Group, ending_of, groups_of, last_of
+from clipguard.data.tar_index import Member
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.safety.limits import Limits, opened_regular, parse_json
 
 LABELS: Final = ("cls", "json")
 FIELDS: Final = ("label", "cls", *USUAL["label"][1:])
 """What the label may be called in a .json file; the first that is there counts."""
-PICKLES: Final = frozenset({"pyd", "pickle", "pkl", "pth", "pt", "ckpt", "bin", "ten", "tb"})
+PICKLE: Final = "a pickle, which is never loaded"
 LABEL_BYTES: Final = 1 << 16
 
 
@@ -86,39 +86,14 @@ class TarReader:
 
 
 class _Sample(NamedTuple):
+    """A sample; `named`: its image has the ending that was asked for; `differs`: its .json says otherwise."""
+
     key: str
     label: Any
-    offset: int
-    size: int
-    image: str
+    image: Member
     group: Any
-
-
-def _parts(member: Member) -> tuple[str, str]:
-    """Return key and ending: what stands before and after the first dot of the file's name."""
-    folder, slash, name = member.name.rpartition("/")
-    stem, _, ending = name.partition(".")
-    return folder + slash + stem, ending.lower()
-
-
-def _visible(entries: Iterator[Member], skipped: Counter[str]) -> Iterator[Member]:
-    """Return what is not hidden: some systems put a `._name` before each file, between those of one key."""
-    for member in entries:
-        if member.fault or member.name.rpartition("/")[2][:1] != ".":
-            yield member
-        else:
-            skip(skipped, "hidden")
-
-
-def _last(ending: str) -> str:
-    return ending.rpartition(".")[2]
-
-
-def _refusal(member: Member) -> str:
-    """Return why a member is not even looked at; empty for one that may be."""
-    if member.fault:
-        return member.fault
-    return "a pickle, which is never loaded" if _last(_parts(member)[1]) in PICKLES else ""
+    named: bool
+    differs: bool
 
 
 def _texts(descriptor: int, member: Member, limits: Limits) -> Any:
@@ -130,7 +105,7 @@ def _texts(descriptor: int, member: Member, limits: Limits) -> Any:
     if member.size > LABEL_BYTES:
         raise ValueError(f"{member.size} bytes")
     content = os.pread(descriptor, member.size, member.offset)
-    if _last(_parts(member)[1]) == "json":
+    if last_of(member.name.lower()) == "json":
         return parse_json(content, limits)
     return content.decode("utf-8").strip()
 
@@ -144,6 +119,8 @@ def _label(value: Any, columns: Columns, limits: Limits) -> Any:
     if isinstance(value, dict):
         fields = FIELDS if columns.label is None else (columns.label,)
         value = next((value[name] for name in fields if name in value), None)
+    elif columns.label is not None:
+        value = None
     if not isinstance(value, (str, bool, int, float)) or value == "":
         raise ValueError("no number or text called " + (columns.label or "label or cls"))
     if isinstance(value, str) and len(value) > limits.name_length:
@@ -157,92 +134,133 @@ def _samples(
     """Return the samples of a shard in order, and the members that were refused; others are counted."""
     try:
         with opened_regular(path) as opened:
-            for key, group in groupby(
-                _visible(members(path, limits), skipped), lambda member: _parts(member)[0]
-            ):
-                parts: dict[str, Member] = {}
-                for member in group:
-                    if reason := _refusal(member):
-                        yield Unreadable(printable(f"{path.name}/{member.name}"), reason)
-                    elif _parts(member)[1] in parts:
-                        raise ClipguardError(f"{path} holds {member.name!r} twice: remove one")
-                    else:
-                        parts[_parts(member)[1]] = member
-                yield from _sample(path, opened.fileno(), (key, parts), (limits, columns), skipped)
+            for group in groups_of(path, limits, skipped):
+                for member in group.faulty:
+                    yield Unreadable(printable(f"{path.name}/{member.name}"), member.fault)
+                yield from _pickles(path, group, skipped)
+                yield from _sample(path, opened.fileno(), group, (limits, columns), skipped)
     except OSError as error:
         raise ClipguardError(f"{path} cannot be read as tar: {fault(error)}") from error
 
 
+def _images(endings: Iterable[str]) -> list[str]:
+    return [ending for ending in endings if "." + last_of(ending) in IMAGE_SUFFIXES]
+
+
+def _of_kind(endings: Iterable[str], kind: str) -> list[str]:
+    """Return the endings that are `kind` at last; `kind` alone goes before others."""
+    there = [ending for ending in endings if last_of(ending) == kind]
+    return [kind] if kind in there else there
+
+
+def _pickles(path: Path, group: Group, skipped: Counter[str]) -> Iterator[Unreadable]:
+    """Return the pickles that stand in an image's place, which is lost: beside a label, and no image there.
+
+    Others are counted as files that are left out.
+    """
+    labelled = any(_of_kind(group.files, kind) for kind in LABELS)
+    if not labelled or _images((*group.files, *(ending_of(member.name) for member in group.faulty))):
+        skip(skipped, PICKLE, len(group.pickles))
+        return
+    for member in group.pickles:
+        yield Unreadable(printable(f"{path.name}/{member.name}"), PICKLE)
+
+
 def _sample(
-    path: Path,
-    descriptor: int,
-    named: tuple[str, dict[str, Member]],
-    rules: tuple[Limits, Columns],
-    skipped: Counter[str],
+    path: Path, descriptor: int, entries: Group, rules: tuple[Limits, Columns], skipped: Counter[str]
 ) -> Iterator[_Sample]:
-    """Return the sample of the members with one key, by ending; nothing where none is an image."""
-    (key, parts), (limits, columns) = named, rules
-    images = [ending for ending in parts if "." + _last(ending) in IMAGE_SUFFIXES]
+    """Return the sample of a group; nothing where none of its files is an image."""
+    files, (limits, columns) = entries.files, rules
+    images = _images(files)
     if not images:
-        for ending in parts:
+        for ending in files:
             skip(skipped, reason_of_name(f"x.{ending}"))
         return
-    image = _image(path, key, images, columns)
-    label = _label_part(path, key, parts)
+    image, named = _image(path, entries.key, images, columns)
+    label = _label_file(path, entries, columns)
     try:
-        value = _texts(descriptor, parts[label], limits)
-        group = None if columns.group is None else _group(descriptor, parts, columns.group, limits)
-        member = parts[image]
-        yield _Sample(key, _label(value, columns, limits), member.offset, member.size, member.name, group)
+        value = _label(_texts(descriptor, files[label], limits), columns, limits)
+        group = None if columns.group is None else _group(descriptor, files, columns.group, limits)
     except ValueError as error:
         raise ClipguardError(
-            f"label {parts[label].name!r} of {path} cannot be read: {reason_of(error)}"
+            f"label {files[label].name!r} of {path} cannot be read: {reason_of(error)}"
         ) from error
+    differs = last_of(label) == "cls" and _differs(value, descriptor, files, limits)
+    yield _Sample(entries.key, value, files[image], group, named, differs)
 
 
-def _image(path: Path, key: str, images: list[str], columns: Columns) -> str:
-    """Return the ending of a sample's image.
+def _image(path: Path, key: str, images: list[str], columns: Columns) -> tuple[str, bool]:
+    """Return the ending of a sample's image, and whether it is the one that was asked for.
 
     Raises:
         ClipguardError: it has several.
     """
-    chosen = [ending for ending in images if columns.image in (ending, _last(ending))] or images
+    named = [ending for ending in images if columns.image in (ending, last_of(ending))]
+    chosen = named or images
     if len(chosen) > 1:
         raise ClipguardError(
             f"sample {key!r} of {path} has {len(chosen)} images ({', '.join(chosen[:3])}): a key ends at the "
             "first dot of a name, so that names with more dots fall together; keep one image of each, rename "
             "them, or choose with --image-column ENDING (in Python: Columns)"
         )
-    return chosen[0]
+    return chosen[0], bool(named)
 
 
-def _label_part(path: Path, key: str, parts: dict[str, Member]) -> str:
-    """Return the ending of the member that holds a sample's label.
+def _label_file(path: Path, group: Group, columns: Columns) -> str:
+    """Return the ending of the file that holds a sample's label; a column that is named is a field of .json.
 
     Raises:
         ClipguardError: none or several may.
     """
-    for kind in LABELS:
-        endings = [kind] if kind in parts else [ending for ending in parts if _last(ending) == kind]
+    for kind in LABELS if columns.label is None else ("json",):
+        endings = _of_kind(group.files, kind)
         if len(endings) > 1:
             raise ClipguardError(
-                f"sample {key!r} of {path} has {len(endings)} labels ({', '.join(endings[:3])}): keep one"
+                f"sample {group.key!r} of {path} has {len(endings)} labels ({', '.join(endings[:3])}): "
+                "keep one"
             )
         if endings:
             return endings[0]
-    around = "" if "/" not in key else "; if folders are the classes, unpack the archive and open the folder"
+    if columns.label is not None:
+        raise ClipguardError(
+            f"sample {group.key!r} of {path} has no .json file with the field {columns.label!r} of "
+            "--label-column: add it, or leave the option out to read .cls files"
+        )
+    around = (
+        "" if "/" not in group.key else "; if folders are the classes, unpack the archive and open the folder"
+    )
     raise ClipguardError(
-        f"sample {key!r} of {path} has no label: give each image KEY.cls or KEY.json{around}"
+        f"sample {group.key!r} of {path} has no label: give each image KEY.cls or KEY.json{around}"
     )
 
 
-def _group(descriptor: int, parts: dict[str, Member], field: str, limits: Limits) -> Any:
+def _differs(label: Any, descriptor: int, files: dict[str, Member], limits: Limits) -> bool:
+    """Tell whether a .json file holds another label than `label`; numbers and names are not compared."""
+    for ending in _of_kind(files, "json"):
+        try:
+            other = _label(_texts(descriptor, files[ending], limits), NO_COLUMNS, limits)
+        except ValueError:
+            continue
+        first, second = _plain(label), _plain(other)
+        if type(first) is type(second) and first != second:
+            return True
+    return False
+
+
+def _plain(label: Any) -> int | str:
+    """Return a whole number in any form as such, else a text."""
+    text = str(int(label) if isinstance(label, bool) else label).strip()
+    number = NUMERAL.fullmatch(text)
+    return int(number[1]) if number else text
+
+
+def _group(descriptor: int, files: dict[str, Member], field: str, limits: Limits) -> Any:
     """Return the group of a sample: a field of its .json file.
 
     Raises:
         ValueError: it has none.
     """
-    table = next((_texts(descriptor, parts[one], limits) for one in parts if _last(one) == "json"), None)
+    table = next((_texts(descriptor, files[one], limits) for one in files if last_of(one) == "json"), None)
     if not isinstance(table, dict) or field not in table:
         raise ValueError(f"no .json file with the field {field!r}, the group column")
     return table[field]
@@ -252,11 +270,11 @@ def list_tar(files: list[Path], location: Path, limits: Limits, columns: Columns
     """Return the samples of all shards in order; only their places, labels and keys are held in memory.
 
     Raises:
-        ClipguardError: a damaged archive, no images, or a sample with several images or without a label.
+        ClipguardError: a damaged archive, no images, a sample with several images or without a label, or a
+            column that no sample has.
     """
     samples: list[_Sample] = []
-    places: list[tuple[int, int, int]] = []
-    names: list[str] = []
+    shards: list[int] = []
     refused: list[Unreadable] = []
     skipped: Counter[str] = Counter()
     for number, path in enumerate(files):
@@ -265,29 +283,63 @@ def list_tar(files: list[Path], location: Path, limits: Limits, columns: Columns
                 refused.append(sample)
                 continue
             samples.append(sample)
-            places.append((number, sample.offset, sample.size))
-            names.append(sample.image)
+            shards.append(number)
             if len(samples) > limits.members:
                 raise ClipguardError(f"{path} goes above the limit of {limits.members} samples")
-    ids = [sample.key for sample in samples]
-    if not ids:
-        kept_out = f", {len(refused)} files were refused" if refused else ""
-        raise ClipguardError(f"no images found in {location}: expected KEY.jpg and KEY.cls{kept_out}")
-    if len(set(ids)) < len(ids):
-        ids = [f"{files[place[0]].name}/{key}" for key, place in zip(ids, places, strict=True)]
+    _check_samples(samples, len(refused), skipped, location, columns)
     labels = labels_of(_alike([sample.label for sample in samples]), str(location))
     groups = None if columns.group is None else [sample.group for sample in samples]
+    places = [(shard, one.image.offset, one.image.size) for shard, one in zip(shards, samples, strict=True)]
     return Listing(
         kind="tar",
         location=str(location),
         labels=labels.numbers,
         names=labels.names,
-        ids=unique_ids(ids),
-        reader=TarReader(tuple(files), np.array(places, np.int64), limits, tuple(names)),
+        ids=_ids(samples, [files[shard].name for shard in shards]),
+        reader=TarReader(
+            tuple(files), np.array(places, np.int64), limits, tuple(one.image.name for one in samples)
+        ),
         refused=tuple(refused),
         skipped=dict(skipped),
+        notes=tuple(_notes(samples, location)),
         groups=None if groups is None else group_numbers(groups, str(location)),
     )
+
+
+def _check_samples(
+    samples: list[_Sample], refused: int, skipped: Counter[str], location: Path, columns: Columns
+) -> None:
+    """Refuse a source without samples, or without the image that was asked for.
+
+    Raises:
+        ClipguardError: it is one.
+    """
+    if not samples:
+        left = f", {refused} files were refused" if refused else ""
+        left += "".join(f", {count} {reason}" for reason, count in skipped.most_common(3))
+        raise ClipguardError(f"no images found in {location}: expected KEY.jpg and KEY.cls{left}")
+    if columns.image is not None and not any(sample.named for sample in samples):
+        endings = ", ".join(sorted({last_of(sample.image.name.lower()) for sample in samples}))
+        raise ClipguardError(
+            f"{location} lacks images with the ending {columns.image!r} of --image-column: it has {endings}"
+        )
+
+
+def _ids(samples: list[_Sample], shards: list[str]) -> tuple[str, ...]:
+    """Return the keys, with their shards in front where some repeat."""
+    ids = [sample.key for sample in samples]
+    if len(set(ids)) < len(ids):
+        ids = [f"{shard}/{key}" for shard, key in zip(shards, ids, strict=True)]
+    return unique_ids(ids)
+
+
+def _notes(samples: list[_Sample], location: Path) -> Iterator[str]:
+    if differing := [sample.key for sample in samples if sample.differs]:
+        yield (
+            f"labels of {location} are those of .cls files; {len(differing)} of {len(samples)} samples, such "
+            f"as {differing[0]!r}, have another one in .json: --label-column FIELD takes those (in Python: "
+            "Columns)"
+        )
 
 
 def _alike(labels: list[Any]) -> list[Any]:

@@ -66,8 +66,11 @@ class Finetune:
         def rows(epoch: int) -> Int64[np.ndarray, "m"] | None:
             if epoch == len(sizes):
                 return None
-            drawn: Int64[np.ndarray, " m"] = seed.child("rows", epoch).generator().permutation(len(case.data))
-            return drawn[: sizes[epoch]]
+            # Copies with the trigger count, too: a pass of unlearning may have more samples than there are.
+            draw, n = seed.child("rows", epoch).generator(), len(case.data)
+            orders = [draw.permutation(n) for _ in range(-(-sizes[epoch] // n))]
+            drawn: Int64[np.ndarray, " m"] = np.concatenate(orders)[: sizes[epoch]]
+            return drawn
 
         loss = cross_entropy(case.data.labels)
         recipe = chosen_recipe(defender.stages_["unlearning"].path, self.config.unlearning.recipe)

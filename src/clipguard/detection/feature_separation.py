@@ -148,7 +148,7 @@ def _calibrated(
     Where features say nothing, a discriminant of many dimensions is still certain, and what it flags would
     teach the next round the same. Of two normal distributions with equal variance, the log-odds of x are
     (m1 - m0) / s^2 times x less the middle. Medians and median absolute deviations tolerate wrongly flagged
-    samples. Log-odds are never made larger than they are.
+    samples. The middle is moved to 0, and distances from it are never made larger than they are.
     """
     m1, m0 = np.median(log_odds[flagged]), np.median(log_odds[clean])
     deviation = np.concatenate([np.abs(log_odds[flagged] - m1), np.abs(log_odds[clean] - m0)])

@@ -68,9 +68,23 @@ class FittedProbe:
             np.full((len(rows), self.num_classes), NO_LOG_PROB),
             self.discriminants[fold],
         )
-        known = discriminant.predict_log_proba(double(embeddings, rows))
+        known = _log_probabilities(discriminant, double(embeddings, rows))
         log_probs[:, discriminant.classes_] = np.maximum(known, NO_LOG_PROB / 2)
         return log_probs
+
+
+def _log_probabilities(
+    discriminant: "LinearDiscriminantAnalysis", values: Float64[np.ndarray, "m d"]
+) -> Float64[np.ndarray, "m c"]:
+    """Return the log-probability of each class that a discriminant knows.
+
+    scikit-learn takes the logarithm of 1 - p where there are two: far from the border, all samples of one
+    class would have the same.
+    """
+    if len(discriminant.classes_) > 2:  # a pair has one border
+        return np.asarray(discriminant.predict_log_proba(values))
+    border = discriminant.decision_function(values)
+    return np.stack((-np.logaddexp(0, border), -np.logaddexp(0, -border)), axis=1)
 
 
 def linear_probe(

@@ -16,7 +16,7 @@ MOST_UNREAD: Final = 0.5
 
 
 MOST_LEFT_OUT: Final = 0.01
-"""Share of the images that may be of formats that are not read, above which nothing is called clean.
+"""Share of the images that may have been left out, above which nothing is called clean.
 
 Known triggers (canaries) are put on about 1 % of the samples: what was not read must not hold more poison.
 """
@@ -42,7 +42,7 @@ class Tested:
         copies: with canaries.
         identified: of each canary, whether its class was suspected.
         unread: share of the samples in classes that the guide cannot read.
-        left_out: share of the images that are of formats that are not read.
+        left_out: share of the images that were left out: of other formats, hidden, linked, masks.
     """
 
     samples: int

@@ -19,7 +19,7 @@ from clipguard.errors import ClipguardError
 from clipguard.models.spec import Normalized
 from clipguard.runs import read_array, write_array
 from clipguard.seeds import Seed
-from clipguard.types import History, ImageSet, Partition, Scores, State
+from clipguard.types import History, ImageSet, Partition, Scores, State, chunks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +71,9 @@ GUIDE_WEIGHT: Final = {"unlikelihood": 0.0, "cgd": 0.0005}
 
 RELABEL_WEIGHT: Final = {"unlikelihood": 1.0, "cgd": 0.0}
 """Weight of the cross-entropy to soft labels, by loss: CGD has none."""
+
+AT_ONCE: Final = 10_000
+"""Samples whose logits are in memory together: a multiple of all batches, which stay what they would be."""
 
 TEMPERATURE: Final = 3.0
 """CGD's T of that term."""
@@ -219,8 +222,7 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
             return None
         confident = np.zeros(len(data), dtype=bool)
         if epoch > 0 and config.readmit < 1:
-            given = _probability(classifier_logits(model, data.images), data.labels)
-            confident = (given > config.readmit) & admissible
+            confident = (_probability(model, data) > config.readmit) & admissible
         return _set(sets, data, partition, admitted.note(epoch, confident))
 
     loss = _unlearning_loss(sets, _targets(data, partition, guide), config)
@@ -256,8 +258,13 @@ class _Admitted:
         return clean.copy()
 
 
-def _probability(logits: np.ndarray, labels: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
-    """Return the softmax probability of each label."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    given: Float64[np.ndarray, " n"] = shifted[np.arange(len(labels)), labels] / shifted.sum(1)
-    return given
+def _probability(model: Normalized, data: ImageSet) -> Float64[np.ndarray, "n"]:
+    """Return the softmax probability of each given label; few logits are in memory together."""
+
+    def of(part: slice) -> Float64[np.ndarray, "m"]:
+        logits, labels = classifier_logits(model, data.images[part]), data.labels[part]
+        shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+        given: Float64[np.ndarray, " m"] = shifted[np.arange(len(labels)), labels] / shifted.sum(1)
+        return given
+
+    return np.concatenate([of(part) for part in chunks(len(data), AT_ONCE)])

@@ -14,7 +14,7 @@ from clipguard.runs import read_table
 from clipguard.runs.reviews import Review, matched
 from clipguard.runs.samples_table import SAMPLES
 
-NEEDED: Final = ("row", "id", "sha256", "given_label", "status", "reason", "q_value")
+NEEDED: Final = ("row", "id", "sha256", "label", "given_label", "status", "reason", "q_value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

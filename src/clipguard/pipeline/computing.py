@@ -213,8 +213,17 @@ def label_view(scan: Scan) -> LabelView:
 def first_label_flow(scan: Scan) -> LabelFlow:
     """Return what the stage `label_flow` flags and excludes."""
     probe = Probe(*(scan.context.array("label_flow", f"{name}.npy") for name in Probe._fields))
-    targets = None if scan.tests is None else scan.tests.wrong_labels & ~scan.tests.triggered
-    return label_only_poison(label_view(scan), probe, scan.context.config.label_flow, targets)
+    return label_only_poison(label_view(scan), probe, scan.context.config.label_flow, _label_targets(scan))
+
+
+def _label_targets(scan: Scan) -> Bool[np.ndarray, "k"] | None:
+    """Return the classes that tests of labels reject and that no trigger explains, or only a natural one."""
+    if scan.tests is None:
+        return None
+    # In the latter, what an easy class looks like was taken for a trigger.
+    natural = [one.label for one, cause in zip(scan.beliefs, scan.causes, strict=True) if cause == "natural"]
+    explained = scan.tests.triggered & ~np.isin(np.arange(scan.num_classes), natural)
+    return np.asarray(scan.tests.wrong_labels & ~explained)
 
 
 def refit_label_flow(scan: Scan, folder: Path, progress: StepProgress) -> None:

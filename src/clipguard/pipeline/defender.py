@@ -3,7 +3,6 @@
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar
 
@@ -12,15 +11,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from clipguard.clip.zero_shot import ClipGuide, guide_from_name
-from clipguard.compute.device import CPU, choose_device, computing_on, current_device
+from clipguard.compute.device import choose_device, computing_on, current_device
 from clipguard.compute.engine import Engine, LocalEngine
-from clipguard.compute.threads import granted_threads, idle_training_threads, one_thread, threads_are_chosen
+from clipguard.compute.threads import granted_threads, one_thread
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size
-from clipguard.data.provenance import recorded_source
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load, save
 from clipguard.pipeline.baseline import check_baseline
+from clipguard.pipeline.chosen_options import chosen_options
 from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.repair import (
@@ -33,20 +32,21 @@ from clipguard.pipeline.repair import (
 )
 from clipguard.pipeline.retraining import check_drop
 from clipguard.pipeline.reviewing import given_reviews
+from clipguard.pipeline.run_opening import open_run
 from clipguard.pipeline.scan import Context, Scan, notes_of
 from clipguard.pipeline.scanning import scan
 from clipguard.pipeline.stages import RETRAINING, VICTIM
 from clipguard.pipeline.summary import warnings_of
 from clipguard.pipeline.verdict import verdict
 from clipguard.pipeline.victims import check_fit, given_victim
-from clipguard.runs import Arithmetic, FinishedStage, RunFolder, SourceInfo, described, read_table
-from clipguard.runs.changes import changed_settings
-from clipguard.runs.cleaning import CLEANED, cleaning_of
+from clipguard.runs import FinishedStage, described, read_table
 from clipguard.runs.samples_table import SAMPLES, source_order
-from clipguard.seeds import Seed
+from clipguard.seeds import Seed, Stream
 from clipguard.types import Partition, Preprocessing, Progress, State
 
 UNTOUCHED: Final = "nothing is flagged: the model is left as it is"
+MOST_UNSEEN: Final = 5000
+"""Trusted samples that a model has not learned, of which its repair is measured on so many at most."""
 CLEARED: Final = (
     "no flagged sample is left to unlearn: the model's features cleared them, or it never learned them; the "
     "model is left as it is"
@@ -242,6 +242,9 @@ class Defender:
         self.trained_on_ = with_model_triggers(self.trained_on_, self.scan_)
         held_out = self.trained_on_.partition.has(State.HELD_OUT)
         unseen = np.flatnonzero(held_out & self.partition_.clean)
+        if len(unseen) > MOST_UNSEEN:
+            draw = self.scan_.context.seed(Stream.UNLEARNING).child("unseen").generator()
+            unseen = np.sort(draw.choice(unseen, MOST_UNSEEN, replace=False))
         stage = repair(self.trained_on_, self.before_, self.spec_, origin, unseen)
         if stage is not None:
             self.model_ = _weights_into(self.before_, stage)
@@ -265,8 +268,9 @@ class Defender:
                     "embeddings of another tool and a baseline were given: leave one of the two out"
                 )
             check_baseline(self.baseline, Path(self.run_dir), guide)
+        _check_groups(source)
         reviews = given_reviews(Path(self.run_dir), self.baseline, self.reviews)
-        run = _open_run(self.run_dir, source, guide, config, progress)
+        run = open_run(self.run_dir, source, guide, config, progress)
         run.manifest["guide"] = about
         run.manifest["second_guide"] = about_second
         run.manifest["model"] = model and {"path": str(model), **described(Path(model))}
@@ -285,6 +289,7 @@ class Defender:
             baseline=self.baseline,
             reviews=reviews,
         )
+        run.manifest["options"] = chosen_options(context)
         self.scan_: Scan = scan(context)
         self._samples = None
         self.triggers_ = self.scan_.triggers
@@ -295,6 +300,14 @@ class Defender:
 
 def _guide_of(guide: ClipGuide | str | None) -> ClipGuide | None:
     return guide_from_name(guide) if isinstance(guide, str) else guide
+
+
+def _check_groups(source: ImageSource) -> None:
+    if source.groups is not None and len(source) and (source.groups == source.groups[0]).all():
+        raise ClipguardError(
+            f"all samples of {source.location} are of one group, and none may be scored by what has learned "
+            "from its group: give another --group-column, or none"
+        )
 
 
 def _try_to_build(config: DefenseConfig, classes: int, like: ModelSpec | None) -> None:
@@ -317,63 +330,6 @@ def _about_second_guide(second: ClipGuide, guide: ClipGuide) -> dict[str, Any]:
     if second.fingerprint == guide.fingerprint:
         raise ClipguardError(f"second guide {second.name} is the first one: give another, or leave it out")
     return _about_guide(second)
-
-
-def _open_run(
-    run_dir: str | Path, source: ImageSource, guide: ClipGuide, config: DefenseConfig, progress: Progress
-) -> RunFolder:
-    info = SourceInfo(
-        kind=source.kind,
-        location=source.location,
-        key=_source_key(Path(run_dir), source, progress),
-        n=len(source),
-        class_names=source.class_names,
-    )
-    settings = {"guide": guide.name, "templates": guide.prompts, "defense": asdict(config)}
-    device = current_device() or CPU
-    run = RunFolder.open(
-        run_dir,
-        info,
-        settings,
-        seed=config.seed,
-        arithmetic=Arithmetic(
-            threads=_training_threads(Path(run_dir)),
-            device=device.description,
-            trained_in=device.trained_in,
-        ),
-    )
-    if replaced := changed_settings(run):
-        progress(replaced, 0, 0)
-    if cleaning := cleaning_of(run.path):
-        progress(f"{cleaning.words(run.path)}: all is computed anew", 0, 0)
-        run.retract(CLEANED)
-    return run
-
-
-def _training_threads(run_dir: Path) -> int:
-    """Return how many threads train one net: as many as in an earlier command of the run, unless told."""
-    threads = idle_training_threads()
-    if threads_are_chosen() or not (run_dir / "manifest.json").exists():
-        return threads
-    known = RunFolder.read(run_dir).manifest.get("threads")
-    return known if isinstance(known, int) and known > 0 else threads
-
-
-def _source_key(run_dir: Path, source: ImageSource, progress: Progress) -> str:
-    """Return the key under which a run folder knows the source: its own where only the files' dates differ.
-
-    Only where the listing differs from that of the run are the contents read to be compared.
-    """
-    if not (run_dir / "manifest.json").exists():
-        return source.key
-    run = RunFolder.read(run_dir)
-    known, reading = str(run.manifest["source"]["key"]), run.finished("embeddings")
-    if known == source.key or reading is None:
-        return source.key
-    progress("compare the data with those of the run", 0, len(source))
-    same = source.fingerprint == recorded_source(reading.path)["fingerprint"]
-    progress("compare the data with those of the run", len(source), len(source))
-    return known if same else source.key
 
 
 def _opened(source: object) -> ImageSource:

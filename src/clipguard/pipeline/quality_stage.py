@@ -54,7 +54,7 @@ def assess_quality(scan: Scan, folder: Path, progress: StepProgress) -> None:
     )
     limits, wrong = _label_limits(n), []
     if not limits:
-        wrong = label_errors(embeddings, labels, scan.num_classes, scan.partition.flagged, seed)
+        wrong = label_errors(embeddings, labels, scan.num_classes, scan.partition.flagged, seed, data.groups)
     progress(2 * n, steps)
     issues = by_clarity(
         [
@@ -63,7 +63,7 @@ def assess_quality(scan: Scan, folder: Path, progress: StepProgress) -> None:
             *wrong,
             *odd_brightness(brightness(data.images)),
             *odd_shapes(read.sizes),
-            *outliers(embeddings, seed.child("outliers")),
+            *outliers(embeddings, seed.child("outliers"), data.groups),
         ]
     )
     write_table(folder / QUALITY_FILE, _columns(scan, read.rows, issues))

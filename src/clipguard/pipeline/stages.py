@@ -105,7 +105,11 @@ LABEL_FLOW: Final = Stage[Scan](
     name="label_flow",
     version=7,
     title="compare labels with a linear probe",
-    config=lambda scan: {"seed": scan.context.config.seed},
+    # With two classes, probabilities were rounded otherwise.
+    config=lambda scan: {
+        "seed": scan.context.config.seed,
+        **({"pair": True} if len(np.unique(scan.data.labels)) == 2 else {}),
+    },
     inputs=lambda scan: scan.context.key("embeddings"),
     compute=computing.follow_labels,
 )
@@ -160,6 +164,8 @@ LABEL_FLOW_REFIT: Final = Stage[Scan](
         *scan.context.key("label_flow"),
         *_guide_key(scan),
         scan.partition.fingerprint,
+        # Which classes are asked follows from tests and causes, which have no stage of their own.
+        array_digest(computing.first_label_flow(scan).flagged),
     ],
     compute=computing.refit_label_flow,
 )

@@ -1,6 +1,6 @@
 """What a run says of itself: verdict, warnings, rates without a test set, and summary.json."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -62,6 +62,18 @@ def warnings_of(scan: Scan) -> list[str]:
     ]
 
 
+def _pixel_warnings(recorded: dict[str, Any]) -> Iterator[str]:
+    bits, transparent = recorded["grey_bits"], recorded["transparent"]
+    if bits.keys() - {"16"}:
+        words = ", ".join(f"{count} by {number}" for number, count in bits.items())
+        yield f"images with 16 bits of grey are scaled by the bits in use, each by its own: {words}"
+    if transparent:
+        yield (
+            f"{transparent:,} images have transparent pixels: they are read without transparency, as "
+            "training tools read them, and look otherwise in a viewer"
+        )
+
+
 def _data_warnings(scan: Scan) -> list[str]:
     source = scan.context.source
     out = list(source.notes)
@@ -72,15 +84,8 @@ def _data_warnings(scan: Scan) -> list[str]:
     if lost := _lost_classes(scan):
         out.append(f"{len(lost)} classes have no readable image: {', '.join(lost[:5])}")
     recorded = recorded_source(scan.context.finished["embeddings"].path)
-    largest, bits = recorded["largest"], recorded["grey_bits"]
-    if bits.keys() - {"16"}:
-        words = ", ".join(f"{count} by {number}" for number, count in bits.items())
-        out.append(f"images with 16 bits of grey are scaled by the bits in use, each by its own: {words}")
-    if recorded["transparent"]:
-        out.append(
-            f"{recorded['transparent']:,} images have transparent pixels: they are read without transparency, as "
-            "training tools read them, and look otherwise in a viewer"
-        )
+    out += _pixel_warnings(recorded)
+    largest = recorded["largest"]
     view = scan.data.images.shape[1:3]
     if max(largest) > SMALL_TRIGGER * max(view):
         lost = -(-max(largest) // max(view))

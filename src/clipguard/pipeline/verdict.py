@@ -139,12 +139,13 @@ def _open(reason: Open, scan: Scan) -> str:
         Open.MISSED: f"known triggers were missed in a copy of this data: {', '.join(missed)}",
         Open.UNREAD: f"the guide agrees with only {100 * guide:.1f} % of the labels "
         f"(chance: {100 * chance:.1f} %)",
-        Open.LEFT_OUT: f"{left:,} of {images:,} images were not read, for their format: convert them to PNG",
+        Open.LEFT_OUT: f"{left:,} of {images:,} images were left out, for their format or their place: "
+        "convert them to PNG, move them into the class folders, or take them away",
     }[reason]
 
 
 def _left_out(scan: Scan) -> tuple[int, int]:
-    """Return how many images of the source are of formats that are not read, and how many it has in all."""
+    """Return how many images of the source were left out, and how many it has in all."""
     source = scan.context.source
     left = unread_images(source.skipped)
     return left, left + source.listed

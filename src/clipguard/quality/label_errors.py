@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from clipguard.compute.cross_validation import Groups
 from clipguard.detection.certain_labels import FIT_VALUES, Recalibration, recalibrated
 from clipguard.detection.linear_probe import FittedProbe, fitted_probe
 from clipguard.quality.issues import Issues, issues
@@ -46,6 +47,7 @@ def label_errors(
     num_classes: int,
     left_out: Bool[np.ndarray, "n"],
     seed: Seed,
+    groups: Groups | None = None,
 ) -> list[Issues]:
     """Return samples whose label is probably wrong, by a linear probe that was fitted without them.
 
@@ -58,8 +60,9 @@ def label_errors(
         num_classes: k, empty classes included.
         left_out: samples that are not asked about.
         seed: of the folds.
+        groups: of the samples, which no fold tears apart.
     """
-    fitted = fitted_probe(embeddings, labels, num_classes, left_out, seed)
+    fitted = fitted_probe(embeddings, labels, num_classes, left_out, seed, groups)
     known = fitted.known
     rows = np.flatnonzero(~left_out & np.isin(labels, known))
     if not len(rows) or len(known) < 2:

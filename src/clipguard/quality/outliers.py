@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from clipguard.compute.cross_validation import fold_numbers
+from clipguard.compute.cross_validation import Groups, fold_numbers
 from clipguard.quality.cells import unit_rows
 from clipguard.quality.issues import Issues, issues
 from clipguard.quality.odd_images import COMMON
@@ -29,11 +29,11 @@ FEWEST: Final = 100
 """Images below which there are no outliers: a covariance of fewer says too little."""
 
 
-def outliers(embeddings: Rows, seed: Seed) -> list[Issues]:
+def outliers(embeddings: Rows, seed: Seed, groups: Groups | None = None) -> list[Issues]:
     """Return the images whose embeddings [n, d] lie far out; none where they are too many to be odd."""
     if len(embeddings) < FEWEST:
         return []
-    distance = distances(embeddings, seed)
+    distance = distances(embeddings, seed, groups)
     first, median, third = np.quantile(distance, (0.25, 0.5, 0.75))
     rows = np.flatnonzero(distance > third + FENCE * (third - first))
     if len(rows) >= COMMON * len(distance):
@@ -41,13 +41,13 @@ def outliers(embeddings: Rows, seed: Seed) -> list[Issues]:
     return [issues("outlier", rows, 1 - median / distance[rows])]
 
 
-def distances(embeddings: Rows, seed: Seed) -> Float64[np.ndarray, "n"]:
+def distances(embeddings: Rows, seed: Seed, groups: Groups | None = None) -> Float64[np.ndarray, "n"]:
     """Return the squared distance of each image from the mean of the others, by their covariance.
 
     Its unit is the median of those that are measured by the same covariance: an outlier widens what it is in.
     """
     n, draw = len(embeddings), seed.generator()
-    fold, distance = fold_numbers(n, FOLDS, draw), np.zeros(n)
+    fold, distance = fold_numbers(n, FOLDS, draw, groups), np.zeros(n)
     for number in range(FOLDS):
         learned = np.sort(draw.permutation(np.flatnonzero(fold != number))[:MOST_TO_LEARN])
         inside = np.flatnonzero(fold == number)

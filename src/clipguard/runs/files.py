@@ -64,12 +64,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         ClipguardError: `path` is there and is not an empty folder.
     """
     refuse_full(path)
+    path = path.absolute()
     part = path.with_name(f".{path.name}{PART}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         yield part
-        part.rename(path)
+        if path == Path.cwd():
+            # Whoever works in it would be left in a folder that is gone.
+            for entry in list(part.iterdir()):
+                entry.rename(path / entry.name)
+            part.rmdir()
+        else:
+            part.rename(path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

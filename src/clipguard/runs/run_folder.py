@@ -66,7 +66,14 @@ PLAIN: Final = Arithmetic()
 class SourceInfo:
     """What a run folder remembers of its data: enough to refuse other data later.
 
-    `key` is `ImageSource.key` when the folder was made; the contents' own hash stands in the reading stage.
+    Attributes:
+        kind: of the source.
+        location: what messages call it.
+        key: `ImageSource.key` when the folder was made; the contents' own hash stands in the reading stage.
+        n: samples.
+        class_names: in label order.
+        class_keys: what the source itself calls its classes, whatever names were given; None without any.
+        from_path: whether another command can open the same by its path.
     """
 
     kind: str
@@ -74,6 +81,8 @@ class SourceInfo:
     key: str
     n: int
     class_names: tuple[str, ...]
+    class_keys: tuple[str, ...] | None = None
+    from_path: bool = False
 
 
 class RunFolder:
@@ -186,7 +195,6 @@ class RunFolder:
             compute: fills the folder it is given. After a kill it is given the same folder again with all
                 that it had written, so it may resume from there; `resume_folder` is the place for what only
                 serves that.
-            threaded: the result depends on the number of threads.
 
         Raises:
             ClipguardError: another process works in this folder, or a fault of disk or system, after which

@@ -43,7 +43,7 @@ class FinishedStage:
         path: the folder with its files.
         key: what later stages name among their inputs.
         seconds: time spent computing it, killed attempts included up to the last file they wrote.
-        cached: whether it was there already.
+        cached: whether it was there already: what resumes can be checked by it, and nothing else asks.
     """
 
     path: Path

@@ -35,7 +35,7 @@ class Limits:
         members: most entries of an archive or files of a folder.
         name_length: most characters of a file's or a class's name.
         classes: most class names.
-        json_bytes: most of one JSON text or list of names.
+        json_bytes: most of one JSON text or list of names; a table of an image folder may have 32 times that.
         array_bytes: most of one unpacked array of an .npz file.
     """
 

@@ -21,7 +21,7 @@ COLOURS: Final = ((1, 1, 1), (0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
 """Red, green and blue of each square."""
 
 PLACES: Final = 8
-"""A side of the image: squares of 2 % of it overlap by a little."""
+"""A side of the image: squares of 2 % of it lie side by side, without a gap or an overlap."""
 
 
 def squares(share: float) -> list[Pattern]:

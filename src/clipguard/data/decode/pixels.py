@@ -161,7 +161,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _shines_through(image: Image.Image) -> bool:
     """Return whether some pixels of an image are transparent, wholly or in part."""
-    return image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255)
+    return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
 
 
 def _picture(item: bytes | Image.Image, limits: Limits, scale: int = 1) -> _Picture:

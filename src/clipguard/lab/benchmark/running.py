@@ -105,14 +105,41 @@ def run_benchmark(  # noqa: PLR0913  # those of the command, by name
         progress=show,
     )
     command = f"clipguard.run_benchmark({origin!r}, {str(out)!r})"
-    with computing_on(choose_device(device)), intra_op(training_threads()):
-        summary = run_bench(benchmark, paths, command, lambda line: show(one_line(line), 0, 0), only, cells)
+    summary = run_rows(benchmark, paths, command, device=device, only=only, cells=cells)
     (table, *pictures), missing = write_bench_report(paths.run)
     if missing:
         show(missing, 0, 0)
     return Benchmark(
         summary=summary, results=paths.run / "results.parquet", table=table, pictures=tuple(pictures)
     )
+
+
+def run_rows(
+    config: BenchConfig,
+    paths: BenchmarkPaths,
+    command: str,
+    *,
+    device: str | None,
+    only: Sequence[str],
+    cells: str,
+) -> BenchmarkSummary:
+    """Return what there is once the missing rows are computed, from Python and by the command alike.
+
+    Args:
+        config: the benchmark.
+        paths: where it works, and what is called as rows are done.
+        command: as the user has given it, for the rows.
+        device: as for `Defender`.
+        only: labels of the rows to compute; () takes all.
+        cells: pattern of the names of the cells to compute.
+
+    Raises:
+        ClipguardError: as `run_bench`.
+    """
+    with computing_on(choose_device(device)), intra_op(training_threads()):
+        return run_bench(
+            config, paths, command, lambda line: paths.progress(one_line(line), 0, 0), only, cells
+        )
 
 
 def _read(config: str | Path | Mapping[str, Any]) -> tuple[BenchConfig, str, Path]:

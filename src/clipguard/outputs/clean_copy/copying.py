@@ -11,9 +11,16 @@ from clipguard.data.arrays import ArrayReader
 from clipguard.data.columns import NO_COLUMNS, Columns
 from clipguard.data.finding import listing_of
 from clipguard.data.folder import FolderReader
+from clipguard.data.labels import Labels, same_classes
 from clipguard.data.listing import Listing
 from clipguard.data.parquet import ParquetReader
-from clipguard.data.provenance import INPUTS, recorded_source
+from clipguard.data.provenance import (
+    INPUTS,
+    class_keys_of,
+    columns_as_recorded,
+    limits_as_recorded,
+    recorded_source,
+)
 from clipguard.data.source import contents_of
 from clipguard.data.tar import TarReader
 from clipguard.errors import ClipguardError
@@ -50,7 +57,7 @@ class CleanCopy(NamedTuple):
 
 
 def write_clean_copy(
-    run: Path, source: Path, out: Path, choice: KeptSamples, progress: Progress
+    run: Path, source: Path, out: Path, choice: KeptSamples, progress: Progress, limits: Limits | None = None
 ) -> CleanCopy:
     """Write the kept samples of `source` into the new folder `out`, whole or not at all.
 
@@ -62,6 +69,7 @@ def write_clean_copy(
         out: new or empty folder; a file of data becomes a file of the same name in it.
         choice: which samples are kept.
         progress: called with (step, done, total).
+        limits: bounds on what source and run may cost; a run with looser ones is refused.
 
     Raises:
         ClipguardError: the source is not the one that was scanned, nothing is kept, or `out` is not new.
@@ -69,15 +77,17 @@ def write_clean_copy(
     if not choice.kept.any():
         raise ClipguardError(f"no sample of run {run} would be kept: nothing is written")
     _refuse_overlap(source, out)
-    limits, columns = _reading(run)
-    listing = listing_of(source, limits, columns)
+    folder = RunFolder.read(run)
+    bounds, columns = _reading(folder, limits or Limits())
+    listing = listing_of(source, bounds, columns)
     rows = _rows_of(listing, choice, source)
+    _compare_labels(listing, rows, Labels(choice.samples["label"], class_keys_of(folder.manifest)))
     states = _states(listing)
     _compare(listing, rows, choice.samples["sha256"], progress)
     kept = np.sort(rows[choice.kept])
     progress(COPY, 0, len(kept))
     with new_folder(out) as part:
-        _COPIERS[type(listing.reader)](listing, kept, part, limits)
+        _COPIERS[type(listing.reader)](listing, kept, part, bounds)
         if _states(listing) != states:
             raise ClipguardError(f"{source} changed while it was being copied: run again when it rests")
     progress(COPY, len(kept), len(kept))
@@ -90,16 +100,15 @@ def _refuse_overlap(source: Path, out: Path) -> None:
         raise ClipguardError(f"{out} and the source {source} lie in one another: give another folder")
 
 
-def _reading(run: Path) -> tuple[Limits, Columns]:
-    """Return limits and columns that the source was read with; the default ones after `clean`."""
-    embeddings = RunFolder.read(run).path / "stages" / "embeddings"
-    if not (embeddings / INPUTS).is_file():
-        return Limits(), NO_COLUMNS
-    try:
-        about = recorded_source(embeddings)
-        return Limits(**about["limits"]), Columns(**about["columns"])
-    except TypeError as error:
-        raise ClipguardError(f"{embeddings / INPUTS} is damaged: run again in a new folder") from error
+def _reading(run: RunFolder, given: Limits) -> tuple[Limits, Columns]:
+    """Return limits and columns that the source is read with as it was then; those given after `clean`."""
+    embeddings = run.path / "stages" / "embeddings"
+    file = embeddings / INPUTS
+    if not file.is_file():
+        return given, NO_COLUMNS
+    about = recorded_source(embeddings)
+    limits = limits_as_recorded(file, about["limits"], given)
+    return limits, columns_as_recorded(file, about["columns"])
 
 
 def _rows_of(listing: Listing, choice: KeptSamples, source: Path) -> Int64[np.ndarray, "n"]:
@@ -114,6 +123,16 @@ def _rows_of(listing: Listing, choice: KeptSamples, source: Path) -> Int64[np.nd
             f"{missing[0]!r}: give the source of the run"
         )
     return np.array(rows, np.int64)
+
+
+def _compare_labels(listing: Listing, rows: Int64[np.ndarray, "n"], scanned: Labels) -> None:
+    """Refuse a source in which a sample has another label than the one that was scanned."""
+    same = same_classes(Labels(listing.labels[rows], listing.class_keys), scanned)
+    if not same.all():
+        raise ClipguardError(
+            f"{int((~same).sum()):,} labels of {listing.location} are not those that were scanned, such as "
+            f"that of {listing.ids[rows[same.argmin()]]!r}: give the source of the run, or scan it anew"
+        )
 
 
 def _compare(

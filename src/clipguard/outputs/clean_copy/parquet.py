@@ -1,4 +1,4 @@
-"""Parquet files without the dropped rows: all columns and the schema's metadata stay."""
+"""Parquet files without the dropped rows: all columns, the schema's metadata and the files named stay."""
 
 from pathlib import Path
 from typing import Final
@@ -16,12 +16,12 @@ BATCH: Final = 128
 
 
 def copy_parquet(listing: Listing, rows: Int64[np.ndarray, "m"], part: Path, limits: Limits) -> None:
-    """Write a file of each shard's name with its rows among `rows`, perhaps none.
+    """Write a file of each shard's name with its rows among `rows`, perhaps none, and the files they name.
 
     Arrow reads here in this process. The source has been read whole by its sandboxed reader before.
 
     Raises:
-        ClipguardError: a shard can no longer be read.
+        ClipguardError: a shard or a file can no longer be read.
     """
     reader = listing.reader
     assert isinstance(reader, ParquetReader)
@@ -29,6 +29,8 @@ def copy_parquet(listing: Listing, rows: Int64[np.ndarray, "m"], part: Path, lim
     for number, file in enumerate(reader.files):
         inside = rows[cuts[number] : cuts[number + 1]] - reader.firsts[number]
         _copy_rows(file, inside, part / file.name)
+    if reader.paths is not None:
+        _copy_files(listing, reader, rows, part)
 
 
 def _copy_rows(file: Path, rows: Int64[np.ndarray, "m"], target: Path) -> None:
@@ -45,3 +47,25 @@ def _copy_rows(file: Path, rows: Int64[np.ndarray, "m"], target: Path) -> None:
                 start += batch.num_rows
     except pa.ArrowException as error:
         raise ClipguardError(f"{file} can no longer be read as Parquet: {reason_of(error)}") from error
+
+
+def _copy_files(listing: Listing, reader: ParquetReader, rows: Int64[np.ndarray, "m"], part: Path) -> None:
+    """Write the images of a table of paths below `part`, as they lie below the folder of the table."""
+    copied: set[Path] = set()
+    for row, content in zip(rows.tolist(), reader.read(rows), strict=True):
+        name = (reader.paths or ())[row]
+        if name is None or not isinstance(content, bytes):
+            raise ClipguardError(f"{listing.ids[row]!r} of {listing.location} can no longer be read")
+        file = part / name
+        if file in copied:
+            continue
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with file.open("xb") as copy:
+                copy.write(content)
+        except FileExistsError as error:
+            raise ClipguardError(
+                f"{name!r} of {listing.location} has the name of another file in the copy: rename it "
+                "and scan anew"
+            ) from error
+        copied.add(file)

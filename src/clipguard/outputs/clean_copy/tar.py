@@ -1,18 +1,19 @@
 """Tar shards without the files of the dropped samples."""
 
-import io
-import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
 from clipguard.data.listing import Listing
-from clipguard.data.tar import PICKLES, TarReader
-from clipguard.data.tar_index import Member, members
+from clipguard.data.tar import TarReader
+from clipguard.data.tar_groups import groups_of
+from clipguard.data.tar_index import Member
+from clipguard.errors import ClipguardError
 from clipguard.safety.limits import Limits, opened_regular
 
 
@@ -20,6 +21,9 @@ def copy_tar(listing: Listing, rows: Int64[np.ndarray, "m"], part: Path, limits:
     """Write an archive of each shard's name with all plain files of the samples of `rows`.
 
     What belongs to no sample, and what is refused when it is read (pickles, links, devices), is left out.
+
+    Raises:
+        ClipguardError: a shard was cut short meanwhile, or two samples would become one in the copy.
     """
     reader = listing.reader
     assert isinstance(reader, TarReader)
@@ -30,27 +34,37 @@ def copy_tar(listing: Listing, rows: Int64[np.ndarray, "m"], part: Path, limits:
         images = set(offsets[order[cuts[number] : cuts[number + 1]]].tolist())
         with opened_regular(file) as opened, tarfile.open(part / file.name, "w") as archive:
             for member in _members_of(file, images, limits):
-                info = tarfile.TarInfo(member.name)
-                info.size = member.size
-                content = os.pread(opened.fileno(), member.size, member.offset)
-                archive.addfile(info, io.BytesIO(content))
+                _append(archive, member, opened, file)
+
+
+def _append(archive: tarfile.TarFile, member: Member, opened: BufferedReader, file: Path) -> None:
+    """Append a member, piece by piece: it may be larger than the memory."""
+    header = tarfile.TarInfo(member.name)
+    header.size = member.size
+    opened.seek(member.offset)
+    try:
+        archive.addfile(header, opened)
+    except OSError as error:
+        # The library's own, where the source ends too early; those of the system have a number.
+        if error.errno is None:
+            raise ClipguardError(f"{file} was cut short meanwhile: run again when it rests") from error
+        raise
 
 
 def _members_of(file: Path, images: set[int], limits: Limits) -> Iterator[Member]:
-    """Return the plain files of the samples whose image begins at one of the offsets."""
-    plain = (member for member in members(file, limits) if not member.fault and not _refused(member))
-    for _, group in groupby(plain, _key):
-        sample = list(group)
-        if any(member.offset in images for member in sample):
-            yield from sample
+    """Return the plain files of the samples whose image begins at one of the offsets.
 
-
-def _key(member: Member) -> str:
-    """Return what a sample's files have in common: all before the first dot of the file's name."""
-    folder, slash, name = member.name.rpartition("/")
-    return folder + slash + name.partition(".")[0]
-
-
-def _refused(member: Member) -> bool:
-    name = member.name.rpartition("/")[2]
-    return name.startswith(".") or name.rpartition(".")[2].lower() in PICKLES
+    Raises:
+        ClipguardError: two samples of one key would follow each other, and be read as one.
+    """
+    before = None
+    for group in groups_of(file, limits, Counter()):
+        if not any(member.offset in images for member in group.files.values()):
+            continue
+        if group.key == before:
+            raise ClipguardError(
+                f"{file} holds two samples called {group.key!r}, which would be one in the copy: rename one "
+                "and scan anew"
+            )
+        before = group.key
+        yield from group.files.values()

@@ -24,7 +24,7 @@ class FlaggedSample(NamedTuple):
         sha256: of the encoded bytes; empty where it is not known.
         given_label: class name that the data give it.
         predicted_label: class name that the guide prefers.
-        reason: trigger or label.
+        reason: trigger or label; reviewed, where a review mark alone flags it.
         poison_score: 0 to 1.
         rank: place in the list of all samples, from 1.
         trigger: number of the reconstructed trigger; 0 without one.

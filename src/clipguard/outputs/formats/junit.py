@@ -25,14 +25,14 @@ def junit(summary: RunSummary, flagged: Sequence[FlaggedSample]) -> str:
     by_class: dict[str, list[FlaggedSample]] = defaultdict(list)
     for sample in flagged:
         by_class[sample.given_label].append(sample)
-    rows = (row for finding in summary.verdict.findings for row in finding_rows([finding]))
-    meanings = {row.class_name: row.meaning for row in rows}
+    meanings: dict[str, list[str]] = defaultdict(list)
+    for finding in summary.verdict.findings:
+        meanings[finding.class_name] += [row.meaning for row in finding_rows([finding])]
     for name in summary.data.classes:
         case = ET.SubElement(suite, "testcase", classname=f"{SUITE}.class", name=one_line(name))
         samples = by_class[name]
         if samples or name in meanings:
-            text = f"{len(samples):,} samples are flagged"
-            message = f"{text}; {meanings[name]}" if name in meanings else text
+            message = "; ".join([f"{len(samples):,} samples are flagged", *meanings[name]])
             failure = ET.SubElement(case, "failure", type="flagged", message=one_line(message))
             failure.text = "\n".join(_line(sample, summary) for sample in samples)
         elif name in summary.verdict.not_assessable:

@@ -19,7 +19,7 @@ from clipguard.outputs.report.shown_samples import shown_samples
 from clipguard.outputs.report.shown_triggers import EXAMPLES, shown_triggers
 from clipguard.outputs.report.size import bytes_left
 from clipguard.outputs.reviews import review_words
-from clipguard.outputs.samples import Table, read_samples
+from clipguard.outputs.samples import Table, read_samples, read_texts
 from clipguard.quality.issues import ISSUES
 from clipguard.runs import RunFolder
 from clipguard.runs.cleaning import cleaning_of
@@ -37,6 +37,9 @@ QUALITY_LISTED: Final = 10
 
 CLASSES: Final = 40
 """How many classes are listed, most flagged first."""
+
+CAUSE_CLASSES: Final = 5
+"""How many classes are named of a cause, those with most samples."""
 
 _CAUSE_BYTES: Final = 300_000
 
@@ -57,12 +60,14 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
     run = read_summary(folder.path)
     table, partition = read_samples(folder.path, order="table")
     table = with_losses(folder.path, table)
+    names = _class_names(folder.path, table["label"])
     order = np.argsort(table["rank"], kind="stable").astype(np.int64)
     causes = causes_of(run.verdict.findings, partition, table["label"], table["rank"])
     flagged = int(partition.flagged.sum())
     marks = shown_marks(folder.path, run.reviews)
     least = order[partition.clean[order]][::-1][:EXAMPLES]
     cleaning = cleaning_of(folder.path)
+    pictured = _pictured(folder, table, partition, causes, least, len(as_json(marks)))
     return {
         "run": run,
         "manifest": folder.manifest,
@@ -70,7 +75,7 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
         "quality": _quality(folder.path, run),
         "flagged": flagged,
         "statuses": _statuses(partition),
-        "classes": _classes(table["label"], partition, run.few_clean, folder.path),
+        "classes": _classes(table["label"], partition, run.few_clean, names),
         "map": entropy_map(
             table["guide_rank"],
             table["early_rank"],
@@ -81,8 +86,12 @@ def summarize(run_dir: Path | str) -> dict[str, Any]:
         "cleaned": None if cleaning is None else cleaning.at,
         "marks": marks,
         "reviewed": review_words(run.reviews),
-        **_pictured(folder, table, partition, causes, least, len(as_json(marks))),
-        "steps": [step._asdict() for step in next_steps(run, folder.manifest["source"], flagged)],
+        **pictured,
+        "causes": [
+            {**described, **_classes_of(cause, table["label"], names)}
+            for described, cause in zip(pictured["causes"], causes, strict=True)
+        ],
+        "steps": [step._asdict() for step in next_steps(run, folder.manifest, flagged)],
     }
 
 
@@ -119,7 +128,7 @@ def _pictured(
     images = images_by_id({sample["id"] for sample in samples} | set(clean), folder)
     triggers = shown_triggers([images[name] for name in clean if name in images], partition, folder)
     place_of = {row: place for place, row in enumerate(rows.tolist())}
-    described = [_cause(cause, place_of, table["label"], folder.path) for cause in causes]
+    described = [_cause(cause, place_of) for cause in causes]
     stood = [images.get(samples[place]["id"]) for one in described for place in one["places"]]
     standing = iter(thumbnails(stood, _CAUSE_BYTES))
     for one in described:
@@ -149,34 +158,34 @@ def _statuses(partition: Partition) -> dict[str, dict[str, Any]]:
     return statuses
 
 
+def _class_names(run: Path, given: Int64[np.ndarray, "n"]) -> dict[int, str]:
+    """Return the names of all classes that have samples, read in one go."""
+    labels, first = np.unique(given, return_index=True)
+    return dict(zip(labels.tolist(), read_texts(run, first)["given_label"], strict=True))
+
+
 def _classes(
-    given: Int64[np.ndarray, "n"], partition: Partition, few_clean: Sequence[str], run: Path
+    given: Int64[np.ndarray, "n"], partition: Partition, few_clean: Sequence[str], names: dict[int, str]
 ) -> dict[str, Any]:
     """Return the classes by their flagged share, and how many more there are than are listed."""
-    labels, first, sizes = np.unique(given, return_index=True, return_counts=True)
+    labels, sizes = np.unique(given, return_counts=True)
     flagged = np.bincount(np.searchsorted(labels, given[partition.flagged]), minlength=len(labels))
     order = np.lexsort((labels, -flagged / sizes))[:CLASSES]
-    names = texts_of(run, first[order])["given"]
     listed = [
         {
-            "name": name,
+            "name": names[int(labels[c])],
             "size": int(sizes[c]),
             "flagged": int(flagged[c]),
             "share": float(flagged[c] / sizes[c]),
-            "few_clean": name in few_clean,
+            "few_clean": names[int(labels[c])] in few_clean,
         }
-        for c, name in zip(order, names, strict=True)
+        for c in order
     ]
     return {"listed": listed, "others": len(labels) - len(listed)}
 
 
-def _cause(
-    cause: Cause, place_of: dict[int, int], labels: Int64[np.ndarray, "n"], run: Path
-) -> dict[str, Any]:
-    """Return how many samples a cause has, in which classes, and the places of the first ones on the page."""
-    classes, first, counts = np.unique(labels[cause.rows], return_index=True, return_counts=True)
-    most = np.argsort(-counts, kind="stable")[:5]
-    names = texts_of(run, cause.rows[first[most]])["given"]
+def _cause(cause: Cause, place_of: dict[int, int]) -> dict[str, Any]:
+    """Return how many samples a cause has, and the places of the first ones on the page."""
     listed = [place_of[row] for row in cause.rows.tolist() if row in place_of]
     return {
         "kind": cause.kind,
@@ -184,7 +193,15 @@ def _cause(
         "trigger": cause.trigger,
         "count": len(cause.rows),
         "listed": len(listed),
-        "classes": [[name, int(counts[at])] for name, at in zip(names, most, strict=True)],
-        "other_classes": len(classes) - len(most),
         "places": listed[:TWELVE],
+    }
+
+
+def _classes_of(cause: Cause, labels: Int64[np.ndarray, "n"], names: dict[int, str]) -> dict[str, Any]:
+    """Return the classes that most samples of a cause are in, and how many more there are."""
+    classes, counts = np.unique(labels[cause.rows], return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:CAUSE_CLASSES]
+    return {
+        "classes": [[names[int(classes[at])], int(counts[at])] for at in most],
+        "other_classes": len(classes) - len(most),
     }
