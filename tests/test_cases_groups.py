@@ -3,6 +3,7 @@
 from dataclasses import fields, replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from clipguard.data import Columns, ImageSource
 from clipguard.detection.linear_probe import linear_probe
 from clipguard.detection.removal import removal
 from clipguard.detection.trigger_detector import propensity_weights
+from clipguard.errors import ClipguardError
 from clipguard.pipeline.defender import Defender
 from clipguard.pipeline.power import Canaries, Scanned, canary_copy
 from clipguard.pipeline.repair import held_out_rows
@@ -54,6 +56,14 @@ def test_flagged_samples_of_a_single_group_leave_finite_weights():
     weights = propensity_weights(~flagged, flagged, embeddings, Seed(0), groups)
     assert weights is not None
     assert np.isfinite(weights).all()
+
+
+def test_samples_of_one_single_group_are_refused_before_anything_is_read(tmp_path):
+    table = {"images": pictures(60), "labels": ["cat", "dog"] * 30, "video": np.zeros(60, int)}
+    source = ImageSource.open(table, columns=Columns(group="video"))
+    with pytest.raises(ClipguardError, match="all samples of .* are of one group"):
+        Defender(GUIDE, tmp_path / "run").scan(source)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_scan_is_given_its_groups(tmp_path):

@@ -224,7 +224,7 @@ def _label_file(path: Path, group: Group, columns: Columns) -> str:
     if columns.label is not None:
         raise ClipguardError(
             f"sample {group.key!r} of {path} has no .json file with the field {columns.label!r} of "
-            "--label-column: add it, or leave the option out to read .cls files"
+            "--label-column (in Python: Columns): add it, or leave that out to read .cls files"
         )
     around = (
         "" if "/" not in group.key else "; if folders are the classes, unpack the archive and open the folder"
@@ -321,7 +321,8 @@ def _check_samples(
     if columns.image is not None and not any(sample.named for sample in samples):
         endings = ", ".join(sorted({last_of(sample.image.name.lower()) for sample in samples}))
         raise ClipguardError(
-            f"{location} lacks images with the ending {columns.image!r} of --image-column: it has {endings}"
+            f"{location} lacks images with the ending {columns.image!r} of --image-column: it has {endings} "
+            "(in Python: Columns)"
         )
 
 

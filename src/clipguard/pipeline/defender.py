@@ -306,7 +306,7 @@ def _check_groups(source: ImageSource) -> None:
     if source.groups is not None and len(source) and (source.groups == source.groups[0]).all():
         raise ClipguardError(
             f"all samples of {source.location} are of one group, and none may be scored by what has learned "
-            "from its group: give another --group-column, or none"
+            "from its group: give another --group-column, or none (in Python: Columns)"
         )
 
 
