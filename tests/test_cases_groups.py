@@ -61,7 +61,7 @@ def test_flagged_samples_of_a_single_group_leave_finite_weights():
 def test_samples_of_one_single_group_are_refused_before_anything_is_read(tmp_path):
     table = {"images": pictures(60), "labels": ["cat", "dog"] * 30, "video": np.zeros(60, int)}
     source = ImageSource.open(table, columns=Columns(group="video"))
-    with pytest.raises(ClipguardError, match="all samples of .* are of one group"):
+    with pytest.raises(ClipguardError, match=r"all samples of .* are of one group"):
         Defender(GUIDE, tmp_path / "run").scan(source)
     assert not (tmp_path / "run").exists()
 

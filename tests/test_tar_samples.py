@@ -139,7 +139,7 @@ def test_no_warning_comes_of_a_json_file_without_another_label(tmp_path, fields)
 def test_an_ending_that_no_image_has_is_refused_with_those_that_are_there(tmp_path):
     path = write_tar(tmp_path / "x.tar", labelled() | {"9.jpg": picture(9, "JPEG"), "9.cls": b"0"})
     message = refusal(path, classes=NAMES, columns=Columns(image="pgn"))
-    assert "lacks images with the ending 'pgn' of --image-column: it has jpg, png" in message
+    assert "lacks images with the ending 'pgn': it has jpg, png; give one of them" in message
     assert len(opened(path, columns=Columns(image="jpg"))) == 5
 
 
