@@ -321,8 +321,8 @@ def _check_samples(
     if columns.image is not None and not any(sample.named for sample in samples):
         endings = ", ".join(sorted({last_of(sample.image.name.lower()) for sample in samples}))
         raise ClipguardError(
-            f"{location} lacks images with the ending {columns.image!r}: it has {endings}; give one of them by "
-            "--image-column (in Python: Columns)"
+            f"{location} lacks images with the ending {columns.image!r}: it has {endings}; give one of them "
+            "by --image-column (in Python: Columns)"
         )
 
 
