@@ -63,6 +63,11 @@ class Stub:
     def predict_log_proba(self, log_probs):
         return log_probs[:, self.classes_]
 
+    def decision_function(self, log_probs):
+        # Asked for where there are two classes.
+        first, second = self.classes_
+        return log_probs[:, second] - log_probs[:, first]
+
 
 def stub_probe(n, k, classes=None):
     classes = np.arange(k) if classes is None else classes

@@ -77,7 +77,7 @@ class ContaminationAnalyzer:
             ClipguardError: there are too few clean samples.
         """
         known_clean = clean_slice(case, self.origin, self.config)
-        clean, scan_seconds = known_clean.samples, sum(known_clean.scan.values())
+        clean, scan_seconds = known_clean.samples, sum(known_clean.scan.values(), 0.0)
         victim, laps, labels = case.victim, Laps(), case.data.labels
         features, known = features_of(victim, case.data), features_of(victim, clean)
         laps.end("features")

@@ -65,7 +65,7 @@ class PredictionShift:
             ClipguardError: there are too few clean samples, or the net has no place for dropout.
         """
         known_clean = clean_slice(case, self.origin, self.config)
-        clean, scan_seconds = known_clean.samples, sum(known_clean.scan.values())
+        clean, scan_seconds = known_clean.samples, sum(known_clean.scan.values(), 0.0)
         victim, laps, seed = case.victim, Laps(), Seed(case.seed).child("prediction shift")
         passes_at = partial(dropped_out, victim, clean.images, passes=self.passes)
         before = probabilities(victim, clean.images)
