@@ -37,6 +37,8 @@ def foreign_model_file(path, classes=2):
 @pytest.mark.parametrize("command", ["scan", "defend"])
 def test_a_missing_path(refused, tmp_path, command):
     refused(command, tmp_path / "gone", "-o", tmp_path / "run", *MINI, expected=["gone", "does not exist"])
+    nobody = "~no-such-user-here/data"
+    refused(command, nobody, "-o", tmp_path / "run", *MINI, expected=[nobody, "give the whole path"])
 
 
 def test_a_folder_without_images(refused, tmp_path):

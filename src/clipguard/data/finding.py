@@ -34,7 +34,7 @@ def listing_of(what: object, limits: Limits, columns: Columns) -> Listing:
     if isinstance(what, str) and not what.strip():
         raise ClipguardError(f"the path of the data set is empty: give {KINDS}")
     if isinstance(what, (str, Path)):
-        return _path_listing(Path(what).expanduser(), limits, columns)
+        return _path_listing(expanded(what), limits, columns)
     if isinstance(what, tuple) and len(what) == 2:
         no_columns(columns, "a pair of arrays")
         return list_arrays(*what)
@@ -64,6 +64,18 @@ def _object_listing(what: Any, limits: Limits, columns: Columns) -> Listing:
     raise ClipguardError(
         f"{type(what).__name__} cannot be opened: give a path, (images, labels) or a data set object"
     )
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home folder in place of `~`.
+
+    Raises:
+        ClipguardError: it names a user who is not there.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ClipguardError(f"{path}: no such user has a home folder here: give the whole path") from error
 
 
 def _path_listing(path: Path, limits: Limits, columns: Columns) -> Listing:

@@ -13,7 +13,7 @@ from PIL.Image import Image
 
 from clipguard.data.class_names import Classes, class_names, naming_note
 from clipguard.data.columns import NO_COLUMNS, Columns
-from clipguard.data.finding import listing_of
+from clipguard.data.finding import expanded, listing_of
 from clipguard.data.listing import Failed, Item, Reader, Unreadable
 from clipguard.data.paths import sample_paths
 from clipguard.errors import ClipguardError, one_line
@@ -87,7 +87,7 @@ class ImageSource:
         bounds, chosen = limits or Limits(), columns or NO_COLUMNS
         if isinstance(classes, (str, Path)):
             # Another process may work elsewhere.
-            classes = Path(classes).expanduser().absolute()
+            classes = expanded(classes).absolute()
         listing = listing_of(what, bounds, chosen)
         start, stop = rows if rows is not None else (0, len(listing.labels))
         if not 0 <= start < stop <= len(listing.labels):
@@ -106,7 +106,7 @@ class ImageSource:
             reader=listing.reader,
             rows=np.arange(start, stop),
             listed=len(listing.labels),
-            opened=Opened(Path(what).expanduser().absolute(), classes, rows, bounds, chosen)
+            opened=Opened(expanded(what).absolute(), classes, rows, bounds, chosen)
             if isinstance(what, (str, Path))
             else None,
             skipped=listing.skipped,

@@ -90,10 +90,11 @@ def read_bounded(path: Path, most: int) -> bytes:
         size = os.fstat(opened.fileno()).st_size
         if size > most:
             raise OSError(f"{size} bytes, more than the limit of {most}")
-        content = opened.read(most + 1)
-    if len(content) > most:
-        # Some files of the system claim to be empty and never end.
-        raise OSError(f"more bytes than the limit of {most}")
+        # Some files of the system claim to be empty and never end. Others get no more memory than they need.
+        expected = size or most
+        content = opened.read(expected + 1)
+    if len(content) > expected:
+        raise OSError(f"more bytes than the limit of {most}" if not size else "it grew while it was read")
     return content
 
 
