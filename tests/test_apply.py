@@ -18,7 +18,7 @@ from clipguard.runs import RunFolder, SourceInfo, write_json, write_table
 from clipguard.runs.samples_table import in_table_order
 from clipguard.types import image_set
 from tar_files import write_tar
-from tiny_data import CommandLine, image_folder, npz, pictures, tree
+from tiny_data import image_folder, npz, pictures, tree
 
 N, FLAGGED, ASIDE = 12, (1, 4, 5), (7,)
 KEPT = [row for row in range(N) if row not in FLAGGED]
@@ -64,11 +64,6 @@ def encoded(pixels):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-@pytest.fixture
-def clipguard(capsys):
-    return CommandLine(capsys)
 
 
 @pytest.fixture

@@ -21,14 +21,9 @@ from clipguard.outputs.clean_copy.tar import copy_tar
 from clipguard.safety.limits import Limits
 from tar_files import picture, write_tar
 from test_apply import KEPT, N, encoded, run_of
-from tiny_data import CommandLine, image_folder, pictures, tree
+from tiny_data import image_folder, pictures, tree
 
 CLASSES = ["cat", "dog"]
-
-
-@pytest.fixture
-def clipguard(capsys):
-    return CommandLine(capsys)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """`clipguard apply` and `verify`: labels are compared, too, and a run loosens no limit."""
 
 import numpy as np
-import pytest
 
 from clipguard.data import ImageSource
 from clipguard.data.writer import write_parquet
@@ -9,16 +8,11 @@ from clipguard.runs import read_json, write_json
 from clipguard.safety.limits import Limits
 from clipguard.types import image_set
 from test_apply import N, run_of
-from tiny_data import CommandLine, image_folder, pictures
+from tiny_data import image_folder, pictures
 from tiny_reading import read_into
 
 NAMES = ("cat", "dog")
 LABELS = np.arange(N) % 2
-
-
-@pytest.fixture
-def clipguard(capsys):
-    return CommandLine(capsys)
 
 
 def written(path, labels, names=NAMES):

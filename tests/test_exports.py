@@ -15,7 +15,6 @@ from clipguard.runs import read_json, read_table, verify_run, write_json, write_
 from clipguard.runs.samples_table import COLUMNS, source_order
 from clipguard.runs.summary import read_summary
 from sarif_rules import SARIF
-from tiny_data import CommandLine
 from tiny_report import make_run
 
 HOSTILE = [
@@ -28,11 +27,6 @@ HOSTILE = [
 ]
 FORMATS = ("csv", "jsonl", "datalab", "fiftyone", "sarif")
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results-format.md"
-
-
-@pytest.fixture
-def clipguard(capsys):
-    return CommandLine(capsys)
 
 
 @pytest.fixture

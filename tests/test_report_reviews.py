@@ -17,7 +17,6 @@ from clipguard.outputs.report.marks import EMBEDDED
 from clipguard.runs import read_table, verify_run
 from clipguard.runs.reviews import REVIEWS, read_reviews
 from tiny_browser import Opened, chromium, marked, opened
-from tiny_data import CommandLine
 from tiny_report import make_run
 from tiny_runs import scanned_folder
 
@@ -28,11 +27,6 @@ HOSTILE = "=cmd|' /C calc'!A0\r\n</script><img src=x onerror=alert(1)>\u202egnp"
 def browser() -> Iterator[Browser]:
     with chromium() as one:
         yield one
-
-
-@pytest.fixture
-def clipguard(capsys):
-    return CommandLine(capsys)
 
 
 @pytest.fixture

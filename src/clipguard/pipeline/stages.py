@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from clipguard.clip.known_embeddings import folder_key
+from clipguard.detection.label_flow import small_classes
 from clipguard.detection.net_configs import ResidualConfig
 from clipguard.pipeline import computing, judging, samples
 from clipguard.pipeline.baseline import baseline_stage
@@ -142,6 +143,8 @@ POWER: Final = Stage[Scan](
         **_nets(scan.context.config),
         "label_flow": asdict(scan.context.config.label_flow),
         "copies": scan.context.config.power,
+        # Without a class of a handful, label flow is what it was.
+        **({"small_classes": True} if small_classes(computing.label_view(scan)).any() else {}),
     },
     inputs=lambda scan: [
         scan.images_key,
@@ -203,8 +206,12 @@ QUALITY: Final = Stage[Scan](
     name="quality",
     version=1,
     title="look for duplicates, label errors and odd images",
-    # Without cleanlab, label errors are not looked for; another version may name others.
-    config=lambda scan: {"seed": scan.context.config.seed, "cleanlab": cleanlab_version()},
+    # Without cleanlab, label errors are not looked for; another version may name others. Groups came later.
+    config=lambda scan: {
+        "seed": scan.context.config.seed,
+        "cleanlab": cleanlab_version(),
+        **({} if scan.data.groups is None else {"groups": True}),
+    },
     inputs=lambda scan: [
         scan.images_key,
         *scan.context.key("embeddings"),

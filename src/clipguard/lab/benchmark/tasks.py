@@ -13,7 +13,7 @@ import msgspec
 from clipguard.compute import classifiers
 from clipguard.compute.device import arithmetic
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import cache
+from clipguard.lab.attacks import cache, parts_of
 from clipguard.lab.benchmark.cells import CellRunner, attack_of
 from clipguard.lab.benchmark.config import BenchConfig, Cell, defense_of
 from clipguard.lab.benchmark.goals import REFERENCE_ROW, UNDEFENDED_ROW
@@ -75,6 +75,9 @@ def row_settings(cell: Cell, task: Task) -> dict[str, Any]:
     # A new version of a stage leaves the rows of the victim and of the reference as they are.
     if task.defended:
         code |= {f"stage {name}": version for name, version in stages.versions().items()}
+        # Of attacks on images of one class, target recall was compared with nothing before.
+        if any(getattr(part, "source", None) is not None for part in parts_of(attack)):
+            code["target recall"] = 1
     return {
         "format": FORMAT,
         "code": code,
