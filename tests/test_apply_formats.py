@@ -20,20 +20,10 @@ from clipguard.outputs.clean_copy.files import copy_folder
 from clipguard.outputs.clean_copy.tar import copy_tar
 from clipguard.safety.limits import Limits
 from tar_files import picture, write_tar
-from test_apply import KEPT, N, encoded, run_of
-from tiny_data import image_folder, pictures, tree
+from test_apply import KEPT, N, encoded, folder, run, run_of  # noqa: F401  # fixtures: a scanned folder
+from tiny_data import pictures, tree
 
 CLASSES = ["cat", "dog"]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return image_folder(tmp_path / "data", N)
-
-
-@pytest.fixture
-def run(tmp_path, folder):
-    return run_of(tmp_path / "run", folder)
 
 
 # Tar
@@ -166,7 +156,7 @@ def test_an_image_with_the_name_of_the_table_is_refused(clipguard, tmp_path, mon
 # Tables of image folders
 
 
-def test_a_row_stays_by_its_own_image_and_not_by_another_cell(clipguard, tmp_path, folder, run):
+def test_a_row_stays_by_its_own_image_and_not_by_another_cell(clipguard, tmp_path, folder, run):  # noqa: F811
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     rows = [f"{name},{files[0]}" for name in files]
     (folder / "metadata.csv").write_text("\n".join(["file_name,like", *rows]))
@@ -199,7 +189,7 @@ ODD = ["a\u2028b", "a\u0085b", "a\rb", 'a "b"', " a", "\ud800"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_table_with_odd_texts_can_be_opened_again(clipguard, tmp_path, folder, kind):
+def test_a_table_with_odd_texts_can_be_opened_again(clipguard, tmp_path, folder, kind):  # noqa: F811
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     labels = [name.partition("/")[0] for name in files]
     notes = [ODD[row % len(ODD)] for row in range(N)]
@@ -226,7 +216,7 @@ def test_a_table_with_odd_texts_can_be_opened_again(clipguard, tmp_path, folder,
     assert all(line in before.split(b"\n") for line in after.split(b"\n"))
 
 
-def test_a_second_table_that_names_no_images_is_refused(clipguard, tmp_path, folder, run):
+def test_a_second_table_that_names_no_images_is_refused(clipguard, tmp_path, folder, run):  # noqa: F811
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     (folder / "metadata.csv").write_text("\n".join(["file_name,note", *(f"{name},x" for name in files)]))
     shutil.copy(folder / "metadata.csv", tmp_path / "kept.csv")

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.row_choice import highest, places_of
-from clipguard.lab.attacks.tensors import batches, logits_of, pixels, to_images, transformed
+from clipguard.lab.attacks.tensors import batches, pixels, to_images, transformed
 from clipguard.lab.attacks.unet import UNet
-from clipguard.models.spec import ModelSpec, build
+from clipguard.models.spec import ModelSpec, build, logits_of
 from clipguard.seeds import Seed
 from clipguard.types import image_set
 from tiny_attacks import tiny_set

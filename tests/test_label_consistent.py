@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from clipguard.lab.attacks import fit_attack
 from clipguard.lab.attacks.label_consistent import paste_corners, pgd, robust_loss
-from clipguard.lab.attacks.tensors import logits_of, pixels
-from clipguard.models.spec import ModelSpec, build
+from clipguard.lab.attacks.tensors import pixels
+from clipguard.models.spec import ModelSpec, build, logits_of
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, tiny_set
 

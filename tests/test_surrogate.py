@@ -14,7 +14,8 @@ from clipguard.lab.attacks.surrogate import (
     target_loss,
     universal,
 )
-from clipguard.lab.attacks.tensors import logits_of, pixels
+from clipguard.lab.attacks.tensors import pixels
+from clipguard.models.spec import logits_of
 from clipguard.seeds import Seed
 from tiny_attacks import TRAINED, coloured_set, tiny_set
 

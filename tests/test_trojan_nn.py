@@ -11,10 +11,10 @@ from clipguard.compute.inference import planes
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks import fit_attack
 from clipguard.lab.attacks.surrogate import surrogate_of
-from clipguard.lab.attacks.tensors import logits_of, pixels
+from clipguard.lab.attacks.tensors import pixels
 from clipguard.lab.attacks.trojan_nn import features_of, mask_of, strongest
 from clipguard.models.features import head_of
-from clipguard.models.spec import ModelSpec, build
+from clipguard.models.spec import ModelSpec, build, logits_of
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import noise_pattern
 from tiny_attacks import TRAINED, coloured_set

@@ -9,8 +9,7 @@ from clipguard.compute.training import Recipe
 from clipguard.defenses import Case
 from clipguard.models.spec import ModelSpec
 from clipguard.seeds import Seed
-from clipguard.types import ImageSet
-from tiny_runs import CONFIG, GUIDE, add_trigger, poisoned_set
+from tiny_runs import CONFIG, GUIDE, poisoned_set
 
 RECIPE = Recipe(epochs=8, lr=0.05, batch_size=16, crop=0.0, flip=False)
 
@@ -32,10 +31,3 @@ def tiny_case(folder: Path, architecture: str = "shallow-8") -> tuple[Case, np.n
         clean=poisoned_set(60, share=0, seed=9)[0],
     )
     return case, poisoned
-
-
-def triggered_test() -> ImageSet:
-    """Return images of classes 1 and 2 with the trigger."""
-    data, _ = poisoned_set(90, share=0, seed=5)
-    others = data.take(np.flatnonzero(data.labels > 0))
-    return others.changed(add_trigger(others.pixels), others.labels)

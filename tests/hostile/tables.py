@@ -66,12 +66,6 @@ def _invalid_text() -> pa.Array:
     return pa.StructArray.from_arrays([pa.array([good()] * 12), raw], ["bytes", "path"])
 
 
-def _changed(find: bytes, replace: bytes) -> bytes:
-    content = _table(good(), compression="none", use_dictionary=False)
-    assert find in content
-    return content.replace(find, replace)
-
-
 def _footer(size: int) -> bytes:
     return _table(good())[:-8] + struct.pack("<I", size) + b"PAR1"
 

@@ -25,11 +25,12 @@ GPU_CHUNK: Final = 512
 class Clip:
     """A loaded dual encoder. Embeddings have length one, so that a dot product is a cosine.
 
-    A pair's logit is `logit_scale * cosine + (logit_bias or 0)`. A softmax model (CLIP) turns the logits of
-    k texts into a posterior by softmax. A sigmoid model (SigLIP) gives each pair a probability of its own,
-    s = sigmoid(logit). Given that exactly one of k classes is true, class j has a posterior proportional to
-    s_j * prod_{i != j} (1 - s_i) = exp(logit_j) * prod_i (1 - s_i): the softmax of the logits again, from
-    which the common bias cancels. Single-label data grant the condition, so one rule serves both kinds.
+    A pair's logit is `logit_scale * cosine`, plus a bias in a sigmoid model. A softmax model (CLIP) turns the
+    logits of k texts into a posterior by softmax. A sigmoid model (SigLIP) gives each pair a probability of
+    its own, s = sigmoid(logit). Given that exactly one of k classes is true, class j has a posterior
+    proportional to s_j * prod_{i != j} (1 - s_i) = exp(logit_j) * prod_i (1 - s_i): the softmax of the logits
+    again, from which the common bias cancels. Single-label data grant the condition, so one rule serves both
+    kinds.
 
     Attributes:
         name: the model, as the user would write it.
@@ -63,12 +64,6 @@ class Clip:
         from clipguard.compute.device import device_for
 
         return GPU_CHUNK if device_for(self.network).kind == "cuda" else IMAGE_CHUNK
-
-    @property
-    def logit_bias(self) -> float | None:
-        """The summand of a sigmoid model, None for a softmax model."""
-        bias = getattr(self.network, "logit_bias", None)
-        return None if bias is None else float(bias.detach())
 
     @functools.cached_property
     def fingerprint(self) -> str:

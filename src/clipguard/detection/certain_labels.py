@@ -6,7 +6,6 @@ of the class that the probe finds likeliest. Counting labels against confident p
 joint of Northcutt, Jiang and Chuang (JAIR 2021).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +16,7 @@ from scipy.special import expit, softmax
 
 from clipguard.detection.linear_probe import NO_LOG_PROB, FittedProbe
 from clipguard.seeds import Seed
-from clipguard.types import Rows, chunks
+from clipguard.types import Rows
 
 CERTAIN: Final = (0.5, 0.3)
 """Shares of each class's own samples that are certain, those with the largest margins.
@@ -115,8 +114,7 @@ def certain_labels(
         noise = recalibration.noise
         likeliest, margin = _margins(embeddings, rows, len(labels), fitted)
         band = _bands(labels, likeliest, margin, rows, k)
-        for fold, some in _pieces(fitted, rows[band[rows] >= 0]):
-            log_probs = fitted.log_probs(embeddings, fold, some)
+        for some, log_probs in fitted.by_fold(embeddings, rows[band[rows] >= 0]):
             chances = recalibration.posterior(log_probs) + NOISE_FLOOR / k * (log_probs > NO_LOG_PROB)
             np.add.at(observed, (band[some], labels[some], likeliest[some]), 1)
             np.add.at(samples, (band[some], likeliest[some]), 1)
@@ -131,15 +129,6 @@ def certain_labels(
     )
 
 
-def _pieces(
-    fitted: FittedProbe, rows: Int64[np.ndarray, "m"]
-) -> Iterator[tuple[int, Int64[np.ndarray, "l"]]]:
-    """Yield the fold and the rows of each piece that is scored at once."""
-    for fold in range(len(fitted.discriminants)):
-        inside = rows[fitted.fold[rows] == fold]
-        yield from ((fold, inside[part]) for part in chunks(len(inside)))
-
-
 def _fitted_recalibration(
     embeddings: Rows,
     labels: Int64[np.ndarray, "n"],
@@ -150,9 +139,7 @@ def _fitted_recalibration(
     """Return the recalibration of as many of the rows, drawn at random, as `FIT_VALUES` allows."""
     k = fitted.num_classes
     drawn = np.sort(seed.generator().permutation(rows)[: max(1, FIT_VALUES // k)])
-    pieces = list(_pieces(fitted, drawn))
-    log_probs = np.concatenate([fitted.log_probs(embeddings, fold, some) for fold, some in pieces])
-    order = np.concatenate([some for _, some in pieces])
+    order, log_probs = map(np.concatenate, zip(*fitted.by_fold(embeddings, drawn), strict=True))
     prior = np.bincount(labels[rows], minlength=k) / len(rows)
     return recalibrated(log_probs, labels[order], prior)
 
@@ -162,8 +149,7 @@ def _margins(
 ) -> tuple[Int64[np.ndarray, "n"], Float64[np.ndarray, "n"]]:
     """Return the likeliest class of the rows, and its log-odds against the second."""
     likeliest, margin = np.zeros(n, dtype=np.int64), np.zeros(n)
-    for fold, some in _pieces(fitted, rows):
-        log_probs = fitted.log_probs(embeddings, fold, some)
+    for some, log_probs in fitted.by_fold(embeddings, rows):
         likeliest[some] = log_probs.argmax(1)
         second, first = np.partition(log_probs, -2, axis=1)[:, -2:].T
         margin[some] = first - second

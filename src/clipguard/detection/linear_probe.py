@@ -1,5 +1,6 @@
 """A linear probe of embeddings: what it says of every label, fitted without it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -11,7 +12,7 @@ from scipy.special import softmax
 from clipguard.compute.cross_validation import Groups, double, fold_numbers
 from clipguard.detection.drawn_rows import MOST_ROWS, drawn_by_class
 from clipguard.seeds import Seed
-from clipguard.types import Rows, chunks
+from clipguard.types import CHUNK, Rows, chunks
 
 if TYPE_CHECKING:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -71,6 +72,15 @@ class FittedProbe:
         known = _log_probabilities(discriminant, double(embeddings, rows))
         log_probs[:, discriminant.classes_] = np.maximum(known, NO_LOG_PROB / 2)
         return log_probs
+
+    def by_fold(
+        self, embeddings: Rows, rows: Int64[np.ndarray, "m"], size: int = CHUNK
+    ) -> Iterator[tuple[Int64[np.ndarray, "l"], Float64[np.ndarray, "l k"]]]:
+        """Yield the samples of `rows` fold by fold, at most `size` at once, and what it says of them."""
+        for fold in range(len(self.discriminants)):
+            inside = rows[self.fold[rows] == fold]
+            for part in chunks(len(inside), size):
+                yield inside[part], self.log_probs(embeddings, fold, inside[part])
 
 
 def _log_probabilities(
@@ -139,8 +149,15 @@ def scored_labels(
     n, k, soft_rows = len(labels), len(softened), np.flatnonzero(softened[labels])
     equal = np.full((len(soft_rows), k), 1 / k, np.float32)
     probe = Probe(np.zeros(n), np.zeros(n, np.int64), soft_rows, equal)
-    for fold in range(len(fitted.discriminants)):
-        _score(probe, fitted, embeddings, labels, fold)
+    for some, log_probs in fitted.by_fold(embeddings, np.arange(n)):
+        given = np.arange(len(some)), labels[some]
+        own = log_probs[given]
+        probe.loss[some] = np.where(own > NO_LOG_PROB, -own, 0.0)
+        probe.likeliest[some] = log_probs.argmax(1)
+        log_probs[given] = NO_LOG_PROB
+        places = np.searchsorted(soft_rows, some)
+        soft = places < np.searchsorted(soft_rows, some, side="right")
+        probe.soft_labels[places[soft]] = softmax(log_probs[soft], axis=1).astype(np.float32)
     return probe
 
 
@@ -154,21 +171,3 @@ def _fitted(
         solver="lsqr", shrinkage="auto", priors=np.full(len(present), 1 / len(present))
     )
     return discriminant.fit(double(embeddings, rows), labels[rows])
-
-
-def _score(
-    probe: Probe, fitted: FittedProbe, embeddings: Rows, labels: Int64[np.ndarray, "n"], fold: int
-) -> None:
-    """Write into `probe` what the probe says of the samples of a fold, a few at a time."""
-    rows = np.flatnonzero(fitted.fold == fold)
-    for part in chunks(len(rows)):
-        some = rows[part]
-        given = np.arange(len(some)), labels[some]
-        log_probs = fitted.log_probs(embeddings, fold, some)
-        own = log_probs[given]
-        probe.loss[some] = np.where(own > NO_LOG_PROB, -own, 0.0)
-        probe.likeliest[some] = log_probs.argmax(1)
-        log_probs[given] = NO_LOG_PROB
-        places = np.searchsorted(probe.soft_rows, some)
-        soft = places < np.searchsorted(probe.soft_rows, some, side="right")
-        probe.soft_labels[places[soft]] = softmax(log_probs[soft], axis=1).astype(np.float32)

@@ -78,10 +78,16 @@ class Normalized(nn.Module):
         logits: Tensor = self.network(self.scaled(images))
         return logits
 
-    def scaled(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-        """Return 0..255 images as the network takes them."""
+    def scaled(self, images: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+        """Return images of 0..255 as the network takes them."""
         x = (images.float() - self.mean) / self.std
         return x.contiguous(memory_format=torch.channels_last)
+
+
+def logits_of(model: Normalized, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
+    """Return the logits of images in [0, 1], differentiable in them, which whole grey levels are not."""
+    logits: Tensor = model.network(model.scaled(255 * x))
+    return logits
 
 
 _OWN: dict[str, Callable[..., nn.Module]] = {"preactresnet18": PreActResNet18, "shallow": ShallowNet}

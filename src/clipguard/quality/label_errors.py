@@ -19,7 +19,7 @@ from clipguard.detection.certain_labels import FIT_VALUES, Recalibration, recali
 from clipguard.detection.linear_probe import FittedProbe, fitted_probe
 from clipguard.quality.issues import Issues, issues
 from clipguard.seeds import Seed
-from clipguard.types import Rows, chunks
+from clipguard.types import Rows
 
 if TYPE_CHECKING:
     from cleanlab.experimental.label_issues_batched import LabelInspector
@@ -94,12 +94,8 @@ class _Scored:
     def batches(self, rows: Int64[np.ndarray, "m"]) -> Iterator[Batch]:
         """Yield the rows of each fold, as many at a time as fit into a few MB."""
         size = max(1, FIT_VALUES // len(self.place))
-        for fold in range(len(self.fitted.discriminants)):
-            inside = rows[self.fitted.fold[rows] == fold]
-            for part in chunks(len(inside), size):
-                some = inside[part]
-                log_probs = self.fitted.log_probs(self.embeddings, fold, some)[:, self.known]
-                yield some, self.place[self.labels[some]], log_probs
+        for some, log_probs in self.fitted.by_fold(self.embeddings, rows, size):
+            yield some, self.place[self.labels[some]], log_probs[:, self.known]
 
     def recalibration(self, rows: Int64[np.ndarray, "m"], seed: Seed) -> Recalibration:
         """Return what turns log-probabilities into chances of labels, fitted to some of the rows."""

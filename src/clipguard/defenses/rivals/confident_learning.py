@@ -69,12 +69,8 @@ def out_of_fold(fitted: FittedProbe, embeddings: Rows, labels: Int64[np.ndarray,
     known = fitted.known
     place = np.full(fitted.num_classes, -1)
     place[known] = np.arange(len(known))
-    for fold in range(len(fitted.discriminants)):
-        inside = np.flatnonzero((fitted.fold == fold) & (place[labels] >= 0))
-        for part in chunks(len(inside)):
-            rows = inside[part]
-            probabilities = np.exp(fitted.log_probs(embeddings, fold, rows)[:, known])
-            yield rows, place[labels[rows]], probabilities
+    for rows, log_probs in fitted.by_fold(embeddings, np.flatnonzero(place[labels] >= 0)):
+        yield rows, place[labels[rows]], np.exp(log_probs[:, known])
 
 
 def _inspector() -> Any:

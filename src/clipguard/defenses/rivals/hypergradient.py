@@ -30,7 +30,7 @@ from clipguard.defenses.protocol import Case, Repaired
 from clipguard.defenses.rivals.clean_start import CleanDataSettings, CleanStart, clean_start
 from clipguard.defenses.rivals.schedule import reporting
 from clipguard.errors import ClipguardError, reason_of
-from clipguard.models.spec import Normalized
+from clipguard.models.spec import Normalized, logits_of
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet
 
@@ -128,7 +128,7 @@ class ImplicitUnlearning(CleanDataSettings):
             def outer(
                 d: Tensor, images: Tensor = images, labels: Tensor = labels, patched: Tensor = patched
             ) -> Tensor:
-                return cross_entropy(logits_of(model, images + patched * d), labels)
+                return cross_entropy(logits_of(model, images + patched * d).float(), labels)
 
             weights = [weight for weight in model.parameters() if weight.requires_grad]
             slopes = hypergradient(inner, outer, noise, weights, self.fixed_point_steps, self.fixed_point_lr)
@@ -151,8 +151,8 @@ class ImplicitUnlearning(CleanDataSettings):
     def _inner(self, model: Normalized, images: Tensor, noise: Tensor) -> Float[Tensor, ""]:
         """Return what the noise minimises: how well a batch keeps the model's own labels, and its length."""
         with torch.no_grad():
-            own = logits_of(model, images).argmax(1)
-        loss = cross_entropy(logits_of(model, images + noise), own)
+            own = logits_of(model, images).float().argmax(1)
+        loss = cross_entropy(logits_of(model, images + noise).float(), own)
         return self.noise_penalty * noise.square().sum() - loss
 
 
@@ -163,13 +163,6 @@ def _batches(
     device = device_for(model)
     for chosen, images in zip(rows, batches_on(device, data.images)(rows), strict=True):
         yield images.permute(0, 3, 1, 2).float() / 255, tensor(data.labels[chosen]).to(device.torch)
-
-
-def logits_of(model: Normalized, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
-    """Return the logits of images in [0, 1], differentiable in them, which whole grey levels are not."""
-    scaled = (255 * images - model.mean) / model.std
-    logits: Tensor = model.network(scaled.contiguous(memory_format=torch.channels_last))
-    return logits.float()
 
 
 def hypergradient(  # two losses, what they depend on, and two numbers

@@ -17,9 +17,9 @@ from clipguard.lab.attacks.learned import FITTING, NetAttack, required
 from clipguard.lab.attacks.protocol import Rows
 from clipguard.lab.attacks.row_choice import other_rows
 from clipguard.lab.attacks.targeted import CoverAttack, MappedAttack
-from clipguard.lab.attacks.tensors import Pixels, batches, descend, logits_of, pixels, transformed
+from clipguard.lab.attacks.tensors import Pixels, batches, descend, pixels, transformed
 from clipguard.lab.attacks.unet import UNet
-from clipguard.models.spec import ModelSpec, Normalized, build
+from clipguard.models.spec import ModelSpec, Normalized, build, logits_of
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, Progress
 

@@ -17,8 +17,8 @@ from clipguard.lab.attacks.learned import FITTING, LearnedAttack, required
 from clipguard.lab.attacks.protocol import Rows
 from clipguard.lab.attacks.row_choice import places_of
 from clipguard.lab.attacks.targeted import CleanLabelAttack
-from clipguard.lab.attacks.tensors import Pixels, chunk_of, logits_of, pixels, to_images
-from clipguard.models.spec import ModelSpec, Normalized, build
+from clipguard.lab.attacks.tensors import Pixels, chunk_of, pixels, to_images
+from clipguard.models.spec import ModelSpec, Normalized, build, logits_of
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, Progress
 

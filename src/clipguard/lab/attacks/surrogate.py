@@ -15,8 +15,8 @@ from clipguard.compute.recipes import Recipe
 from clipguard.errors import ClipguardError
 from clipguard.lab.attacks.cache import Tensors
 from clipguard.lab.attacks.learned import FITTING, LearnedAttack, required
-from clipguard.lab.attacks.tensors import Pixels, logits_of, pixels
-from clipguard.models.spec import ModelSpec, Normalized
+from clipguard.lab.attacks.tensors import Pixels, pixels
+from clipguard.models.spec import ModelSpec, Normalized, logits_of
 from clipguard.seeds import Seed
 from clipguard.types import Images, ImageSet, Progress
 

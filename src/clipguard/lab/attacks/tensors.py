@@ -11,7 +11,6 @@ from torch import Tensor
 from clipguard.compute.device import array, here
 from clipguard.compute.inference import planes
 from clipguard.lab.attacks.protocol import Rows
-from clipguard.models.spec import Normalized
 from clipguard.seeds import Seed
 from clipguard.types import Images
 
@@ -60,10 +59,3 @@ def transformed(change: Callable[..., Pixels], *images: Images) -> Images:
         with torch.no_grad():
             out[part] = to_images(change(*(pixels(some[part]) for some in images)))
     return out
-
-
-def logits_of(model: Normalized, x: Pixels) -> Float[Tensor, "b k"]:
-    """Return the logits of images in [0, 1], differentiable in them, which whole grey levels are not."""
-    scaled = (255 * x - model.mean) / model.std
-    logits: Tensor = model.network(scaled.contiguous(memory_format=torch.channels_last))
-    return logits

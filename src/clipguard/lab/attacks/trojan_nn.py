@@ -19,9 +19,9 @@ from clipguard.lab.attacks.surrogate import (
     surrogate_of,
     universal,
 )
-from clipguard.lab.attacks.tensors import Pixels, logits_of, pixels, to_images
+from clipguard.lab.attacks.tensors import Pixels, pixels, to_images
 from clipguard.models.features import Head, head_of, inputs_of
-from clipguard.models.spec import Normalized
+from clipguard.models.spec import Normalized, logits_of
 from clipguard.seeds import Seed
 from clipguard.triggers.patterns import blend, corners, noise_pattern
 from clipguard.types import Images, ImageSet, Progress
