@@ -80,7 +80,7 @@ def test_every_defence_pays_for_its_scan_with_the_guides_pass_and_for_no_other(c
 
 
 def test_the_scan_that_clean_samples_come_from_is_counted_and_paid_first(case, monkeypatch):  # noqa: F811
-    result = FineTuning(config=CONFIG, epochs=1).defend(case)
+    result = FineTuning(config=CONFIG, epochs=1, published_samples=0).defend(case)
     assert {"embeddings", "early_model", "samples", "fine-tuning"} <= set(result.seconds)
     assert "unlearning" not in result.seconds
     defender, source = unfitted(case, CONFIG)

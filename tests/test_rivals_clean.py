@@ -17,12 +17,12 @@ from test_defenses import case as scanned_case  # noqa: F401  # a fixture
 from tiny_backdoor import backdoored
 
 BRIEF = {
-    "ft": FineTuning(origin="given", epochs=4),
-    "nad": AttentionDistillation(origin="given", epochs=4, teacher_epochs=4),
-    "fp": FinePruning(origin="given", epochs=4),
+    "ft": FineTuning(origin="given", published_samples=0, epochs=4),
+    "nad": AttentionDistillation(origin="given", published_samples=0, epochs=4, teacher_epochs=4),
+    "fp": FinePruning(origin="given", published_samples=0, epochs=4),
     "anp": NeuronPruning(origin="given", steps=4, batch_size=16),
-    "i-bau": ImplicitUnlearning(origin="given", rounds=2),
-    "ft-sam": SharpnessAwareTuning(origin="given", epochs=4),
+    "i-bau": ImplicitUnlearning(origin="given", published_samples=0, rounds=2),
+    "ft-sam": SharpnessAwareTuning(origin="given", published_samples=0, epochs=4),
 }
 
 
@@ -69,3 +69,14 @@ def test_a_budget_pays_for_half_a_schedule_that_takes_twice_as_long(case, monkey
     assert start.share(lambda: 10.0) == 0.5
     unlimited = clean_start(case, CleanDataSettings(origin="given"), "ft")
     assert unlimited.share(lambda: pytest.fail("steps were timed without a budget")) == 1
+
+
+@pytest.mark.parametrize("name", ["ft", "nad", "fp", "i-bau", "ft-sam"])
+def test_few_samples_are_passed_over_as_often_as_the_steps_of_the_source_need(case, name):
+    titles = {}
+    watched = replace(case, progress=lambda title, done, total: titles.update({title: total}))
+    learned = len(clean_start(case, BRIEF[name], name).learned)
+    short = {"rounds": 1} if name == "i-bau" else {"epochs": 1}
+    for published, passes in ((3 * learned, 3), (learned // 2, 1)):
+        repaired(replace(BRIEF[name], **short, published_samples=published), watched)
+        assert list(titles.values())[-1] == passes

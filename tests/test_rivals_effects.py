@@ -22,14 +22,20 @@ from tiny_backdoor import accuracy, attack_success, backdoored
 
 # These images are learned so well that published rates move nothing: 40 of them give some steps only.
 FORCEFUL = {
-    "ft": FineTuning(origin="given", epochs=40, batch_size=4, lr=0.1),
-    "nad": AttentionDistillation(origin="given", epochs=60, first_epochs=50),
-    "fp": FinePruning(origin="given", epochs=40, batch_size=8, lr=0.1),
+    "ft": FineTuning(origin="given", published_samples=0, epochs=40, batch_size=4, lr=0.1),
+    "nad": AttentionDistillation(origin="given", published_samples=0, epochs=60, batch_size=8, lr=0.1),
+    "fp": FinePruning(origin="given", published_samples=0, epochs=40, batch_size=8, lr=0.1),
     "anp": NeuronPruning(origin="given", steps=120, batch_size=40, lr=1.0),
     "i-bau": ImplicitUnlearning(
-        origin="given", batch_size=10, rounds=20, lr=3e-3, noise_lr=3.0, patched_share=0.2
+        origin="given",
+        published_samples=0,
+        batch_size=10,
+        rounds=20,
+        lr=3e-3,
+        noise_lr=3.0,
+        patched_share=0.2,
     ),
-    "ft-sam": SharpnessAwareTuning(origin="given", epochs=30, batch_size=8, lr=0.05),
+    "ft-sam": SharpnessAwareTuning(origin="given", published_samples=0, epochs=30, batch_size=8, lr=0.05),
 }
 
 

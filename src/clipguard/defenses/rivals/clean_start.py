@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from clipguard.models.spec import Normalized
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet
+
+PUBLISHED_SAMPLES: Final = 2500
+"""Clean samples of the sources' schedules: 5 % of CIFAR-10."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,20 @@ class CleanStart:
     def share(self, published_seconds: Callable[[], float]) -> float:
         """Return the share of the published schedule that is run; without a budget, nothing is measured."""
         return share_of_schedule(self.seconds_left, published_seconds)
+
+
+def repeated(passes: int, samples: int, published_samples: int) -> int:
+    """Return a published number of passes, repeated where they are over fewer samples than in the source.
+
+    A tenth of the samples gives a tenth of the steps, and a learning rate needs its steps: after a few large
+    ones, a net has forgotten more than it has learned again.
+
+    Args:
+        passes: over the clean samples, as published.
+        samples: clean samples that are learned from.
+        published_samples: those of the source; 0 leaves the passes as they are.
+    """
+    return max(passes, round(passes * published_samples / samples))
 
 
 def clean_start(case: Case, settings: CleanDataSettings, name: str) -> CleanStart:

@@ -62,7 +62,7 @@ class FinePruning(FineTuningSettings):
             )
         pruned = self._pruned(start, head)
         pruning = time.monotonic() - began
-        recipe, loss = self.recipe(case, model), cross_entropy(data.labels)
+        recipe, loss = self.recipe(case, model, len(data)), cross_entropy(data.labels)
         # Pruning has no schedule to cut, so that fine-tuning is left the rest.
         left = None if start.seconds_left is None else max(0.0, start.seconds_left - pruning)
         share = replace(start, seconds_left=left).share(

@@ -15,7 +15,13 @@ from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import cross_entropy, fit
 from clipguard.defenses.budget import cut
 from clipguard.defenses.protocol import Case, Repaired
-from clipguard.defenses.rivals.clean_start import CleanDataSettings, clean_start, seconds_of_fit
+from clipguard.defenses.rivals.clean_start import (
+    PUBLISHED_SAMPLES,
+    CleanDataSettings,
+    clean_start,
+    repeated,
+    seconds_of_fit,
+)
 from clipguard.defenses.rivals.schedule import reporting
 from clipguard.mitigation.rate import fitting_optimizer
 from clipguard.models.spec import Normalized
@@ -27,20 +33,25 @@ class FineTuningSettings(CleanDataSettings):
 
     Attributes:
         epochs: passes over the clean samples, in the published schedule.
+        published_samples: of that schedule; fewer are passed over as much oftener. 0 leaves `epochs`.
         batch_size: samples a step.
         lr: learning rate at the beginning; it falls to 0.
         weight_decay: L2 penalty on all weights.
     """
 
     epochs: int = 100
+    published_samples: int = PUBLISHED_SAMPLES
     batch_size: int = 256
     lr: float = 0.01
     weight_decay: float = 5e-4
 
-    def recipe(self, case: Case, model: Normalized) -> Recipe:
-        """Return the published training, with the augmentation and the optimiser that suit the victim."""
+    def recipe(self, case: Case, model: Normalized, samples: int) -> Recipe:
+        """Return the published training for a number of samples, with what suits the victim.
+
+        Augmentation is the victim's, and the optimiser that of its kind of net.
+        """
         recipe = Recipe(
-            epochs=self.epochs,
+            epochs=repeated(self.epochs, samples, self.published_samples),
             batch_size=self.batch_size,
             lr=self.lr,
             weight_decay=self.weight_decay,
@@ -59,7 +70,7 @@ class FineTuning(FineTuningSettings):
         """Return the fine-tuned victim."""
         start = clean_start(case, self, "ft")
         model, data, seed = start.model, start.learned, start.seed
-        recipe, loss = self.recipe(case, model), cross_entropy(data.labels)
+        recipe, loss = self.recipe(case, model, len(data)), cross_entropy(data.labels)
         share = start.share(lambda: seconds_of_fit(copy.deepcopy(model), data, loss, recipe, seed))
         recipe = replace(recipe, epochs=cut(recipe.epochs, share))
         report = reporting(case, "fine-tune on clean samples", recipe.epochs)

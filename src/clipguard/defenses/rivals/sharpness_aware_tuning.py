@@ -41,7 +41,7 @@ class SharpnessAwareTuning(FineTuningSettings):
         """Return the fine-tuned victim."""
         start = clean_start(case, self, "ft-sam")
         model, data, seed = start.model, start.learned, start.seed
-        recipe, smooth = self.recipe(case, model), smoothed(data.labels, self.label_smoothing)
+        recipe, smooth = self.recipe(case, model, len(data)), smoothed(data.labels, self.label_smoothing)
 
         def published_seconds() -> float:
             trial = copy.deepcopy(model)
