@@ -10,6 +10,7 @@ from clipguard.defenses.protocol import Case, Defense, Detected, Repaired
 from clipguard.defenses.rivals.abl import AntiBackdoorLearning
 from clipguard.defenses.rivals.activation_clustering import ActivationClustering
 from clipguard.defenses.rivals.asd import AdaptiveSplitting
+from clipguard.defenses.rivals.cgd import PublishedMethod
 from clipguard.defenses.rivals.confident_learning import ConfidentLearning
 from clipguard.defenses.rivals.contamination import ContaminationAnalyzer
 from clipguard.defenses.rivals.d_br import DistinguishAndRemove
@@ -48,6 +49,7 @@ DEFENSES: dict[str, Callable[..., Defense]] = {
     "ep": EntropyPruning,
     "d-br": DistinguishAndRemove,
     "asd": AdaptiveSplitting,
+    "cgd": PublishedMethod,
 }
 
 
