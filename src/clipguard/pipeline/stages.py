@@ -255,7 +255,7 @@ FEATURE_SEPARATION: Final = Stage[Repair](
 
 UNLEARNING: Final = Stage[Repair](
     name="unlearning",
-    version=5,
+    version=6,
     title="unlearn the flagged samples",
     config=lambda given: {
         "unlearning": asdict(given.scan.context.config.unlearning),
