@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.mitigation import mirroring
-from clipguard.mitigation.mirroring import bears_mirroring, falls_by_class
+from clipguard.mitigation.mirroring import bears_mirroring, changes
 from clipguard.models.spec import ModelSpec, Normalized
-from clipguard.pipeline import unlearning_stage
+from clipguard.pipeline import repair, unlearning_stage
 from clipguard.runs import read_json
 from clipguard.types import image_set
 from test_unlearning_stage import CONFIG, repaired, result, victim  # noqa: F401  # fixtures
 
-SPEC = ModelSpec.sized(architecture="shallow-4", num_classes=3, input_size=(8, 8))
 NAMES = ("left", "right", "both")
+SPEC = ModelSpec.sized(architecture="shallow-4", num_classes=3, input_size=(8, 8))
+MIRRORING = replace(CONFIG.unlearning.recipe, flip=True)
 
 
 class Sides(torch.nn.Module):
@@ -27,7 +27,7 @@ class Sides(torch.nn.Module):
 
 
 def arrows(counts):
-    """Return images whose bright half is their class."""
+    """Return images whose bright half is their class, and a model that tells them apart."""
     labels = np.repeat(np.arange(3), counts)
     images = np.zeros((len(labels), 8, 8, 3), np.uint8)
     images[labels != 1, :, :4] = 255
@@ -35,35 +35,55 @@ def arrows(counts):
     return image_set(images, labels, NAMES), Normalized(Sides(), SPEC)
 
 
-def test_a_class_that_mirrors_into_another_falls_and_a_symmetrical_one_does_not():
+def test_a_class_that_mirrors_into_another_is_lost_and_a_symmetrical_one_is_not():
     data, model = arrows((20, 30, 40))
     everything = np.ones(len(data), bool)
-    assert falls_by_class(model, data, everything) == [1.0, 1.0, 0.0]
+    assert list(changes(model, data, everything)) == [(20, 20, 0), (30, 30, 0), (40, 0, 0)]
     assert not bears_mirroring(model, data, everything)
     assert bears_mirroring(model, data, data.labels == 2)
 
 
-def test_only_trusted_images_of_classes_with_some_have_a_say():
-    data, model = arrows((9, 30, 40))
-    trusted = np.arange(len(data)) != 20
-    trusted[np.flatnonzero(data.labels == 1)[5:]] = False
-    assert falls_by_class(model, data, trusted) == [0.0]
-    assert bears_mirroring(model, data, trusted)
+@pytest.mark.parametrize(("count", "bears"), [(8, True), (9, False)])
+def test_a_few_images_may_change_by_chance_and_only_trusted_ones_have_a_say(count, bears):
+    # Of three classes at a level of 0.01, nine images are the fewest: 2^-9 < 0.01 / 3 < 2^-8.
+    data, model = arrows((30, 0, 40))
+    trusted = (data.labels == 2) | (np.arange(len(data)) < count)
+    assert bears_mirroring(model, data, trusted) is bears
 
 
-def test_images_are_asked_evenly_and_not_all(monkeypatch):
-    data, model = arrows((20, 30, 400))
-    asked = []
-    monkeypatch.setattr(
-        mirroring, "classifier_logits", lambda _, images: asked.append(len(images)) or np.zeros((1, 3))
-    )
-    bears_mirroring(model, data, np.ones(len(data), bool))
-    assert asked[::2] == [20, 30, 200]
+@pytest.mark.parametrize(("lost", "bears"), [(10, True), (11, False)])
+def test_a_class_may_lose_a_fifth_of_its_images(lost, bears):
+    data, model = arrows((lost, 0, 50 - lost))
+    alike = image_set(data.pixels, np.zeros(50, np.int64), NAMES)
+    model.network = Either(model.network)
+    assert bears_mirroring(model, alike, np.ones(50, bool)) is bears
+
+
+class Either(torch.nn.Module):
+    """Takes what is bright on both sides for left, too."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        logits = self.network(x)
+        logits[:, 0] = torch.maximum(logits[:, 0], logits[:, 2])
+        logits[:, 2] = 0
+        return logits
+
+
+def test_images_of_a_class_are_asked_evenly_and_not_all():
+    data, model = arrows((0, 0, 1000))
+    images = data.pixels.copy()
+    images[::20, :, 4:] = 0
+    changed = image_set(images, np.zeros(1000, np.int64), NAMES)
+    assert list(changes(model, changed, np.ones(1000, bool))) == [(50, 50, 0)]
 
 
 @pytest.mark.parametrize("bears", [True, False])
 def test_a_repair_mirrors_or_says_that_it_does_not(result, victim, tmp_path, monkeypatch, bears):  # noqa: F811
-    monkeypatch.setattr(unlearning_stage, "bears_mirroring", lambda *_: bears)
+    monkeypatch.setattr(repair, "bears_mirroring", lambda *_: bears)
     recipes, unlearn = [], unlearning_stage.unlearn
 
     def noted(model, data, partition, guide, config, *rest, **more):
@@ -71,10 +91,22 @@ def test_a_repair_mirrors_or_says_that_it_does_not(result, victim, tmp_path, mon
         return unlearn(model, data, partition, guide, config, *rest, **more)
 
     monkeypatch.setattr(unlearning_stage, "unlearn", noted)
-    stage = repaired(result, victim, tmp_path / "run", recipe=replace(CONFIG.unlearning.recipe, flip=True))
+    stage = repaired(result, victim, tmp_path / "run", recipe=MIRRORING)
     assert [recipe.flip for recipe in recipes] == [bears]
     assert read_json(stage.path / "repair.json")["flip"] is bears
     notes = read_json(stage.path / "notes.json") if (stage.path / "notes.json").exists() else []
     assert any("mirrored" in note for note in notes) is not bears
-    recipe = unlearning_stage.chosen_recipe(stage.path, replace(recipes[0], flip=True))
-    assert recipe.flip is bears
+    assert unlearning_stage.chosen_recipe(stage.path, MIRRORING).flip is bears
+
+
+def test_a_finished_repair_is_of_its_mirroring(result, victim, tmp_path, monkeypatch):  # noqa: F811
+    cached = []
+    for bears in (True, False, True, False):
+        monkeypatch.setattr(repair, "bears_mirroring", lambda *_, bears=bears: bears)
+        cached.append(repaired(result, victim, tmp_path / "run", recipe=MIRRORING).cached)
+    assert cached == [False, False, True, True]
+
+
+def test_where_mirroring_is_off_nobody_asks(result, victim, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(repair, "bears_mirroring", lambda *_: pytest.fail("asked"))
+    repaired(result, victim, tmp_path / "run", recipe=replace(MIRRORING, flip=False))

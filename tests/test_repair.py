@@ -308,9 +308,7 @@ def test_unlearning_learns_copies_that_carry_the_shared_triggers(elsewhere, monk
         stage = unlearnt(scan, with_unlearning(augment=share))
         sizes.append(read_table(stage.path / "history.parquet")["clean"][0])
     clean = scan.partition.clean.sum() - spared(scan)
-    flagged = np.unique(scan.data.labels[scan.partition.flagged])
-    unsuspected = (scan.partition.has(State.UNCERTAIN) & ~np.isin(scan.data.labels, flagged)).sum()
-    assert sizes == [clean + unsuspected, clean + unsuspected + round(0.5 * clean)]
+    assert sizes == [clean, clean + round(0.5 * clean)]
 
 
 def with_label_flags(scan):

@@ -122,9 +122,7 @@ def slow_loss(logits, data, partition, guide, config, guide_weight):
 )
 def test_the_loss_is_that_of_a_slow_reference(n, seed, loss, weight, label_only, relabel, guide_weight):
     model, data, partition, guide, logits = draw_case(n, seed)
-    config = UnlearningConfig(
-        loss=loss, recipe=STEP, weight=weight, label_only_weight=label_only, readmit=1.0
-    )
+    config = UnlearningConfig(loss=loss, recipe=STEP, weight=weight, label_only_weight=label_only)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(unlearning.GUIDE_WEIGHT, loss, guide_weight)
         patch.setitem(unlearning.RELABEL_WEIGHT, loss, relabel)
@@ -255,18 +253,6 @@ def test_exactly_the_confident_uncertain_samples_are_readmitted(seed, passes):
         assert set(rows) == set(np.flatnonzero(admitted | flagged))
     assert history.columns["clean"] == (clean.sum(), admitted.sum(), admitted.sum())
     assert history.columns["flagged"] == (flagged.sum(),) * 3
-
-
-@pytest.mark.parametrize("quarantined", [(), (1,)])
-def test_the_first_pass_has_the_uncertain_samples_of_classes_in_which_nothing_is_flagged(passes, quarantined):
-    model, data, partition, guide, _ = draw_case(160, 3)
-    unflagged = np.isin(data.labels, (1, 2))
-    partition = partition.moved(partition.flagged & unflagged, State.EXCLUDED)
-    partition = replace(partition, quarantined=quarantined)
-    uncertain = partition.has(State.UNCERTAIN) & unflagged & ~np.isin(data.labels, quarantined)
-    assert uncertain.sum() > 2
-    unlearn(model, data, partition, guide, UnlearningConfig(recipe=STEP), Seed(0))
-    assert set(passes[0]) == set(np.flatnonzero(partition.clean | partition.flagged | uncertain))
 
 
 def test_readmission_can_be_turned_off(passes):

@@ -1,29 +1,36 @@
 """Whether a repair may mirror images: only where the model takes a mirrored image for what it was."""
 
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
+from scipy.stats import binomtest
 
 from clipguard.compute.inference import classifier_logits
 from clipguard.models.spec import Normalized
 from clipguard.types import ImageSet
 
-ASKED: Final = 200
+ASKED: Final = 50
 """Images of a class that are mirrored at most."""
-
-IN_ALL: Final = 10_000
-"""Images of all classes that are mirrored at most, but `FEWEST` of each."""
-
-FEWEST: Final = 10
-"""Images that a class must have for an opinion of its own."""
 
 FALL: Final = 0.2
 """A class loses more than this share of its images where mirroring changes what they show.
 
 Of models that were trained with mirrored images, no class lost more than 0.06. A sign that points to the left
-loses nearly all of them: docs/experiments.md, section 24.
+loses nearly all of them: docs/experiments.md, section 27.
 """
+
+LEVEL: Final = 0.01
+"""Of the test that the loss is more than chance, over all classes."""
+
+
+class Change(NamedTuple):
+    """What mirroring does to the images of a class: how many were asked, and turn wrong or right by it."""
+
+    asked: int
+    lost: int
+    gained: int
 
 
 def bears_mirroring(model: Normalized, data: ImageSet, clean: Bool[np.ndarray, "n"]) -> bool:
@@ -37,22 +44,21 @@ def bears_mirroring(model: Normalized, data: ImageSet, clean: Bool[np.ndarray, "
         data: the poisoned set.
         clean: samples that are trusted; the others have no say.
     """
-    return all(fall <= FALL for fall in falls_by_class(model, data, clean))
+    level = LEVEL / len(data.class_names)
+    return not any(
+        lost - gained > FALL * asked and binomtest(lost, lost + gained, alternative="greater").pvalue < level
+        for asked, lost, gained in changes(model, data, clean)
+    )
 
 
-def falls_by_class(model: Normalized, data: ImageSet, clean: Bool[np.ndarray, "n"]) -> list[float]:
-    """Return by how much each class's accuracy falls under mirroring, of classes with enough images."""
-    falls, asked = [], max(FEWEST, min(ASKED, IN_ALL // len(data.class_names)))
-    for label in range(len(data.class_names)):
+def changes(model: Normalized, data: ImageSet, clean: Bool[np.ndarray, "n"]) -> Iterator[Change]:
+    """Yield what mirroring does to each class that has trusted samples."""
+    for label in np.unique(data.labels[clean]):
         rows = np.flatnonzero(clean & (data.labels == label))
-        if len(rows) < FEWEST:
-            continue
         # Evenly, since neighbours may be frames of one video.
-        some = rows[:: -(-len(rows) // asked)]
-        images = data.take(some).images[:]
-        right = [
-            (classifier_logits(model, np.ascontiguousarray(view)).argmax(1) == label).mean()
+        images = data.take(rows[:: -(-len(rows) // ASKED)]).images[:]
+        before, after = (
+            classifier_logits(model, np.ascontiguousarray(view)).argmax(1) == label
             for view in (images, images[:, :, ::-1])
-        ]
-        falls.append(float(right[0] - right[1]))
-    return falls
+        )
+        yield Change(len(images), int((before & ~after).sum()), int((after & ~before).sum()))

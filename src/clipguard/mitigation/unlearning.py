@@ -34,9 +34,8 @@ class UnlearningConfig:
             backdoor: with a short one, repairs differ more by chance.
         weight: b, weight of the unlearning term, per flagged sample relative to a clean one.
         label_only_weight: share of that weight for samples with a soft label.
-        readmit: uncertain samples become clean, unless their class is quarantined: those of classes without
-            flagged samples before the first pass, and after each pass those whose given label the model
-            predicts with more than this probability; 1 turns it off.
+        readmit: after each pass, uncertain samples whose given label the model predicts with more than this
+            probability become clean, unless their class is quarantined; 1 turns it off.
         augment: share of the clean samples of which a copy with the reconstructed trigger (with each, where
             there are several) is learnt under the sample's own label. Unlearning says what a triggered image
             is not, this says what it is.
@@ -180,7 +179,7 @@ def lesson(
 ) -> tuple[Int64[np.ndarray, "m"], LossFunction]:
     """Return the rows of the first pass and the loss: what a trial of the repair learns."""
     sets = _Sets(*(torch.zeros(0),) * 3)
-    rows = _set(sets, data, partition, partition.clean | _unsuspected(data, partition, config))
+    rows = _set(sets, data, partition, partition.clean)
     return rows, _unlearning_loss(sets, _targets(data, partition, guide), config)
 
 
@@ -215,13 +214,13 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
     which samples were re-admitted. A repair that is `done` after a pass ends there.
     """
     admitted = _Admitted(partition.clean, checkpoint)
-    admissible, unsuspected = _admissible(data, partition), _unsuspected(data, partition, config)
+    admissible = partition.has(State.UNCERTAIN) & ~np.isin(data.labels, partition.quarantined)
     sets = _Sets(*(torch.zeros(0),) * 3)
 
     def choose(epoch: int) -> Int64[np.ndarray, "m"] | None:
         if epoch > 0 and done(model):
             return None
-        confident = unsuspected
+        confident = np.zeros(len(data), dtype=bool)
         if epoch > 0 and config.readmit < 1:
             confident = (_probability(model, data) > config.readmit) & admissible
         return _set(sets, data, partition, admitted.note(epoch, confident))
@@ -233,23 +232,6 @@ def unlearn(  # noqa: PLR0913  # what is learnt from, how, and who watches: no t
         "flagged": tuple(float((partition.flagged & ~clean).sum()) for clean in admitted.passes),
     }
     return History(columns={**history.columns, **sizes}, seconds=history.seconds)
-
-
-def _admissible(data: ImageSet, partition: Partition) -> Bool[np.ndarray, "n"]:
-    return partition.has(State.UNCERTAIN) & ~np.isin(data.labels, partition.quarantined)
-
-
-def _unsuspected(data: ImageSet, partition: Partition, config: UnlearningConfig) -> Bool[np.ndarray, "n"]:
-    """Return the uncertain samples of classes in which nothing is flagged; none without re-admission.
-
-    A weak guide leaves whole classes uncertain. A model that is not taught them in the first pass forgets
-    them, and then re-admits nothing of what it has forgotten.
-    """
-    flagged = np.bincount(data.labels[partition.flagged], minlength=len(data.class_names))
-    if config.readmit >= 1:
-        return np.zeros(len(data), dtype=bool)
-    unsuspected: Bool[np.ndarray, " n"] = _admissible(data, partition) & (flagged == 0)[data.labels]
-    return unsuspected
 
 
 class _Admitted:

@@ -1,7 +1,7 @@
 """What computes each stage: given values in, files in the stage's folder out."""
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -35,6 +35,7 @@ from clipguard.detection.trigger_detector import trigger_scores
 from clipguard.detection.trigger_inversion import FEWEST as FEWEST_TO_INVERT
 from clipguard.detection.trigger_inversion import invert_triggers
 from clipguard.errors import ClipguardError
+from clipguard.mitigation.unlearning import UnlearningConfig
 from clipguard.models.features import head_of
 from clipguard.models.spec import ModelSpec, Normalized, check_sound, save
 from clipguard.pipeline.baseline import baseline_stage
@@ -91,6 +92,7 @@ class Repair:
         spec: how it is built.
         origin: key of its training, or hash of its weights.
         unseen: trusted samples that the victim has not learned, if it was trained here.
+        bears_mirroring: whether the victim takes mirrored images for what they were.
     """
 
     scan: Scan
@@ -98,6 +100,14 @@ class Repair:
     spec: ModelSpec
     origin: str
     unseen: Int64[np.ndarray, "m"]
+    bears_mirroring: bool = True
+
+    @property
+    def unlearning(self) -> UnlearningConfig:
+        """The settings of the repair, which mirrors no images that the victim would take for others."""
+        config = self.scan.context.config.unlearning
+        flip = config.recipe.flip and self.bears_mirroring
+        return replace(config, recipe=replace(config.recipe, flip=flip))
 
 
 def read(given: Reading, folder: Path, progress: StepProgress) -> None:

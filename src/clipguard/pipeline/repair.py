@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int64
 from clipguard.compute.classifiers import ClassifierConfig
 from clipguard.compute.cross_validation import Groups, fold_numbers
 from clipguard.errors import ClipguardError
+from clipguard.mitigation.mirroring import bears_mirroring
 from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.pipeline.computing import FEATURES_FILE, Repair, Training
 from clipguard.pipeline.config import DefenseConfig
@@ -112,7 +113,12 @@ def repair(
     flagged that could be unlearned: all of it was held out, or the victim's features have cleared it.
     """
     given = _by_features(Repair(scan=scan, victim=victim, spec=spec, origin=origin, unseen=unseen))
-    return scan.context.finish(UNLEARNING, given) if given.scan.partition.flagged.any() else None
+    partition = given.scan.partition
+    if not partition.flagged.any():
+        return None
+    if scan.context.config.unlearning.recipe.flip:
+        given = replace(given, bears_mirroring=bears_mirroring(victim, scan.data, partition.clean))
+    return scan.context.finish(UNLEARNING, given)
 
 
 def _by_features(given: Repair) -> Repair:

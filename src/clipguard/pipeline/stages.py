@@ -255,10 +255,10 @@ FEATURE_SEPARATION: Final = Stage[Repair](
 
 UNLEARNING: Final = Stage[Repair](
     name="unlearning",
-    version=6,
+    version=5,
     title="unlearn the flagged samples",
     config=lambda given: {
-        "unlearning": asdict(given.scan.context.config.unlearning),
+        "unlearning": asdict(given.unlearning),
         "spec": asdict(given.spec),
         "seed": given.scan.context.config.seed,
     },

@@ -9,7 +9,6 @@ from clipguard.compute.recipes import Recipe
 from clipguard.compute.threads import intra_op
 from clipguard.errors import ClipguardError
 from clipguard.mitigation.gauge import Gauge, GaugeReading, gauge_of, has_done_its_work, spared_rows
-from clipguard.mitigation.mirroring import bears_mirroring
 from clipguard.mitigation.rate import fitting_optimizer, suited_recipe
 from clipguard.mitigation.repair_words import repair_words
 from clipguard.mitigation.trigger_augmentation import trigger_augmented
@@ -38,14 +37,13 @@ def unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None
 
 def _unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> None:
     scan = given.scan
-    config, seed = scan.context.config.unlearning, scan.context.seed(Stream.UNLEARNING)
+    config, seed = given.unlearning, scan.context.seed(Stream.UNLEARNING)
     spared = given.unseen
     if not len(spared):
         spared = spared_rows(scan.data.labels, scan.partition.clean, seed.child("spared"))
     partition = scan.partition.moved(spared, State.HELD_OUT)
     gauge = gauge_of(scan.data, partition, scan.triggers, spared)
     taught = _augmented(given, partition, seed)
-    config, mirrors = _mirroring(given, config)
     config, trials = _suited(given.victim, taught, config, gauge, seed, folder)
     trials |= {"flip": config.recipe.flip}
     counter = EpochProgress(config.recipe.epochs, progress)
@@ -61,20 +59,14 @@ def _unlearn_flagged(given: Repair, folder: Path, progress: StepProgress) -> Non
     )
     counter.finish()
     keep(folder, model, given.spec, scan.data, history)
-    _note(given, folder, trials, before, None if before is None else gauge.read(model), mirrors)
+    _note(given, folder, trials, before, None if before is None else gauge.read(model))
 
 
 def chosen_recipe(folder: Path, recipe: Recipe) -> Recipe:
     """Return a recipe with optimiser, rate and mirroring as a finished stage has taken them."""
     values = read_json(folder / REPAIR_FILE)
-    return replace(recipe, optimizer=values["optimizer"], lr=values["rate"], flip=values["flip"])
-
-
-def _mirroring(given: Repair, config: UnlearningConfig) -> tuple[UnlearningConfig, bool]:
-    """Return the settings without mirroring where the model does not bear it, and whether it does."""
-    recipe, scan = config.recipe, given.scan
-    bears = not recipe.flip or bears_mirroring(given.victim, scan.data, scan.partition.clean)
-    return replace(config, recipe=replace(recipe, flip=recipe.flip and bears)), bears
+    flip = recipe.flip and values.get("flip", True)
+    return replace(recipe, optimizer=values["optimizer"], lr=values["rate"], flip=flip)
 
 
 def _augmented(given: Repair, partition: Partition, seed: Seed) -> tuple[ImageSet, Partition, Scores]:
@@ -131,16 +123,16 @@ def _note(
     trials: dict[str, Any],
     before: GaugeReading | None,
     after: GaugeReading | None,
-    mirrors: bool,
 ) -> None:
     """Write what the gauge said, and what of it and of mirroring the user should know."""
-    readings, notes = [], [] if mirrors else [NOT_MIRRORED]
-    if before is not None and after is not None:
-        readings = [_plain(before), _plain(after)]
-        notes += repair_words(before, after, trials["rate"], learned=not len(given.unseen))
-    write_json(folder / REPAIR_FILE, {**trials, "readings": readings})
-    if notes:
+    notes = [] if given.bears_mirroring else [NOT_MIRRORED]
+    if before is None or after is None:
+        write_json(folder / REPAIR_FILE, {**trials, "readings": []})
         write_notes(folder, notes)
+        return
+    write_json(folder / REPAIR_FILE, {**trials, "readings": [_plain(before), _plain(after)]})
+    notes += repair_words(before, after, trials["rate"], learned=not len(given.unseen))
+    write_notes(folder, notes)
 
 
 def _plain(reading: GaugeReading) -> dict[str, Any]:
