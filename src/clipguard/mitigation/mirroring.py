@@ -11,7 +11,7 @@ from clipguard.compute.inference import classifier_logits
 from clipguard.models.spec import Normalized
 from clipguard.types import ImageSet
 
-ASKED: Final = 50
+IMAGES: Final = 50
 """Images of a class that are mirrored at most."""
 
 FALL: Final = 0.2
@@ -26,9 +26,9 @@ LEVEL: Final = 0.01
 
 
 class Change(NamedTuple):
-    """What mirroring does to the images of a class: how many were asked, and turn wrong or right by it."""
+    """Images of a class, and how many of them turn wrong and right by mirroring."""
 
-    asked: int
+    images: int
     lost: int
     gained: int
 
@@ -46,8 +46,8 @@ def bears_mirroring(model: Normalized, data: ImageSet, clean: Bool[np.ndarray, "
     """
     level = LEVEL / len(data.class_names)
     return not any(
-        lost - gained > FALL * asked and binomtest(lost, lost + gained, alternative="greater").pvalue < level
-        for asked, lost, gained in changes(model, data, clean)
+        lost - gained > FALL * images and binomtest(lost, lost + gained, alternative="greater").pvalue < level
+        for images, lost, gained in changes(model, data, clean)
     )
 
 
@@ -56,7 +56,7 @@ def changes(model: Normalized, data: ImageSet, clean: Bool[np.ndarray, "n"]) -> 
     for label in np.unique(data.labels[clean]):
         rows = np.flatnonzero(clean & (data.labels == label))
         # Evenly, since neighbours may be frames of one video.
-        images = data.take(rows[:: -(-len(rows) // ASKED)]).images[:]
+        images = data.take(rows[:: -(-len(rows) // IMAGES)]).images[:]
         before, after = (
             classifier_logits(model, np.ascontiguousarray(view)).argmax(1) == label
             for view in (images, images[:, :, ::-1])

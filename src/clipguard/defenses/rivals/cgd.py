@@ -62,7 +62,7 @@ class PublishedMethod:
         guide = replace(guide, scale=1.0)
         guided = time.monotonic()
         nets = self._nets(case)
-        report = reporting(case, "train the suspicious models", nets.epochs * nets.runs)
+        report = reporting(case, "train the early-training models", nets.epochs * nets.runs)
         early = early_model_scores(data, guide, nets, seed.child("nets"), report)
         entropy = entropy_map(label_nll(guide, data.labels), label_nll(early, data.labels))
         partition = first_partition(entropy, data.labels, len(data.class_names), EntropyMapConfig())
