@@ -9,8 +9,10 @@ import torch
 from clipguard.mitigation.mirroring import bears_mirroring, changes
 from clipguard.models.spec import ModelSpec, Normalized
 from clipguard.pipeline import repair, unlearning_stage
+from clipguard.pipeline.defender import Defender
 from clipguard.runs import read_json
 from clipguard.types import image_set
+from test_defender import GUIDE, scan_folder, scanned_folder, source  # noqa: F401  # fixtures
 from test_unlearning_stage import CONFIG, repaired, result, victim  # noqa: F401  # fixtures
 
 NAMES = ("left", "right", "both")
@@ -110,3 +112,17 @@ def test_a_finished_repair_is_of_its_mirroring(result, victim, tmp_path, monkeyp
 def test_where_mirroring_is_off_nobody_asks(result, victim, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(repair, "bears_mirroring", lambda *_: pytest.fail("asked"))
     repaired(result, victim, tmp_path / "run", recipe=replace(MIRRORING, flip=False))
+
+
+@pytest.mark.parametrize("bears", [True, False])
+def test_a_model_is_trained_anew_as_the_one_before_bears_it(source, scanned_folder, monkeypatch, bears):  # noqa: F811
+    monkeypatch.setattr(repair, "bears_mirroring", lambda *_: bears)
+    config = replace(CONFIG, by="retrain", victim=replace(CONFIG.victim, flip=True))
+    done = Defender(GUIDE, scanned_folder, config=config).fit(source)
+    (line,) = [line for line in done.warnings_ if "mirrored" in line] or [""]
+    assert (line == unlearning_stage.NOT_MIRRORED) is not bears
+    flips = [
+        read_json(done.stages_[name].path / "manifest.json")["config"]["recipe"]["flip"]
+        for name in ("victim", "retraining")
+    ]
+    assert flips == [True, bears]

@@ -24,6 +24,7 @@ from clipguard.pipeline.computing import FEATURES_FILE
 from clipguard.pipeline.config import DefenseConfig
 from clipguard.pipeline.repair import (
     for_model,
+    recipe_like,
     repair,
     spec_to_train,
     train,
@@ -37,6 +38,7 @@ from clipguard.pipeline.scan import Context, Scan, notes_of
 from clipguard.pipeline.scanning import scan
 from clipguard.pipeline.stages import RETRAINING, VICTIM
 from clipguard.pipeline.summary import warnings_of
+from clipguard.pipeline.unlearning_stage import NOT_MIRRORED
 from clipguard.pipeline.verdict import verdict
 from clipguard.pipeline.victims import check_fit, given_victim
 from clipguard.runs import FinishedStage, described, read_table
@@ -217,9 +219,11 @@ class Defender:
 
     def _repaired(self, config: DefenseConfig, like: ModelSpec | None, origin: str) -> list[str]:
         """Repair the model, unless nothing is flagged; return what is to be said of it."""
-        run, stage = self.scan_.context.run, None
-        if self.partition_.flagged.any():
-            stage = self._retrain(config, like) if config.by == "retrain" else self._unlearn(origin)
+        run, stage, notes = self.scan_.context.run, None, list[str]()
+        if self.partition_.flagged.any() and config.by == "retrain":
+            stage, notes = self._retrain(config, like)
+        elif self.partition_.flagged.any():
+            stage = self._unlearn(origin)
         if stage is None:
             self.model_, self.history_ = self.before_, {}
             with run.publishing("model.safetensors") as path:
@@ -227,16 +231,17 @@ class Defender:
             return [CLEARED if self.partition_.flagged.any() else UNTOUCHED]
         self.history_ = read_table(stage.path / "history.parquet")
         run.publish(stage.path / "model.safetensors", "model.safetensors")
-        return notes_of(stage)
+        return [*notes, *notes_of(stage)]
 
-    def _retrain(self, config: DefenseConfig, like: ModelSpec | None) -> FinishedStage:
+    def _retrain(self, config: DefenseConfig, like: ModelSpec | None) -> tuple[FinishedStage, list[str]]:
+        """Train a model without the flagged samples; return its stage and what is to be said of it."""
         scan = self.trained_on_
         self.spec_ = spec_to_train(config, scan.num_classes, scan.data.images.shape[1:3], like)
-        stage = train(
-            scan, scan.partition.clean | scan.partition.has(State.UNCERTAIN), self.spec_, RETRAINING
-        )
+        rows = scan.partition.clean | scan.partition.has(State.UNCERTAIN)
+        recipe = recipe_like(scan, self.before_)
+        stage = train(scan, rows, self.spec_, RETRAINING, recipe)
         self.model_ = load(stage.path / "model.safetensors", self.spec_)
-        return stage
+        return stage, [NOT_MIRRORED] if config.victim.flip and not recipe.flip else []
 
     def _unlearn(self, origin: str) -> FinishedStage | None:
         self.trained_on_ = with_model_triggers(self.trained_on_, self.scan_)

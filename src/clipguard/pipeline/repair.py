@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int64
 
 from clipguard.compute.classifiers import ClassifierConfig
 from clipguard.compute.cross_validation import Groups, fold_numbers
+from clipguard.compute.recipes import Recipe
 from clipguard.errors import ClipguardError
 from clipguard.mitigation.mirroring import bears_mirroring
 from clipguard.models.spec import ModelSpec, Normalized
@@ -85,8 +86,23 @@ def spec_to_train(
     return spec if like is None else replace(spec, preprocessing=like.preprocessing)
 
 
-def train(scan: Scan, rows: Bool[np.ndarray, "n"], spec: ModelSpec, stage: Stage[Any]) -> FinishedStage:
+def recipe_like(scan: Scan, model: Normalized) -> Recipe:
+    """Return how a model is trained anew: without mirroring where the one before it does not bear that."""
+    recipe = scan.context.config.victim
+    flip = recipe.flip and bears_mirroring(model, scan.data, scan.partition.clean)
+    return replace(recipe, flip=flip)
+
+
+def train(
+    scan: Scan,
+    rows: Bool[np.ndarray, "n"],
+    spec: ModelSpec,
+    stage: Stage[Any],
+    recipe: Recipe | None = None,
+) -> FinishedStage:
     """Return the stage of a classifier trained from scratch on the samples of `rows`.
+
+    Without a recipe, that of the settings is taken.
 
     Raises:
         ClipguardError: a class would lose all its samples.
@@ -97,7 +113,7 @@ def train(scan: Scan, rows: Bool[np.ndarray, "n"], spec: ModelSpec, stage: Stage
     if lost := [data.class_names[i] for i in np.flatnonzero((counts == 0) & present)]:
         raise ClipguardError(f"class {lost[0]!r} has no sample left to train on: too few are clean")
     seed = scan.context.seed(_STREAMS[stage.name])
-    classifier = ClassifierConfig(spec=spec, recipe=config.victim, seed=seed)
+    classifier = ClassifierConfig(spec=spec, recipe=recipe or config.victim, seed=seed)
     return scan.context.finish(stage, Training(scan=scan, rows=rows, classifier=classifier))
 
 
