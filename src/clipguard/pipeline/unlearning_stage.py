@@ -25,7 +25,7 @@ REPAIR_FILE: Final = "repair.json"
 
 
 NOT_MIRRORED: Final = (
-    "no image was mirrored in the repair: the model takes mirrored images of a class for others"
+    "no image was mirrored in the repair: the model takes mirrored images of some classes for others"
 )
 
 
