@@ -22,8 +22,8 @@ NOT_ASSESSABLE: Final = "Not assessable, since the guide does not tell these cla
 _MEANINGS: Final = {
     "trigger": "its flagged samples share a pattern that alone carries the label",
     "label-only poison": "it was given labels that belong to {source}",
-    "shortcut": "its flagged samples share a pattern, and the guide agrees with their labels: a watermark, "
-    "say, or an attack that changes no label",
+    "shortcut": "its flagged samples share a pattern, and the guide does not contradict their labels: a "
+    "watermark, say, or an attack that changes no label",
 }
 
 

@@ -30,7 +30,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         label: its number.
         kind: `trigger`: samples share a pattern that a network takes for the class.
             `label-only poison`: labels of other classes were changed to it.
-            `shortcut`: samples share a pattern, but the guide agrees with their labels: intent unknown.
+            `shortcut`: samples share a pattern whose labels the guide does not contradict: intent unknown.
         flagged: samples of the class that are flagged.
         at_least: lower bound of its poisoned samples, simultaneous over all classes; of triggers only.
         strength: largest odds ratio of an unmeasured cause at which the class still stands out
