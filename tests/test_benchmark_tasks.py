@@ -53,6 +53,18 @@ def test_a_key_changes_with_code_threads_attack_and_defence_and_with_nothing_els
         tiny.file.write_text(text)
 
 
+@pytest.mark.parametrize("flip", [True, False])
+def test_rows_of_victims_without_mirrored_images_know_the_rule_of_mirroring(tmp_path, flip):
+    file = tmp_path / "bench.toml"
+    file.write_text(f"victim = {{flip = {str(flip).lower()}}}\n")
+    config = read_config(file)
+    (cell,) = cells(config)
+    versions = {task.label: row_settings(cell, task)["code"].get("mirroring") for task in tasks_of(config)}
+    victims = {"none": None, "reference": None}
+    assert versions == victims | dict.fromkeys(versions.keys() - victims, None if flip else 1)
+    assert len(versions) > 2
+
+
 @dataclass(frozen=True)
 class Inner:
     """Settings within settings."""

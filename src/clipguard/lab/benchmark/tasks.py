@@ -78,6 +78,9 @@ def row_settings(cell: Cell, task: Task) -> dict[str, Any]:
         # Of attacks on images of one class, target recall was compared with nothing before.
         if any(getattr(part, "source", None) is not None for part in parts_of(attack)):
             code["target recall"] = 1
+        # Victims that were trained without mirrored images were repaired with them before.
+        if not cell.recipe.flip:
+            code["mirroring"] = 1
     return {
         "format": FORMAT,
         "code": code,
