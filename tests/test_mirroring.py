@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipguard.mitigation.mirroring import bears_mirroring, changes
+from clipguard.clip.zero_shot import DIGIT_NAMES
+from clipguard.mitigation.mirroring import bears_mirroring, changes, names_against_mirroring
 from clipguard.models.spec import ModelSpec, Normalized
-from clipguard.pipeline import repair, unlearning_stage
+from clipguard.pipeline import defender, repair, unlearning_stage
 from clipguard.pipeline.defender import Defender
 from clipguard.runs import read_json
 from clipguard.types import image_set
@@ -126,3 +127,37 @@ def test_a_model_is_trained_anew_as_the_one_before_bears_it(source, scanned_fold
         for name in ("victim", "retraining")
     ]
     assert flips == [True, bears]
+
+
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (("Stop", "Keep right", "Keep left"), ("Keep right", "Keep left")),
+        (("turn_left", "turn_right"), ("turn_left", "turn_right")),
+        (("TurnLeft", "TurnRight"), ("TurnLeft", "TurnRight")),
+        (("LEFT-to-right", "right to left"), ("LEFT-to-right", "right to left")),
+        (("left", "centre"), None),
+        (("leftovers", "rightovers"), None),
+        (("", "一"), None),
+    ],
+)
+def test_names_that_differ_in_left_and_right_only_speak_against_mirroring(names, pair):
+    expected = f"classes {pair[0]!r} and {pair[1]!r} may be mirror images of each other" if pair else ""
+    assert names_against_mirroring(names) == expected
+
+
+def test_digits_are_known_by_their_words_and_numbers_of_classes_are_no_digits():
+    assert names_against_mirroring(DIGIT_NAMES[::-1]) == "the classes are digits"
+    assert not names_against_mirroring(tuple("0123456789"))
+    assert not names_against_mirroring(DIGIT_NAMES[:9])
+
+
+@pytest.mark.parametrize(("wanted", "reason"), [(True, "their names"), (True, ""), (False, "their names")])
+def test_a_model_is_trained_as_the_class_names_bear_it(source, scanned_folder, monkeypatch, wanted, reason):  # noqa: F811
+    monkeypatch.setattr(defender, "names_against_mirroring", lambda names: reason)
+    config = replace(CONFIG, victim=replace(CONFIG.victim, flip=wanted))
+    done = Defender(GUIDE, scanned_folder, config=config).fit(source)
+    recipe = read_json(done.stages_["victim"].path / "manifest.json")["config"]["recipe"]
+    assert recipe["flip"] is (wanted and not reason)
+    said = "the model was trained without mirrored images: their names"
+    assert (said in done.warnings_) is bool(wanted and reason)

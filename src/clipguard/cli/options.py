@@ -212,8 +212,9 @@ class DefendOptions(ScanOptions):
         loss: Unlearning loss; cgd is the paper's.
         rate: Learning rate of the repair; default: found by a short range test.
         epochs: Of a model that is trained here; default: 25.
-        flip: Mirror images at random in training; not for digits or text. Unlearning does without by itself
-            where the model takes mirrored images for others.
+        flip: Mirror images at random in training; not for digits or text. clipguard does without by itself
+            where class names differ in left and right only, or name the ten digits, and in the repair where
+            the model takes mirrored images for others.
         onnx: Write the repaired model as model.onnx, too, as export --to onnx does (extra onnx).
         test: Labelled test set, or a folder that `clipguard attack` wrote with --test.
     """

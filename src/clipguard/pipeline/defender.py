@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar
 
@@ -17,6 +18,7 @@ from clipguard.compute.threads import granted_threads, one_thread
 from clipguard.data import ImageSource
 from clipguard.data.decode import common_size
 from clipguard.errors import ClipguardError
+from clipguard.mitigation.mirroring import names_against_mirroring
 from clipguard.models.spec import ModelSpec, Normalized, build, check_sound, load, save
 from clipguard.pipeline.baseline import check_baseline
 from clipguard.pipeline.chosen_options import chosen_options
@@ -175,12 +177,12 @@ class Defender:
             check_drop(self.scan_.data, self.scan_.partition)
         if given is None:
             self.trained_on_ = with_held_out(self.scan_)
-            self.before_, self.spec_, origin = self._train_victim(config)
+            self.before_, self.spec_, origin, of_victim = self._train_victim(config)
         else:
-            self.before_, self.spec_, origin = given.model, given.spec, given.origin
+            self.before_, self.spec_, origin, of_victim = given.model, given.spec, given.origin, list[str]()
             self.trained_on_ = for_model(self.scan_, self.spec_.preprocessing)
             check_fit(given, self.trained_on_)
-        of_repair = self._repaired(config, like, origin)
+        of_repair = [*of_victim, *self._repaired(config, like, origin)]
         others = [line for line in warnings_of(self.scan_) if line not in of_repair]
         self.warnings_ = [*of_repair, *(given.notes if given else ()), *others]
         run = self.scan_.context.run
@@ -211,11 +213,15 @@ class Defender:
         """What becomes of every sample."""
         return self.scan_.partition
 
-    def _train_victim(self, config: DefenseConfig) -> tuple[Normalized, ModelSpec, str]:
+    def _train_victim(self, config: DefenseConfig) -> tuple[Normalized, ModelSpec, str, list[str]]:
+        """Return a model that is trained here, how it is built, its key, and what is to be said of it."""
         scan = self.trained_on_
         spec = spec_to_train(config, scan.num_classes, scan.data.images.shape[1:3], None)
-        stage = train(scan, ~scan.partition.has(State.HELD_OUT), spec, VICTIM)
-        return load(stage.path / "model.safetensors", spec), spec, stage.key
+        reason = names_against_mirroring(scan.data.class_names) if config.victim.flip else ""
+        recipe = replace(config.victim, flip=config.victim.flip and not reason)
+        stage = train(scan, ~scan.partition.has(State.HELD_OUT), spec, VICTIM, recipe)
+        notes = [f"the model was trained without mirrored images: {reason}"] if reason else []
+        return load(stage.path / "model.safetensors", spec), spec, stage.key, notes
 
     def _repaired(self, config: DefenseConfig, like: ModelSpec | None, origin: str) -> list[str]:
         """Repair the model, unless nothing is flagged; return what is to be said of it."""
