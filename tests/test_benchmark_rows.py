@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,9 @@ def test_every_row_holds_its_rates_what_it_is_of_and_what_it_was_made_with(finis
         assert np.isclose(change, row["target_recall"] - by_label["none"]["target_recall"])
     assert own["guide_accuracy"] == by_label["retrain"]["guide_accuracy"] > 0
     assert own["seconds_embeddings"] > 0
+    # It is finished when it is written, not when it began.
+    since = files(finished)["clipguard"].stat().st_mtime - datetime.fromisoformat(own["finished"]).timestamp()
+    assert since < own["wall_seconds"]
     assert by_label["finetune"]["detection_poisoned"] is None
 
 

@@ -69,3 +69,9 @@ def test_the_nets_are_built_as_the_victim_unless_another_is_named(case):
     assert PublishedMethod()._nets(case).architecture == "shallow-8"
     named = PublishedMethod(architecture="preactresnet18-4", runs=2)._nets(case)
     assert (named.architecture, named.runs, named.epochs, named.lr) == ("preactresnet18-4", 2, 5, 3e-4)
+
+
+def test_it_ends_after_ten_passes_or_those_that_it_is_given(case, monkeypatch):
+    monkeypatch.setattr(cgd, "held_out_accuracy", lambda *_: 0.5)
+    passes = [PublishedMethod(runs=1, **given).defend(case).notes["passes"] for given in ({}, {"passes": 12})]
+    assert passes == [10, 12]

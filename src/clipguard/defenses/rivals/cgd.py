@@ -45,15 +45,17 @@ class PublishedMethod:
     Left open and chosen here: the nets are built as the victim is, and so are the authors', of width 64.
     Crops and flips are those of the victim's recipe. Classes are weighted, not resampled. The accuracy that
     ends the repair is of 5 % of the clean part. A pass is over all samples, where the authors end it after
-    200 steps: the same, up to 51,200 samples.
+    200 steps: the same, up to 51,200 samples. Fewer samples take more `passes` to the same number of steps.
 
     Attributes:
         architecture: of the nets that are trained briefly; none takes the victim's.
         runs: how many of them.
+        passes: of the repair, at most.
     """
 
     architecture: str = ""
     runs: int = 3
+    passes: int = CGD.recipe.epochs
 
     def defend(self, case: Case) -> Repaired:
         """Return the victim after unlearning, and the partition."""
@@ -70,7 +72,7 @@ class PublishedMethod:
         model, held_out = case.victim, _held_out(partition, seed.child("held out"))
         watch = _Watch(data.take(held_out))
         part = partition.moved(held_out, State.HELD_OUT)
-        recipe = replace(CGD.recipe, crop=case.recipe.crop, flip=case.recipe.flip)
+        recipe = replace(CGD.recipe, epochs=self.passes, crop=case.recipe.crop, flip=case.recipe.flip)
         config, report = replace(CGD, recipe=recipe), reporting(case, "unlearn, CGD", recipe.epochs)
         unlearn(model, data, part, guide, config, seed.child("unlearning"), on_epoch=report, done=watch.ends)
         watch.ends(model)

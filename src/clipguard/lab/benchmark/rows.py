@@ -148,11 +148,11 @@ class _CellRows:
             if not isinstance(error, ClipguardError):
                 fault = f"{type(error).__name__}: {reason_of(error)} (trace in {failed})"
                 trace = traceback.format_exc()
-            write_json(failed, {**about, "error": fault, "trace": trace})
+            write_json(failed, {**about, "finished": _now(), "error": fault, "trace": trace})
             self.log(f"{self.runner.name}, {task.label}: failed: {fault}")
             return False
         costs = {"wall_seconds": time.monotonic() - began, "peak_memory_mb": peak_memory()}
-        write_json(file, {**about, **figures, **costs})
+        write_json(file, {**about, "finished": _now(), **figures, **costs})
         failed.unlink(missing_ok=True)
         self.log(f"{self.runner.name}, {task.label}: {_in_words(figures)}")
         return True
@@ -248,8 +248,12 @@ def _about(runner: CellRunner, task: Task, command: str) -> Row:
         "commit": commit(),
         "machine": machine(),
         "versions": versions_of("clipguard", "numpy", "torch", "open_clip_torch", "timm", "scipy"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _now() -> str:
+    """Return the time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _in_words(figures: Row) -> str:
