@@ -74,7 +74,7 @@ def test_what_is_isolated_is_poison_and_the_attack_is_unlearnt(monkeypatch, tmp_
     assert attack_success < 0.1
 
 
-def test_a_transformer_takes_part_and_a_budget_cuts_all_phases_alike(monkeypatch, tmp_path):
+def test_a_transformer_takes_part_and_a_budget_cuts_all_phases_but_unlearning(monkeypatch, tmp_path):
     passes = []
 
     def counted(model, images, rows, loss, recipe, *rest):
@@ -88,5 +88,5 @@ def test_a_transformer_takes_part_and_a_budget_cuts_all_phases_alike(monkeypatch
     case = case_of(faint_set(100)[0], tmp_path, "vit_tiny_patch16_224")
     repaired = AntiBackdoorLearning(budget=1.0).defend(case)
     assert repaired.notes == {"schedule_share": 0.05, "isolated": 2}
-    # 0.5 of 10 passes, 2 of 40, 1 of 20; unlearning is 20 steps of one batch.
-    assert passes == [(1, 50), (2, 98), (1, 98), (1, 2)]
+    # 0.5 of 10 passes, 2 of 40, 1 of 20; no budget cuts the 20 steps of unlearning.
+    assert passes == [(1, 50), (2, 98), (1, 98), (20, 2)]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from clipguard.defenses import Case, Repaired, budget
+from clipguard.defenses.rivals import clean_start as starting
 from clipguard.defenses.rivals.clean_start import CleanDataSettings, clean_start
 from clipguard.defenses.rivals.distillation import AttentionDistillation
 from clipguard.defenses.rivals.fine_pruning import FinePruning
@@ -48,6 +49,7 @@ def test_the_same_seed_gives_the_same_model_and_another_one_does_not(case, name)
 @pytest.mark.parametrize("name", BRIEF)
 def test_a_budget_cuts_the_schedule_and_leaves_one_pass_at_least(case, name, monkeypatch):
     monkeypatch.setattr(budget, "seconds_of_clipguard", lambda *_: 1e-6)
+    monkeypatch.setattr(starting, "seconds_of_scan", lambda *_: {})
     titles = {}
     watched = replace(case, progress=lambda title, done, total: titles.update({title: total}))
     result = repaired(replace(BRIEF[name], budget=1.0), watched)
@@ -57,6 +59,7 @@ def test_a_budget_cuts_the_schedule_and_leaves_one_pass_at_least(case, name, mon
 
 def test_a_generous_budget_runs_the_published_schedule(case, monkeypatch):
     monkeypatch.setattr(budget, "seconds_of_clipguard", lambda *_: 1e6)
+    monkeypatch.setattr(starting, "seconds_of_scan", lambda *_: {})
     limited = repaired(replace(BRIEF["nad"], budget=1.0), case)
     assert limited.notes["schedule_share"] == 1
     # Steps that were taken to measure their time are not in the result.
@@ -64,7 +67,9 @@ def test_a_generous_budget_runs_the_published_schedule(case, monkeypatch):
 
 
 def test_a_budget_pays_for_half_a_schedule_that_takes_twice_as_long(case, monkeypatch):
-    monkeypatch.setattr(budget, "seconds_of_clipguard", lambda *_: 2.5)
+    monkeypatch.setattr(budget, "seconds_of_clipguard", lambda *_: 3.5)
+    # A scan is paid for where samples are given, too: both origins train for the same time.
+    monkeypatch.setattr(starting, "seconds_of_scan", lambda *_: {"early_model": 2.0})
     start = clean_start(case, CleanDataSettings(origin="given", budget=2.0), "ft")
     assert start.share(lambda: 10.0) == 0.5
     unlimited = clean_start(case, CleanDataSettings(origin="given"), "ft")

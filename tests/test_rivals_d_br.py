@@ -119,7 +119,7 @@ def test_poison_moves_most_and_the_attack_is_unlearnt(monkeypatch, tmp_path):
     case = case_of(data, tmp_path)
     before, attack_success = accuracy_and_attack_success(case.victim)
     assert attack_success > 0.9
-    repaired = DistinguishAndRemove(rounds=60, lr=2e-4).defend(case)
+    repaired = DistinguishAndRemove(rounds=60, published_samples=0, lr=2e-4).defend(case)
     assert roc_auc_score(poisoned, measured[0]) > 0.95
     assert steps == [[480] * 2, [480] * 10, [24, 96] * 60]
     assert repaired.notes == {"schedule_share": 1.0, "relearnt": 96, "unlearnt": 24}
@@ -140,7 +140,7 @@ def test_a_budget_cuts_all_phases_alike(monkeypatch, tmp_path):
 
     monkeypatch.setattr(d_br, "fit", counted)
     case = case_of(faint_set(300)[0], tmp_path)
-    repaired = DistinguishAndRemove(budget=1.0, rounds=5).defend(case)
+    repaired = DistinguishAndRemove(budget=1.0, rounds=5, published_samples=0).defend(case)
     assert repaired.notes["schedule_share"] == 0.3
     # 0.6 of 2 passes, 3 of 10, 1.5 of 5 rounds.
     assert epochs == [[180], [300] * 3, [15, 60, 15, 32]]

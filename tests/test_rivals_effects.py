@@ -25,7 +25,7 @@ FORCEFUL = {
     "ft": FineTuning(origin="given", published_samples=0, epochs=40, batch_size=4, lr=0.1),
     "nad": AttentionDistillation(origin="given", published_samples=0, epochs=60, batch_size=8, lr=0.1),
     "fp": FinePruning(origin="given", published_samples=0, epochs=40, batch_size=8, lr=0.1),
-    "anp": NeuronPruning(origin="given", steps=120, batch_size=40, lr=1.0),
+    "anp": NeuronPruning(origin="given", steps=120, batch_size=40, lr=1.0, crop=0.0),
     "i-bau": ImplicitUnlearning(
         origin="given",
         published_samples=0,
@@ -35,7 +35,9 @@ FORCEFUL = {
         noise_lr=3.0,
         patched_share=0.2,
     ),
-    "ft-sam": SharpnessAwareTuning(origin="given", published_samples=0, epochs=30, batch_size=8, lr=0.05),
+    "ft-sam": SharpnessAwareTuning(
+        origin="given", published_samples=0, epochs=30, batch_size=8, lr=0.05, crop=0.0
+    ),
 }
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from clipguard.defenses.clipguard import fitted, stage_seconds
+from clipguard.defenses.clipguard import fitted, scanned, stage_seconds
 from clipguard.defenses.protocol import Case
 from clipguard.pipeline.config import DefenseConfig
 
@@ -15,6 +15,11 @@ TIMED: Final = 5
 def seconds_of_clipguard(case: Case, config: DefenseConfig) -> float:
     """Return what scan, the guide's pass and repair take on this case, once they have been computed here."""
     return case.guide_pass_seconds + sum(stage_seconds(fitted(case, config)).values())
+
+
+def seconds_of_scan(case: Case, config: DefenseConfig) -> dict[str, float]:
+    """Return what the stages of a scan take on this case, once they have been computed here."""
+    return stage_seconds(scanned(case, config))
 
 
 def seconds_left(

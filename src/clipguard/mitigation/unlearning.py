@@ -157,18 +157,20 @@ def _unlearning_loss(sets: _Sets, targets: _Targets, config: UnlearningConfig) -
         given, weights = targets.labels[rows].to(device), sets.weight[rows].to(device)
         clean, flagged = (side[rows].nonzero()[:, 0] for side in (sets.clean, sets.flagged))
         learnt = F.cross_entropy(logits[clean], given[clean], reduction="none")
-        total = (weights[clean] * learnt).sum()
+        # CGD has a mean of each side; clipguard's is one, by which a batch with more poison unlearns more.
+        sides = [len(rows) / max(1, len(side)) if config.loss == "cgd" else 1.0 for side in (clean, flagged)]
+        total = sides[0] * (weights[clean] * learnt).sum()
         if len(flagged):
             wrong = logits[flagged]
             soft = targets.soft_labels[targets.soft_index[rows][flagged]].to(device)
-            weight = config.weight * (1 - soft.sum(1) * (1 - config.label_only_weight))
+            weight = sides[1] * config.weight * (1 - soft.sum(1) * (1 - config.label_only_weight))
             total = total + (weight * forget(wrong, given[flagged])).sum()
-            total = total - RELABEL_WEIGHT[config.loss] * (soft * wrong.log_softmax(1)).sum()
+            total = total - sides[1] * RELABEL_WEIGHT[config.loss] * (soft * wrong.log_softmax(1)).sum()
             if guide_weight > 0:
                 scores = targets.guide.scale * tensor(targets.guide.logits[array(rows[flagged])])
                 posterior = (scores / TEMPERATURE).softmax(1).to(device)
                 gap = F.kl_div((wrong / TEMPERATURE).log_softmax(1), posterior, reduction="none").sum()
-                total = total + guide_weight * TEMPERATURE * TEMPERATURE * gap
+                total = total + sides[1] * guide_weight * TEMPERATURE * TEMPERATURE * gap
         return total / len(rows)
 
     return loss

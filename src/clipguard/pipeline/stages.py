@@ -261,6 +261,8 @@ UNLEARNING: Final = Stage[Repair](
         "unlearning": asdict(given.unlearning),
         "spec": asdict(given.spec),
         "seed": given.scan.context.config.seed,
+        # CGD's loss was one mean over both sides before.
+        **({"loss version": 2} if given.unlearning.loss == "cgd" else {}),
     },
     inputs=lambda given: [
         given.scan.images_key,

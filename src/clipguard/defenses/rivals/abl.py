@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 from jaxtyping import Int64
@@ -13,6 +13,7 @@ from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import LossFunction, cross_entropy, fit
 from clipguard.defenses.budget import seconds_left
 from clipguard.defenses.protocol import Case, Repaired
+from clipguard.defenses.rivals.clean_start import PUBLISHED_CROP
 from clipguard.defenses.rivals.image_changes import changed_inputs, cutout
 from clipguard.defenses.rivals.label_losses import cross_entropies
 from clipguard.defenses.rivals.schedule import (
@@ -51,11 +52,14 @@ class AntiBackdoorLearning:
         flooding: value that the mean loss of a batch is held near.
         isolation_passes: of the first phase, at the rate 0.1.
         isolated: share of the samples that are unlearnt.
-        finetuning_passes: on the rest, at the rate 0.1, then at 0.01; with crops, flips and Cutout.
+        finetuning_passes: on the rest, at the rate 0.1, then at 0.01; with crops, Cutout, and flips where the
+            victim's recipe has them.
         unlearning_passes: on the isolated.
         unlearning_steps: fewest steps of all these passes: 5 passes over 500 samples have 20.
         unlearning_lr: rate of the ascent.
     """
+
+    version: ClassVar[int] = 2
 
     budget: float | None = None
     config: DefenseConfig = field(default_factory=DefenseConfig)
@@ -78,7 +82,7 @@ class AntiBackdoorLearning:
         rows = lowest_losses(model, data, self.isolated)
         rest = np.setdiff1d(np.arange(len(data)), rows)
         finetuning = self._finetune(model, case, rest, share)
-        unlearning = self._unlearn(model, case, rows, share)
+        unlearning = self._unlearn(model, case, rows)
         return Repaired(
             model=model,
             seconds={"isolation": isolating, "finetuning": finetuning, "unlearning": unlearning},
@@ -104,18 +108,18 @@ class AntiBackdoorLearning:
         for passes, lr in zip(self.finetuning_passes, (0.1, 0.01), strict=True):
             seed = Seed(case.seed).child("abl", "finetuning", f"{lr:g}")
             parts, squares = portions(passes, share), seed.child("cutout").torch()
-            recipe = replace(_PLAIN, epochs=len(parts), lr=lr, crop=0.125, flip=True)
+            recipe = replace(_PLAIN, epochs=len(parts), lr=lr, crop=PUBLISHED_CROP, flip=case.recipe.flip)
             rows, report = rows_of_passes(rest, parts, seed), reporting(case, "ABL: fine-tune", len(parts))
             with changed_inputs(model, partial(cutout, side=side, generator=squares)):
                 seconds += fit(model, data.images, rows, loss, recipe, seed, report).seconds
         return seconds
 
-    def _unlearn(self, model: Normalized, case: Case, rows: Int64[np.ndarray, "m"], share: float) -> float:
+    def _unlearn(self, model: Normalized, case: Case, rows: Int64[np.ndarray, "m"]) -> float:
         data, seed = case.data, Seed(case.seed).child("abl", "unlearning")
         steps_a_pass = -(-len(rows) // _PLAIN.batch_size)
         passes = max(self.unlearning_passes, -(-self.unlearning_steps // steps_a_pass))
-        # A pass is a few steps at most, so that whole ones are cut.
-        recipe = replace(_PLAIN, epochs=max(1, round(passes * share)), lr=self.unlearning_lr)
+        # Seconds, of what removes the backdoor: no budget cuts them.
+        recipe = replace(_PLAIN, epochs=passes, lr=self.unlearning_lr)
         return fit(model, data.images, rows, ascent(cross_entropy(data.labels)), recipe, seed).seconds
 
 

@@ -9,13 +9,14 @@ is put together of clipguard's own stages.
 import copy
 import time
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 from jaxtyping import Int64
 
 from clipguard.compute.recipes import SmallNetConfig
 from clipguard.defenses.protocol import Case, Repaired
+from clipguard.defenses.rivals.clean_start import PUBLISHED_CROP, repeated
 from clipguard.defenses.rivals.confident_learning import embeddings_of
 from clipguard.defenses.rivals.schedule import reporting
 from clipguard.defenses.rivals.thresholds import held_out_accuracy
@@ -31,7 +32,7 @@ HELD_OUT: Final = 0.05
 """Share of the clean part that tells when to stop, where the authors take test data."""
 
 FALL: Final = 0.01
-"""The repair ends where its accuracy is this far below the best so far."""
+"""The repair ends where its accuracy is this far below the best so far, and two of its standard errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,19 +44,25 @@ class PublishedMethod:
     passes of plain SGD at 0.01, batches of 256. The guide's cosines have no logit scale.
 
     Left open and chosen here: the nets are built as the victim is, and so are the authors', of width 64.
-    Crops and flips are those of the victim's recipe. Classes are weighted, not resampled. The accuracy that
-    ends the repair is of 5 % of the clean part. A pass is over all samples, where the authors end it after
-    200 steps: the same, up to 51,200 samples. Fewer samples take more `passes` to the same number of steps.
+    Images are mirrored where the victim's recipe does so. Classes are weighted, not resampled. The accuracy
+    that ends the repair is of 5 % of the clean part, where the authors take all test data: it has to fall by
+    more than its own error, too. A pass of the repair is over all samples, where the authors end it after 200
+    steps: the same, up to 51,200 samples.
 
     Attributes:
         architecture: of the nets that are trained briefly; none takes the victim's.
         runs: how many of them.
-        passes: of the repair, at most.
+        published_samples: of the schedule; fewer are passed over as much oftener in the repair, not in the
+            brief training. 0 leaves the passes.
+        crop: padding of the random crops, as a share of the side.
     """
+
+    version: ClassVar[int] = 2
 
     architecture: str = ""
     runs: int = 3
-    passes: int = CGD.recipe.epochs
+    published_samples: int = 50_000
+    crop: float = PUBLISHED_CROP
 
     def defend(self, case: Case) -> Repaired:
         """Return the victim after unlearning, and the partition."""
@@ -72,7 +79,8 @@ class PublishedMethod:
         model, held_out = case.victim, _held_out(partition, seed.child("held out"))
         watch = _Watch(data.take(held_out))
         part = partition.moved(held_out, State.HELD_OUT)
-        recipe = replace(CGD.recipe, epochs=self.passes, crop=case.recipe.crop, flip=case.recipe.flip)
+        passes = repeated(CGD.recipe.epochs, len(data), self.published_samples)
+        recipe = replace(CGD.recipe, epochs=passes, crop=self.crop, flip=case.recipe.flip)
         config, report = replace(CGD, recipe=recipe), reporting(case, "unlearn, CGD", recipe.epochs)
         unlearn(model, data, part, guide, config, seed.child("unlearning"), on_epoch=report, done=watch.ends)
         watch.ends(model)
@@ -103,7 +111,8 @@ class _Watch:
     def ends(self, model: Normalized) -> bool:
         """Return whether accuracy has fallen after a pass; if not, the model is the one to keep."""
         accuracy = 0.0 if self.fell else held_out_accuracy(model, self.held_out)
-        self.fell = accuracy < self.best - FALL
+        error = (self.best * (1 - self.best) / len(self.held_out)) ** 0.5
+        self.fell = accuracy < self.best - max(FALL, 2 * error)
         if self.fell:
             return True
         self.best, self.passes = max(self.best, accuracy), self.passes + 1

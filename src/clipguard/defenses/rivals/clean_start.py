@@ -9,7 +9,7 @@ import numpy as np
 
 from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import LossFunction, fit
-from clipguard.defenses.budget import seconds_left, step_seconds
+from clipguard.defenses.budget import seconds_left, seconds_of_scan, step_seconds
 from clipguard.defenses.clean_slice import Origin, clean_slice, learned_and_held_out
 from clipguard.defenses.protocol import Case
 from clipguard.defenses.rivals.schedule import share_of_schedule
@@ -20,6 +20,9 @@ from clipguard.types import ImageSet
 
 PUBLISHED_SAMPLES: Final = 2500
 """Clean samples of the sources' schedules: 5 % of CIFAR-10."""
+
+PUBLISHED_CROP: Final = 0.125
+"""Padding of random crops in the sources, as a share of the side: 4 of 32 pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +83,15 @@ def clean_start(case: Case, settings: CleanDataSettings, name: str) -> CleanStar
     """Return what the defence of that name begins with.
 
     A scan that the clean samples come from is part of the defence: its seconds are reported, and the budget
-    pays for them first.
+    pays for them first. It pays as much where samples are given, so that both train for the same time.
 
     Raises:
         ClipguardError: too few clean samples.
     """
     seed = Seed(case.seed).child(name)
     clean = clean_slice(case, settings.origin, settings.config)
+    of_budget = settings.budget is not None and not clean.scan
+    spent = seconds_of_scan(case, settings.config) if of_budget else clean.scan
     learned, held_out = learned_and_held_out(clean.samples, seed.child("held out"))
     return CleanStart(
         model=case.victim,
@@ -94,7 +99,7 @@ def clean_start(case: Case, settings: CleanDataSettings, name: str) -> CleanStar
         held_out=held_out,
         seed=seed,
         scan=clean.scan,
-        seconds_left=seconds_left(case, settings.config, settings.budget, clean.scan),
+        seconds_left=seconds_left(case, settings.config, settings.budget, spent),
     )
 
 

@@ -15,6 +15,7 @@ from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import LossFunction, cross_entropy, fit
 from clipguard.defenses.budget import seconds_left
 from clipguard.defenses.protocol import Case, Repaired
+from clipguard.defenses.rivals.clean_start import PUBLISHED_CROP, repeated
 from clipguard.defenses.rivals.image_changes import rotated_and_shifted
 from clipguard.defenses.rivals.schedule import (
     drawn,
@@ -59,6 +60,8 @@ class DistinguishAndRemove:
         clean: share of the samples that are relearnt.
         poison: share of the samples that are unlearnt.
         rounds: of unlearning and relearning.
+        published_samples: of the schedule; fewer have as many more rounds, since a round has fewer steps. 0
+            leaves `rounds`.
         lr: rate of these rounds.
     """
 
@@ -69,14 +72,16 @@ class DistinguishAndRemove:
     clean: float = 0.2
     poison: float = 0.05
     rounds: int = 20
+    published_samples: int = 50_000
     lr: float = 1e-4
 
     def defend(self, case: Case) -> Repaired:
         """Return the victim after unlearning and relearning."""
         seed, data = Seed(case.seed).child("d-br"), case.data
         first = build(case.spec, seed.child("init"))
+        rounds = repeated(self.rounds, len(data), self.published_samples)
         share = share_of_schedule(
-            seconds_left(case, self.config, self.budget, {}), lambda: self._published(first, data)
+            seconds_left(case, self.config, self.budget, {}), lambda: self._published(first, data, rounds)
         )
         separating = self._separate(first, case, share)
         distance = inconsistency(first, data, seed.child("moves"))
@@ -84,15 +89,15 @@ class DistinguishAndRemove:
         clean = np.sort(order[: max(2, round(self.clean * len(data)))])
         poison = np.sort(order[len(data) - max(2, round(self.poison * len(data))) :])
         model = case.victim
-        removing = self._remove(model, case, poison, clean, share)
+        removing = self._remove(model, case, poison, clean, portions(rounds, share))
         return Repaired(
             model=model,
             seconds={"separation": separating, "removal": removing},
             notes={"schedule_share": share, "relearnt": len(clean), "unlearnt": len(poison)},
         )
 
-    def _published(self, model: Normalized, data: ImageSet) -> float:
-        passes = self.label_passes + self.centroid_passes + self.rounds * (self.clean + self.poison)
+    def _published(self, model: Normalized, data: ImageSet, rounds: int) -> float:
+        passes = self.label_passes + self.centroid_passes + rounds * (self.clean + self.poison)
         a_pass = training_seconds(model, data, _PLAIN, Seed(0))
         return passes * a_pass + 2 * inference_seconds(model, data.images)
 
@@ -123,15 +128,16 @@ class DistinguishAndRemove:
         case: Case,
         poison: Int64[np.ndarray, "p"],
         clean: Int64[np.ndarray, "q"],
-        share: float,
+        parts: tuple[float, ...],
     ) -> float:
-        data, seed, parts = case.data, Seed(case.seed).child("d-br", "removal"), portions(self.rounds, share)
+        data, seed = case.data, Seed(case.seed).child("d-br", "removal")
 
         def rows(epoch: int) -> Int64[np.ndarray, "m"]:
             # One optimiser for both: its momentum goes over from the one to the other.
             return drawn(clean if epoch % 2 else poison, parts[epoch // 2], seed.child("rows", epoch))
 
-        recipe = replace(_PLAIN, epochs=2 * len(parts), lr=self.lr, crop=0.125, flip=True)
+        flip = case.recipe.flip
+        recipe = replace(_PLAIN, epochs=2 * len(parts), lr=self.lr, crop=PUBLISHED_CROP, flip=flip)
         report = reporting(case, "D-BR: unlearn and relearn", recipe.epochs)
         return fit(model, data.images, rows, opposed(data.labels, poison), recipe, seed, report).seconds
 

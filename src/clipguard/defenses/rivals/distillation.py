@@ -2,12 +2,12 @@
 
 Source: Li et al., ICLR 2021: a teacher, fine-tuned on 5 % clean samples, and a student from the victim's
 weights, whose loss adds the mean squared difference of L2-normalised attention maps, each the sum over
-channels of squares. The schedule is BackdoorBench's, for residual nets: a teacher of 10 epochs, a student of
-100, SGD at 0.01 with momentum 0.9, weight decay 1e-4, batches of 256, and weights of 500 for the first block
-and 1,000 for each other. The authors' own, 0.1 for two epochs and then 0.01, makes the narrow nets of the
-benchmark forget (docs/rivals.md has figures). Left open and chosen here: the teacher has the student's rates;
-crops and flips are those of the victim's recipe; which modules are blocks, see `block_outputs`. Cosine,
-momentum and nets without BatchNorm are as in `finetuning`.
+channels of squares. Rates and weights are BackdoorBench's, for residual nets: SGD at 0.01 with momentum 0.9,
+weight decay 1e-4, batches of 256, weights of 500 for the first block and 1,000 for each other, a teacher of
+10 epochs. A student of 100 is ours: its versions differ. The authors' own rates, 0.1 for two epochs and then
+0.01, make the narrow nets of the benchmark forget (docs/rivals.md has figures). Left open and chosen here:
+the teacher has the student's rates; which modules are blocks, see `block_outputs`. Crops, cosine, momentum
+and nets without BatchNorm are as in `finetuning`.
 """
 
 import copy

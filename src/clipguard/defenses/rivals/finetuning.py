@@ -1,8 +1,8 @@
 """FT: the victim is trained further on clean samples alone, the baseline of all that need such samples.
 
 Source: BackdoorBench's schedule, 100 epochs of SGD at 0.01 with momentum 0.9, weight decay 5e-4, batches of
-256. Its cosine is a linear fall to 0 here, which has the same mean, and its momentum is Nesterov's. Left open
-and chosen here: crops and flips are those of the victim's recipe. A net without BatchNorm takes AdamW at
+256, crops of 4 of 32 pixels. Its cosine is a linear fall to 0 here, which has the same mean, and its momentum
+is Nesterov's. Images are mirrored where the victim's recipe does so. A net without BatchNorm takes AdamW at
 1e-3, since one rate of SGD suits none of its layers.
 """
 
@@ -16,6 +16,7 @@ from clipguard.compute.training import cross_entropy, fit
 from clipguard.defenses.budget import cut
 from clipguard.defenses.protocol import Case, Repaired
 from clipguard.defenses.rivals.clean_start import (
+    PUBLISHED_CROP,
     PUBLISHED_SAMPLES,
     CleanDataSettings,
     clean_start,
@@ -37,6 +38,7 @@ class FineTuningSettings(CleanDataSettings):
         batch_size: samples a step.
         lr: learning rate at the beginning; it falls to 0.
         weight_decay: L2 penalty on all weights.
+        crop: padding of the random crops, as a share of the side.
     """
 
     epochs: int = 100
@@ -44,11 +46,12 @@ class FineTuningSettings(CleanDataSettings):
     batch_size: int = 256
     lr: float = 0.01
     weight_decay: float = 5e-4
+    crop: float = PUBLISHED_CROP
 
     def recipe(self, case: Case, model: Normalized, samples: int) -> Recipe:
         """Return the published training for a number of samples, with what suits the victim.
 
-        Augmentation is the victim's, and the optimiser that of its kind of net.
+        Images are mirrored if the victim's were, and the optimiser is that of its kind of net.
         """
         recipe = Recipe(
             epochs=repeated(self.epochs, samples, self.published_samples),
@@ -56,7 +59,7 @@ class FineTuningSettings(CleanDataSettings):
             lr=self.lr,
             weight_decay=self.weight_decay,
             warmup=0.0,
-            crop=case.recipe.crop,
+            crop=self.crop,
             flip=case.recipe.flip,
         )
         return fitting_optimizer(model, recipe)

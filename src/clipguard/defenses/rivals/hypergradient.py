@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -49,7 +50,8 @@ class ImplicitUnlearning(CleanDataSettings):
 
     Attributes:
         rounds: of noise and unlearning, in the published schedule.
-        published_samples: of that schedule; fewer have as many more rounds. 0 leaves `rounds`.
+        published_samples: of that schedule; fewer have as many more rounds, and the noise as many more
+            passes. 0 leaves both.
         batch_size: samples a step.
         lr: learning rate of the unlearning.
         noise_lr: learning rate of the noise image.
@@ -58,6 +60,8 @@ class ImplicitUnlearning(CleanDataSettings):
         fixed_point_steps: of the hypergradient.
         fixed_point_lr: step of the map whose fixed point is the noise.
     """
+
+    version: ClassVar[int] = 2
 
     rounds: int = 5
     published_samples: int = PUBLISHED_SAMPLES
@@ -123,7 +127,8 @@ class ImplicitUnlearning(CleanDataSettings):
     ) -> None:
         """Find the noise that disturbs the model most, then unlearn it, batch by batch."""
         model.eval()
-        noise = self._noise(model, [images for images, _ in _batches(model, data, rows)])
+        passes = repeated(1, len(data), self.published_samples)
+        noise = self._noise(model, [images for images, _ in _batches(model, data, rows)] * passes)
         draw = seed.generator()
         for images, labels in _batches(model, data, rows):
             go_on()
@@ -147,7 +152,7 @@ class ImplicitUnlearning(CleanDataSettings):
             optimizer.step()
 
     def _noise(self, model: Normalized, batches: Iterable[Tensor]) -> Float[Tensor, "1 3 h w"]:
-        """Return the noise image after one pass."""
+        """Return the noise image after a step a batch."""
         noise: Tensor | None = None
         for images in batches:
             go_on()

@@ -3,10 +3,11 @@
 Source: Wu and Wang, NeurIPS 2021, and the authors' values: batches of 128 drawn with replacement, 2,000 steps
 of SGD at 0.2 with momentum 0.9 on one mask for each BatchNorm channel. In each step, noise on the scale and
 the shift of every channel begins uniform within 0.4 and takes one sign step of 0.4 up the loss. The masks
-minimise 0.2 of the clean loss and 0.8 of the loss under noise, and stay in [0, 1]. Then the scales of
-channels whose mask is low are set to 0 in the untouched model, by thresholds from 0 to 0.9 in steps of 0.05.
+minimise 0.2 of the clean loss and 0.8 of the loss under noise, and stay in [0, 1]. Images are cropped at
+random by 4 of 32 pixels. Then the scales of channels whose mask is low are set to 0 in the untouched model,
+by thresholds from 0 to 0.9 in steps of 0.05.
 Left open and chosen here: the threshold is the highest before held-out accuracy falls by 5 % of what it was;
-the published code leaves it to test data. Crops and flips are those of the victim's recipe.
+the published code leaves it to test data. Images are mirrored where the victim's recipe does so.
 
 Pruned are the channels of BatchNorm layers with a scale, in any net; a net without them cannot be pruned so.
 """
@@ -14,7 +15,7 @@ Pruned are the channels of BatchNorm layers with a scale, in any net; a net with
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -30,7 +31,7 @@ from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import augment
 from clipguard.defenses.budget import TIMED, cut, step_seconds
 from clipguard.defenses.protocol import Case, Repaired
-from clipguard.defenses.rivals.clean_start import CleanDataSettings, CleanStart, clean_start
+from clipguard.defenses.rivals.clean_start import PUBLISHED_CROP, CleanDataSettings, CleanStart, clean_start
 from clipguard.defenses.rivals.sam import at_weights
 from clipguard.defenses.rivals.schedule import reporting
 from clipguard.defenses.rivals.thresholds import held_out_accuracy, strongest_kept
@@ -58,6 +59,7 @@ class NeuronPruning(CleanDataSettings):
         noise: bound of the noise at its beginning, and its step.
         clean_weight: of the loss without noise; the loss under noise has the rest.
         accuracy_drop: share of the held-out accuracy that pruning may cost.
+        crop: padding of the random crops, as a share of the side.
     """
 
     steps: int = 2000
@@ -66,6 +68,7 @@ class NeuronPruning(CleanDataSettings):
     noise: float = 0.4
     clean_weight: float = 0.2
     accuracy_drop: float = 0.05
+    crop: float = PUBLISHED_CROP
 
     def defend(self, case: Case) -> Repaired:
         """Return the pruned victim.
@@ -102,7 +105,7 @@ class NeuronPruning(CleanDataSettings):
         model, data, device = start.model, start.learned, device_for(start.model)
         draw = start.seed.child("rows").generator()
         rows = [draw.integers(0, len(data), self.batch_size) for _ in range(steps)]
-        crops = start.seed.child("augment").torch()
+        recipe, crops = replace(recipe, crop=self.crop), start.seed.child("augment").torch()
         optimizer = torch.optim.SGD(masks.values(), lr=self.lr, momentum=MOMENTUM)
         pictures = batches_on(device, data.images)(rows)
         for number, (chosen, picked) in enumerate(zip(rows, pictures, strict=True)):

@@ -60,6 +60,8 @@ def tasks_of(config: BenchConfig) -> Iterator[Task]:
             made: Any = defense_of(config, choice)
             # A dataclass holds all its settings, defaults included. Of anything else, the options are known.
             settings = json_of(made if is_dataclass(made) else asdict(choice), f"defence {choice.label!r}")
+            # A defence that computes otherwise with the same settings says so by its version.
+            settings |= {"version": made.version} if getattr(made, "version", None) else {}
             compute = methodcaller("defended", made)
             yield Task(label=choice.label, defense=choice.name, settings=settings, compute=compute)
 
