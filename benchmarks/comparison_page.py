@@ -1,5 +1,7 @@
 """Write the measured tables of docs/comparison.md: detectors, rivals by budget, clean samples of two origins.
 
+Detectors are compared twice: by the order of all samples, and by what each of them would drop.
+
     python benchmarks/comparison_page.py
 
 Only finished rows of the present settings are shown. Rows are those of `detectors.toml`, `rivals.toml` and
@@ -32,9 +34,11 @@ Rows = dict[str, dict[str, Row]]
 
 
 def section(results: Path) -> str:
-    """Return the three tables; each says so where it has no row."""
+    """Return the tables; each says so where it has no row."""
+    found = _finished(results / "detectors")
     parts = {
-        "Detectors": detectors(_finished(results / "detectors")),
+        "Detectors": detectors(found),
+        "Detectors by their own decision": decisions(found),
         "Defences by budget": defences(_finished(results / "rivals")),
         "Clean samples from the scan and real ones": origins(_finished(results / "split-clean")),
     }
@@ -62,6 +66,25 @@ def detectors(rows: list[Row]) -> list[str]:
     lines.sort(key=lambda line: (line[1] != "–", line[1]), reverse=True)
     head = ["detector", "mean AUROC", "mean TPR at 1 % FPR, %", *attacks]
     return table([head, *lines]) if lines else [NO_ROW]
+
+
+def decisions(rows: list[Row]) -> list[str]:
+    """Return the share of the poison and of the other samples that each detector would drop, by attack.
+
+    A detector that does not decide has no line.
+    """
+    by_label = _by_label(row for row in _took(rows) if row.get("detection_flagged_recall") is not None)
+    attacks = _attacks(by_label)
+    lines = []
+    for label, cells in by_label.items():
+        recall, wrong = (
+            [row[f"detection_{name}"] for row in cells.values()]
+            for name in ("flagged_recall", "false_positive_rate")
+        )
+        whole = len(cells) == len(attacks)
+        means = f"{100 * fmean(recall):.1f} / {100 * fmean(wrong):.2f}" if whole else "–"
+        lines.append([label, means, *(_cell(cells, attack, _dropped) for attack in attacks)])
+    return table([["detector: TPR / FPR, %", "mean", *attacks], *lines]) if lines else [NO_ROW]
 
 
 def defences(rows: list[Row]) -> list[str]:
@@ -143,7 +166,11 @@ def _setting(row: Row, name: str) -> Any:
 
 
 def _rates(rows: Rows) -> list[str]:
-    attacks = _attacks(rows)
+    attacks = _attacks({label: cells for label, cells in rows.items() if label != UNDEFENDED_ROW})
+    rows = {
+        label: {attack: row for attack, row in cells.items() if attack in attacks}
+        for label, cells in rows.items()
+    }
     head = [
         "defence",
         "mean CA",
@@ -182,6 +209,11 @@ def _mean(cells: dict[str, Row], name: str) -> str:
 
 def _area(row: Row) -> str:
     return f"{row['detection_auroc_suspicion']:.3f}"
+
+
+def _dropped(row: Row) -> str:
+    recall, wrong = row["detection_flagged_recall"], row["detection_false_positive_rate"]
+    return f"{100 * recall:.1f} / {100 * wrong:.2f}"
 
 
 def _pair(row: Row) -> str:

@@ -10,7 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from clipguard.lab.benchmark.goals import REFERENCE_ROW, UNDEFENDED_ROW, Group, cell_text, groups, percent
+from clipguard.lab.benchmark.goals import (
+    REFERENCE_ROW,
+    UNDEFENDED_ROW,
+    Group,
+    cell_text,
+    groups,
+    has_recall_goal,
+    percent,
+)
 from clipguard.lab.benchmark.report import spread, summary, table, verdicts
 from marked_page import DOCS, NO_ROW, begin, current_rows, picture, written
 from runners import RESULTS
@@ -63,10 +71,18 @@ def _lines(cells: list[Group]) -> Iterator[list[str]]:
             _reference(cell.get(REFERENCE_ROW)),
             _pair(own),
             spread(own.values("robust_accuracy")) if own else "–",
-            " → ".join(spread(values) for group in both if (values := group.values("target_recall"))) or "–",
+            _recalls(both),
             _found(own),
             verdicts(own) if own else "–",
         ]
+
+
+def _recalls(both: list[Group]) -> str:
+    """Return recall of the target class before and after, and of how many images where no goal holds."""
+    recalls = [spread(values) for group in both if (values := group.values("target_recall"))]
+    few = [row for row in both[-1].rows if row.get("paired_target_n") and not has_recall_goal(row)]
+    remark = f" ({int(few[0]['paired_target_n'])} images, no goal)" if few else ""
+    return " → ".join(recalls) + remark if recalls else "–"
 
 
 def _reference(group: Group | None) -> str:

@@ -74,6 +74,12 @@ def test_the_pace_is_that_of_the_passes_that_filled_the_memory_also_when_read_ba
     again = remembering(PLAIN, tmp_path)
     again.embed_images(IMAGES[:2])
     assert again.pace == clip.pace > 0
+    # Of other images that the memory holds this object knows no time.
+    remembering(PLAIN, tmp_path).embed_images(IMAGES[2:40])
+    third = remembering(PLAIN, tmp_path)
+    assert third.pace == 0
+    third.embed_images(IMAGES[:2])
+    assert third.pace == clip.pace
 
 
 def test_a_damaged_memory_is_named(tmp_path):

@@ -168,8 +168,13 @@ def test_one_view_counts_the_cells_that_meet_each_goal(tmp_path):
     better = row("clipguard", 0.76, [0.01], detection_flagged_recall=0.9)
     lines = markdown(read_back(cell(better) + cell(worse, seed=1), tmp_path)).splitlines()
     # The second misses ASR by 2.5 points and loses a point: half a point in the mean.
-    counts = "| 2 | 1 | 1 | -0.50, 1 below | 2 | 0.8500 | – | – |"
+    counts = "| 2 | 1 | 1 | -0.50, 1 below | 2 of 2 | 0.8500 | – | – |"
     assert f"| cifar10 | preactresnet18-16 | clipguard {counts}" in lines
+    small = row("clipguard", 0.76, [0.01], 1, **pairs(0, 0, target_n=99, target_lost=50))
+    # A class of 99 images has no goal of recall.
+    counted = markdown(read_back(cell(better) + cell(small, seed=1), tmp_path))
+    assert "| 2 | 2 | 2 | +0.00, 0 below | 1 of 1 |" in counted
+    assert "+0.00, 0 below | – |" in markdown(read_back(cell(small, seed=1), tmp_path))
     assert "In one view" not in markdown(read_back([row("none", 0.75, [0.95])], tmp_path))
 
 
@@ -191,7 +196,7 @@ def test_what_is_not_scored_counts_neither_as_met_nor_as_missed(tmp_path):
     (group,) = (group for group in groups(rows) if group.label == "clipguard")
     assert verdicts(group).startswith("missed by 1 of 2: seed 1: ASR")
     assert "seed 2: attack did not succeed: not scored / seed 3: of an older version" in verdicts(group)
-    assert "| clipguard | 2 | 1 | 1 | +0.00, 0 below | 2 |" in markdown(rows)
+    assert "| clipguard | 2 | 1 | 1 | +0.00, 0 below | 2 of 2 |" in markdown(rows)
 
     (group,) = (
         group for group in groups(read_back(took[:3] + failed, tmp_path)) if group.label == "clipguard"

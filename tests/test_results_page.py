@@ -37,7 +37,7 @@ def test_the_tables_count_goals_and_leave_a_dash_where_nothing_is_computed(tool,
     (tmp_path / "gtsrb").mkdir()
     write_results(rows, tmp_path / "gtsrb" / "results.parquet")
     lines = tool.section(tmp_path).splitlines()
-    numbers = "2 | 1 | 1 | +0.00, 0 below | 2 | 0.9000 | 0.0010 | 0.9800 |"
+    numbers = "2 | 1 | 1 | +0.00, 0 below | 2 of 2 | 0.9000 | 0.0010 | 0.9800 |"
     assert "![" not in "".join(lines)
     assert lines[2] == f"| cifar10 | preactresnet18-16 | clipguard | {numbers}"
     badnets, sig = lines[-2:]
@@ -70,6 +70,7 @@ def test_detectors_are_ordered_by_their_mean_over_the_attacks_that_took(scripts,
     rows = [
         {**with_settings(label, 0.7, 0.9, attack), "accuracy": None, "detection_auroc_suspicion": area}
         | {"detection_found_at_1_percent": found, "attack_succeeded": attack != "weak"}
+        | ({"detection_flagged_recall": found, "detection_false_positive_rate": 0.002} if area < 0.9 else {})
         for label, attack, area, found in [
             ("worse", "badnets", 0.8, 0.5),
             ("worse", "sig", 0.7, 0.4),
@@ -88,6 +89,9 @@ def test_detectors_are_ordered_by_their_mean_over_the_attacks_that_took(scripts,
         "| worse | 0.750 | 45.0 | 0.800 | 0.700 |",
         "| started | – | – | – | 0.990 |",
     ]
+    place = lines.index("### Detectors by their own decision")
+    assert lines[place + 2] == "| detector: TPR / FPR, % | mean | badnets | sig |"
+    assert lines[place + 4 : place + 6] == ["| worse | 45.0 / 0.20 | 50.0 / 0.20 | 40.0 / 0.20 |", ""]
 
 
 def test_each_budget_has_its_own_table_and_no_mean_over_fewer_attacks(scripts, tmp_path):
@@ -95,6 +99,8 @@ def test_each_budget_has_its_own_table_and_no_mean_over_fewer_attacks(scripts, t
     rows = [
         with_settings("none", 0.75, 0.95, "badnets") | {"peak_memory_mb": None},
         with_settings("none", 0.75, 0.9, "sig") | {"peak_memory_mb": None},
+        # No defence has met it yet: it has no column, and takes no mean away.
+        with_settings("none", 0.75, 0.9, "wanet") | {"peak_memory_mb": None},
         with_settings("clipguard", 0.76, 0.01, "badnets"),
         with_settings("clipguard", 0.74, 0.03, "sig"),
         with_settings("abl 1x", 0.6, 0.5, "badnets", budget=1.0) | {"notes": {"schedule_share": 0.3}},

@@ -37,11 +37,18 @@ def run_benchmark(file: Path, options: BenchOptions) -> Outcome:
         download=options.download,
         progress=Lines(sys.stderr.write),
     )
-    command = f"clipguard bench {file} -o {options.out}"
+    command = _command(file, options)
     summary = run_rows(config, paths, command, device=options.device, only=options.only, cells=options.cells)
     if summary.busy:
         warn([f"{summary.busy} cells are left to another process that works in {options.out}"])
     return _reported(options.out, asdict(summary), options.json, FAILED if summary.failed else 0)
+
+
+def _command(file: Path, options: BenchOptions) -> str:
+    """Return what computes these rows: which of all rows were chosen does not change them."""
+    # A folder of this machine says nothing elsewhere.
+    data = " --data DATA" if options.data else ""
+    return f"clipguard bench {file} -o {options.out}{data}"
 
 
 def run_report(run: Path, as_json: bool) -> Outcome:

@@ -21,6 +21,7 @@ from clipguard.lab.attacks import Attack, attack_named, fit_attack, parts_of
 from clipguard.lab.benchmark.config import UNTOUCHED, Cell, DataChoice
 from clipguard.lab.benchmark.data_sets import clean_set, image_sets, sources
 from clipguard.lab.benchmark.guides import BenchGuide, accuracy, guide_of
+from clipguard.lab.benchmark.machine import forget_peak_memory, peak_memory
 from clipguard.lab.benchmark.places import BenchmarkPaths
 from clipguard.lab.benchmark.rates import (
     TriggeredTest,
@@ -175,7 +176,11 @@ class CellRunner:
         """Return the row of a defence."""
         # Before the defence, so that every image is remembered: a defence may embed them in smaller portions.
         guide_accuracy, copies_before = self.guide_accuracy, self.victim.copies
-        result: object = defense.defend(self.case())
+        case = self.case()
+        # Neither the guide's pass above nor the tests below are the defence's.
+        forget_peak_memory()
+        result: object = defense.defend(case)
+        peak = peak_memory()
         if not isinstance(result, Repaired | Detected):
             raise ClipguardError(
                 f"the defence returned {type(result).__name__}: return a Repaired or a Detected"
@@ -187,6 +192,7 @@ class CellRunner:
             "victim": self.victim.digest if self.victim.copies > copies_before else None,
             "guide_accuracy": guide_accuracy,
             "guide_pass_seconds": self.guide_pass_seconds,
+            "peak_memory_mb": peak,
         }
         if isinstance(result, Detected):
             row["detection"] = detection_by_scores(result.scores, result.flagged, self.poisoned[1])

@@ -114,9 +114,15 @@ def _loss_misses(row: Row) -> Iterator[str]:
     if chance < 1 - CONFIDENCE:
         yield f"CA −{percent((lost - gained) / row['paired_n'])} (p = {chance:.2g})"
     n, lost, gained = (int(row[f"paired_target_{name}"]) for name in ("n", "lost", "gained"))
-    if n >= RECALL_IMAGES and (least := least_loss(lost, gained, n)) > RECALL_LOSS:
+    if has_recall_goal(row) and (least := least_loss(lost, gained, n)) > RECALL_LOSS:
         words = f"at least −{percent(least)}, allowed −{percent(RECALL_LOSS)}"
         yield f"target recall −{percent((lost - gained) / n)} ({words})"
+
+
+def has_recall_goal(row: Row) -> bool:
+    """Return whether there are test images enough of the target class for its recall to be judged."""
+    n = row.get("paired_target_n")
+    return n is not None and int(n) >= RECALL_IMAGES
 
 
 def chance_of_loss(lost: int, gained: int) -> float:

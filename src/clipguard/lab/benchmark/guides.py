@@ -48,13 +48,17 @@ class RememberingClip(Clip):
     folder: Path = Path()
     degrade: float = 0.0
     _known: dict[bytes, np.void] = field(default_factory=dict)
+    _given: set[bytes] = field(default_factory=set)
 
     @property
     def pace(self) -> float:
-        """Seconds an image without the memory, by the passes that have filled it; 0 before the first."""
-        if not self._known:
+        """Seconds an image without the memory, of those embedded by this object; 0 before the first.
+
+        The memory holds images of other data sets, too, which took another time.
+        """
+        if not self._given:
             return 0.0
-        return float(np.mean([record["seconds"] for record in self._known.values()]))
+        return float(np.mean([self._known[key]["seconds"] for key in self._given]))
 
     def embed_crops(self, crops: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:
         """Return one embedding for each of what `crop` gave, from memory, from disk or computed now."""
@@ -67,7 +71,9 @@ class RememberingClip(Clip):
             copies = -len(images) % IMAGE_CHUNK
             began = time.monotonic()
             vectors = super().embed_crops(images + images[-1:] * copies)[: len(images)]
-            self._write(unknown, vectors, time.monotonic() - began)
+            # Copies take their time, too.
+            self._write(unknown, vectors, (time.monotonic() - began) / (len(unknown) + copies))
+        self._given.update(keys)
         return degraded(np.stack([self._known[key]["vector"] for key in keys]), keys, self.degrade)
 
     @functools.cached_property
@@ -87,10 +93,11 @@ class RememberingClip(Clip):
         for file in sorted(self._home.glob("*.npy")):
             self._known.update((record["key"].tobytes(), record) for record in read_array(file))
 
-    def _write(self, keys: list[bytes], vectors: Float32[np.ndarray, "n d"], seconds: float) -> None:
+    def _write(self, keys: list[bytes], vectors: Float32[np.ndarray, "n d"], each: float) -> None:
+        """Keep embeddings, and the seconds that each of them took."""
         kind = [("key", "V32"), ("vector", np.float32, vectors.shape[1]), ("seconds", np.float64)]
         records = np.zeros(len(keys), kind)
-        records["key"], records["vector"], records["seconds"] = keys, vectors, seconds / len(keys)
+        records["key"], records["vector"], records["seconds"] = keys, vectors, each
         self._home.mkdir(parents=True, exist_ok=True)
         # Named by its contents, so that two processes never write different shards to one name.
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]

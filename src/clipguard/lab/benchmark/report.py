@@ -13,11 +13,13 @@ from clipguard.lab.benchmark.goals import (
     AXES,
     GOALS,
     LOSS,
+    RECALL_IMAGES,
     UNSCORED,
     Group,
     axis_word,
     cell_text,
     groups,
+    has_recall_goal,
     percent,
     varying_axes,
 )
@@ -38,7 +40,8 @@ _ABOUT_RATES: Final = (
 _ABOUT_SUMMARY: Final = (
     "Over the cells of a data set whose attack succeeded: how many meet which goal. *CA*: the mean change of "
     f"clean accuracy in points (goal: at least −{100 * LOSS:g}), then in how many cells it is significantly "
-    "below. Detection: means over the cells."
+    f"below. Target recall is a goal of cells with at least {RECALL_IMAGES} test images of the class. "
+    "Detection: means over the cells."
 )
 
 _DETECTION: Final = {
@@ -139,7 +142,8 @@ def summary(all_groups: list[Group]) -> list[str]:
                 scored[(row["data"], row["net"], group.label)].append((row, goal))
     for names, pairs in scored.items():
         goals = [goal for _, goal in pairs]
-        met = [sum(word not in goal for goal in goals) for word in ("ASR", "CA", "target recall")]
+        met = [sum(word not in goal for goal in goals) for word in ("ASR", "CA")]
+        of_recall = [goal for row, goal in pairs if has_recall_goal(row)]
         change = fmean((row["paired_gained"] - row["paired_lost"]) / row["paired_n"] for row, _ in pairs)
         rows = [row for row, _ in pairs]
         lines.append(
@@ -149,7 +153,9 @@ def summary(all_groups: list[Group]) -> list[str]:
                 str(goals.count("met")),
                 str(met[0]),
                 f"{100 * change:+.2f}, {len(pairs) - met[1]} below",
-                str(met[2]),
+                f"{sum('target recall' not in goal for goal in of_recall)} of {len(of_recall)}"
+                if of_recall
+                else "–",
                 *(_mean_of(rows, f"detection_{name}") for name in _SUMMARISED),
             ]
         )

@@ -152,7 +152,7 @@ class _CellRows:
             self.log(f"{self.runner.name}, {task.label}: failed: {fault}")
             return False
         costs = {"wall_seconds": time.monotonic() - began, "peak_memory_mb": peak_memory()}
-        write_json(file, {**about, "finished": _now(), **figures, **costs})
+        write_json(file, {**about, "finished": _now(), **costs, **figures})
         failed.unlink(missing_ok=True)
         self.log(f"{self.runner.name}, {task.label}: {_in_words(figures)}")
         return True
