@@ -27,6 +27,7 @@ from clipguard.detection.entropy_map import opinion
 from clipguard.lab.benchmark.config import GuideChoice
 from clipguard.lab.benchmark.machine import machine
 from clipguard.runs import read_array, write_array
+from clipguard.runs.locks import locked
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet
 
@@ -99,9 +100,11 @@ class RememberingClip(Clip):
         records = np.zeros(len(keys), kind)
         records["key"], records["vector"], records["seconds"] = keys, vectors, each
         self._home.mkdir(parents=True, exist_ok=True)
-        # Named by its contents, so that two processes never write different shards to one name.
+        # Named by its contents: no shard takes the place of another one.
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
-        write_array(self._home / f"{name}.npy", records)
+        # Cells of one data set share images: two processes may come with the same ones.
+        with locked(self._home / ".lock"):
+            write_array(self._home / f"{name}.npy", records)
         self._known.update(zip(keys, records, strict=True))
 
 

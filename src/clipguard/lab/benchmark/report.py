@@ -23,8 +23,9 @@ from clipguard.lab.benchmark.goals import (
     percent,
     varying_axes,
 )
-from clipguard.lab.benchmark.results import Row, read_results
+from clipguard.lab.benchmark.results import RESULTS_LOCK, Row, read_results
 from clipguard.runs.files import write_text
+from clipguard.runs.locks import locked
 from clipguard.runs.summary import METRICS
 
 _TIME: Final = (
@@ -65,12 +66,14 @@ def write_bench_report(run: Path) -> tuple[list[Path], str | None]:
     """
     rows = read_results(run)
     page = run / "results.md"
-    write_text(page, markdown(rows))
-    try:
-        from clipguard.lab.benchmark.pictures import write_pictures
-    except ImportError:
-        return [page], 'pictures of a benchmark need matplotlib: pip install "clipguard[bench]"'
-    return [page, *write_pictures(groups(rows), run)], None
+    # Several processes may work in one folder.
+    with locked(run / RESULTS_LOCK):
+        write_text(page, markdown(rows))
+        try:
+            from clipguard.lab.benchmark.pictures import write_pictures
+        except ImportError:
+            return [page], 'pictures of a benchmark need matplotlib: pip install "clipguard[bench]"'
+        return [page, *write_pictures(groups(rows), run)], None
 
 
 def markdown(rows: list[Row]) -> str:

@@ -12,6 +12,9 @@ from clipguard.runs.summary import METRICS
 Row = dict[str, Any]
 """Figures and settings of one cell and defence, by name."""
 
+RESULTS_LOCK: Final = ".results.lock"
+"""File in a benchmark's folder that is locked while what is made of all rows is written."""
+
 _TEXTS: Final = ("settings", "contents", "versions")
 """Kept as JSON: their contents differ from row to row."""
 

@@ -23,7 +23,7 @@ from clipguard.lab.benchmark.goals import OTHER_MODEL, STALE_SETTINGS, UNDEFENDE
 from clipguard.lab.benchmark.machine import commit, forget_peak_memory, machine, peak_memory
 from clipguard.lab.benchmark.places import BenchmarkPaths
 from clipguard.lab.benchmark.rates import attack_succeeded
-from clipguard.lab.benchmark.results import Row, write_results
+from clipguard.lab.benchmark.results import RESULTS_LOCK, Row, write_results
 from clipguard.lab.benchmark.tasks import Task, key_of, row_settings, tasks_of
 from clipguard.runs import read_json, write_json
 from clipguard.runs.locks import locked
@@ -176,7 +176,7 @@ class _CellRows:
 def gather(config: BenchConfig, paths: BenchmarkPaths) -> tuple[int, int]:
     """Write results.parquet from the rows on disk; return how many are current, and how many failed."""
     finished, failed = list[Row](), list[Row]()
-    with locked(paths.run / ".results.lock"):
+    with locked(paths.run / RESULTS_LOCK):
         for cell, variant in variants(config):
             for row in _rows_of(cell, config, paths):
                 row |= {"epochs": cell.recipe.epochs, "variant": variant}
