@@ -6,20 +6,27 @@ from pathlib import Path
 
 from clipguard.clip.loading import FOLDER_PREFIX
 from clipguard.lab.benchmark.config import Cell
+from clipguard.lab.benchmark.places import BenchmarkPaths
 
 
-def contents_of(cell: Cell, beside: Path, guided: bool) -> dict[str, str]:
-    """Return a hash of each file, and of the guide's folder, that the cell names by path and that is there.
+def contents_of(cell: Cell, paths: BenchmarkPaths, guided: bool) -> dict[str, str]:
+    """Return a hash of each file, and of the guide's folder, that the cell names and that is there.
 
-    Of a data set in a folder of images nothing is hashed: the fingerprint of its rows tells it.
+    A data set known by name lies in the folder of data sets. Of one in a folder of images nothing is hashed:
+    the fingerprint of its rows tells it.
 
     Args:
         cell: whose files.
-        beside: where relative paths start.
+        paths: where they are looked for.
         guided: whether the guide has a part in what is computed.
     """
-    named = {"train": cell.data.train, "test": cell.data.test, "weights": cell.weights}
-    places = {name: _place(beside, text) for name, text in named.items() if text is not None}
+    beside, home = paths.beside, paths.data.absolute() / cell.data.name
+    places = {
+        "train": _place(beside, cell.data.train or home / "train.parquet"),
+        "test": _place(beside, cell.data.test or home / "test.parquet"),
+    }
+    if cell.weights is not None:
+        places["weights"] = _place(beside, cell.weights)
     hashes = {name: _hash_of_file(*_stamp(place)) for name, place in places.items() if place.is_file()}
     folder = _place(beside, cell.guide.name.removeprefix(FOLDER_PREFIX))
     if guided and cell.guide.name.startswith(FOLDER_PREFIX) and folder.is_dir():

@@ -191,18 +191,18 @@ def _rows_of(cell: Cell, config: BenchConfig, paths: BenchmarkPaths) -> Iterator
     for task in tasks_of(config):
         file = _file(cell, task.label, paths.run)
         row, failure = _read(file), _read(_failed(file))
-        mark = "" if _is_current(row, cell, task, paths.beside) else STALE_SETTINGS
+        mark = "" if _is_current(row, cell, task, paths) else STALE_SETTINGS
         if task.label == UNDEFENDED_ROW and not mark:
             undefended, succeeded = row, attack_succeeded(row["attack_successes"])
         mark += OTHER_MODEL if _is_of_other_model(row, undefended) else ""
         if row:
             yield {**row, "row": task.label + mark, "attack_succeeded": succeeded}
         # Of a row that was computed again in vain, the failure is a row, too.
-        if mark and _is_current(failure, cell, task, paths.beside):
+        if mark and _is_current(failure, cell, task, paths):
             yield failure
 
 
-def _is_current(row: Row, cell: Cell, task: Task, beside: Path) -> bool:
+def _is_current(row: Row, cell: Cell, task: Task, paths: BenchmarkPaths) -> bool:
     """Return whether a row was computed with the present settings, code and files.
 
     A file that is not there any more, or of which the row says nothing, speaks for no change.
@@ -210,7 +210,7 @@ def _is_current(row: Row, cell: Cell, task: Task, beside: Path) -> bool:
     if row.get("key") != key_of(row_settings(cell, task)):
         return False
     noted: dict[str, str] = row.get("contents", {})
-    present = contents_of(cell, beside, guided=task.defended) if noted else {}
+    present = contents_of(cell, paths, guided=task.defended) if noted else {}
     return all(present.get(name, digest) == digest for name, digest in noted.items())
 
 
@@ -223,7 +223,7 @@ def _is_of_other_model(row: Row, undefended: Row) -> bool:
 def _is_present(cell: Cell, task: Task, paths: BenchmarkPaths) -> bool:
     """Return whether a row is on disk, current, and of the same model as the undefended row."""
     row, undefended = (_read(_file(cell, label, paths.run)) for label in (task.label, UNDEFENDED_ROW))
-    return _is_current(row, cell, task, paths.beside) and not _is_of_other_model(row, undefended)
+    return _is_current(row, cell, task, paths) and not _is_of_other_model(row, undefended)
 
 
 def _about(runner: CellRunner, task: Task, command: str) -> Row:
@@ -243,7 +243,7 @@ def _about(runner: CellRunner, task: Task, command: str) -> Row:
         "cell": runner.name,
         "key": key_of(settings),
         "settings": settings,
-        "contents": contents_of(cell, runner.paths.beside, guided=task.defended),
+        "contents": contents_of(cell, runner.paths, guided=task.defended),
         "command": command,
         "commit": commit(),
         "machine": machine(),
