@@ -41,8 +41,15 @@ CELL = (
 )
 
 
+CONTROLS = {"retrain": "retrained without the flagged", "finetune": "fine-tuned with them"}
+"""What a repair is held against, and in words."""
+
+
 def section(results: Path) -> str:
-    """Return the tables of all folders that have rows, in how many cells which goal is met first."""
+    """Return the tables of all folders that have rows, in how many cells which goal is met first.
+
+    The last table has the cells whose repair was held against training anew, or further.
+    """
     tables = {folder: groups(current_rows(results / folder)) for folder in TABLES}
     tables = {folder: cells for folder, cells in tables.items() if cells}
     if not tables:
@@ -52,15 +59,39 @@ def section(results: Path) -> str:
         title = TABLES[folder]
         lines += ["", f"### {title}", "", *table([list(CELL), *_lines(cells)])]
         lines += picture(results / folder / "results.png", f"Attack success and clean accuracy on {title}")
+    if held := [line for folder, cells in tables.items() for line in _held_against(TABLES[folder], cells)]:
+        head = ["data", "attack", "victim: CA / ASR", "clipguard", *CONTROLS.values()]
+        lines += ["", "### Beside further training", "", *table([head, *held])]
     return "\n".join(lines)
+
+
+def _by_cell(cells: list[Group]) -> list[dict[str, Group]]:
+    """Return the groups of each cell by label."""
+    by_cell: dict[tuple[object, ...], dict[str, Group]] = {}
+    for group in cells:
+        by_cell.setdefault(group.axes, {})[group.label] = group
+    return list(by_cell.values())
+
+
+def _held_against(title: str, cells: list[Group]) -> Iterator[list[str]]:
+    """Yield a line for each cell with a control, over the seeds that have them all."""
+    for cell in _by_cell(cells):
+        labels = (UNDEFENDED_ROW, DEFENCE, *(label for label in CONTROLS if label in cell))
+        if len(labels) == 2 or not all(label in cell for label in labels):
+            continue
+        seeds = set.intersection(*({row["seed"] for row in cell[label].rows} for label in labels))
+        alike = {
+            label: replace(cell[label], rows=[row for row in cell[label].rows if row["seed"] in seeds])
+            for label in labels
+        }
+        attack = cell_text(cell[UNDEFENDED_ROW].rows[0], ("rate", "variant"))
+        columns = (UNDEFENDED_ROW, DEFENCE, *CONTROLS)
+        yield [title, attack, *(_pair(alike.get(label)) for label in columns)]
 
 
 def _lines(cells: list[Group]) -> Iterator[list[str]]:
     """Yield a line for each cell that has a victim: what is not computed yet is a dash."""
-    by_cell: dict[tuple[object, ...], dict[str, Group]] = {}
-    for group in cells:
-        by_cell.setdefault(group.axes, {})[group.label] = group
-    for cell in by_cell.values():
+    for cell in _by_cell(cells):
         victim, own = cell.get(UNDEFENDED_ROW), cell.get(DEFENCE)
         if victim is None:
             continue

@@ -53,6 +53,23 @@ def test_the_tables_count_goals_and_leave_a_dash_where_nothing_is_computed(tool,
     assert tool.section(tmp_path) == "No row is computed yet."
 
 
+def test_a_repair_is_held_against_further_training_on_the_same_seeds(tool, tmp_path):
+    rows = cell(row("clipguard", 0.76, [0.01], notes_flagged=5.0))
+    rows += [{**one, "seed": 1} for one in cell(row("clipguard", 0.70, [0.03], notes_flagged=5.0))]
+    rows += [row("retrain", 0.72, [0.02]), {**row("none", 0.7, [0.9]), "attack": "sig"}]
+    (tmp_path / "tiny").mkdir()
+    write_results(rows, tmp_path / "tiny" / "results.parquet")
+    lines = tool.section(tmp_path).splitlines()
+    controls = "retrained without the flagged | fine-tuned with them"
+    assert lines[lines.index("### Beside further training") + 2 :] == [
+        f"| data | attack | victim: CA / ASR | clipguard | {controls} |",
+        "|---|---|---|---|---|---|",
+        "| Tiny-ImageNet | badnets, 5 % | 75.00 / 95.00 | 76.00 / 1.00 | 72.00 / 2.00 | – |",
+    ]
+    write_results(rows[:-2], tmp_path / "tiny" / "results.parquet")
+    assert "Beside" not in tool.section(tmp_path)
+
+
 def test_only_what_stands_between_the_marks_is_replaced(tool):
     page = f"a\n{tool.BEGIN}\nold\n<!-- End of the tables. -->\nb\n"
     new = f"a\n{tool.BEGIN}\n\nnew\n\n<!-- End of the tables. -->\nb\n"
