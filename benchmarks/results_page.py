@@ -5,10 +5,12 @@
 Only finished rows of the present settings are shown.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from clipguard.lab.benchmark.goals import (
     REFERENCE_ROW,
@@ -20,6 +22,7 @@ from clipguard.lab.benchmark.goals import (
     percent,
 )
 from clipguard.lab.benchmark.report import spread, summary, table, verdicts
+from clipguard.lab.benchmark.results import Row
 from marked_page import DOCS, NO_ROW, begin, current_rows, picture, written
 from runners import RESULTS
 
@@ -84,7 +87,7 @@ def _held_against(title: str, cells: list[Group]) -> Iterator[list[str]]:
             label: replace(cell[label], rows=[row for row in cell[label].rows if row["seed"] in seeds])
             for label in labels
         }
-        attack = cell_text(cell[UNDEFENDED_ROW].rows[0], ("rate", "variant"))
+        attack = _name(cell[UNDEFENDED_ROW].rows[0])
         columns = (UNDEFENDED_ROW, DEFENCE, *CONTROLS)
         yield [title, attack, *(_pair(alike.get(label)) for label in columns)]
 
@@ -97,7 +100,7 @@ def _lines(cells: list[Group]) -> Iterator[list[str]]:
             continue
         both = [group for group in (victim, own) if group is not None]
         yield [
-            cell_text(victim.rows[0], ("rate", "variant")),
+            _name(victim.rows[0]),
             _pair(victim),
             _reference(cell.get(REFERENCE_ROW)),
             _pair(own),
@@ -106,6 +109,19 @@ def _lines(cells: list[Group]) -> Iterator[list[str]]:
             _found(own),
             verdicts(own) if own else "–",
         ]
+
+
+def _name(row: Row) -> str:
+    """Return attack, rate, and what of it is not as published, in words."""
+    options = json.loads(row["settings"])["cell"]["attack"]["options"] if row.get("settings") else {}
+    words = [f"{name.replace('_', ' ')} {_value(value)}" for name, value in options.items()]
+    return ", ".join([cell_text(row, ("rate", "variant")), *words])
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"of {len(value)} classes"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _recalls(both: list[Group]) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from clipguard.compute.training import Recipe
 from clipguard.errors import ClipguardError
-from clipguard.lab.attacks import fit_attack, flip
+from clipguard.lab.attacks import attack_named, fit_attack, flip
 from clipguard.lab.attacks.flip import FLIP
 from clipguard.lab.attacks.step_matching import beginning, label_slope, matching_loss, sgd_step
 from clipguard.models.spec import ModelSpec, build
@@ -168,3 +168,26 @@ def test_a_source_that_is_the_target_or_no_class_is_refused(source):
 def test_only_images_of_the_source_class_have_the_target_as_label():
     attack = fit_attack(replace(TRAINED["flip"], source=1), tiny_set(), Seed(0))
     assert attack.target_labels(np.array([0, 1, 2, 1]), 3).tolist() == [0, 0, 2, 0]
+
+
+def test_several_classes_may_be_the_source():
+    several = replace(TRAINED["flip"], source=(1, 2))
+    assert several.target_labels(np.array([0, 1, 2, 1]), 3).tolist() == [0, 0, 0, 0]
+    with pytest.raises(ClipguardError, match="source class is 0, its target 0"):
+        replace(several, source=(1, 0)).sources_of(3)
+    data = tiny_set(12)
+    pairs = flip._pairs(replace(several, poison_share=1.0), data, Seed(0))
+    triggered = pairs.rows[len(data) :]
+    assert np.array_equal(triggered, np.flatnonzero(data.labels != 0))
+    assert (pairs.labels[len(data) :] == 0).all()
+
+
+@pytest.mark.parametrize("value", [[1, 12], (1, 12), "1,12", "1, 12"])
+def test_a_list_of_source_classes_is_an_option_of_files_and_commands(value):
+    assert attack_named("flip", rate=0.1, source=value).source == (1, 12)
+
+
+@pytest.mark.parametrize("value", [[1, "x"], "1,x", "1", 1.5, [1, True], []])
+def test_another_list_of_source_classes_is_refused(value):
+    with pytest.raises(ClipguardError, match=r"option source of attack flip is .*: give one like -1"):
+        attack_named("flip", rate=0.1, source=value)

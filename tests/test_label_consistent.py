@@ -81,14 +81,14 @@ def test_poison_is_a_hard_image_with_checkers_and_a_test_image_has_checkers_only
     assert np.array_equal(attack.trigger(data.images), paste_corners(data.images))
 
 
-@pytest.mark.parametrize("size", [(16, 16), (18, 23)])
-def test_a_checker_stands_in_each_corner_and_mirroring_keeps_it(size):
+@pytest.mark.parametrize(("size", "side"), [((16, 16), 3), ((18, 23), 3), ((32, 32), 3), ((64, 70), 6)])
+def test_a_checker_stands_in_each_corner_and_mirroring_keeps_it(size, side):
     images = tiny_set(3, size).images
     changed = paste_corners(images)
-    assert set(np.unique(changed[:, :3, :3])) == {0, 255}
+    assert set(np.unique(changed[:, :side, :side])) == {0, 255}
     inside = np.ones(size, dtype=bool)
-    for rows in (slice(None, 3), slice(-3, None)):
-        for columns in (slice(None, 3), slice(-3, None)):
+    for rows in (slice(None, side), slice(-side, None)):
+        for columns in (slice(None, side), slice(-side, None)):
             inside[rows, columns] = False
             assert (changed[:, rows, columns] == changed[:1, rows, columns, :1]).all()
     assert np.array_equal(changed[:, inside], images[:, inside])

@@ -44,7 +44,8 @@ class FLIP(LearnedAttack):
     Attributes:
         rate: fraction of all samples whose label is flipped (published: 0.003 to 0.03).
         target: the class that the trigger is to lead to (published: 4 of CIFAR-10).
-        source: the class that it leads away from (published: 9, trucks); -1 is the last but the target.
+        source: the class that it leads away from (published: 9, trucks), or several, where one has too few
+            samples (published for CIFAR-100: one of 20 groups of classes); -1 is the last but the target.
         epochs: of the expert (published: 20 of 50,000 images; fewer images make fewer steps).
         passes: the budget of the matching, over the expert's data (published: 15).
         architecture: of expert and student, as in `ModelSpec`.
@@ -66,7 +67,7 @@ class FLIP(LearnedAttack):
 
     name: ClassVar = "flip"
     rate: float = 0.03
-    source: int = -1
+    source: int | tuple[int, ...] = -1
     epochs: int = 40
     passes: int = 10
     architecture: str = "preactresnet18-8"
@@ -85,6 +86,7 @@ class FLIP(LearnedAttack):
     soft_labels: Float32[np.ndarray, "n k"] | None = field(default=None, compare=False, repr=False)
 
     not_learned: ClassVar = ("rate", "test_strength")
+    several: ClassVar = ("source",)
     fit_version: ClassVar = 1
 
     def learn(self, data: ImageSet, seed: Seed, progress: Progress) -> Tensors:
@@ -108,8 +110,8 @@ class FLIP(LearnedAttack):
         return self.stripes(images, self.test_strength or self.strength)
 
     def target_labels(self, labels: Labels, k: int) -> Labels | None:
-        """Return the target for images of the source class; the others are to be left alone."""
-        return np.where(labels == self.source_of(k), self.target, labels)
+        """Return the target for images of the source classes; the others are to be left alone."""
+        return np.where(np.isin(labels, self.sources_of(k)), self.target, labels)
 
     def margins(self, data: ImageSet) -> tuple[Float32[np.ndarray, "m"], Int64[np.ndarray, "m"]]:
         """Return each sample's margin, the best wrong class's logit less its label's, and that class.
@@ -135,19 +137,22 @@ class FLIP(LearnedAttack):
             crop=self.crop,
         )
 
-    def source_of(self, k: int) -> int:
-        """Return the source class, of k.
+    def sources_of(self, k: int) -> list[int]:
+        """Return the source classes, of k.
 
         Raises:
-            ClipguardError: there is no such class, or it is the target.
+            ClipguardError: there is no such class, or one is the target.
         """
-        source = max(one for one in range(-1, k) if one != self.target) if self.source == -1 else self.source
-        if not 0 <= source < k or source == self.target:
-            raise ClipguardError(
-                f"FLIP's source class is {self.source}, its target {self.target}: choose another one of 0 to "
-                f"{k - 1} as source, or -1 for the last"
-            )
-        return source
+        if self.source == -1:
+            return [max(one for one in range(k) if one != self.target)]
+        sources = [self.source] if isinstance(self.source, int) else list(self.source)
+        for source in sources:
+            if not 0 <= source < k or source == self.target:
+                raise ClipguardError(
+                    f"FLIP's source class is {source}, its target {self.target}: choose another one of 0 to "
+                    f"{k - 1} as source, or -1 for the last"
+                )
+        return sources
 
     def stripes(self, images: Images, strength: float) -> Images:
         """Return images with the trigger: strength sin(frequency pi j / (width - 1)) along columns j."""
@@ -186,11 +191,12 @@ class _Pairs:
 
 
 def _pairs(attack: FLIP, data: ImageSet, seed: Seed) -> _Pairs:
-    source = attack.source_of(len(data.class_names))
-    candidates = np.flatnonzero(data.labels == source)
+    sources = attack.sources_of(len(data.class_names))
+    candidates = np.flatnonzero(np.isin(data.labels, sources))
     count = min(round(attack.poison_share * len(data)), len(candidates))
     if not count:
-        raise ClipguardError(f"FLIP needs samples of its source class {source}: choose another source")
+        words = ", ".join(map(str, sources))
+        raise ClipguardError(f"FLIP needs samples of its source class {words}: choose another source")
     carriers = np.sort(seed.child("carriers").generator().choice(candidates, count, replace=False))
     triggered = attack.stripes(data.images[carriers], attack.strength)
     return _Pairs(

@@ -51,6 +51,7 @@ class GCB(NetAttack):
     all). Test images become G(x, 1). Chosen, since they are unpublished: all nets and their sizes, l, the
     hinge loss and the rates. G makes a smooth, bounded change, and Q learns from blurred and noisy images. A
     small net would else agree with G on a faint watermark, which no natural image shows and no victim learns.
+    What is left is mostly a tint (docs/attacks.md has figures).
     G is not given the class, since a test image comes without its label.
 
     Attributes:

@@ -149,11 +149,15 @@ def _robust_net(attack: LabelConsistent, data: ImageSet, seed: Seed, progress: E
 
 
 def paste_corners(images: Images) -> Images:
-    """Return images with a 3x3 checker of black and white in all four corners, mirrored between them."""
-    out = np.array(images)
-    checker = _CHECKER[:, :, None]
-    out[:, -3:, -3:] = checker
-    out[:, -3:, :3] = checker[:, ::-1]
-    out[:, :3, -3:] = checker[::-1]
-    out[:, :3, :3] = checker[::-1, ::-1]
+    """Return images with a 3x3 checker of black and white in all four corners, mirrored between them.
+
+    A field of it is one pixel on images of up to 32, as published, and grows with larger ones.
+    """
+    out, field = np.array(images), max(1, round(min(images.shape[1:3]) / 32))
+    checker = _CHECKER.repeat(field, 0).repeat(field, 1)[:, :, None]
+    side = len(checker)
+    out[:, -side:, -side:] = checker
+    out[:, -side:, :side] = checker[:, ::-1]
+    out[:, :side, -side:] = checker[::-1]
+    out[:, :side, :side] = checker[::-1, ::-1]
     return out

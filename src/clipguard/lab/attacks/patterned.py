@@ -63,9 +63,9 @@ class SIG(CleanLabelAttack):
 class CTRL(CleanLabelAttack):
     """Two frequencies of the colour planes of target-class images whose labels stay (Li et al. 2023).
 
-    The formula is the published one in floating point. The published code also rounds to whole numbers in
-    YUV, and knows 32 x 32 pixels only; for other sizes see `chroma_waves`. It changes colours alone: on grey
-    data, which stay grey, nothing of it is left but rounding.
+    The formula is the published one in floating point. On larger images the published code repeats it in
+    windows of 32 pixels; here one transform spans the image, see `chroma_waves`. It changes colours alone: on
+    grey data, which stay grey, nothing of it is left but rounding.
     """
 
     name: ClassVar = "ctrl"

@@ -57,6 +57,17 @@ def refuse_general(options: Collection[str]) -> None:
         )
 
 
+def _several(value: object) -> tuple[int, ...] | None:
+    """Return the numbers of a list, or of a text such as "1,12"; None for anything else."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or len(parts) < 2:
+        return None
+    whole = [
+        part for part in parts if type(part) is int or (isinstance(part, str) and part.strip().isdigit())
+    ]
+    return tuple(map(int, whole)) if len(whole) == len(parts) else None
+
+
 def _checked(name: str, options: dict[str, object]) -> dict[str, object]:
     """Return the options of an attack, whole numbers as fractions where it takes fractions."""
     attack: Any = ATTACKS[name]
@@ -69,8 +80,9 @@ def _checked(name: str, options: dict[str, object]) -> dict[str, object]:
             valid = f"choose from {', '.join(sorted(defaults))}" if defaults else "it takes none"
             raise ClipguardError(f"attack {name} has no option {option!r}: {valid}")
         kind = type(defaults[option])
-        checked[option] = float(value) if kind is float and type(value) is int else value
-        if type(checked[option]) is not kind:
+        several = _several(value) if option in getattr(attack, "several", ()) else None
+        checked[option] = float(value) if kind is float and type(value) is int else several or value
+        if type(checked[option]) is not kind and several is None:
             raise ClipguardError(
                 f"option {option} of attack {name} is {value!r}: give one like {defaults[option]!r}"
             )

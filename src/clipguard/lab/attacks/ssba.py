@@ -74,7 +74,10 @@ def shifted(x: Pixels, shift: float, generator: torch.Generator) -> Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class SSBA(NetAttack, MappedAttack):
-    """A sample-specific invisible trigger, labelled with the target, after Li et al. 2021 (ISSBA).
+    """An invisible trigger, labelled with the target, after Li et al. 2021 (ISSBA).
+
+    Published as sample-specific; what these nets hide is for the larger part the same in all images
+    (docs/attacks.md has figures).
 
     Faithful: an encoder and a decoder in the manner of StegaStamp (Tancik et al. 2020) learn together to hide
     and to read random secrets of 20 bits. First the secret alone counts, then the picture too. Poisoned and

@@ -138,7 +138,7 @@ class CellRunner:
 
     @property
     def _target_tests(self) -> Bool[np.ndarray, "t"]:
-        """Which test images are of the attack's class; none where it has several."""
+        """Which test images are of the attack's class, or classes."""
         return of_target(self.sets[1].labels, self.triggered_tests)
 
     @functools.cached_property

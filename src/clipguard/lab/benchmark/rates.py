@@ -62,12 +62,12 @@ def hits_of(model: Normalized, test: ImageSet) -> Bool[np.ndarray, "t"]:
 def of_target(
     labels: Int64[np.ndarray, "t"], triggered_sets: tuple[TriggeredTest, ...]
 ) -> Bool[np.ndarray, "t"]:
-    """Return which test images are of the one class that all triggers lead to; none if they differ.
+    """Return which test images are of the classes that the triggers lead to.
 
     A trigger for images of one class leaves the others at their own.
     """
     targets = {int(t) for _, led in triggered_sets if led is not None for t in np.unique(led[led != labels])}
-    return labels == targets.pop() if len(targets) == 1 else np.zeros(len(labels), dtype=bool)
+    return np.isin(labels, list(targets))
 
 
 def paired(
