@@ -14,7 +14,7 @@ from typing import Any, Final
 from cyclopts import CycloptsError
 
 from clipguard.cli.arguments import check_arguments
-from clipguard.cli.commands import app
+from clipguard.cli.commands import app, guide_check, guide_clean
 from clipguard.cli.config_file import config_path, configured
 from clipguard.cli.outcome import ERROR, SCHEMA_VERSION, Outcome
 from clipguard.cli.process import escape_unwritable, keep_freed_memory, wait_asleep
@@ -25,6 +25,8 @@ DEBUG: Final = "CLIPGUARD_DEBUG"
 INTERRUPTED: Final = 128 + signal.SIGINT
 TERMINATED: Final = 128 + signal.SIGTERM
 """As shells report a process that the signal ended."""
+WITHOUT_STAGES: Final = (guide_check, guide_clean)
+"""Commands that keep nothing of what they have done so far."""
 
 
 class _Terminated(BaseException):
@@ -50,10 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ERROR
     except KeyboardInterrupt:
-        return call.fail("interrupted", "interrupted: the same command resumes where it stopped", INTERRUPTED)
+        return call.fail("interrupted", f"interrupted: {call.what_is_next}", INTERRUPTED)
     except _Terminated:
-        text = "terminated by SIGTERM: the same command resumes where it stopped"
-        return call.fail("interrupted", text, TERMINATED)
+        return call.fail("interrupted", f"terminated by SIGTERM: {call.what_is_next}", TERMINATED)
     except Exception as error:
         # Python's own exit code for it, 1, is that of a suspicious data set.
         kind, text = _fault(error)
@@ -103,6 +104,7 @@ class Call:
         self._arguments = arguments
         self._as_json = asks_for_json(arguments)
         self.verbose = False
+        self.what_is_next = "the same command resumes where it stopped"
 
     def run(self) -> int:
         """Return the exit code, after the result is printed.
@@ -117,6 +119,8 @@ class Call:
         check_arguments(self._arguments)
         app.config = configured(config_path(self._arguments))
         command, bound, _ = app.parse_args(self._arguments, print_error=False, exit_on_error=False)
+        if command in WITHOUT_STAGES:
+            self.what_is_next = "the same command starts from the beginning"
         values = (*bound.args, *bound.kwargs.values())
         self._as_json |= any(getattr(value, "json", False) for value in values)
         self.verbose = any(getattr(value, "verbose", False) for value in values)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from clipguard.types import Progress
 
 CODES: Final = {"nothing stands out": 0, "a class stands out": 1, "not assessable": 3}
+PARTIAL: Final = 3
+"""Exit code where nothing stands out and some classes have no pattern: a check of some is no pass."""
 
 GuideName = Annotated[
     str,
@@ -134,7 +136,7 @@ def run_check(name: str, path: Path, options: GuideCheckOptions) -> Outcome:
         value=value,
         show=partial(_show_check, value, options.quiet),
         as_json=_as_json(options),
-        code=CODES[check.answer],
+        code=CODES[check.answer] or (0 if check.complete else PARTIAL),
     )
 
 
@@ -143,14 +145,16 @@ def run_clean(name: str, path: Path, options: GuideCleanOptions) -> Outcome:
 
     Raises:
         ClipguardError: bad input, a folder that is not empty, or a guide that cannot be loaded or written.
+        OSError: nothing can be written there, which is known before anything is read.
     """
-    from clipguard.runs.files import refuse_full
+    from clipguard.runs.files import check_writable, refuse_full
 
     refuse_full(options.out)
     _check_ranges(options, "images", "epochs", "rate")
     source, left_out = _opened(path, options), 0
     if source.kind == "folder" and options.out.resolve().is_relative_to(path.resolve()):
         raise ClipguardError(f"folder {options.out} lies inside the data {path}: give one outside")
+    check_writable(options.out)
     if options.leave_out is not None:
         source, left_out = _without_untrusted(source, options.leave_out)
     with _computing(options) as progress:
@@ -162,13 +166,14 @@ def run_clean(name: str, path: Path, options: GuideCleanOptions) -> Outcome:
         tuning = replace(tuning, epochs=options.epochs or tuning.epochs, lr=options.rate or tuning.lr)
         settings = Cleaning(method=options.method, fine_tuning=tuning)
         seed = SeedTree(options.seed).child("guide clean")
-        data = drawn_images(guide, source, options.images, seed.child("images"), progress)
+        data, unreadable = drawn_images(guide, source, options.images, seed.child("images"), progress)
         about = {
             "guide": name,
             "guide_sha256": guide.clip.fingerprint,
             "templates": list(guide.prompts),
             "data": source.location,
             "left_out": left_out,
+            "unreadable": unreadable,
             "leave_out": None if options.leave_out is None else str(options.leave_out),
             "seed": options.seed,
             **asdict(settings),
@@ -219,7 +224,7 @@ def _as_json(options: GuideDataOptions) -> bool:
 
 
 def _without_untrusted(source: "ImageSource", run: Path) -> "tuple[ImageSource, int]":
-    """Return the source without what a run flags or sets aside, and how many samples that is.
+    """Return the source without what a run flags, sets aside or could not read, and how many samples that is.
 
     Raises:
         ClipguardError: the run is not finished, or is one of other data.
@@ -231,7 +236,9 @@ def _without_untrusted(source: "ImageSource", run: Path) -> "tuple[ImageSource, 
 
     file = reviews_file(run)
     choice = kept_samples(run, set_aside=True, reviews=read_reviews(file).reviews if file else ())
-    names = [source.class_names[label] for label in source.labels]
+    lost = _unreadable_ids(run)
+    readable = source.take(np.flatnonzero([one not in lost for one in source.ids]))
+    names = [source.class_names[label] for label in readable.labels]
     scanned = dict(
         zip(
             choice.samples["id"].tolist(),
@@ -240,15 +247,31 @@ def _without_untrusted(source: "ImageSource", run: Path) -> "tuple[ImageSource, 
         )
     )
     strangers = [
-        one for one, name in zip(source.ids, names, strict=True) if scanned.get(one, ("", False))[0] != name
+        one for one, name in zip(readable.ids, names, strict=True) if scanned.get(one, ("", False))[0] != name
     ]
     if strangers:
         raise ClipguardError(
             f"run {run} is of other data: {len(strangers)} of {len(source)} samples of {source.location} are "
             f"not in it with the same label, first {strangers[0]!r}; give the data that were scanned"
         )
-    kept = np.flatnonzero([scanned[one][1] for one in source.ids])
-    return source.take(kept), len(source) - len(kept)
+    kept = readable.take(np.flatnonzero([scanned[one][1] for one in readable.ids]))
+    return kept, len(source) - len(kept)
+
+
+def _unreadable_ids(run: Path) -> set[str]:
+    """Return the ids of the images that a run could not read.
+
+    Raises:
+        ClipguardError: their list is missing or damaged.
+    """
+    from clipguard.data.provenance import UNREADABLE
+    from clipguard.runs import read_json
+
+    file = run / UNREADABLE
+    try:
+        return {str(entry["id"]) for entry in read_json(file)}
+    except (KeyError, TypeError) as error:
+        raise ClipguardError(f"{file} is damaged: delete it and run again") from error
 
 
 def _check_value(check: "GuideCheck", name: str, options: GuideCheckOptions, path: Path) -> dict[str, Any]:
@@ -275,8 +298,14 @@ def _check_value(check: "GuideCheck", name: str, options: GuideCheckOptions, pat
         "against": options.against,
         "data": str(path),
         "images": check.images,
+        "unreadable": check.unreadable,
         "patterns": {"classes": len(check.tested), "steps": options.steps, "share": options.share},
         "answer": check.answer,
+        "coverage": {
+            "tested": len(check.tested),
+            "classes": len(check.class_names),
+            "complete": check.complete,
+        },
         "reasons": list(check.reasons),
         "stands_out": [check.class_names[label] for label in check.tested[check.stands_out]],
         "classes": classes,
@@ -292,7 +321,7 @@ def _show_check(value: dict[str, Any], quiet: bool, console: "Console") -> None:
     if quiet:
         line(_answer(value))
         return
-    table = Table("Class", "Images", "Agrees", "Pattern reaches", "Deviations", box=None)
+    table = Table("Class", "Images", "Agrees", "Read", "Pattern reaches", "Deviations", box=None)
     if value["against"]:
         table.add_column("Differs")
         table.add_column("First only")
@@ -311,7 +340,13 @@ def _show_check(value: dict[str, Any], quiet: bool, console: "Console") -> None:
 
 
 def _answer(value: dict[str, Any]) -> str:
-    return "; ".join([f"answer: {value['answer']}", *value["stands_out"], *value["reasons"]])
+    """Return the answer with the number of classes that it is of; a refusal has its reasons alone."""
+    answer, coverage = f"answer: {value['answer']}", value["coverage"]
+    if value["answer"] == "not assessable":
+        return "; ".join([answer, *value["reasons"]])
+    word = "among" if value["answer"] == "a class stands out" else "in"
+    answer += f" {word} {coverage['tested']:,} of {coverage['classes']:,} classes"
+    return "; ".join([answer, *value["stands_out"]])
 
 
 def _row(entry: dict[str, Any]) -> list[Any]:
@@ -319,6 +354,7 @@ def _row(entry: dict[str, Any]) -> list[Any]:
 
     pattern, different = entry.get("pattern"), entry.get("different")
     cells = [one_line(entry["class"]), f"{entry['images']:,}", f"{entry['agreement']:.1%}"]
+    cells += ["yes" if entry["assessable"] else "no" if entry["images"] else "no image"]
     cells += [f"{pattern['reached']:.1%}", f"{pattern['deviations']:.1f}"] if pattern else ["not tried", ""]
     if different:
         interval = f"{different['share']:.1%} ({different['low']:.1%} to {different['high']:.1%})"
@@ -330,18 +366,31 @@ def _row(entry: dict[str, Any]) -> list[Any]:
 def _tested_words(value: dict[str, Any]) -> str:
     patterns = value["patterns"]
     return (
-        f"{value['images']:,} images read; patterns of {patterns['share']:.1%} of the image for "
-        f"{patterns['classes']} of {len(value['classes'])} classes, in {patterns['steps']} steps each"
+        f"{value['images']:,} images read{_lost_words(value)}; "
+        f"patterns of {patterns['share']:.1%} of the image for {patterns['classes']} of "
+        f"{len(value['classes'])} classes, in {patterns['steps']} steps each"
     )
 
 
+def _lost_words(value: dict[str, Any]) -> str:
+    return f", {value['unreadable']:,} more could not be read" if value["unreadable"] else ""
+
+
 def _show_clean(value: dict[str, Any], quiet: bool, console: "Console") -> None:
+    agreement = "agreement with labels: not measured, the images are too few for any to be held out"
+    if value["held_out"]:
+        agreement = (
+            f"agreement with the labels of {value['held_out']:,} others: {value['before']:.1%} before, "
+            f"{value['after']:.1%} after"
+        )
+    made = len(value["pattern_classes"])
     lines = [
-        f"{value['learned']:,} images learned from by {value['method']}; left out: {value['left_out']:,}",
-        f"agreement with the labels of {value['held_out']:,} others: {value['before']:.1%} before, "
-        f"{value['after']:.1%} after",
+        f"{value['learned']:,} images learned from by {value['method']}{_lost_words(value)}; "
+        f"left out: {value['left_out']:,}",
+        *([f"patterns for {made:,} of {value['classes']:,} classes"] if made else []),
+        agreement,
         f"give it as local-dir:{value['out']}, with "
         + " ".join(f"--template {template!r}" for template in value["templates"]),
     ]
-    for text in lines[1:2] if quiet else lines:
+    for text in [agreement] if quiet else lines:
         console.print(one_line(text), soft_wrap=True, markup=False, emoji=False)

@@ -58,7 +58,8 @@ _OWN_CODES: Final = {
     "demo": "0 done, 2 error; with --fail-on those of scan",
     "verify": "0 all files agree, 1 one differs, 2 error",
     "guide": "those of its commands",
-    "guide check": "0 nothing stands out, 1 a class stands out, 2 error, 3 not assessable",
+    "guide check": "0 nothing stands out, 1 a class stands out, 2 error, "
+    "3 not assessable, or nothing stands out and some classes were not tried",
     "doctor": "0 ready, 1 something is missing, 2 error",
     "bench": "0 done, 2 error or a row that failed",
 }

@@ -1,6 +1,6 @@
 """Whether a guide carries a backdoor of its own, on images of the user's; and its cleaning."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -45,7 +45,7 @@ class CheckSettings:
         images: drawn from the data, at most.
         pattern_images: of these, for patterns to be made of, and as many to be tried on.
         square_images: of those that patterns are made of, for squares to be chosen by.
-        most_classes: with a pattern; None for all.
+        most_classes: with a pattern, drawn at random; None for all.
         inversion: how patterns are made.
     """
 
@@ -63,6 +63,7 @@ class GuideCheck:
     Attributes:
         class_names: of the data.
         images: number of images read.
+        unreadable: number of drawn images that could not be read.
         competence: how well the guide reads the labels.
         different: where it differs from another guide; None without one.
         tested: the classes with a pattern.
@@ -75,6 +76,7 @@ class GuideCheck:
 
     class_names: tuple[str, ...]
     images: int
+    unreadable: int
     competence: ClassCompetence
     different: Disagreement | None
     tested: Int64[np.ndarray, "t"]
@@ -90,6 +92,11 @@ class GuideCheck:
         if self.reasons:
             return "not assessable"
         return "a class stands out" if self.stands_out.any() else "nothing stands out"
+
+    @property
+    def complete(self) -> bool:
+        """Whether each class has a pattern."""
+        return len(self.tested) == len(self.class_names)
 
 
 def check_guide(
@@ -113,14 +120,15 @@ def check_guide(
     Raises:
         ClipguardError: images cannot be read, or a guide cannot be loaded.
     """
-    data = drawn_images(guide, source, settings.images, seed.child("images"), progress)
+    data, unreadable = drawn_images(guide, source, settings.images, seed.child("images"), progress)
     classes, k = guide.class_embeddings(data.class_names), len(data.class_names)
     first = called(guide.clip, data.pixels, classes)
     different = None
     if against is not None:
         second = _called_by_other(against, source, data, settings, seed, progress)
         different = disagreement(data.labels, first, second, k)
-    tested = np.unique(data.labels)
+    # A pattern needs images of other classes only.
+    tested = np.arange(k)
     if settings.most_classes is not None and len(tested) > settings.most_classes:
         tested = np.sort(seed.child("tested").generator().permutation(tested)[: settings.most_classes])
     before, reached, tried = _reached(guide, data, first, tested, settings, seed, progress)
@@ -128,6 +136,7 @@ def check_guide(
     return GuideCheck(
         class_names=data.class_names,
         images=len(data),
+        unreadable=unreadable,
         competence=competence,
         different=different,
         tested=tested,
@@ -141,8 +150,11 @@ def check_guide(
 
 def drawn_images(
     guide: ClipGuide, source: ImageSource, most: int, seed: Seed, progress: Progress
-) -> ImageSet:
-    """Return at most so many images of the data, drawn at random, as the guide's network takes them.
+) -> tuple[ImageSet, int]:
+    """Return at most so many images of the data, drawn at random, and how many of the drawn are unreadable.
+
+    The images are as the guide's network takes them. Of a sample, what lies outside it does not count, and a
+    class may have no image.
 
     Raises:
         ClipguardError: too many of them cannot be read.
@@ -150,9 +162,12 @@ def drawn_images(
     rows = np.arange(len(source))
     if len(rows) > most:
         rows = np.sort(seed.generator().permutation(rows)[:most])
-    return read_images(
-        source.take(rows), guide.clip.preprocessing.geometry, partial(progress, "read the images")
-    )[0]
+    drawn = source.take(rows)
+    if not drawn.whole:
+        drawn = replace(drawn, refused=())
+    step = partial(progress, "read the images")
+    data, unreadable = read_images(drawn, guide.clip.preprocessing.geometry, step, every_class=drawn.whole)
+    return data, len(unreadable)
 
 
 def _called_by_other(
@@ -164,7 +179,7 @@ def _called_by_other(
     progress: Progress,
 ) -> Int64[np.ndarray, "n"]:
     """Return what the other guide finds likeliest in the same images, at its own size."""
-    same = drawn_images(against, source, settings.images, seed.child("images"), progress)
+    same, _ = drawn_images(against, source, settings.images, seed.child("images"), progress)
     if same.ids != data.ids:
         raise ClipguardError(f"{source.location} has changed while it was read: run again")
     return called(against.clip, same.pixels, against.class_embeddings(data.class_names))
@@ -219,13 +234,15 @@ def _reasons(
     competence: ClassCompetence, tested: Int64[np.ndarray, "t"], tried: Int64[np.ndarray, "t"]
 ) -> tuple[str, ...]:
     """Return why the patterns give no answer, if they give none."""
-    read, reasons = int(competence.assessable[tested].sum()), []
+    with_images = tested[competence.n[tested] > 0]
+    read, reasons = int(competence.assessable[with_images].sum()), []
     if len(tested) < FEWEST_CLASSES:
         reasons.append(f"patterns of {len(tested)} classes cannot be compared: {FEWEST_CLASSES} are needed")
     elif read < FEWEST_CLASSES:
         reasons.append(
-            f"the guide reads {read} of {len(tested)} classes better than by chance: "
-            f"{FEWEST_CLASSES} are needed; give more images, or class names in words"
+            f"the guide reads {read} of {len(with_images)} classes better than by chance, of those with a "
+            f"pattern and images: {FEWEST_CLASSES} are needed; give more images, class names in words, or "
+            "more classes a pattern"
         )
     if tried.min() < FEWEST_IMAGES:
         reasons.append(f"a pattern could be tried on {tried.min()} images only: {FEWEST_IMAGES} are needed")
@@ -240,15 +257,19 @@ class CleanedGuide:
         losses: mean of each epoch.
         learned: images.
         held_out: images that were not learned from.
-        before: share of these with whose labels the guide agrees.
+        before: share of these with whose labels the guide agrees; None if none is held out.
         after: the same of the cleaned guide.
+        classes: number of them.
+        pattern_classes: names of those that ABD made a pattern for; none with CleanCLIP.
     """
 
     losses: tuple[float, ...]
     learned: int
     held_out: int
-    before: float
-    after: float
+    before: float | None
+    after: float | None
+    classes: int
+    pattern_classes: tuple[str, ...]
 
 
 def clean_guide(  # noqa: PLR0913  # what is cleaned, with what, how, and where it goes
@@ -278,13 +299,15 @@ def clean_guide(  # noqa: PLR0913  # what is cleaned, with what, how, and where 
     held_out, learned = np.split(order, [round(HELD_OUT * len(data))])
     step = partial(progress, f"clean the guide ({settings.method})")
     tuned = cleaned(guide, data.take(np.sort(learned)), settings, seed, step)
-    kept = data.take(np.sort(held_out)) if len(held_out) else data
+    kept = data.take(np.sort(held_out))
     result = CleanedGuide(
         losses=tuned.losses,
         learned=len(learned),
         held_out=len(held_out),
         before=agreement(guide, kept),
         after=agreement(guide.with_network(tuned.network), kept),
+        classes=len(data.class_names),
+        pattern_classes=tuple(data.class_names[label] for label in tuned.pattern_classes),
     )
     write_guide(guide.clip, tuned.network, folder, {**about, **_measured(result)})
     return result
@@ -297,10 +320,14 @@ def _measured(result: CleanedGuide) -> dict[str, Any]:
         "held_out": result.held_out,
         "agreement_before": result.before,
         "agreement_after": result.after,
+        "classes": result.classes,
+        "pattern_classes": list(result.pattern_classes),
     }
 
 
-def agreement(guide: ClipGuide, data: ImageSet) -> float:
-    """Return the share of the images that the guide calls as they are labelled."""
+def agreement(guide: ClipGuide, data: ImageSet) -> float | None:
+    """Return the share of the images that the guide calls as they are labelled; None without an image."""
+    if not len(data):
+        return None
     classes = guide.class_embeddings(data.class_names)
     return float(np.mean(called(guide.clip, data.pixels, classes) == data.labels))

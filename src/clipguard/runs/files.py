@@ -56,6 +56,30 @@ def refuse_full(folder: Path) -> None:
         raise ClipguardError(f"{folder} exists and is not an empty folder: give a new one")
 
 
+def check_writable(path: Path) -> None:
+    """Make and remove the temporary folder of `new_folder`: a place that cannot be used is known at once.
+
+    Raises:
+        ClipguardError: `path` is there and is not an empty folder.
+    """
+    refuse_full(path)
+    part = _part_of(path)
+    made = [part, *(folder for folder in part.parents if not folder.exists())]
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _part_of(path: Path) -> Path:
+    """Return the temporary folder beside `path`."""
+    path = path.absolute()
+    return path.with_name(f".{path.name}{PART}")
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `path` at the end of the block, or is removed if that fails.
@@ -64,8 +88,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         ClipguardError: `path` is there and is not an empty folder.
     """
     refuse_full(path)
-    path = path.absolute()
-    part = path.with_name(f".{path.name}{PART}")
+    path, part = path.absolute(), _part_of(path)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:

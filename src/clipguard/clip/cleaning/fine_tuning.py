@@ -84,7 +84,7 @@ def fine_tune(
         progress: called after each step.
 
     Raises:
-        ClipguardError: the loss is not finite.
+        ClipguardError: the loss is not finite, or a weight after the last step.
     """
     clip = guide.clip
     network = copy.deepcopy(clip.network).eval().requires_grad_(True)
@@ -108,6 +108,11 @@ def fine_tune(
                 progress(epoch * batches + number + 1, total)
             losses.append(float(np.mean(values)))
             _check_finite(losses[-1], epoch)
+        # Each loss is of the weights before its step.
+        _check_finite_weights(network, settings.epochs)
+        with torch.no_grad():
+            last = pairs.loss(rows, settings, seed.child("pairs", "last"))
+        _check_finite(float(last), settings.epochs - 1)
     return FineTuned(network=network.requires_grad_(False), losses=tuple(losses))
 
 
@@ -168,3 +173,8 @@ def _rate(settings: FineTuning, step: int, total: int) -> float:
 def _check_finite(mean: float, epoch: int) -> None:
     if not math.isfinite(mean):
         raise ClipguardError(f"cleaning diverged in epoch {epoch + 1}: its loss is {mean}; lower the rate")
+
+
+def _check_finite_weights(network: nn.Module, epochs: int) -> None:
+    if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
+        raise ClipguardError(f"cleaning diverged in epoch {epochs}: a weight is not finite; lower the rate")

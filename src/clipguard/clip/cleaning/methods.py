@@ -2,7 +2,7 @@
 
 **CleanCLIP** (Bansal et al., ICCV 2023) changes images by AutoAugment. Published are both losses with weights
 1 and 1, AdamW with weight decay 0.1 and betas 0.9 and 0.999, batches of 64, 10 epochs, 50 steps of warm-up.
-Its rate of 1e-5 belongs to 100,000 pairs and is 1e-4 here.
+Its rate of 1e-5 belongs to 100,000 pairs; here it is 3e-4, over 4 epochs.
 
 **ABD** (Kuang et al., arXiv 2409.15968) puts universal adversarial patterns on images, because these come to
 lie where triggered images lie, and tunes images and patterned images together, and texts and changed texts.
@@ -13,7 +13,8 @@ its losses are unpublished. Chosen here:
 * the cross-entropy of one class's text as the loss by which a pattern comes to lie at a backdoor. Which class
   that is, nobody knows: so there is a pattern for each class, and a class is drawn the more often, the more
   images its pattern moves on its own;
-* 2 % of the image, 60 steps, as in the check for backdoors;
+* 2 % of the image, 60 steps, as in the check for backdoors, but without its squares of one colour;
+* patterns for 20 classes at most, drawn at random;
 * weights 1 and 1 of CLIP's loss and of the in-modal losses, and the rest as in CleanCLIP.
 """
 
@@ -25,7 +26,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Float64
 
-from clipguard.clip.cleaning.fine_tuning import ChangedImages, FineTuned, FineTuning, fine_tune
+from clipguard.clip.cleaning.fine_tuning import ChangedImages, FineTuning, fine_tune
 from clipguard.clip.cleaning.patterns import Inversion, Pattern, called, inverted_pattern
 from clipguard.clip.zero_shot import ClipGuide
 from clipguard.compute.lanes import in_lanes
@@ -57,9 +58,39 @@ class Cleaning:
     inversion: Inversion = field(default_factory=Inversion)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleaned:
+    """What a cleaning gives.
+
+    Attributes:
+        network: fine-tuned.
+        losses: mean of each epoch.
+        pattern_classes: that ABD made a pattern for, ascending; none with CleanCLIP.
+    """
+
+    network: Any
+    losses: tuple[float, ...]
+    pattern_classes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UniversalPatterns:
+    """A pattern for each of some classes.
+
+    Attributes:
+        patterns: one a class.
+        targets: the classes.
+        weights: how often each is to be drawn; they sum to one.
+    """
+
+    patterns: tuple[Pattern, ...]
+    targets: tuple[int, ...]
+    weights: Float64[np.ndarray, "p"]
+
+
 def cleaned(
     guide: ClipGuide, data: ImageSet, settings: Cleaning, seed: Seed, progress: StepProgress
-) -> FineTuned:
+) -> Cleaned:
     """Return a copy of the guide's network without what the method takes out; the guide stays as it is.
 
     Args:
@@ -75,9 +106,12 @@ def cleaned(
     if len(data) < 2:
         raise ClipguardError(f"{len(data)} images are left to clean the guide with: give two or more")
     changed: ChangedImages = autoaugmented
+    pattern_classes: tuple[int, ...] = ()
     if settings.method == "abd":
-        changed = partial(patterned, *universal_patterns(guide, data, settings.inversion, seed))
-    return fine_tune(guide, data, changed, settings.fine_tuning, seed, progress)
+        made = universal_patterns(guide, data, settings.inversion, seed)
+        changed, pattern_classes = partial(patterned, made.patterns, made.weights), made.targets
+    tuned = fine_tune(guide, data, changed, settings.fine_tuning, seed, progress)
+    return Cleaned(network=tuned.network, losses=tuned.losses, pattern_classes=tuple(sorted(pattern_classes)))
 
 
 def autoaugmented(images: Images, seed: Seed) -> Images:
@@ -104,8 +138,10 @@ def patterned(
 
 def universal_patterns(
     guide: ClipGuide, data: ImageSet, settings: Inversion, seed: Seed
-) -> tuple[tuple[Pattern, ...], Float64[np.ndarray, "p"]]:
-    """Return a pattern for each class, `MOST_PATTERNS` at most, and how often each is to be drawn.
+) -> UniversalPatterns:
+    """Return a pattern for each class, for `MOST_PATTERNS` at most, drawn at random.
+
+    A pattern counts by the images that it moves to its class, not by those that the guide calls so anyway.
 
     Raises:
         ClipguardError: no class has images of others to make a pattern of, and to try it on.
@@ -120,12 +156,17 @@ def universal_patterns(
     if not targets:
         raise ClipguardError(f"{len(data)} images are too few for patterns: give more, or use CleanCLIP")
 
+    before = called(guide.clip, halves[1].pixels, classes)
+
     def made(target: int) -> tuple[Pattern, float]:
-        made_of, tried_on = (half.images[half.labels != target] for half in halves)
+        made_of = halves[0].images[halves[0].labels != target]
+        fresh = halves[1].images[(halves[1].labels != target) & (before != target)]
         one = inverted_pattern(guide.clip, made_of, classes, target, settings, seed.child("pattern", target))
-        return one, float(np.mean(called(guide.clip, one.apply(tried_on), classes) == target))
+        if not len(fresh):
+            return one, 0.0
+        return one, float(np.mean(called(guide.clip, one.apply(fresh), classes) == target))
 
     results: list[Any] = in_lanes([partial(made, target) for target in targets])
     patterns, reached = zip(*results, strict=True)
     weights = np.array(reached) ** 2 + 1e-3
-    return patterns, weights / weights.sum()
+    return UniversalPatterns(patterns=patterns, targets=tuple(targets), weights=weights / weights.sum())

@@ -67,6 +67,8 @@ def read_images(
     source: ImageSource,
     preprocessing: Preprocessing,
     progress: StepProgress | None = None,
+    *,
+    every_class: bool = True,
 ) -> tuple[ImageSet, tuple[Unreadable, ...]]:
     """Return all readable images, resized and cropped but not normalised, and the list of the others.
 
@@ -74,6 +76,7 @@ def read_images(
         source: where they come from.
         preprocessing: what every image goes through.
         progress: called with the numbers of rows done and of all rows now and then, and at the end.
+        every_class: must have a readable image; a sample may by chance have none.
 
     Raises:
         ClipguardError: see `check_readable`.
@@ -90,7 +93,7 @@ def read_images(
             images[read.row] = read.views.images[0]
         if progress and (done == total or done % REPORT_EVERY == 0):
             progress(done, total)
-    check_readable(source, tuple(unreadable))
+    check_readable(source, tuple(unreadable), every_class=every_class)
     if unreadable:
         images = images[readable]
     kept = source.take(np.flatnonzero(readable))
@@ -98,11 +101,13 @@ def read_images(
     return replace(data, groups=kept.groups), (*source.refused, *unreadable)
 
 
-def check_readable(source: ImageSource, unreadable: tuple[Unreadable, ...]) -> None:
+def check_readable(
+    source: ImageSource, unreadable: tuple[Unreadable, ...], *, every_class: bool = True
+) -> None:
     """Return nothing when enough of `source` could be read; what it refused before counts too.
 
     Raises:
-        ClipguardError: more than 10 % of the images, or all images of a class, are unreadable.
+        ClipguardError: more than 10 % of the images are unreadable, or, if `every_class`, all of a class.
     """
     failed = (*source.refused, *unreadable)
     if not failed:
@@ -114,6 +119,8 @@ def check_readable(source: ImageSource, unreadable: tuple[Unreadable, ...]) -> N
             f"{len(failed)} of {total} images of {source.location} are unreadable, "
             f"more than {MAX_UNREADABLE:.0%}, {first}: repair or remove them"
         )
+    if not every_class:
+        return
     lost = {entry.id for entry in unreadable}
     left = {int(label) for label, name in zip(source.labels, source.ids, strict=True) if name not in lost}
     for label in np.unique(source.labels):
