@@ -12,17 +12,14 @@ from clipguard.errors import ClipguardError
 from clipguard.runs import read_json, read_table
 from clipguard.runs.samples_table import SAMPLES
 from tiny_data import image_folder
-from tiny_guide import NAMES, PROMPTS, coloured_images, tiny_guide
+from tiny_guide import NAMES, TEMPLATES, coloured_file, tiny_guide
 
 CHECK = ("--images", 60, "--steps", 1, "--quiet")
-TEMPLATES = tuple(text for prompt in PROMPTS for text in ("--template", prompt))
 
 
 @pytest.fixture
 def data(tmp_path):
-    images = coloured_images(60)
-    np.savez(tmp_path / "data.npz", images=images.pixels, labels=images.labels, class_names=np.array(NAMES))
-    return tmp_path / "data.npz"
+    return coloured_file(tmp_path)
 
 
 @pytest.fixture

@@ -175,6 +175,9 @@ def test_several_classes_may_be_the_source():
     assert several.target_labels(np.array([0, 1, 2, 1]), 3).tolist() == [0, 0, 0, 0]
     with pytest.raises(ClipguardError, match="source class is 0, its target 0"):
         replace(several, source=(1, 0)).sources_of(3)
+    # A single class, which is the target, leaves none.
+    with pytest.raises(ClipguardError, match="source class is -1, its target 0"):
+        TRAINED["flip"].sources_of(1)
     data = tiny_set(12)
     pairs = flip._pairs(replace(several, poison_share=1.0), data, Seed(0))
     triggered = pairs.rows[len(data) :]
@@ -187,7 +190,7 @@ def test_a_list_of_source_classes_is_an_option_of_files_and_commands(value):
     assert attack_named("flip", rate=0.1, source=value).source == (1, 12)
 
 
-@pytest.mark.parametrize("value", [[1, "x"], "1,x", "1", 1.5, [1, True], []])
+@pytest.mark.parametrize("value", [[1, "x"], "1,x", "1,²", "1", 1.5, [1, True], []])
 def test_another_list_of_source_classes_is_refused(value):
     with pytest.raises(ClipguardError, match=r"option source of attack flip is .*: give one like -1"):
         attack_named("flip", rate=0.1, source=value)

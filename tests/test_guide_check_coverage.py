@@ -21,11 +21,10 @@ from clipguard.runs.files import check_writable
 from clipguard.seeds import Seed
 from test_guide_backdoor import SETTINGS, silent, with_backdoor
 from tiny_data import image_folder, jpeg_header, tree
-from tiny_guide import NAMES, PROMPTS, coloured_images, tiny_guide
+from tiny_guide import NAMES, TEMPLATES, coloured_file, coloured_images, tiny_guide
 
 SEED = Seed(0).child("test_guide_check_coverage")
 CHECK = ("--images", 60, "--steps", 1)
-TEMPLATES = tuple(text for prompt in PROMPTS for text in ("--template", prompt))
 PIPELINE = "clipguard.pipeline.guide_backdoor"
 
 
@@ -40,9 +39,7 @@ def guide(tmp_path):
 
 @pytest.fixture
 def data(tmp_path):
-    images = coloured_images(60)
-    np.savez(tmp_path / "data.npz", images=images.pixels, labels=images.labels, class_names=np.array(NAMES))
-    return tmp_path / "data.npz"
+    return coloured_file(tmp_path)
 
 
 @pytest.fixture

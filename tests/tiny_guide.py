@@ -13,6 +13,10 @@ PROMPTS = ("a photo of a {}", "a small picture of one {}")
 COLOURS = 180 * np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
 
 
+TEMPLATES = tuple(text for prompt in PROMPTS for text in ("--template", prompt))
+"""The prompts as options of a command."""
+
+
 def tiny_guide(folder: Path) -> ClipGuide:
     """Return a random guide that lies in `folder`."""
     return ClipGuide(f"local-dir:{write_model(folder)}", templates=PROMPTS)
@@ -24,3 +28,10 @@ def coloured_images(n: int = 96, seed: int = 0) -> ImageSet:
     labels = np.arange(n) % len(NAMES)
     images = COLOURS[labels][:, None, None] + draw.integers(0, 50, (n, 32, 32, 3))
     return image_set(images.astype(np.uint8), labels, NAMES)
+
+
+def coloured_file(folder: Path) -> Path:
+    """Return a file of 60 coloured images with their labels."""
+    images, file = coloured_images(60), folder / "data.npz"
+    np.savez(file, images=images.pixels, labels=images.labels, class_names=np.array(NAMES))
+    return file

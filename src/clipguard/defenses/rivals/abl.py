@@ -13,10 +13,10 @@ from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import LossFunction, cross_entropy, fit
 from clipguard.defenses.budget import seconds_left
 from clipguard.defenses.protocol import Case, Repaired
-from clipguard.defenses.rivals.clean_start import PUBLISHED_CROP
 from clipguard.defenses.rivals.image_changes import changed_inputs, cutout
 from clipguard.defenses.rivals.label_losses import cross_entropies
 from clipguard.defenses.rivals.schedule import (
+    PUBLISHED_CROP,
     inference_seconds,
     portions,
     reporting,

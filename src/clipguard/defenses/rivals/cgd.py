@@ -16,9 +16,8 @@ from jaxtyping import Int64
 
 from clipguard.compute.recipes import SmallNetConfig
 from clipguard.defenses.protocol import Case, Repaired
-from clipguard.defenses.rivals.clean_start import PUBLISHED_CROP, repeated
 from clipguard.defenses.rivals.confident_learning import embeddings_of
-from clipguard.defenses.rivals.schedule import reporting
+from clipguard.defenses.rivals.schedule import PUBLISHED_CROP, repeated, reporting
 from clipguard.defenses.rivals.thresholds import held_out_accuracy
 from clipguard.detection.early_model import early_model_scores
 from clipguard.detection.entropy_map import EntropyMapConfig, entropy_map, first_partition, label_nll

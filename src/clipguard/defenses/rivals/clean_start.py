@@ -21,9 +21,6 @@ from clipguard.types import ImageSet
 PUBLISHED_SAMPLES: Final = 2500
 """Clean samples of the sources' schedules: 5 % of CIFAR-10."""
 
-PUBLISHED_CROP: Final = 0.125
-"""Padding of random crops in the sources, as a share of the side: 4 of 32 pixels."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanDataSettings:
@@ -63,20 +60,6 @@ class CleanStart:
     def share(self, published_seconds: Callable[[], float]) -> float:
         """Return the share of the published schedule that is run; without a budget, nothing is measured."""
         return share_of_schedule(self.seconds_left, published_seconds)
-
-
-def repeated(passes: int, samples: int, published_samples: int) -> int:
-    """Return a published number of passes, repeated where they are over fewer samples than in the source.
-
-    A tenth of the samples gives a tenth of the steps, and a learning rate needs its steps: after a few large
-    ones, a net has forgotten more than it has learned again.
-
-    Args:
-        passes: over the clean samples, as published.
-        samples: clean samples that are learned from.
-        published_samples: those of the source; 0 leaves the passes as they are.
-    """
-    return max(passes, round(passes * published_samples / samples))
 
 
 def clean_start(case: Case, settings: CleanDataSettings, name: str) -> CleanStart:

@@ -15,12 +15,13 @@ from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import LossFunction, cross_entropy, fit
 from clipguard.defenses.budget import seconds_left
 from clipguard.defenses.protocol import Case, Repaired
-from clipguard.defenses.rivals.clean_start import PUBLISHED_CROP, repeated
 from clipguard.defenses.rivals.image_changes import rotated_and_shifted
 from clipguard.defenses.rivals.schedule import (
+    PUBLISHED_CROP,
     drawn,
     inference_seconds,
     portions,
+    repeated,
     reporting,
     rows_of_passes,
     share_of_schedule,

@@ -16,14 +16,12 @@ from clipguard.compute.training import cross_entropy, fit
 from clipguard.defenses.budget import cut
 from clipguard.defenses.protocol import Case, Repaired
 from clipguard.defenses.rivals.clean_start import (
-    PUBLISHED_CROP,
     PUBLISHED_SAMPLES,
     CleanDataSettings,
     clean_start,
-    repeated,
     seconds_of_fit,
 )
-from clipguard.defenses.rivals.schedule import reporting
+from clipguard.defenses.rivals.schedule import PUBLISHED_CROP, repeated, reporting
 from clipguard.mitigation.rate import fitting_optimizer
 from clipguard.models.spec import Normalized
 

@@ -35,9 +35,8 @@ from clipguard.defenses.rivals.clean_start import (
     CleanDataSettings,
     CleanStart,
     clean_start,
-    repeated,
 )
-from clipguard.defenses.rivals.schedule import reporting
+from clipguard.defenses.rivals.schedule import repeated, reporting
 from clipguard.errors import ClipguardError, reason_of
 from clipguard.models.spec import Normalized, logits_of
 from clipguard.seeds import Seed

@@ -31,9 +31,9 @@ from clipguard.compute.recipes import Recipe
 from clipguard.compute.training import augment
 from clipguard.defenses.budget import TIMED, cut, step_seconds
 from clipguard.defenses.protocol import Case, Repaired
-from clipguard.defenses.rivals.clean_start import PUBLISHED_CROP, CleanDataSettings, CleanStart, clean_start
+from clipguard.defenses.rivals.clean_start import CleanDataSettings, CleanStart, clean_start
 from clipguard.defenses.rivals.sam import at_weights
-from clipguard.defenses.rivals.schedule import reporting
+from clipguard.defenses.rivals.schedule import PUBLISHED_CROP, reporting
 from clipguard.defenses.rivals.thresholds import held_out_accuracy, strongest_kept
 from clipguard.errors import ClipguardError
 from clipguard.models.spec import Normalized

@@ -1,4 +1,4 @@
-"""A published schedule of trainings, all of whose phases are cut by one share to fit into a budget."""
+"""Published schedules of trainings: repeated for fewer samples, and cut by one share to fit into a budget."""
 
 import copy
 from collections.abc import Callable
@@ -16,6 +16,9 @@ from clipguard.defenses.protocol import Case
 from clipguard.models.spec import Normalized
 from clipguard.seeds import Seed
 from clipguard.types import ImageSet, Rows
+
+PUBLISHED_CROP: Final = 0.125
+"""Padding of random crops in the sources, as a share of the side: 4 of 32 pixels."""
 
 _FEWEST: Final = 32
 """Samples of a cut pass, where there are so many: BatchNorm's statistics need some."""
@@ -47,6 +50,20 @@ def inference_seconds(model: Normalized, images: Rows) -> float:
     """Return the seconds of one pass of inference over the images."""
     some = images[:_SCORED]
     return step_seconds(lambda: classifier_logits(model, some)) * len(images) / len(some)
+
+
+def repeated(passes: int, samples: int, published_samples: int) -> int:
+    """Return a published number of passes, repeated where they are over fewer samples than in the source.
+
+    A tenth of the samples gives a tenth of the steps, and a learning rate needs its steps: after a few large
+    ones, a net has forgotten more than it has learned again.
+
+    Args:
+        passes: over the samples, or rounds, as published.
+        samples: that are learned from.
+        published_samples: those of the source; 0 leaves the passes as they are.
+    """
+    return max(passes, round(passes * published_samples / samples))
 
 
 def portions(passes: int, share: float) -> tuple[float, ...]:

@@ -143,9 +143,9 @@ class FLIP(LearnedAttack):
         Raises:
             ClipguardError: there is no such class, or one is the target.
         """
-        if self.source == -1:
-            return [max(one for one in range(k) if one != self.target)]
-        sources = [self.source] if isinstance(self.source, int) else list(self.source)
+        last = max(one for one in range(-1, k) if one != self.target)
+        several = [self.source] if isinstance(self.source, int) else list(self.source)
+        sources = [last] if several == [-1] else several
         for source in sources:
             if not 0 <= source < k or source == self.target:
                 raise ClipguardError(

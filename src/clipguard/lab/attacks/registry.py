@@ -63,7 +63,7 @@ def _several(value: object) -> tuple[int, ...] | None:
     if not isinstance(parts, list | tuple) or len(parts) < 2:
         return None
     whole = [
-        part for part in parts if type(part) is int or (isinstance(part, str) and part.strip().isdigit())
+        part for part in parts if type(part) is int or (isinstance(part, str) and part.strip().isdecimal())
     ]
     return tuple(map(int, whole)) if len(whole) == len(parts) else None
 
