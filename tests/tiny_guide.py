@@ -11,8 +11,6 @@ from test_clip import write_model
 NAMES = ("cat", "dog", "frog", "ship", "truck", "bird")
 PROMPTS = ("a photo of a {}", "a small picture of one {}")
 COLOURS = 180 * np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
-
-
 TEMPLATES = tuple(text for prompt in PROMPTS for text in ("--template", prompt))
 """The prompts as options of a command."""
 
